@@ -1,0 +1,269 @@
+"""The run configuration: every field with its meaning, and the checks that say what to change."""
+
+import difflib
+import importlib.util
+import math
+import pathlib
+import re
+
+from ml_collections import ConfigDict
+
+from bpnjax.errors import UserError
+
+
+def default() -> ConfigDict:
+    """The default configuration; files in ``configs/`` change a few fields of it."""
+    c = ConfigDict()
+    c.name = "run"  # of the experiment; part of the default workdir
+    c.method = "bd_ewc"  # a name of bpnjax.methods.REGISTRY
+    c.seed = 0  # of the first seed
+    c.num_seeds = 1  # seeds seed, seed + 1, ... trained in one program
+    c.devices = "all"  # "all" or a number: the batch is spread over these devices
+
+    c.dataset = ConfigDict()
+    c.dataset.name = "mnist"  # a TFDS set, "digits" or "gaussians"; several separated by commas
+    c.dataset.data_dir = ""  # where prepared TFDS sets are; "" is TFDS's default
+    c.dataset.manual_dir = ""  # where the official archives are, if they cannot be downloaded
+    c.dataset.cache_dir = ""  # where decoded pictures go; "" is the user's cache folder
+    c.dataset.validation = 0.0  # share of each class's training examples held out
+    c.dataset.normalize = "standard"  # standard (zero mean, unit sd per channel), unit, none
+    c.dataset.resize = ()  # (height, width, channels) for sets of other or mixed sizes
+
+    c.sequence = ConfigDict()
+    c.sequence.kind = "class_split"  # class_split, permuted (pixels), datasets (one set a task)
+    c.sequence.num_tasks = 5
+    c.sequence.classes_per_task = 2  # class_split
+    c.sequence.order_seed = -1  # class_split: -1 keeps the set's class order, else shuffles it
+    c.sequence.classes = ""  # class_split: the tasks spelled out, "0,1;0,2", instead of the above
+    c.sequence.first_identity = True  # permuted: the first task keeps the pixels' order
+
+    c.model = ConfigDict()
+    c.model.name = "mlp"  # mlp or convnet
+    c.model.hidden = (300, 300, 300, 300, 300)  # widths of the hidden layers
+    c.model.channels = (32, 64)  # convnet: widths of the convolutions before them
+    c.model.dtype = "float32"  # of the computation; parameters stay float32
+
+    c.train = ConfigDict()
+    c.train.epochs = 5  # a task
+    c.train.batch_size = 128
+    c.train.optimizer = "adam"  # of the shared parameters: a name of bpnjax.optim.OPTIMIZERS
+    c.train.learning_rate = 3e-4  # of the shared parameters
+    c.train.reset_optimizer = True  # forget the shared optimizer's state at each new task
+
+    c.bd = ConfigDict()
+    c.bd.hidden_dim = 100  # H, the inner width of the product M W
+    c.bd.epsilon = 0.02  # step of M, against the sign of its gradient
+    c.bd.learning_rate = 3e-4  # of W (and of M under gd_ewc), with the optimizer above
+    c.bd.layers = ".*"  # which layers get a task bias: a pattern for their whole path
+
+    c.psp = ConfigDict()
+    c.psp.layers = ".*"  # which layers' inputs get a key
+
+    c.ewc = ConfigDict()
+    c.ewc.strength = 2000.0  # lambda, of lambda/2 sum F (theta - anchor)^2
+    c.ewc.fisher = "empirical"  # empirical, true, sampled
+    c.ewc.anchors = "latest"  # latest, per_task
+    c.ewc.decay = 1.0  # ewc_online: factor on earlier Fishers
+    c.ewc.form = "proximal"  # proximal (cannot diverge), gradient (of the penalty)
+
+    c.evaluate = ConfigDict()
+    c.evaluate.on = "test"  # test, or validation for choosing hyper-parameters
+    c.evaluate.batch_size = 1000
+    c.evaluate.every_epochs = 0  # > 0: all tasks so far are also tested every so many epochs
+    c.evaluate.every_tasks = 1  # all tasks so far are tested after each so many tasks, and the last
+    c.evaluate.infer = "example"  # the mode nobody tells is chosen per example, or per batch
+    c.evaluate.inferred_rows = "all"  # all, or last: when task_inferred is measured (T^2 passes)
+    c.evaluate.inferred_examples = 0  # of each task, for task_inferred; 0 is all
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_steps = 0  # > 0: also inside a task, every so many steps
+    c.checkpoint.every_tasks = 1
+    c.checkpoint.keep = 2
+
+    c.paper = ConfigDict()  # {method: {...}}: what the paper reports for this experiment
+    return c
+
+
+# Fields that do not change what a run computes: a workdir may be taken up again with others.
+FREE_FIELDS = ("dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir", "checkpoint", "paper")
+
+_CHOICES = {
+    "dataset.normalize": ("standard", "unit", "none"),
+    "sequence.kind": ("class_split", "permuted", "datasets"),
+    "model.name": ("mlp", "convnet"),
+    "model.dtype": ("float32", "bfloat16"),
+    "ewc.fisher": ("empirical", "true", "sampled"),
+    "ewc.anchors": ("latest", "per_task"),
+    "ewc.form": ("proximal", "gradient"),
+    "evaluate.on": ("test", "validation"),
+    "evaluate.infer": ("example", "batch"),
+    "evaluate.inferred_rows": ("all", "last"),
+}
+_AT_LEAST = {
+    "num_seeds": 1,
+    "seed": 0,
+    "sequence.num_tasks": 1,
+    "sequence.classes_per_task": 1,
+    "sequence.order_seed": -1,
+    "train.epochs": 1,
+    "train.batch_size": 1,
+    "bd.hidden_dim": 1,
+    "evaluate.batch_size": 1,
+    "evaluate.every_epochs": 0,
+    "evaluate.every_tasks": 1,
+    "evaluate.inferred_examples": 0,
+    "checkpoint.every_steps": 0,
+    "checkpoint.every_tasks": 1,
+    "checkpoint.keep": 1,
+}
+_POSITIVE = ("train.learning_rate", "bd.epsilon", "bd.learning_rate")
+_NOT_NEGATIVE = ("ewc.strength", "ewc.decay")
+
+
+def flatten(config, prefix: str = "") -> dict:
+    """A configuration as ``{"a.b": value}``."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _suggest(word: str, words) -> str:
+    close = difflib.get_close_matches(word, list(words), n=2, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"choose from: {', '.join(words)}"
+
+
+def check_field(config: ConfigDict, field: str) -> None:
+    """Raises `UserError` for a field that the configuration does not have."""
+    fields = flatten(config)
+    groups = {f.rsplit(".", 1)[0] for f in fields if "." in f}
+    if field in fields:
+        return
+    if field in groups:
+        raise UserError(f"{field}: is a group of fields; set one of them, as --config.{field}.x=y")
+    raise UserError(f"{field}: unknown config field; {_suggest(field, fields)}")
+
+
+def load_file(path: str) -> ConfigDict:
+    """Runs a config file and returns what its ``get_config()`` gives.
+
+    Args:
+      path: a Python file.
+
+    Returns:
+      A locked `ConfigDict` with the fields of `default`.
+
+    Raises:
+      UserError: no such file, it raises, or what it returns is not such a configuration.
+    """
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise UserError(f"--config: no file {path!r}; name a config file, as configs/digits.py")
+    try:
+        module_spec = importlib.util.spec_from_file_location("bpnjax_config_file", file)
+        if module_spec is None:
+            raise UserError(f"--config: {path!r} is not a Python file (.py)")
+        module = importlib.util.module_from_spec(module_spec)
+        module_spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        if get_config is None:
+            raise UserError(f"--config: {path} defines no get_config(); add one (see configs/)")
+        config = get_config()
+    except UserError:
+        raise
+    except BaseException as error:  # a user's file may raise anything, sys.exit included
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"--config: {path} raises {what}; mend that file") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"--config: get_config() of {path} returns {type(config).__name__}; return a "
+            "ConfigDict, starting from bpnjax.config.default()"
+        )
+    reference = flatten(default())
+    for field in flatten(config):
+        if field not in reference and not field.startswith("paper."):
+            raise UserError(f"{field}: unknown config field in {path}; {_suggest(field, reference)}")
+    missing = [field for field in reference if field not in flatten(config)]
+    if missing:
+        raise UserError(
+            f"{missing[0]}: missing in {path}; start from bpnjax.config.default() there"
+        )
+    return config.lock()
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks all that can be checked without data.
+
+    Args:
+      config: a run configuration with the fields of `default`.
+
+    Raises:
+      UserError: the first wrong field, its value, and what to change.
+    """
+    from bpnjax import methods, optim
+
+    flat = flatten(config)
+    reference = flatten(default())
+    for field, value in flat.items():
+        if field.startswith("paper."):
+            continue
+        check_field(default(), field)
+        expected = type(reference[field])
+        fits = isinstance(value, expected) or (expected is float and isinstance(value, int))
+        if not fits or (isinstance(value, bool) and expected is not bool):
+            raise UserError(
+                f"{field}: {value!r} is a {type(value).__name__}; give a {expected.__name__}"
+            )
+    choices = _CHOICES | {"method": tuple(methods.REGISTRY), "train.optimizer": tuple(optim.OPTIMIZERS)}
+    for field, allowed in choices.items():
+        if flat[field] not in allowed:
+            raise UserError(f"{field}: unknown value {flat[field]!r}; {_suggest(flat[field], allowed)}")
+    for field, least in _AT_LEAST.items():
+        if flat[field] < least:
+            raise UserError(f"{field}: {flat[field]} is below {least}; give at least {least}")
+    for field in _POSITIVE:
+        if not (flat[field] > 0 and math.isfinite(flat[field])):
+            raise UserError(f"{field}: {flat[field]} is not a positive number; give one above 0")
+    for field in _NOT_NEGATIVE:
+        if not (flat[field] >= 0 and math.isfinite(flat[field])):
+            raise UserError(f"{field}: {flat[field]} is negative or not finite; give 0 or more")
+    if not 0 <= flat["dataset.validation"] < 1:
+        raise UserError(
+            f"dataset.validation: {flat['dataset.validation']} is no share; give 0 up to below 1"
+        )
+    for field in ("model.hidden", "model.channels"):
+        if any(not isinstance(width, int) or width < 1 for width in flat[field]):
+            raise UserError(f"{field}: {flat[field]} has a width below 1; give positive integers")
+    resize = flat["dataset.resize"]
+    if resize and (len(resize) != 3 or min(resize) < 1 or resize[2] not in (1, 3)):
+        raise UserError(
+            f"dataset.resize: {resize} is no picture shape; give (height, width, 1 or 3)"
+        )
+    for field in ("bd.layers", "psp.layers"):
+        try:
+            re.compile(flat[field])
+        except re.error as error:
+            raise UserError(
+                f"{field}: {flat[field]!r} is no regular expression ({error}); mend it"
+            ) from error
+    if flat["devices"] != "all" and not flat["devices"].isdigit():
+        raise UserError(f"devices: {flat['devices']!r} is neither 'all' nor a number; give one")
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """The fields in which two flat configurations differ, as ``"field: old -> new"``."""
+    found = []
+    for field in sorted(set(old) | set(new)):
+        if any(field == f or field.startswith(f + ".") for f in FREE_FIELDS):
+            continue
+        a, b = old.get(field, "absent"), new.get(field, "absent")
+        if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+            a, b = list(a), list(b)
+        if a != b:
+            found.append(f"{field}: {a!r} -> {b!r}")
+    return found

@@ -1,0 +1,96 @@
+"""Decoded pictures on disk: memory-mapped arrays, keyed by set, version, split and content."""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import zlib
+
+import numpy as np
+
+from bpnjax.errors import UserError
+
+
+def cache_root(cache_dir: str = "") -> pathlib.Path:
+    """The folder of decoded sets: `dataset.cache_dir`, else BPNJAX_CACHE_DIR, else the user's."""
+    if cache_dir:
+        return pathlib.Path(cache_dir).expanduser()
+    if os.environ.get("BPNJAX_CACHE_DIR"):
+        return pathlib.Path(os.environ["BPNJAX_CACHE_DIR"]).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(base).expanduser() / "bpnjax"
+
+
+def fingerprint(folder: pathlib.Path) -> str:
+    """Changes when a prepared set does: names, sizes and times of its files, and its info."""
+    parts = [
+        (f.name, f.stat().st_size, f.stat().st_mtime_ns)
+        for f in sorted(folder.iterdir())
+        if f.is_file()
+    ]
+    info = (folder / "dataset_info.json").read_bytes()
+    return hashlib.sha256(json.dumps(parts).encode() + info).hexdigest()[:12]
+
+
+def _checksum(path: pathlib.Path) -> int:
+    total = 0
+    with path.open("rb") as f:
+        while block := f.read(1 << 22):
+            total = zlib.crc32(block, total)
+    return total
+
+
+def read(folder: pathlib.Path) -> dict[str, np.ndarray] | None:
+    """Opens a cached split; None where there is none.
+
+    Args:
+      folder: the split's folder.
+
+    Returns:
+      Its arrays, memory-mapped read-only, or None.
+
+    Raises:
+      UserError: the cache is damaged.
+    """
+    if not folder.exists():
+        return None
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        arrays = {}
+        for name, checksum in manifest.items():
+            path = folder / f"{name}.npy"
+            if _checksum(path) != checksum:
+                raise ValueError(f"{path.name} is not what was written")
+            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return arrays
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"dataset.cache_dir: the cached set in {folder} is damaged ({error}); "
+            "delete that folder, it is decoded again at the next start"
+        ) from error
+
+
+def write(folder: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a split beside its place and moves it there whole, so a cut leaves no half cache."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = pathlib.Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(
+            f"dataset.cache_dir: cannot write to {folder.parent} ({error.strerror}); name another "
+            "folder with --config.dataset.cache_dir=DIR"
+        ) from error
+    try:
+        for name, array in arrays.items():
+            np.save(partial / f"{name}.npy", array)
+        manifest = {name: _checksum(partial / f"{name}.npy") for name in arrays}
+        (partial / "manifest.json").write_text(json.dumps(manifest))
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another run was first, and wrote the same
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,225 @@
+"""Task sequences: which examples, classes and pixel orders make each task.
+
+Pictures are never copied per task: a task is a row of example indices. Index sets are chosen
+first and shuffled later, so no shuffle can leak an example from one task into another.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from bpnjax.data.arrays import Arrays
+from bpnjax.data.sources import load_arrays
+from bpnjax.errors import UserError
+
+KINDS = ("class_split", "permuted", "datasets")
+
+
+class Split(NamedTuple):
+    """The examples of one split of a sequence."""
+
+    images: np.ndarray  # [n, ...], as stored (uint8 for pictures)
+    labels: np.ndarray  # int32 [n], class in the sequence's numbering
+    index: np.ndarray  # int32 [T, N], example numbers of each task, padded with 0
+    count: np.ndarray  # int32 [T], how many of a row are real
+
+
+class TaskSequence(NamedTuple):
+    """A sequence of T tasks over C classes that share one output layer."""
+
+    train: Split
+    test: Split  # the validation part where evaluate.on is "validation"
+    classes: np.ndarray  # bool [T, C], the classes of each task
+    class_names: tuple[str, ...]  # [C]
+    scale: np.ndarray  # f32 [channels]; the network's input is image * scale + shift
+    shift: np.ndarray
+    permuted: bool  # does each task see the pixels in an order of its own?
+
+    @property
+    def num_tasks(self) -> int:
+        return self.classes.shape[0]
+
+    @property
+    def num_classes(self) -> int:
+        return self.classes.shape[1]
+
+
+def load_sequence(config) -> TaskSequence:
+    """Loads the sets that a configuration names and cuts them into its sequence of tasks.
+
+    Args:
+      config: a validated run configuration.
+
+    Returns:
+      `TaskSequence`, host arrays.
+
+    Raises:
+      UserError: sets that cannot be had, or a sequence that they do not allow.
+    """
+    kind = config.sequence.kind
+    names = [name.strip() for name in config.dataset.name.split(",") if name.strip()]
+    if kind == "datasets":
+        if len(names) < 2:
+            raise UserError(
+                f"dataset.name: {config.dataset.name!r} names {len(names)} set; sequence.kind "
+                "'datasets' needs several, separated by commas"
+            )
+        arrays = _concatenate(names, [load_arrays(name, config.dataset) for name in names])
+        sizes = arrays.pop("sizes")
+        groups = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+        arrays = Arrays(**arrays)
+    else:
+        if len(names) != 1:
+            raise UserError(
+                f"dataset.name: {config.dataset.name!r} must name one set; several need "
+                "--config.sequence.kind=datasets"
+            )
+        arrays = load_arrays(names[0], config.dataset)
+        available = len(arrays.class_names)
+        if kind == "permuted":
+            groups = [np.arange(available)] * config.sequence.num_tasks
+        else:
+            groups = _class_groups(config.sequence, available, names[0])
+    return _assemble(arrays, groups, config, permuted=kind == "permuted")
+
+
+def _concatenate(names, sets: list[Arrays]) -> dict:
+    shapes = {name: s.train_images.shape[1:] for name, s in zip(names, sets, strict=True)}
+    if len(set(shapes.values())) > 1:
+        raise UserError(
+            f"dataset.resize: the sets differ in shape ({shapes}); give one, for example "
+            "--config.dataset.resize='(32, 32, 3)'"
+        )
+    sizes = [len(s.class_names) for s in sets]
+    offsets = np.cumsum([0, *sizes[:-1]])
+    joined = {
+        f"{split}_{part}": np.concatenate(
+            [
+                getattr(s, f"{split}_{part}") + (np.int32(offset) if part == "labels" else 0)
+                for s, offset in zip(sets, offsets, strict=True)
+            ]
+        )
+        for split in ("train", "test")
+        for part in ("images", "labels")
+    }
+    class_names = tuple(
+        f"{name}/{c}" for name, s in zip(names, sets, strict=True) for c in s.class_names
+    )
+    version = ",".join(s.version for s in sets)
+    return joined | {
+        "class_names": class_names, "maximum": sets[0].maximum, "version": version, "sizes": sizes,
+    }  # fmt: skip
+
+
+def _class_groups(sequence, available: int, name: str) -> list[np.ndarray]:
+    if sequence.classes:
+        try:
+            groups = [
+                np.array([int(c) for c in part.split(",")], np.int64)
+                for part in sequence.classes.split(";")
+            ]
+        except ValueError as error:
+            raise UserError(
+                f"sequence.classes: {sequence.classes!r} is not a list of class numbers; write "
+                "tasks separated by ';' and classes by ',', as in '0,1;0,2'"
+            ) from error
+        wrong = sorted({int(c) for g in groups for c in g if not 0 <= c < available})
+        if wrong:
+            raise UserError(
+                f"sequence.classes: class {wrong[0]} does not exist; {name} has classes 0 to "
+                f"{available - 1}"
+            )
+        return groups
+    tasks, per_task = sequence.num_tasks, sequence.classes_per_task
+    if tasks * per_task > available:
+        raise UserError(
+            f"sequence.num_tasks: {tasks} tasks x {per_task} classes_per_task = "
+            f"{tasks * per_task} classes, but {name} has {available}; lower one of the two"
+        )
+    order = np.arange(available)
+    if sequence.order_seed >= 0:
+        order = np.random.default_rng(sequence.order_seed).permutation(available)
+    return list(order[: tasks * per_task].reshape(tasks, per_task))
+
+
+def _assemble(arrays: Arrays, groups, config, permuted: bool) -> TaskSequence:
+    used = list(dict.fromkeys(int(c) for group in groups for c in group))
+    renumber = np.full(len(arrays.class_names), -1, np.int32)
+    renumber[used] = np.arange(len(used))
+    classes = np.zeros((len(groups), len(used)), bool)
+    for task, group in enumerate(groups):
+        classes[task, renumber[group]] = True
+
+    train = np.flatnonzero(renumber[arrays.train_labels] >= 0)
+    fraction = config.dataset.validation
+    held_out = _stratified(arrays.train_labels[train], fraction) if fraction else None
+    if config.evaluate.on == "validation":
+        if held_out is None:
+            raise UserError(
+                "dataset.validation: 0.0 leaves no validation part, but evaluate.on is "
+                "'validation'; set --config.dataset.validation=0.1"
+            )
+        test_images, test_labels, test = arrays.train_images, arrays.train_labels, train[held_out]
+    else:
+        test_images, test_labels = arrays.test_images, arrays.test_labels
+        test = np.flatnonzero(renumber[test_labels] >= 0)
+    if held_out is not None:
+        train = train[~held_out]
+
+    scale, shift = _normalisation(arrays, train, config.dataset.normalize)
+    sequence = TaskSequence(
+        train=_split(arrays.train_images, arrays.train_labels, train, renumber, classes),
+        test=_split(test_images, test_labels, test, renumber, classes),
+        classes=classes,
+        class_names=tuple(arrays.class_names[c] for c in used),
+        scale=scale,
+        shift=shift,
+        permuted=permuted,
+    )
+    smallest = int(sequence.train.count.min())
+    if config.train.batch_size > smallest:
+        task = int(sequence.train.count.argmin())
+        raise UserError(
+            f"train.batch_size: {config.train.batch_size} is larger than task {task + 1}, which "
+            f"has {smallest} training examples; use at most that"
+        )
+    return sequence
+
+
+def _stratified(labels, fraction) -> np.ndarray:
+    """Marks the same share of each class, the same examples in every run."""
+    rng = np.random.default_rng(0)
+    marked = np.zeros(len(labels), bool)
+    for c in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == c))
+        marked[members[: max(1, round(fraction * len(members)))]] = True
+    return marked
+
+
+def _split(images, labels, rows, renumber, classes) -> Split:
+    # Only what the sequence uses goes to the device; the whole set stays as it is, uncopied.
+    if len(rows) < len(images):
+        images, labels = images[rows], labels[rows]
+    labels = renumber[labels]
+    members = [np.flatnonzero(row[labels]).astype(np.int32) for row in classes]
+    count = np.array([len(m) for m in members], np.int32)
+    index = np.zeros((len(members), count.max()), np.int32)
+    for row, m in zip(index, members, strict=True):
+        row[: len(m)] = m
+    return Split(images, labels, index, count)
+
+
+def _normalisation(arrays: Arrays, rows, how: str):
+    channels = arrays.train_images.shape[-1]
+    if how == "none":
+        return np.ones(channels, np.float32), np.zeros(channels, np.float32)
+    if how == "unit":
+        return np.full(channels, 1 / arrays.maximum, np.float32), np.zeros(channels, np.float32)
+    total, squares, n = np.zeros(channels), np.zeros(channels), 0
+    for start in range(0, len(rows), 5000):
+        block = arrays.train_images[rows[start : start + 5000]].reshape(-1, channels)
+        block = block.astype(np.float64)
+        total, squares, n = total + block.sum(0), squares + (block**2).sum(0), n + len(block)
+    mean = total / n
+    std = np.sqrt(np.maximum(squares / n - mean**2, 1e-12))
+    return (1 / std).astype(np.float32), (-mean / std).astype(np.float32)

@@ -1,0 +1,110 @@
+"""Tests a network on tasks, three ways: told the task, told and masked, not told.
+
+- ``task_told``: the task's mode is active, the argmax runs over all classes.
+- ``task_masked``: the same, restricted to the task's own classes.
+- ``task_inferred``: nobody tells the task; of the modes learned so far the one whose predictive
+  distribution has the lowest entropy is taken, per example (or per batch), then as task_told.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bpnjax import modulation
+from bpnjax.programs import Data, Problem, TrainState, _View
+
+
+class Accuracies(NamedTuple):
+    """Accuracy on each task, f32 ``[T]``; NaN where a task was not tested."""
+
+    task_told: jax.Array
+    task_masked: jax.Array
+    task_inferred: jax.Array
+
+
+def evaluate(
+    problem: Problem, key, state: TrainState, data: Data, row, infer, in_training=False
+) -> Accuracies:
+    """Tests tasks 0 to ``row`` in one program.
+
+    Args:
+      problem: the static side of the run.
+      key: the seed's typed PRNG key.
+      state: the state to test.
+      data: the sequence.
+      row: int scalar, may be traced: the last task trained.
+      infer: bool scalar, may be traced: whether to measure task_inferred, which costs a pass per
+        mode and task.
+      in_training: static; the last task has not been stored yet, take its mode from ``learned``.
+
+    Returns:
+      `Accuracies`.
+    """
+    method, config = problem.method, problem.config
+    kept = state.method
+    if in_training:
+        kept = method.store(state.core, state.learned, kept, row)
+    split = data.test
+    width = split.index.shape[1]
+    batch = min(config.evaluate.batch_size, width)
+
+    def logits_of(view, mode_task, x):
+        core = method.for_eval(state.core, kept, mode_task)
+        mode = view.mode(method.mode(kept, mode_task))
+        out = modulation.modulated_apply(problem.model, view.params(core), mode, x)
+        return out.astype(jnp.float32)
+
+    def chunk(view, task, i, count):
+        within = i * batch + jnp.arange(batch)
+        x, y = view.examples(split, task * width + jnp.minimum(within, width - 1))
+        return x, y, within < count
+
+    def told(task, accuracies):
+        view = _View(problem, key, data, task)
+        count = split.count[task]
+
+        def one(i, correct):
+            x, y, real = chunk(view, task, i, count)
+            logits = logits_of(view, task, x)
+            masked = jnp.where(data.classes[task], logits, -jnp.inf)
+            hits = [jnp.sum(real & (jnp.argmax(z, -1) == y)) for z in (logits, masked)]
+            return correct + jnp.array(hits)
+
+        correct = jax.lax.fori_loop(0, -(-count // batch), one, jnp.zeros(2, jnp.int32))
+        return accuracies.at[:, task].set(correct / count)
+
+    limit = config.evaluate.inferred_examples or width
+
+    def inferred(task, accuracies):
+        view = _View(problem, key, data, task)
+        count = jnp.minimum(split.count[task], limit)
+
+        def one(i, correct):
+            x, y, real = chunk(view, task, i, count)
+
+            def try_mode(mode_task, best):
+                entropy, answer = best
+                logits = logits_of(view, mode_task, x)
+                log_p = jax.nn.log_softmax(logits)
+                its = -jnp.sum(jnp.exp(log_p) * log_p, -1)
+                if config.evaluate.infer == "batch":
+                    its = jnp.broadcast_to(jnp.sum(its * real) / jnp.sum(real), its.shape)
+                better = its < entropy
+                answer = jnp.where(better, jnp.argmax(logits, -1), answer)
+                return jnp.where(better, its, entropy), answer
+
+            start = (jnp.full(batch, jnp.inf), jnp.full(batch, -1))
+            _, answer = jax.lax.fori_loop(0, row + 1, try_mode, start)
+            return correct + jnp.sum(real & (answer == y))
+
+        correct = jax.lax.fori_loop(0, -(-count // batch), one, jnp.int32(0))
+        return accuracies.at[task].set(correct / count)
+
+    unknown = jnp.full((2, problem.num_tasks), jnp.nan)
+    accuracy_told, accuracy_masked = jax.lax.fori_loop(0, row + 1, told, unknown)
+    if not method.told_task:  # nothing to infer: every task gets the same network
+        return Accuracies(accuracy_told, accuracy_masked, accuracy_told)
+    tested = jnp.where(infer, row + 1, 0)
+    accuracy_inferred = jax.lax.fori_loop(0, tested, inferred, unknown[0])
+    return Accuracies(accuracy_told, accuracy_masked, accuracy_inferred)

@@ -1,0 +1,130 @@
+"""What a continual-learning method is: a NamedTuple of pure functions, and how to compose them.
+
+All state is an argument and a return value. Whatever a method keeps per task has a leading axis
+``[T, ...]`` allocated once, and ``task`` is a traced integer, so that a sequence of any length
+compiles its programs once. Every hook works under `jax.jit` and `jax.vmap` (over seeds).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from bpnjax import modulation
+
+
+class Spec(NamedTuple):
+    """What a method may know of the network and the sequence when it allocates its state."""
+
+    num_tasks: int
+    layers: dict[str, modulation.Layer]
+    init: Callable[[jax.Array], Any]  # PRNG key -> fresh shared parameters
+    config: Any  # the run's ConfigDict
+
+
+class Method(NamedTuple):
+    """One method. The defaults are identities: plain fine-tuning.
+
+    ``core`` stands for the shared parameters, ``learned`` for the parameters that exist only
+    while their task is trained, ``state`` for whatever the method itself keeps, any pytree.
+    """
+
+    name: str
+    paper: str = ""
+    told_task: bool = False  # does it act differently for each task, hence must be told (or infer)?
+    joint: bool = False  # trains once, on all tasks together
+    restarts: bool = False  # starts each task from fresh shared parameters
+
+    init: Callable = lambda key, spec: ()
+    """(key, spec) -> state, allocated for all tasks."""
+    fresh: Callable = lambda key, spec: {}
+    """(key, spec) -> learned, fresh for each task."""
+    rules: Callable = lambda config, optimizer: ()
+    """(config, optimizer) -> ((path pattern, optax transform), ...) for the leaves of learned."""
+    mode: Callable = lambda state, task: {}
+    """(state, task) -> the stored mode of a task; ``{}`` is the plain network."""
+    train_mode: Callable = lambda learned, mode: mode
+    """(learned, mode) -> the mode while the task is trained; differentiated for learned."""
+    gradient: Callable = lambda grads, core, state, step_size: grads
+    """(gradient of the task's loss for core, core, state, step_size) -> gradient."""
+    store: Callable = lambda core, learned, state, task: state
+    """(core, learned, state, task) -> state with the mode of the task frozen in it."""
+    consolidate: Callable = lambda core, state, task, fisher, spec: state
+    """(core, state, task, fisher, spec) -> state, after a task; fisher(kind) is its Fisher."""
+    for_eval: Callable = lambda core, state, task: core
+    """(core, state, task) -> the shared parameters to answer a task with."""
+    stored: Callable = lambda state: ()
+    """(state) -> the arrays ``[T, ...]`` that must be kept on disk to answer later."""
+
+
+def chain(name: str, *methods: Method, paper: str = "") -> Method:
+    """Composes methods: modes and learned parameters merge, gradients pass left to right.
+
+    Args:
+      name: the name of the composition.
+      *methods: the parts; their states form a tuple.
+      paper: where it was published.
+
+    Returns:
+      A `Method`. ``for_eval`` applies left to right as well.
+    """
+
+    def each(hook, *args):
+        return tuple(getattr(method, hook)(*args) for method in methods)
+
+    def init(key, spec):
+        return tuple(m.init(jax.random.fold_in(key, i), spec) for i, m in enumerate(methods))
+
+    def fresh(key, spec):
+        parts = (m.fresh(jax.random.fold_in(key, i), spec) for i, m in enumerate(methods))
+        return {name: part for parts_of in parts for name, part in parts_of.items()}
+
+    def rules(config, optimizer):
+        return sum(each("rules", config, optimizer), ())
+
+    def mode(states, task):
+        return modulation.merge(*(m.mode(s, task) for m, s in zip(methods, states, strict=True)))
+
+    def train_mode(learned, mode):
+        for method in methods:
+            mode = method.train_mode(learned, mode)
+        return mode
+
+    def gradient(grads, core, states, step_size):
+        for method, state in zip(methods, states, strict=True):
+            grads = method.gradient(grads, core, state, step_size)
+        return grads
+
+    def store(core, learned, states, task):
+        return tuple(
+            m.store(core, learned, s, task) for m, s in zip(methods, states, strict=True)
+        )
+
+    def consolidate(core, states, task, fisher, spec):
+        return tuple(
+            m.consolidate(core, s, task, fisher, spec) for m, s in zip(methods, states, strict=True)
+        )
+
+    def for_eval(core, states, task):
+        for method, state in zip(methods, states, strict=True):
+            core = method.for_eval(core, state, task)
+        return core
+
+    return Method(
+        name=name,
+        paper=paper,
+        told_task=any(m.told_task for m in methods),
+        joint=any(m.joint for m in methods),
+        restarts=any(m.restarts for m in methods),
+        init=init,
+        fresh=fresh,
+        rules=rules,
+        mode=mode,
+        train_mode=train_mode,
+        gradient=gradient,
+        store=store,
+        consolidate=consolidate,
+        for_eval=for_eval,
+        stored=lambda states: tuple(m.stored(s) for m, s in zip(methods, states, strict=True)),
+    )
+

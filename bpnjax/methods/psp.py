@@ -1,0 +1,27 @@
+"""PSP, parameter superposition: a fixed random +-1 key per task on the input of every layer.
+
+    y = W (x * key[t]) + b,   key[t] in {-1, +1}^inputs
+
+Source: Cheung et al. 2019, binary variant, with the layer's bias (the released code creates one
+and never adds it) and fixed keys (the released configurations train them); Wen et al. 2020, Alg. 3.
+Keys sit on pixels, every hidden layer and the last layer's input (`psp.layers` chooses), are drawn
+independently per layer and task, and are derived from one seed.
+"""
+
+from bpnjax import modulation
+from bpnjax.methods.base import Method
+
+
+def init(key, spec):
+    layers = modulation.matching(spec.layers, spec.config.psp.layers)
+    return modulation.key_bank(key, layers)
+
+
+PSP = Method(
+    name="psp",
+    paper="Cheung et al. 2019, arXiv 1902.05522",
+    told_task=True,
+    init=init,
+    mode=modulation.select,
+    stored=lambda state: (),  # a seed for all tasks
+)

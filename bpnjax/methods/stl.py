@@ -1,0 +1,37 @@
+"""Single-task learning: a fresh network for every task, all of them kept.
+
+Upper bound of the paper's Fig. 6 (Wen et al. 2020, Sec. VI-D 1). It costs a whole network a task
+and must be told the task.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from bpnjax.methods.base import Method
+
+
+def init(key, spec):
+    shapes = jax.eval_shape(spec.init, key)
+    return jax.tree.map(lambda p: jnp.zeros((spec.num_tasks, *p.shape), p.dtype), shapes)
+
+
+def store(core, learned, state, task):
+    del learned
+    return jax.tree.map(lambda kept, p: kept.at[task].set(p), state, core)
+
+
+def for_eval(core, state, task):
+    del core
+    return jax.tree.map(lambda kept: kept[task], state)
+
+
+STL = Method(
+    name="stl",
+    paper="Wen et al. 2020, Sec. VI-D 1",
+    told_task=True,
+    init=init,
+    restarts=True,
+    store=store,
+    for_eval=for_eval,
+    stored=lambda state: state,
+)

@@ -1,0 +1,20 @@
+"""Plain Flax networks; they know nothing of tasks."""
+
+import jax.numpy as jnp
+
+from bpnjax.models.convnet import ConvNet
+from bpnjax.models.mlp import MLP
+
+NAMES = ("mlp", "convnet")
+DTYPES = ("float32", "bfloat16")
+
+__all__ = ["DTYPES", "NAMES", "ConvNet", "MLP", "build"]
+
+
+def build(config, num_classes: int):
+    """The network of a run's `config.model`, with ``num_classes`` outputs."""
+    dtype = jnp.dtype(config.dtype)
+    hidden = tuple(config.hidden)
+    if config.name == "mlp":
+        return MLP(hidden, num_classes, dtype)
+    return ConvNet(tuple(config.channels), hidden, num_classes, dtype)

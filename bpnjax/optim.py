@@ -1,0 +1,292 @@
+"""Gradient transformations for anyone's JAX code: the beneficial sign step, the quadratic anchor.
+
+Both are plain optax transformations and may be chained, partitioned and jitted as any other.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+__all__ = [
+    "OPTIMIZERS",
+    "add_quadratic_anchor",
+    "anchor_gradient",
+    "anchor_penalty",
+    "beneficial_perturbation",
+    "beneficial_sign",
+    "partition_by_path",
+]
+
+OPTIMIZERS = {
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "adagrad": optax.adagrad,
+    "momentum": lambda learning_rate: optax.sgd(learning_rate, momentum=0.9),
+    "rmsprop": optax.rmsprop,
+    "sgd": optax.sgd,
+}
+
+
+class BeneficialSignState(NamedTuple):
+    """State of `beneficial_sign` with a schedule."""
+
+    count: jax.Array  # shape=(), dtype=jnp.int32
+
+
+def beneficial_sign(epsilon: float | jax.Array | optax.Schedule) -> optax.GradientTransformation:
+    r"""The beneficial step: a fixed distance against the sign of the gradient.
+
+    .. math:: u = -\epsilon \, \mathrm{sign}(g)
+
+    It is FGSM with the sign reversed, applied to the factors ``M`` of the task biases: the
+    direction that makes the true class more likely. This is the whole update; no learning rate
+    multiplies it. The sign must be taken of the gradient of the whole batch: across devices,
+    average gradients first, since the sign of a mean is not the mean of signs.
+
+    Args:
+      epsilon: the step; a positive float, a scalar array, or a schedule of the step count.
+
+    Returns:
+      An `optax.GradientTransformation`. Updates have the dtype of the gradients; a gradient of 0
+      stays 0 and NaN stays NaN.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax import optim
+      >>> tx = optim.beneficial_sign(0.02)
+      >>> updates, _ = tx.update(jnp.array([3.0, -0.001, 0.0]), tx.init(jnp.zeros(3)))
+      >>> updates.round(3).tolist()
+      [-0.019999999552965164, 0.019999999552965164, -0.0]
+
+    Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V and Alg. 2. Variant: the paper calls
+    ``epsilon * sign`` a gradient and does not say which optimizer it is handed to (the lab's
+    prototype of a later paper multiplies it by the learning rate); here it is the update.
+    """
+
+    def step(updates, size):
+        return jax.tree.map(lambda g: (-size * jnp.sign(g)).astype(g.dtype), updates)
+
+    if not callable(epsilon):
+        return optax.stateless(lambda updates, params: step(updates, epsilon))
+
+    def init(params):
+        del params
+        return BeneficialSignState(jnp.zeros([], jnp.int32))
+
+    def update(updates, state, params=None):
+        del params
+        count = optax.safe_increment(state.count)
+        return step(updates, epsilon(state.count)), BeneficialSignState(count)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _path_string(path) -> str:
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def partition_by_path(
+    rules: Sequence[tuple[str, optax.GradientTransformation]],
+) -> optax.GradientTransformationExtraArgs:
+    """Gives each leaf of a parameter tree the transformation whose pattern its path matches.
+
+    Args:
+      rules: pairs of a regular expression and a transformation. The expression is searched in
+        the leaf's path, its keys joined by ``/``.
+
+    Returns:
+      An `optax.partition` over the rules.
+
+    Raises:
+      ValueError: at ``init``, if a leaf matches no rule or more than one; lists their paths.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from bpnjax import optim
+      >>> params = {"layer": {"M": jnp.zeros((1, 2)), "W": jnp.ones((2, 3))}}
+      >>> tx = optim.partition_by_path([("/M$", optim.beneficial_sign(0.1)), ("/W$", optax.sgd(1.0))])
+      >>> _ = tx.init(params)
+      >>> optim.partition_by_path([("/M$", optax.sgd(1.0))]).init(params)
+      Traceback (most recent call last):
+      ...
+      ValueError: every leaf must match exactly one rule; layer/W matches none of '/M$'
+    """
+    patterns = [re.compile(pattern) for pattern, _ in rules]
+
+    def label(params):
+        wrong = []
+
+        def one(path, _):
+            name = _path_string(path)
+            hits = [i for i, pattern in enumerate(patterns) if pattern.search(name)]
+            if len(hits) != 1:
+                which = ", ".join(repr(patterns[i].pattern) for i in hits or range(len(patterns)))
+                wrong.append(f"{name} matches {'' if hits else 'none of '}{which}")
+            return str(hits[0]) if hits else ""
+
+        labels = jax.tree_util.tree_map_with_path(one, params)
+        if wrong:
+            raise ValueError("every leaf must match exactly one rule; " + "; ".join(wrong))
+        return labels
+
+    return optax.partition({str(i): tx for i, (_, tx) in enumerate(rules)}, label)
+
+
+def beneficial_perturbation(
+    tx: optax.GradientTransformation,
+    epsilon: float | jax.Array | optax.Schedule,
+    factor: str = r"(^|/)M$",
+) -> optax.GradientTransformationExtraArgs:
+    """Trains a parameter tree with `tx`, but its factors ``M`` with the beneficial sign step.
+
+    Args:
+      tx: any optax optimizer, for every leaf that is not a factor.
+      epsilon: as in `beneficial_sign`.
+      factor: regular expression, searched in a leaf's path (keys joined by ``/``), that the
+        factors match.
+
+    Returns:
+      A `partition_by_path` with these two rules.
+
+    Raises:
+      ValueError: at ``init``, if no leaf matches ``factor``: then nothing would be beneficial.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from bpnjax import optim
+      >>> params = {"core": jnp.ones(2), "bd": {"M": jnp.zeros((1, 2)), "W": jnp.ones((2, 3))}}
+      >>> tx = optim.beneficial_perturbation(optax.sgd(0.5), epsilon=0.125)
+      >>> updates, _ = tx.update(params, tx.init(params), params)  # gradients = params here
+      >>> updates["core"].tolist(), updates["bd"]["M"].tolist()
+      ([-0.5, -0.5], [[-0.0, -0.0]])
+
+    Source: Wen et al. 2020 (arXiv 2009.13954), Alg. 2.
+    """
+    both = partition_by_path([(factor, beneficial_sign(epsilon)), (f"^(?!.*(?:{factor}))", tx)])
+
+    def init(params):
+        paths = [_path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        if not any(re.search(factor, path) for path in paths):
+            raise ValueError(f"no leaf matches the factor pattern {factor!r} among {paths}")
+        return both.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, both.update)
+
+
+def anchor_penalty(params, anchor, importance, strength) -> jax.Array:
+    r"""The quadratic anchor as a loss term.
+
+    .. math:: \frac{\lambda}{2} \sum_j F_j (\theta_j - \theta^*_j)^2
+
+    Args:
+      params: parameters, any tree.
+      anchor: the parameters to stay near, same tree.
+      importance: non-negative weights, same tree (Fisher for EWC, omega for SI and MAS).
+      strength: lambda, a scalar.
+
+    Returns:
+      The penalty, f32 scalar.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax import optim
+      >>> float(optim.anchor_penalty(jnp.array([3.0]), jnp.array([1.0]), jnp.array([0.5]), 10.0))
+      10.0
+
+    Source: Kirkpatrick et al. 2017, Eq. 3. Variant: with the factor 1/2 (Wen et al. 2020, Alg. 2,
+    writes it without: their strength is half of ours).
+    """
+    terms = jax.tree.map(
+        lambda p, a, f: jnp.sum(f * jnp.square(p - a), dtype=jnp.float32), params, anchor, importance
+    )
+    return 0.5 * strength * jax.tree.reduce(jnp.add, terms)
+
+
+def anchor_gradient(grads, params, anchor, importance, strength, step_size=0.0):
+    r"""Adds the gradient of the quadratic anchor to a gradient, in one pass over the parameters.
+
+    .. math:: g'_j = \frac{g_j + \lambda F_j (\theta_j - \theta^*_j)}{1 + \eta \lambda F_j}
+
+    With ``step_size`` 0 this is the gradient of loss + `anchor_penalty`, under any optimizer
+    (the **explicit** form). With the learning rate as ``step_size`` it is the **proximal** form:
+    under plain SGD the step that follows, ``theta - eta * g'``, is exactly
+
+    .. math:: \arg\min_z \; g \cdot z + \frac{1}{2 \eta} |z - \theta|^2 + \frac{\lambda}{2} \sum_j
+              F_j (z_j - \theta^*_j)^2
+
+    that is, implicit in the penalty. Its factor on ``theta - theta*`` lies in (0, 1) for every
+    strength, where the explicit form multiplies by ``1 - eta lambda F`` and explodes beyond
+    ``eta lambda F = 2``. Both have the same fixed points. Under Adam the division is a constant
+    scale per parameter, which Adam takes out again, so there the forms nearly agree.
+
+    Args:
+      grads: gradient of the task's loss, any tree.
+      params: parameters, same tree.
+      anchor: same tree.
+      importance: same tree, non-negative.
+      strength: lambda, a scalar.
+      step_size: eta, a scalar: 0 for the explicit form, the learning rate for the proximal one.
+
+    Returns:
+      The new gradient, same tree and dtypes; hand it to the optimizer.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax import optim
+      >>> at = dict(params=jnp.array([3.0]), anchor=jnp.array([1.0]), importance=jnp.array([1.0]))
+      >>> float(optim.anchor_gradient(jnp.zeros(1), **at, strength=2000.0)[0])
+      4000.0
+      >>> g = optim.anchor_gradient(jnp.zeros(1), **at, strength=2000.0, step_size=0.1)
+      >>> round(float(3.0 - 0.1 * g[0]), 2)  # lands close to the anchor instead of at -397
+      1.01
+
+    Source: Kirkpatrick et al. 2017, Eq. 3 (the penalty); Parikh and Boyd 2014, Sec. 4.2 (the
+    proximal gradient method).
+    """
+
+    def one(g, p, a, f):
+        pull = strength * f
+        return ((g + pull * (p - a)) / (1.0 + step_size * pull)).astype(g.dtype)
+
+    return jax.tree.map(one, grads, params, anchor, importance)
+
+
+def add_quadratic_anchor(strength, step_size=0.0) -> optax.GradientTransformationExtraArgs:
+    """`anchor_gradient` as a transformation; put it before the optimizer in `optax.chain`.
+
+    Args:
+      strength: lambda, a scalar.
+      step_size: 0 for the explicit form, the learning rate for the proximal one.
+
+    Returns:
+      A stateless transformation whose ``update`` needs ``params`` and the keyword arguments
+      ``anchor`` and ``importance``.
+
+    Raises:
+      ValueError: ``update`` was called without ``params``.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from bpnjax import optim
+      >>> tx = optax.chain(optim.add_quadratic_anchor(10.0), optax.sgd(0.125))
+      >>> theta = jnp.array([3.0])
+      >>> updates, _ = tx.update(
+      ...     jnp.zeros(1), tx.init(theta), theta, anchor=jnp.array([1.0]), importance=jnp.ones(1)
+      ... )
+      >>> updates.tolist()
+      [-2.5]
+
+    Source: as `anchor_gradient`.
+    """
+
+    def update(updates, state, params=None, *, anchor, importance, **extra):
+        del extra
+        if params is None:
+            raise ValueError("add_quadratic_anchor needs params: tx.update(grads, state, params)")
+        return anchor_gradient(updates, params, anchor, importance, strength, step_size), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

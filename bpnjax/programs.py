@@ -1,0 +1,325 @@
+"""The programs of a run as pure functions of one seed: begin a task, run steps, end it.
+
+Each takes the seed's PRNG key and the state and returns the new state. `task`, `epoch` and the
+range of steps are traced, so each compiles once for a sequence of any length; whoever calls them
+adds `jax.vmap` over seeds, `jax.pmap` over devices, and `jax.jit`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bpnjax import importance, models, modulation, optim
+from bpnjax.data.permutation import permute_input, permute_key, pixel_order, restore_rows
+from bpnjax.data.sequence import Split, TaskSequence
+from bpnjax.methods import REGISTRY, Method, Spec
+
+# What a key is folded with first, so that no two uses draw the same numbers.
+_INIT, _METHOD, _FRESH, _ORDER, _PIXELS, _FISHER = range(6)
+
+
+class TrainState(NamedTuple):
+    """All that a run carries from step to step, for one seed."""
+
+    core: Any  # shared parameters
+    learned: Any  # parameters of the task in training (BD's factors), {} for most methods
+    core_optimizer: Any
+    learned_optimizer: Any
+    method: Any  # what the method keeps: bank, anchors
+
+
+class Data(NamedTuple):
+    """A sequence on the device."""
+
+    train: Split
+    test: Split
+    classes: jax.Array  # bool [T, C]
+    scale: jax.Array  # f32 [channels]
+    shift: jax.Array
+
+
+class Sums(NamedTuple):
+    """What a range of steps adds up."""
+
+    loss: jax.Array  # f32 scalar, summed over examples
+    correct: jax.Array  # f32 scalar
+    examples: jax.Array  # f32 scalar
+    bad_step: jax.Array  # int32 scalar, first step whose loss is not finite, else -1
+
+
+class Problem(NamedTuple):
+    """The static side of a run: network, method, optimizers, sizes."""
+
+    config: Any
+    method: Method
+    model: Any
+    spec: Spec
+    core_optimizer: optax.GradientTransformation
+    learned_optimizer: optax.GradientTransformation
+    num_tasks: int
+    permuted: bool
+    input_layer: str  # "" where pixels are permuted in the input instead of the first kernel
+
+
+def put_on_device(sequence: TaskSequence) -> Data:
+    """Copies a sequence to the default device, pictures as they are stored."""
+    return jax.tree.map(
+        jnp.asarray,
+        Data(sequence.train, sequence.test, sequence.classes, sequence.scale, sequence.shift),
+    )
+
+
+def make_problem(config, sequence: TaskSequence) -> Problem:
+    """Builds network, method and optimizers; touches shapes only, no data."""
+    method = REGISTRY[config.method]
+    model = models.build(config.model, sequence.num_classes)
+    x = jax.ShapeDtypeStruct((1, *sequence.train.images.shape[1:]), jnp.float32)
+
+    def init(key):
+        return model.init(key, jnp.zeros(x.shape, x.dtype))["params"]
+
+    layers = modulation.find_layers(model, jax.eval_shape(init, jax.random.key(0)), x)
+    optimizer = optim.OPTIMIZERS[config.train.optimizer]
+    return Problem(
+        config=config,
+        method=method,
+        model=model,
+        spec=Spec(sequence.num_tasks, layers, init, config),
+        core_optimizer=optimizer(config.train.learning_rate),
+        learned_optimizer=optim.partition_by_path(method.rules(config, optimizer)),
+        num_tasks=sequence.num_tasks,
+        permuted=sequence.permuted,
+        input_layer=getattr(model, "input_layer", ""),
+    )
+
+
+def init_state(problem: Problem, key) -> TrainState:
+    """The state before the first task."""
+    core = problem.spec.init(jax.random.fold_in(key, _INIT))
+    learned = problem.method.fresh(jax.random.fold_in(key, _FRESH), problem.spec)
+    return TrainState(
+        core=core,
+        learned=learned,
+        core_optimizer=problem.core_optimizer.init(core),
+        learned_optimizer=problem.learned_optimizer.init(learned),
+        method=problem.method.init(jax.random.fold_in(key, _METHOD), problem.spec),
+    )
+
+
+def begin_task(problem: Problem, key, state: TrainState, task) -> TrainState:
+    """Fresh task parameters and optimizer states; the shared parameters go on."""
+    method = problem.method
+    learned = method.fresh(_fold(key, _FRESH, task), problem.spec)
+    core, core_optimizer = state.core, state.core_optimizer
+    if method.restarts:
+        core = problem.spec.init(_fold(key, _INIT, task))
+    if method.restarts or problem.config.train.reset_optimizer:
+        core_optimizer = problem.core_optimizer.init(core)
+    return TrainState(
+        core, learned, core_optimizer, problem.learned_optimizer.init(learned), state.method
+    )
+
+
+def run_steps(
+    problem: Problem, key, state: TrainState, data: Data, task, epoch, start, stop, axis=None
+) -> tuple[TrainState, Sums]:
+    """Runs the steps ``start`` to ``stop - 1`` of an epoch, without a return to the host.
+
+    A loop with traced bounds rather than a scan of fixed length: tasks of different size, an
+    epoch cut by checkpoints and a run taken up in mid-epoch all use the same compiled program and
+    execute the same step, so a resumed run equals one never stopped, bit for bit.
+
+    Args:
+      problem: the static side.
+      key: the seed's typed PRNG key.
+      state: before; may be donated.
+      data: the sequence.
+      task: int scalar, may be traced, as all that follow.
+      epoch: int scalar.
+      start: int scalar, first step.
+      stop: int scalar, one past the last step.
+      axis: name of the mapped device axis; each device takes its share of every batch.
+
+    Returns:
+      The state after, and `Sums` over the steps.
+    """
+    config, method = problem.config, problem.method
+    batch = config.train.batch_size
+    devices = 1 if axis is None else jax.lax.axis_size(axis)
+    share = -(-batch // devices)
+    first = 0 if axis is None else jax.lax.axis_index(axis) * share
+
+    def everywhere(tree):
+        return tree if axis is None else jax.lax.psum(tree, axis)
+
+    slots, count = _epoch_slots(problem, _fold(key, _ORDER, task, epoch), data.train, task)
+    view = _View(problem, key, data, task)
+    mode = view.mode(method.mode(state.method, task))
+
+    def loss(params, x, y, weight):
+        core, learned = params
+        logits = modulation.modulated_apply(
+            problem.model, view.params(core), method.train_mode(learned, mode), x
+        ).astype(jnp.float32)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+        correct = jnp.sum(weight * (jnp.argmax(logits, -1) == y))
+        return jnp.sum(weight * losses), correct
+
+    step_size = config.train.learning_rate if config.ewc.form == "proximal" else 0.0
+
+    def step(i, carry):
+        state, sums = carry
+        offset = first + jnp.arange(share)
+        position = i * batch + offset
+        weight = ((offset < batch) & (position < count)).astype(jnp.float32)
+        mine = slots[jnp.minimum(position, slots.shape[0] - 1)]
+        x, y = view.examples(data.train, mine)
+        params = (state.core, state.learned)
+        (total, correct), grads = jax.value_and_grad(loss, has_aux=True)(params, x, y, weight)
+        # Sum over devices before anything that is not linear in the gradient (the sign).
+        total, correct, examples, grads = everywhere((total, correct, jnp.sum(weight), grads))
+        core_grads, learned_grads = jax.tree.map(lambda g: g / examples, grads)
+        core_grads = method.gradient(core_grads, state.core, state.method, step_size)
+        core_updates, core_optimizer = problem.core_optimizer.update(
+            core_grads, state.core_optimizer, state.core
+        )
+        learned_updates, learned_optimizer = problem.learned_optimizer.update(
+            learned_grads, state.learned_optimizer, state.learned
+        )
+        bad = jnp.where((sums.bad_step < 0) & ~jnp.isfinite(total), i, sums.bad_step)
+        state = TrainState(
+            optax.apply_updates(state.core, core_updates),
+            optax.apply_updates(state.learned, learned_updates),
+            core_optimizer,
+            learned_optimizer,
+            state.method,
+        )
+        sums = Sums(sums.loss + total, sums.correct + correct, sums.examples + examples, bad)
+        return state, sums
+
+    zero = jnp.float32(0)
+    return jax.lax.fori_loop(start, stop, step, (state, Sums(zero, zero, zero, jnp.int32(-1))))
+
+
+def end_task(problem: Problem, key, state: TrainState, data: Data, task) -> TrainState:
+    """Freezes the task's mode, drops what was learned for it, and updates the protection."""
+    method = problem.method
+    kept = method.store(state.core, state.learned, state.method, task)
+
+    def fisher(kind):
+        return _task_fisher(problem, key, state.core, kept, data, task, kind)
+
+    kept = method.consolidate(state.core, kept, task, fisher, problem.spec)
+    # The factors have done their work; zeros keep the state's structure.
+    dropped = jax.tree.map(jnp.zeros_like, state.learned)
+    return state._replace(learned=dropped, method=kept)
+
+
+def steps_per_epoch(problem: Problem, sequence: TaskSequence, task: int) -> int:
+    """Batches in an epoch of a task, the last one not full if it does not divide."""
+    count = sequence.train.count
+    examples = int(count.sum() if problem.method.joint else count[task])
+    return -(-examples // problem.config.train.batch_size)
+
+
+def _fold(key, *numbers):
+    for number in numbers:
+        key = jax.random.fold_in(key, number)
+    return key
+
+
+def _epoch_slots(problem: Problem, key, split: Split, task):
+    """The epoch's order: slots (places in the flat index table), the real ones first, shuffled."""
+    tasks, width = split.index.shape
+    if problem.method.joint:
+        slots = jnp.arange(tasks * width, dtype=jnp.int32)
+        real = slots % width < split.count[slots // width]
+    else:
+        slots = task * width + jnp.arange(width, dtype=jnp.int32)
+        real = jnp.arange(width) < split.count[task]
+    draws = jnp.where(real, jax.random.bits(key, slots.shape) >> 1, jnp.uint32(0xFFFFFFFF))
+    return slots[jnp.argsort(draws)], jnp.sum(real)
+
+
+class _View(NamedTuple):
+    """How a task sees the pictures: normalised, and with permuted pixels where so chosen."""
+
+    problem: Problem
+    key: jax.Array
+    data: Data
+    task: Any
+
+    def _order(self, task, size):
+        key = _fold(self.key, _PIXELS)
+        return pixel_order(key, task, size, self.problem.config.sequence.first_identity)
+
+    @property
+    def _moves_rows(self) -> bool:
+        return bool(
+            self.problem.permuted and self.problem.input_layer and not self.problem.method.joint
+        )
+
+    @property
+    def _size(self) -> int:
+        shape = self.data.train.images.shape[1:]
+        return int(jnp.prod(jnp.array(shape)))
+
+    def params(self, core):
+        if not self._moves_rows:
+            return core
+        layer = self.problem.input_layer
+        return permute_input(core, layer, self._order(self.task, self._size))
+
+    def mode(self, mode):
+        if not self._moves_rows:
+            return mode
+        layer = self.problem.input_layer
+        return permute_key(mode, layer, self._order(self.task, self._size))
+
+    def restore(self, tree):
+        if not self._moves_rows:
+            return tree
+        layer = self.problem.input_layer
+        return restore_rows(tree, layer, self._order(self.task, self._size))
+
+    def examples(self, split: Split, slots):
+        """Inputs f32 [n, ...] and labels int32 [n] of some slots."""
+        rows = split.index.reshape(-1)[slots]
+        x = split.images[rows].astype(jnp.float32) * self.data.scale + self.data.shift
+        if self.problem.permuted and not self._moves_rows:
+            flat = x.reshape(x.shape[0], -1)
+            tasks = slots // split.index.shape[1]
+            orders = jax.vmap(lambda t: self._order(t, flat.shape[1]))(
+                jnp.arange(self.problem.num_tasks)
+            )
+            x = jnp.take_along_axis(flat, orders[tasks], axis=1).reshape(x.shape)
+        return x, split.labels[rows]
+
+
+def _task_fisher(problem: Problem, key, core, kept, data: Data, task, kind):
+    view = _View(problem, key, data, task)
+    params, mode = view.params(core), view.mode(problem.method.mode(kept, task))
+    split = data.train
+    width = split.index.shape[1]
+    batch = min(512, width)
+    count = split.count[task]
+
+    def add(i, sums):
+        within = i * batch + jnp.arange(batch)
+        slots = task * width + jnp.minimum(within, width - 1)
+        x, y = view.examples(split, slots)
+        more = importance.fisher_sum(
+            problem.model, params, mode, x, y,
+            kind=kind, weights=(within < count).astype(jnp.float32), key=_fold(key, _FISHER, task, i),
+        )  # fmt: skip
+        return jax.tree.map(jnp.add, sums, more)
+
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), core)
+    sums = jax.lax.fori_loop(0, -(-count // batch), add, zeros)
+    return view.restore(jax.tree.map(lambda s: s / count, sums))
+
+
+Program = Callable[..., Any]

@@ -1,0 +1,24 @@
+"""100 permuted MNIST tasks on a small network, 4 hidden layers of 128 (paper Fig. 7).
+
+    python -m bpnjax.main --config=configs/permuted_mnist.py --config.method=bd_psp
+"""
+
+from bpnjax.config import default
+
+
+def get_config():
+    config = default()
+    config.name = "permuted_mnist"
+    config.dataset.name = "mnist"
+    config.sequence.kind = "permuted"
+    config.sequence.num_tasks = 100
+    config.model.hidden = (128, 128, 128, 128)
+    config.train.epochs = 1
+    config.train.learning_rate = 3e-5
+    config.bd.learning_rate = 1e-3
+    config.ewc.strength = 100.0
+    config.evaluate.every_tasks = 10
+    config.evaluate.inferred_rows = "last"
+    config.evaluate.inferred_examples = 100
+    config.checkpoint.every_tasks = 10
+    return config
