@@ -121,10 +121,10 @@ _NOT_NEGATIVE = ("ewc.strength", "ewc.decay")
 
 
 def flatten(config, prefix: str = "") -> dict:
-    """A configuration as ``{"a.b": value}``."""
+    """A configuration, or the nested dict of one, as ``{"a.b": value}``."""
     flat = {}
     for key, value in config.items():
-        if isinstance(value, ConfigDict):
+        if isinstance(value, (ConfigDict, dict)):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

@@ -10,22 +10,50 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bpnjax import modulation
-from bpnjax.programs import Data, Problem, TrainState, _View
+from bpnjax.programs import Data, Problem, TrainState, View
 
 
-class Accuracies(NamedTuple):
-    """Accuracy on each task, f32 ``[T]``; NaN where a task was not tested."""
+class Correct(NamedTuple):
+    """How many test examples of each task were right, int32 ``[T]``; -1 where not tested.
+
+    Counts and not shares, so that the division is done once, on the host, in double precision.
+    """
 
     task_told: jax.Array
     task_masked: jax.Array
     task_inferred: jax.Array
 
 
+KINDS = Correct._fields
+
+
+def accuracies(correct: Correct, count, inferred_examples: int = 0) -> dict[str, np.ndarray]:
+    """Turns counts into accuracies.
+
+    Args:
+      correct: counts, int ``[..., T]``.
+      count: int ``[T]``, test examples of each task.
+      inferred_examples: how many of them task_inferred was measured on; 0 for all.
+
+    Returns:
+      ``{"task_told": float64 [..., T], ...}``, NaN where not tested.
+    """
+    count = np.asarray(count, np.float64)
+    limit = np.minimum(count, inferred_examples or np.inf)
+    found = {}
+    for name, hits in correct._asdict().items():
+        hits = np.asarray(hits)
+        of = limit if name == "task_inferred" else count
+        found[name] = np.where(hits < 0, np.nan, hits / of)
+    return found
+
+
 def evaluate(
     problem: Problem, key, state: TrainState, data: Data, row, infer, in_training=False
-) -> Accuracies:
+) -> Correct:
     """Tests tasks 0 to ``row`` in one program.
 
     Args:
@@ -39,7 +67,7 @@ def evaluate(
       in_training: static; the last task has not been stored yet, take its mode from ``learned``.
 
     Returns:
-      `Accuracies`.
+      `Correct`.
     """
     method, config = problem.method, problem.config
     kept = state.method
@@ -60,8 +88,8 @@ def evaluate(
         x, y = view.examples(split, task * width + jnp.minimum(within, width - 1))
         return x, y, within < count
 
-    def told(task, accuracies):
-        view = _View(problem, key, data, task)
+    def told(task, correct_of):
+        view = View(problem, key, data, task)
         count = split.count[task]
 
         def one(i, correct):
@@ -72,12 +100,12 @@ def evaluate(
             return correct + jnp.array(hits)
 
         correct = jax.lax.fori_loop(0, -(-count // batch), one, jnp.zeros(2, jnp.int32))
-        return accuracies.at[:, task].set(correct / count)
+        return correct_of.at[:, task].set(correct)
 
     limit = config.evaluate.inferred_examples or width
 
-    def inferred(task, accuracies):
-        view = _View(problem, key, data, task)
+    def inferred(task, correct_of):
+        view = View(problem, key, data, task)
         count = jnp.minimum(split.count[task], limit)
 
         def one(i, correct):
@@ -99,12 +127,13 @@ def evaluate(
             return correct + jnp.sum(real & (answer == y))
 
         correct = jax.lax.fori_loop(0, -(-count // batch), one, jnp.int32(0))
-        return accuracies.at[task].set(correct / count)
+        return correct_of.at[task].set(correct)
 
-    unknown = jnp.full((2, problem.num_tasks), jnp.nan)
-    accuracy_told, accuracy_masked = jax.lax.fori_loop(0, row + 1, told, unknown)
-    if not method.told_task:  # nothing to infer: every task gets the same network
-        return Accuracies(accuracy_told, accuracy_masked, accuracy_told)
+    unknown = jnp.full((2, problem.num_tasks), -1, jnp.int32)
+    right_told, right_masked = jax.lax.fori_loop(0, row + 1, told, unknown)
+    if not method.told_task:
+        # Every task gets the same network: not told is told, and costs no pass of its own.
+        return Correct(right_told, right_masked, right_told)
     tested = jnp.where(infer, row + 1, 0)
-    accuracy_inferred = jax.lax.fori_loop(0, tested, inferred, unknown[0])
-    return Accuracies(accuracy_told, accuracy_masked, accuracy_inferred)
+    right_inferred = jax.lax.fori_loop(0, tested, inferred, unknown[0])
+    return Correct(right_told, right_masked, right_inferred)

@@ -5,7 +5,6 @@ range of steps are traced, so each compiles once for a sequence of any length; w
 adds `jax.vmap` over seeds, `jax.pmap` over devices, and `jax.jit`.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -156,7 +155,7 @@ def run_steps(
         return tree if axis is None else jax.lax.psum(tree, axis)
 
     slots, count = _epoch_slots(problem, _fold(key, _ORDER, task, epoch), data.train, task)
-    view = _View(problem, key, data, task)
+    view = View(problem, key, data, task)
     mode = view.mode(method.mode(state.method, task))
 
     def loss(params, x, y, weight):
@@ -244,7 +243,7 @@ def _epoch_slots(problem: Problem, key, split: Split, task):
     return slots[jnp.argsort(draws)], jnp.sum(real)
 
 
-class _View(NamedTuple):
+class View(NamedTuple):
     """How a task sees the pictures: normalised, and with permuted pixels where so chosen."""
 
     problem: Problem
@@ -300,7 +299,7 @@ class _View(NamedTuple):
 
 
 def _task_fisher(problem: Problem, key, core, kept, data: Data, task, kind):
-    view = _View(problem, key, data, task)
+    view = View(problem, key, data, task)
     params, mode = view.params(core), view.mode(problem.method.mode(kept, task))
     split = data.train
     width = split.index.shape[1]
@@ -321,5 +320,3 @@ def _task_fisher(problem: Problem, key, core, kept, data: Data, task, kind):
     sums = jax.lax.fori_loop(0, -(-count // batch), add, zeros)
     return view.restore(jax.tree.map(lambda s: s / count, sums))
 
-
-Program = Callable[..., Any]

@@ -53,8 +53,8 @@ class Method(NamedTuple):
     """(core, state, task, fisher, spec) -> state, after a task; fisher(kind) is its Fisher."""
     for_eval: Callable = lambda core, state, task: core
     """(core, state, task) -> the shared parameters to answer a task with."""
-    stored: Callable = lambda state: ()
-    """(state) -> the arrays ``[T, ...]`` that must be kept on disk to answer later."""
+    stored: Callable = lambda state: {}
+    """(state) -> what must be kept to answer tasks later, a dict of trees: a ``bank``, ..."""
 
 
 def chain(name: str, *methods: Method, paper: str = "") -> Method:
@@ -110,6 +110,13 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
             core = method.for_eval(core, state, task)
         return core
 
+    def stored(states):
+        kept = {}
+        for method, state in zip(methods, states, strict=True):
+            for name, tree in method.stored(state).items():
+                kept[name] = modulation.merge(kept.get(name, {}), tree)
+        return kept
+
     return Method(
         name=name,
         paper=paper,
@@ -125,6 +132,6 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
         store=store,
         consolidate=consolidate,
         for_eval=for_eval,
-        stored=lambda states: tuple(m.stored(s) for m, s in zip(methods, states, strict=True)),
+        stored=stored,
     )
 

@@ -74,7 +74,7 @@ def _make(name, rules):
         mode=modulation.select,
         train_mode=train_mode,
         store=store,
-        stored=lambda state: state,
+        stored=lambda state: {"bank": state},
     )
 
 

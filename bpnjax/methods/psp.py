@@ -23,5 +23,5 @@ PSP = Method(
     told_task=True,
     init=init,
     mode=modulation.select,
-    stored=lambda state: (),  # a seed for all tasks
+    stored=lambda state: {"bank": state},
 )

@@ -33,5 +33,5 @@ STL = Method(
     restarts=True,
     store=store,
     for_eval=for_eval,
-    stored=lambda state: state,
+    stored=lambda state: {"cores": state},
 )

@@ -1,0 +1,134 @@
+"""Checkpoints that survive a kill at any moment: Orbax for the arrays, a manifest that seals each.
+
+A checkpoint is a folder written by Orbax and beside it ``<name>.json``, which holds the run's
+record (position, accuracies so far, times) and size and checksum of each file. The manifest is
+written last and moved into place whole, so what has none is unfinished and what does not match it
+is damaged; either way the one before it serves.
+"""
+
+import json
+import logging
+import os
+import pathlib
+import shutil
+import warnings
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+
+from bpnjax.errors import UserError
+
+
+class Position(NamedTuple):
+    """Where a run stands: the next thing to do is this step of this epoch of this task."""
+
+    task: int
+    epoch: int
+    step: int
+
+
+def _name(position: Position) -> str:
+    return f"{position.task:05d}-{position.epoch:05d}-{position.step:09d}"
+
+
+def _files(folder: pathlib.Path) -> dict[str, list[int]]:
+    return {
+        str(path.relative_to(folder)): [path.stat().st_size, zlib.crc32(path.read_bytes())]
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _checkpointer():
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
+
+
+def save(folder: pathlib.Path, position: Position, state: Any, record: dict, keep: int) -> None:
+    """Writes a checkpoint, then removes all but the newest ``keep``.
+
+    Args:
+      folder: the run's checkpoint folder.
+      position: where the run stands.
+      state: any pytree of arrays.
+      record: what else to keep, JSON.
+      keep: how many checkpoints stay.
+
+    Raises:
+      OSError: it could not be written; the earlier ones are untouched.
+    """
+    import orbax.checkpoint as ocp
+
+    folder.mkdir(parents=True, exist_ok=True)
+    target = (folder / _name(position)).resolve()
+    with _checkpointer() as checkpointer:
+        checkpointer.save(target, args=ocp.args.StandardSave(state), force=True)
+    manifest = {"position": position._asdict(), "record": record, "files": _files(target)}
+    write_atomically(folder / f"{target.name}.json", json.dumps(manifest))
+    sealed = sorted(path.stem for path in folder.glob("*.json"))
+    for path in folder.iterdir():
+        if path.is_dir() and path.name not in sealed[-keep:]:
+            (folder / f"{path.name}.json").unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def restore_latest(folder: pathlib.Path, abstract: Any) -> tuple[Position, Any, dict] | None:
+    """Reads the newest checkpoint that is whole.
+
+    Args:
+      folder: the run's checkpoint folder.
+      abstract: the state's structure, shapes and dtypes (`jax.eval_shape`).
+
+    Returns:
+      Position, state and record; None where no checkpoint was ever finished.
+
+    Raises:
+      UserError: there are checkpoints, but all are damaged.
+    """
+    import orbax.checkpoint as ocp
+
+    manifests = sorted(folder.glob("*.json"), reverse=True)
+    for path in manifests:
+        target = (folder / path.stem).resolve()
+        try:
+            manifest = json.loads(path.read_text())
+            if _files(target) != manifest["files"]:
+                raise ValueError("its files are not what was written")
+            position = Position(**manifest["position"])
+            with warnings.catch_warnings(), _checkpointer() as checkpointer:
+                warnings.simplefilter("ignore")  # of the sharding, which the target gives
+                state = checkpointer.restore(target, args=ocp.args.StandardRestore(abstract))
+            return position, state, manifest["record"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            warnings.warn(
+                f"checkpoint {target.name} is damaged ({str(error).splitlines()[0]}); "
+                "going back to the one before it",
+                stacklevel=2,
+            )
+    if manifests:
+        raise UserError(
+            f"workdir: every checkpoint in {folder} is damaged; delete that folder or pass "
+            "--overwrite to start afresh"
+        )
+    return None
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that at any moment either the old or the new content is there."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    partial.replace(path)
+
+
+def abstract_like(state) -> Any:
+    """The structure of a state for `restore_latest`: shapes, dtypes, on the default device."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), state
+    )

@@ -1,0 +1,56 @@
+"""A trained model as safetensors: shared parameters, bank, key seeds, and how to build it again."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+from flax import traverse_util
+from safetensors.numpy import save_file
+
+from bpnjax.checkpoint import write_atomically
+from bpnjax.modulation import KeySeeds
+from bpnjax.programs import Problem, TrainState
+
+
+def _plain_arrays(tree, prefix: str) -> dict[str, np.ndarray]:
+    flat = traverse_util.flatten_dict(tree, sep="/", is_leaf=lambda _, n: isinstance(n, KeySeeds))
+    arrays = {}
+    for name, leaf in flat.items():
+        if isinstance(leaf, KeySeeds):
+            leaf = jax.random.key_data(leaf.seed)
+            name = f"{name}_seed"
+        arrays[f"{prefix}/{name}"] = np.ascontiguousarray(np.asarray(leaf))
+    return arrays
+
+
+def save_models(workdir: pathlib.Path, problem: Problem, state: TrainState, num_seeds: int) -> None:
+    """Writes ``model.safetensors`` (the first seed) and ``model_seed_<i>.safetensors`` (others).
+
+    Names in the file: ``core/<path>`` the shared parameters; ``bank/<layer>/bias`` f32 [T, K];
+    ``bank/<layer>/key_seed`` uint32 [2], from which `bpnjax.modulation.KeySeeds` draws the layer's
+    keys; ``cores/<path>`` [T, ...] for stl. The metadata hold the configuration as JSON.
+
+    Args:
+      workdir: the run's folder.
+      problem: the static side of the run.
+      state: the final state, with a leading seed axis if there are several.
+      num_seeds: how many.
+    """
+    config = problem.config
+    metadata = {
+        "format": "bpnjax-1",
+        "method": config.method,
+        "num_tasks": str(problem.num_tasks),
+        "config": json.dumps(config.to_dict()),
+    }
+    for seed in range(num_seeds):
+        one = state if num_seeds == 1 else jax.tree.map(lambda leaf, s=seed: leaf[s], state)
+        arrays = _plain_arrays(one.core, "core")
+        for name, tree in problem.method.stored(one.method).items():
+            arrays |= _plain_arrays(tree, name)
+        name = "model" if seed == 0 else f"model_seed_{config.seed + seed}"
+        partial = workdir / f".{name}.partial"
+        save_file(arrays, partial, metadata | {"seed": str(config.seed + seed)})
+        partial.replace(workdir / f"{name}.safetensors")
+    write_atomically(workdir / "model.json", json.dumps(metadata, indent=1) + "\n")

@@ -1,0 +1,109 @@
+"""The command: flags in, a run, an exit code out.
+
+    python -m bpnjax.main --config=configs/digits.py [--config.FIELD=VALUE ...] [--workdir=DIR]
+"""
+
+import os
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from bpnjax import config as configuration
+from bpnjax.errors import UserError
+
+USAGE = """usage: python -m bpnjax.main --config=FILE [--config.FIELD=VALUE ...] [--workdir=DIR] [--overwrite]
+
+  --config=FILE          a Python file with get_config(), as configs/digits.py
+  --config.FIELD=VALUE   changes a field of it, as --config.train.epochs=3
+  --workdir=DIR          where results go (default: runs/<name>/<method>)
+  --overwrite            start afresh in a folder that holds a run
+  --help                 this text, and the fields with their defaults"""
+
+
+def parse(arguments: list[str]):
+    """Reads the command line.
+
+    Args:
+      arguments: without the program's name.
+
+    Returns:
+      The configuration, the workdir (a `pathlib.Path`) and whether to overwrite; None for
+      ``--help``.
+
+    Raises:
+      UserError: anything that cannot be understood.
+    """
+    if {"--help", "-h", "--helpfull"} & set(arguments):
+        return None
+    names = [a.lstrip("-").split("=", 1)[0] for a in arguments]
+    if "config" not in names:
+        raise UserError("--config: missing; name a config file, as --config=configs/digits.py")
+    at = names.index("config")
+    path = arguments[at].split("=", 1)[1] if "=" in arguments[at] else "".join(arguments[at + 1 : at + 2])
+    rest = [a for i, a in enumerate(arguments) if i != at and ("=" in arguments[at] or i != at + 1)]
+    config = configuration.load_file(path)
+    for argument in rest:
+        name = argument.lstrip("-").split("=", 1)[0]
+        if argument.startswith("-") and name.startswith("config."):
+            configuration.check_field(config, name.removeprefix("config."))
+
+    values = flags.FlagValues()
+    argv = ["bpnjax", *rest]
+    flags.DEFINE_string("workdir", "", "", flag_values=values)
+    flags.DEFINE_boolean("overwrite", False, "", flag_values=values)
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    try:
+        left = values(argv)
+    except flags.Error as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"{text.replace('flag --config.', '')}; see --help") from error
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"--config: {' '.join(str(error).split())}; see --help") from error
+    if left[1:]:
+        raise UserError(f"{left[1]!r} is no flag; write --config.FIELD=VALUE, or see --help")
+    config = values.config
+    configuration.validate(config)
+    workdir = values.workdir or os.path.join("runs", config.name, config.method)
+    return config, pathlib.Path(workdir), values.overwrite
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    try:
+        parsed = parse(arguments)
+        if parsed is None:
+            print(USAGE + "\n\nfields:")
+            for field, value in configuration.flatten(configuration.default()).items():
+                print(f"  {field} = {value!r}")
+            return 0
+        config, folder, overwrite = parsed
+        # Imported late: --help and a wrong flag need not wait for JAX.
+        from bpnjax import train, workdir, writers
+
+        if workdir.check(folder, config, overwrite):
+            print(f"{folder} holds this run, complete; pass --overwrite to run it again")
+            return 0
+        try:
+            result = train.train_and_evaluate(config, folder, overwrite)
+        except train.LossNotFinite as error:
+            print(f"bpnjax: {error}", file=sys.stderr)
+            return 1
+    except UserError as error:
+        print(f"bpnjax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bpnjax: interrupted; the same command goes on at the last checkpoint", file=sys.stderr)
+        return 1
+    print(writers.table(result, result["class_names"]))
+    print(f"results in {folder}")
+    return 0
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""What a run stores, counted from its arrays."""
+
+import jax
+import numpy as np
+
+from bpnjax.modulation import KeySeeds
+from bpnjax.programs import Problem, TrainState
+
+
+def _elements(tree) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def _is_seed(node) -> bool:
+    return isinstance(node, KeySeeds)
+
+
+def _bytes(tree) -> int:
+    return sum(
+        int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+    )
+
+
+def report(problem: Problem, state: TrainState) -> dict:
+    """Counts parameters and bytes of one seed's state.
+
+    Args:
+      problem: the static side of a run.
+      state: the state of one seed, or its shapes.
+
+    Returns:
+      - core_parameters: numbers in the shared parameters.
+      - parameters_per_task, bytes_per_task: what must be kept on disk for each further task to
+        answer it later (mode biases, a whole network for stl). Keys come from one seed for all
+        tasks and cost nothing a task.
+      - training_bytes: everything alive during training: shared and learned parameters, optimizer
+        states, importance, anchors, banks.
+    """
+    stored = jax.tree.leaves(problem.method.stored(state.method), is_leaf=_is_seed)
+    per_task = [
+        jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in stored if not _is_seed(leaf)
+    ]
+    return {
+        "core_parameters": _elements(state.core),
+        "parameters_per_task": _elements(per_task),
+        "bytes_per_task": _bytes(per_task),
+        "training_bytes": _bytes(state),
+    }

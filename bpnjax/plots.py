@@ -1,0 +1,117 @@
+"""Pictures of a run, drawn from its result files and nothing else.
+
+    python -m bpnjax.plots WORKDIR ...
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+from bpnjax.writers import plain_nan
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def accuracy_matrix(workdir: pathlib.Path) -> pathlib.Path:
+    """Draws the accuracy matrices of a run, mean over seeds, one panel for each accuracy.
+
+    Args:
+      workdir: of a complete run.
+
+    Returns:
+      The picture's path.
+    """
+    pyplot = _pyplot()
+    result = json.loads((workdir / "result.json").read_text())
+    kinds = {k: np.asarray(plain_nan(m), float).mean(0) for k, m in result["accuracy"].items()}
+    tasks = len(next(iter(kinds.values())))
+    side = 3.4 if tasks <= 20 else 4.2
+    figure, axes = pyplot.subplots(1, len(kinds), figsize=(side * 3 + 1, side + 0.6), sharey=True)
+    for axis, (name, matrix) in zip(axes, kinds.items(), strict=True):
+        # Rows that were not tested are left out, so that the pictures of long sequences show all.
+        rows = [i for i in range(tasks) if not np.isnan(matrix[i]).all()]
+        image = axis.imshow(matrix[rows], vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        axis.set_title(name)
+        axis.set_xlabel("tested on task")
+        axis.set_yticks(range(len(rows)), [str(i + 1) for i in rows])
+        axis.set_xticks(range(tasks) if tasks <= 20 else range(0, tasks, 10))
+        axis.set_xticklabels([str(t + 1) for t in axis.get_xticks()])
+        if tasks <= 10:
+            for y, i in enumerate(rows):
+                for j in range(i + 1):
+                    if not np.isnan(matrix[i, j]):
+                        color = "black" if matrix[i, j] > 0.6 else "white"
+                        axis.text(j, y, f"{matrix[i, j]:.2f}", ha="center", va="center",
+                                  color=color, fontsize=7)  # fmt: skip
+    axes[0].set_ylabel("after training task")
+    figure.colorbar(image, ax=axes, label="accuracy", shrink=0.9)
+    seeds = f", mean of {result['num_seeds']} seeds" if result["num_seeds"] > 1 else ""
+    figure.suptitle(f"{result['name']}, {result['method']}{seeds}")
+    path = workdir / "accuracy_matrix.png"
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+    return path
+
+
+def learning_curves(workdir: pathlib.Path) -> pathlib.Path:
+    """Draws the training loss, and the told accuracy of each task, against the steps trained.
+
+    Args:
+      workdir: of a complete run.
+
+    Returns:
+      The picture's path.
+    """
+    pyplot = _pyplot()
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["kind"] == "train"]
+    tests = [line for line in lines if line["kind"] == "evaluate"]
+    result = json.loads((workdir / "result.json").read_text())
+    figure, (top, bottom) = pyplot.subplots(2, 1, figsize=(8, 6), sharex=True)
+    top.plot([l["total_steps"] for l in train], [np.mean(l["loss"]) for l in train], lw=1)
+    top.set_yscale("log")
+    top.set_ylabel("training loss")
+    tasks = len(result["accuracy"]["task_told"][0])
+    colors = pyplot.get_cmap("viridis")(np.linspace(0, 0.95, tasks))
+    for task in range(tasks):
+        points = [
+            (l["total_steps"], np.mean([row[task] for row in l["task_told"]]))
+            for l in tests
+            if l["task_told"][0][task] is not None
+        ]
+        if points:
+            label = f"task {task + 1}" if tasks <= 10 else None
+            bottom.plot(*zip(*points, strict=True), "o-", ms=3, lw=1, color=colors[task], label=label)
+    bottom.set_ylim(-0.02, 1.02)
+    bottom.set_xlabel("steps")
+    bottom.set_ylabel("task_told accuracy")
+    if tasks <= 10:
+        bottom.legend(fontsize=7, ncols=2)
+    for start in [l["total_steps"] for l in tests if l["task_finished"]]:
+        for axis in (top, bottom):
+            axis.axvline(start, color="0.85", lw=0.6, zorder=0)
+    figure.suptitle(f"{result['name']}, {result['method']}")
+    path = workdir / "learning_curves.png"
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+    return path
+
+
+def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Draws every picture of a complete run."""
+    return [accuracy_matrix(workdir), learning_curves(workdir)]
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        for picture in draw(pathlib.Path(argument)):
+            print(picture)

@@ -1,0 +1,302 @@
+"""The loop: tasks, epochs, evaluation, checkpoints. All computing is in `bpnjax.programs`."""
+
+import importlib.metadata
+import pathlib
+import platform
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpnjax import checkpoint, export, memory, metrics, parallel, programs, writers
+from bpnjax.checkpoint import Position
+from bpnjax.data import TaskSequence, load_sequence
+from bpnjax.evaluate import KINDS, accuracies, evaluate
+from bpnjax.workdir import claim
+
+
+class LossNotFinite(RuntimeError):
+    """Training met a loss that is NaN or infinite."""
+
+
+class Programs(NamedTuple):
+    """The compiled programs of a run."""
+
+    init: Any
+    begin_task: Any
+    run_steps: Any
+    end_task: Any
+    evaluate: Any
+    evaluate_in_training: Any
+
+
+def compile_programs(problem, clock, num_seeds: int, num_devices: int) -> Programs:
+    """Wraps the per-seed functions for seeds and devices; nothing is compiled before its use."""
+
+    def make(function, devices=1, over_seeds=(0, 1), **static):
+        donate = (1,) if function in (programs.begin_task, programs.run_steps, programs.end_task) else ()
+        bound = partial(function, problem, **static)
+        return parallel.program(bound, clock, num_seeds, devices, over_seeds, donate)
+
+    return Programs(
+        init=make(programs.init_state, over_seeds=(0,)),
+        begin_task=make(programs.begin_task),
+        run_steps=make(programs.run_steps, devices=num_devices),
+        end_task=make(programs.end_task),
+        evaluate=make(evaluate),
+        evaluate_in_training=make(evaluate, in_training=True),
+    )
+
+
+def seed_keys(config):
+    """The PRNG key of each seed: ``[num_seeds]``, or a scalar for one seed."""
+    if config.num_seeds == 1:
+        return jax.random.key(config.seed)
+    return jnp.stack([jax.random.key(config.seed + s) for s in range(config.num_seeds)])
+
+
+def new_record(config, num_tasks: int) -> dict:
+    """What a run knows besides its state: accuracies so far and times."""
+    empty = np.full((config.num_seeds, num_tasks, num_tasks), np.nan)
+    return {
+        "accuracy": {kind: empty.copy() for kind in KINDS},
+        "train_seconds": 0.0,
+        "evaluate_seconds": 0.0,
+        "compile_seconds": 0.0,
+        "examples": 0.0,
+        "total_steps": 0,
+        "metrics_length": 0,
+    }
+
+
+def train_and_evaluate(config, workdir: str | pathlib.Path, overwrite: bool = False) -> dict:
+    """Trains a sequence of tasks, tests it, and leaves everything in a folder.
+
+    A run that was cut goes on from its newest whole checkpoint and gives what it would have given.
+
+    Args:
+      config: a validated configuration.
+      workdir: the run's folder.
+      overwrite: remove an earlier run from the folder, once it is sure that this one can start.
+
+    Returns:
+      The result, as in ``result.json`` (arrays where that has lists).
+
+    Raises:
+      UserError: data, folder or checkpoints cannot be used.
+      LossNotFinite: the loss was NaN or infinite; the last good checkpoint stays.
+    """
+    workdir = pathlib.Path(workdir)
+    num_devices = parallel.choose_devices(config.devices, config.train.batch_size)
+    sequence = load_sequence(config)
+    run = _Run(config, workdir, sequence, num_devices)
+    claim(workdir, config, overwrite)
+    run.restore_or_start()
+    try:
+        run.all_tasks()
+    finally:
+        run.progress.close()
+    return run.finish()
+
+
+class _Run:
+    """The host side of one run: position, record and files, threaded through the loop."""
+
+    def __init__(self, config, workdir, sequence: TaskSequence, num_devices: int):
+        self.config, self.workdir, self.sequence = config, workdir, sequence
+        self.problem = programs.make_problem(config, sequence)
+        self.clock = parallel.Clock()
+        self.programs = compile_programs(self.problem, self.clock, config.num_seeds, num_devices)
+        self.data = programs.put_on_device(sequence)
+        self.keys = seed_keys(config)
+        self.stages = [sequence.num_tasks - 1] if self.problem.method.joint else range(
+            sequence.num_tasks
+        )
+        self.steps = {t: programs.steps_per_epoch(self.problem, sequence, t) for t in self.stages}
+
+    def restore_or_start(self):
+        self.state = self.programs.init(self.keys)
+        self.record = new_record(self.config, self.sequence.num_tasks)
+        self.position = Position(self.stages[0], 0, 0)
+        found = checkpoint.restore_latest(
+            self.workdir / "checkpoints", checkpoint.abstract_like(self.state)
+        )
+        if found is not None:
+            self.position, self.state, self.record = found
+            self.record["accuracy"] = {
+                kind: np.array(writers.plain_nan(matrix), float)
+                for kind, matrix in self.record["accuracy"].items()
+            }
+        self.log = writers.MetricsLog(
+            self.workdir / "metrics.jsonl", self.record["metrics_length"]
+        )
+        total = self.config.train.epochs * sum(self.steps.values())
+        self.progress = writers.Progress(total, self.record["total_steps"])
+        if found is not None:
+            task, epoch, step = self.position
+            self.progress.line(
+                f"going on at task {min(task + 1, self.sequence.num_tasks)}, epoch {epoch + 1}, "
+                f"step {step} (checkpoint in {self.workdir / 'checkpoints'})"
+            )
+
+    def all_tasks(self):
+        for task in self.stages:
+            if task < self.position.task:
+                continue
+            if (self.position.epoch, self.position.step) == (0, 0):
+                self.state = self.programs.begin_task(self.keys, self.state, jnp.int32(task))
+            self.train_task(task)
+            self.state = self.timed("train_seconds", self.programs.end_task, task)
+            self.position = Position(task + 1, 0, 0)
+            last = task == self.stages[-1]
+            if last or (task + 1) % self.config.evaluate.every_tasks == 0:
+                self.test(task, finished=True)
+            if last or (task + 1) % self.config.checkpoint.every_tasks == 0:
+                self.save()
+
+    def timed(self, kind, program, task, *more):
+        """Runs a program on the state and adds its time, without compiling, to the record."""
+        compiled, started = self.clock.compile_seconds, time.perf_counter()
+        numbers = [jnp.int32(n) for n in more]
+        out = program(self.keys, self.state, self.data, jnp.int32(task), *numbers)
+        jax.block_until_ready(out)
+        compiling = self.clock.compile_seconds - compiled
+        self.record["compile_seconds"] += compiling
+        self.record[kind] += time.perf_counter() - started - compiling
+        return out
+
+    def train_task(self, task):
+        config, steps = self.config, self.steps[task]
+        every = config.checkpoint.every_steps or config.train.epochs * steps + 1
+        for epoch in range(self.position.epoch, config.train.epochs):
+            step = self.position.step
+            while step < steps:
+                done = epoch * steps + step  # in this task
+                stop = min(steps, step + every - done % every)
+                self.train_range(task, epoch, step, stop)
+                step = stop
+                self.position = Position(task, epoch, step)
+                if (epoch * steps + step) % every == 0 and step < steps:
+                    self.save()
+            self.position = Position(task, epoch + 1, 0)
+            if config.evaluate.every_epochs and (epoch + 1) % config.evaluate.every_epochs == 0:
+                self.test(task, finished=False)
+            if ((epoch + 1) * steps) % every == 0:
+                self.save()
+
+    def train_range(self, task, epoch, start, stop):
+        before = self.record["train_seconds"]
+        self.state, sums = self.timed(
+            "train_seconds", self.programs.run_steps, task, epoch, start, stop
+        )
+        seconds = self.record["train_seconds"] - before
+        sums = jax.tree.map(lambda leaf: np.atleast_1d(np.asarray(leaf)), sums)
+        bad = int(sums.bad_step.max())
+        if bad >= 0:
+            raise LossNotFinite(
+                f"the loss is not finite at task {task + 1}, epoch {epoch + 1}, step "
+                f"{int(sums.bad_step[sums.bad_step >= 0].min()) + 1}; the last good checkpoint "
+                f"stays in {self.workdir / 'checkpoints'}; lower train.learning_rate or bd.epsilon"
+            )
+        examples = float(sums.examples.sum())
+        self.record["examples"] += examples
+        self.record["total_steps"] += stop - start
+        loss = sums.loss / sums.examples
+        rate = examples / max(seconds, 1e-9)
+        self.log.write(
+            kind="train", task=task + 1, epoch=epoch + 1, step=stop,
+            total_steps=self.record["total_steps"], loss=loss,
+            accuracy=sums.correct / sums.examples, examples_per_second=rate,
+        )  # fmt: skip
+        self.progress.update(
+            stop - start, task + 1, self.sequence.num_tasks, epoch + 1,
+            self.config.train.epochs, float(loss.mean()), rate,
+        )  # fmt: skip
+
+    def test(self, task, finished):
+        last = task == self.stages[-1]
+        infer = finished and (self.config.evaluate.inferred_rows == "all" or last)
+        which = self.programs.evaluate if finished else self.programs.evaluate_in_training
+        correct = self.timed("evaluate_seconds", which, task, infer)
+        limit = self.config.evaluate.inferred_examples if self.problem.method.told_task else 0
+        found = accuracies(correct, self.sequence.test.count, limit)
+        found = {kind: np.atleast_2d(values) for kind, values in found.items()}
+        if finished:
+            for kind, values in found.items():
+                self.record["accuracy"][kind][:, task] = values
+        self.log.write(
+            kind="evaluate", task=task + 1, task_finished=finished,
+            total_steps=self.record["total_steps"], **found,
+        )  # fmt: skip
+        if finished:
+            means = {kind: np.nanmean(v) for kind, v in found.items() if not np.isnan(v).all()}
+            text = ", ".join(f"{kind} {mean:.4f}" for kind, mean in means.items())
+            self.progress.line(
+                f"task {task + 1}/{self.sequence.num_tasks} done: mean over the tasks so far: {text}"
+            )
+
+    def save(self):
+        self.record["metrics_length"] = self.log.length
+        checkpoint.save(
+            self.workdir / "checkpoints",
+            self.position,
+            self.state,
+            writers.plain(self.record),
+            self.config.checkpoint.keep,
+        )
+
+    def finish(self) -> dict:
+        config, record = self.config, self.record
+        one = jax.eval_shape(partial(programs.init_state, self.problem), jax.random.key(0))
+        per_seed = memory.report(self.problem, one)
+        published = config.paper.get(config.method, {})
+        result = {
+            "name": config.name,
+            "method": config.method,
+            "seed": config.seed,
+            "num_seeds": config.num_seeds,
+            "config": config.to_dict(),
+            "versions": versions(),
+            "device": device_name(),
+            "accuracy": record["accuracy"],
+            "summary": {k: metrics.summarise(m) for k, m in record["accuracy"].items()},
+            "memory": per_seed,
+            "paper": dict(published),
+            "time": {
+                "train_seconds": record["train_seconds"],
+                "evaluate_seconds": record["evaluate_seconds"],
+                "compile_seconds": record["compile_seconds"],
+                "examples_per_second": record["examples"] / max(record["train_seconds"], 1e-9),
+            },
+            "class_names": [
+                [self.sequence.class_names[c] for c in np.flatnonzero(row)]
+                for row in self.sequence.classes
+            ],
+        }
+        export.save_models(self.workdir, self.problem, self.state, config.num_seeds)
+        writers.write_result(self.workdir, result)
+        from bpnjax import plots
+
+        plots.draw(self.workdir)
+        return result
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("bpnjax", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
+
+
+def device_name() -> str:
+    """The devices in words, as ``2 x cpu``."""
+    return f"{jax.local_device_count()} x {jax.devices()[0].device_kind}"
+

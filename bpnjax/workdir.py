@@ -1,0 +1,79 @@
+"""The folder of a run: may it be used, and for this configuration?"""
+
+import json
+import os
+import pathlib
+import shutil
+
+from bpnjax.checkpoint import write_atomically
+from bpnjax.config import differences, flatten
+from bpnjax.errors import UserError
+from bpnjax.writers import plain
+
+_LEFT_BY_A_RUN = (
+    "config.json", "metrics.jsonl", "result.json", "accuracy.csv", "model.json",
+    "model*.safetensors", "accuracy_matrix.png", "learning_curves.png",
+)  # fmt: skip
+
+
+def check(workdir: pathlib.Path, config, overwrite: bool) -> bool:
+    """Looks whether a folder may take a run; changes nothing.
+
+    Args:
+      workdir: the folder; need not exist.
+      config: the run's configuration.
+      overwrite: an earlier run in it will be removed.
+
+    Returns:
+      Whether the folder already holds this run, complete.
+
+    Raises:
+      UserError: it is a file, cannot be written, or holds a run of another configuration.
+    """
+    existing = next(place for place in (workdir, *workdir.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise UserError(f"--workdir: {existing} is a file; name a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir: cannot write to {existing}; name another folder")
+    saved = workdir / "config.json"
+    if overwrite or not saved.exists():
+        return False
+    try:
+        old = json.loads(saved.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"--workdir: {saved} is damaged ({error}); pass --overwrite to start afresh"
+        ) from error
+    found = differences(flatten(old), flatten(config))
+    if found:
+        raise UserError(
+            f"--workdir: {workdir} holds a run of another configuration ({'; '.join(found)}); "
+            "name another folder, or pass --overwrite"
+        )
+    return (workdir / "result.json").exists()
+
+
+def claim(workdir: pathlib.Path, config, overwrite: bool) -> None:
+    """Makes the folder this configuration's: call it when nothing can be refused any more.
+
+    Args:
+      workdir: the folder; made if it is not there.
+      config: the run's configuration, written to ``config.json``.
+      overwrite: remove what an earlier run left (and nothing else).
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            for pattern in _LEFT_BY_A_RUN:
+                for path in workdir.glob(pattern):
+                    path.unlink()
+            shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+        text = json.dumps(plain(config.to_dict()), indent=1) + "\n"
+        write_atomically(workdir / "config.json", text)
+    except OSError as error:
+        raise UserError(
+            f"--workdir: cannot write to {workdir} ({error.strerror}); name another folder"
+        ) from error
