@@ -2,6 +2,14 @@
 
 from bpnjax import importance, metrics, modulation, optim
 from bpnjax.modulation import modulated_apply, select
+from bpnjax.version import __version__
 
-__version__ = "0.1.0"
-__all__ = ["importance", "metrics", "modulated_apply", "modulation", "optim", "select"]
+__all__ = [
+    "__version__",
+    "importance",
+    "metrics",
+    "modulated_apply",
+    "modulation",
+    "optim",
+    "select",
+]

@@ -48,7 +48,7 @@ def _checkpointer():
 
 
 def save(folder: pathlib.Path, position: Position, state: Any, record: dict, keep: int) -> None:
-    """Writes a checkpoint, then removes all but the newest ``keep``.
+    """Writes a checkpoint, then removes all but it and the ``keep - 1`` before it.
 
     Args:
       folder: the run's checkpoint folder.
@@ -68,7 +68,9 @@ def save(folder: pathlib.Path, position: Position, state: Any, record: dict, kee
         checkpointer.save(target, args=ocp.args.StandardSave(state), force=True)
     manifest = {"position": position._asdict(), "record": record, "files": _files(target)}
     write_atomically(folder / f"{target.name}.json", json.dumps(manifest))
-    sealed = sorted(path.stem for path in folder.glob("*.json"))
+    # Later ones are damaged, else the run would have gone on from them: they must not take the
+    # place of good ones.
+    sealed = sorted(path.stem for path in folder.glob("*.json") if path.stem <= target.name)
     for path in folder.iterdir():
         if path.is_dir() and path.name not in sealed[-keep:]:
             (folder / f"{path.name}.json").unlink(missing_ok=True)
@@ -103,8 +105,9 @@ def restore_latest(folder: pathlib.Path, abstract: Any) -> tuple[Position, Any, 
                 state = checkpointer.restore(target, args=ocp.args.StandardRestore(abstract))
             return position, state, manifest["record"]
         except (ValueError, KeyError, TypeError, OSError) as error:
+            why = str(error).split("\n", 1)[0] or type(error).__name__
             warnings.warn(
-                f"checkpoint {target.name} is damaged ({str(error).splitlines()[0]}); "
+                f"checkpoint {target.name} is damaged ({why}); "
                 "going back to the one before it",
                 stacklevel=2,
             )

@@ -1,10 +1,10 @@
 """The run configuration: every field with its meaning, and the checks that say what to change."""
 
 import difflib
-import importlib.util
 import math
 import pathlib
 import re
+import types
 
 from ml_collections import ConfigDict
 
@@ -116,6 +116,7 @@ _AT_LEAST = {
     "checkpoint.every_tasks": 1,
     "checkpoint.keep": 1,
 }
+_LARGEST_SEED = 2**31 - 1  # larger ones would be cut to 32 bits, or refused, by JAX
 _POSITIVE = ("train.learning_rate", "bd.epsilon", "bd.learning_rate")
 _NOT_NEGATIVE = ("ewc.strength", "ewc.decay")
 
@@ -163,11 +164,10 @@ def load_file(path: str) -> ConfigDict:
     if not file.is_file():
         raise UserError(f"--config: no file {path!r}; name a config file, as configs/digits.py")
     try:
-        module_spec = importlib.util.spec_from_file_location("bpnjax_config_file", file)
-        if module_spec is None:
-            raise UserError(f"--config: {path!r} is not a Python file (.py)")
-        module = importlib.util.module_from_spec(module_spec)
-        module_spec.loader.exec_module(module)
+        # Not by an import, which would write bytecode beside the file and might trust a stale one.
+        module = types.ModuleType("bpnjax_config_file")
+        module.__file__ = str(file)
+        exec(compile(file.read_bytes(), path, "exec"), module.__dict__)
         get_config = getattr(module, "get_config", None)
         if get_config is None:
             raise UserError(f"--config: {path} defines no get_config(); add one (see configs/)")
@@ -177,7 +177,7 @@ def load_file(path: str) -> ConfigDict:
     except BaseException as error:  # a user's file may raise anything, sys.exit included
         if isinstance(error, KeyboardInterrupt):
             raise
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        what = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
         raise UserError(f"--config: {path} raises {what}; mend that file") from error
     if not isinstance(config, ConfigDict):
         raise UserError(
@@ -187,7 +187,9 @@ def load_file(path: str) -> ConfigDict:
     reference = flatten(default())
     for field in flatten(config):
         if field not in reference and not field.startswith("paper."):
-            raise UserError(f"{field}: unknown config field in {path}; {_suggest(field, reference)}")
+            raise UserError(
+                f"{field}: unknown config field in {path}; {_suggest(field, reference)}"
+            )
     missing = [field for field in reference if field not in flatten(config)]
     if missing:
         raise UserError(
@@ -217,12 +219,18 @@ def validate(config: ConfigDict) -> None:
         fits = isinstance(value, expected) or (expected is float and isinstance(value, int))
         if not fits or (isinstance(value, bool) and expected is not bool):
             raise UserError(
-                f"{field}: {value!r} is a {type(value).__name__}; give a {expected.__name__}"
+                f"{field}: {value!r} is of type {type(value).__name__}; give one of type "
+                f"{expected.__name__}"
             )
-    choices = _CHOICES | {"method": tuple(methods.REGISTRY), "train.optimizer": tuple(optim.OPTIMIZERS)}
+    choices = _CHOICES | {
+        "method": tuple(methods.REGISTRY),
+        "train.optimizer": tuple(optim.OPTIMIZERS),
+    }
     for field, allowed in choices.items():
         if flat[field] not in allowed:
-            raise UserError(f"{field}: unknown value {flat[field]!r}; {_suggest(flat[field], allowed)}")
+            raise UserError(
+                f"{field}: unknown value {flat[field]!r}; {_suggest(flat[field], allowed)}"
+            )
     for field, least in _AT_LEAST.items():
         if flat[field] < least:
             raise UserError(f"{field}: {flat[field]} is below {least}; give at least {least}")
@@ -240,7 +248,8 @@ def validate(config: ConfigDict) -> None:
         if any(not isinstance(width, int) or width < 1 for width in flat[field]):
             raise UserError(f"{field}: {flat[field]} has a width below 1; give positive integers")
     resize = flat["dataset.resize"]
-    if resize and (len(resize) != 3 or min(resize) < 1 or resize[2] not in (1, 3)):
+    positive = all(isinstance(length, int) and length > 0 for length in resize)
+    if resize and not (positive and len(resize) == 3 and resize[2] in (1, 3)):
         raise UserError(
             f"dataset.resize: {resize} is no picture shape; give (height, width, 1 or 3)"
         )
@@ -251,7 +260,9 @@ def validate(config: ConfigDict) -> None:
             raise UserError(
                 f"{field}: {flat[field]!r} is no regular expression ({error}); mend it"
             ) from error
-    if flat["devices"] != "all" and not flat["devices"].isdigit():
+    if flat["seed"] > _LARGEST_SEED:
+        raise UserError(f"seed: {flat['seed']} is above {_LARGEST_SEED}; give at most that")
+    if flat["devices"] != "all" and not flat["devices"].isdecimal():
         raise UserError(f"devices: {flat['devices']!r} is neither 'all' nor a number; give one")
 
 

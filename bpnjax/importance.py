@@ -101,7 +101,7 @@ def _square_sums_by_vmap(model, params, mode, x, labels, weights, kind, key, nam
 
     pad = -x.shape[0] % chunk
     padded = [
-        jnp.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1)).reshape((-1, chunk) + a.shape[1:])
+        jnp.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1)).reshape((-1, chunk, *a.shape[1:]))
         for a in (x, labels, weights)
     ]
     sums, _ = jax.lax.scan(one_chunk, jax.tree.map(jnp.zeros_like, free), tuple(padded))
@@ -133,14 +133,12 @@ def fisher_sum(
     if kind not in FISHER_KINDS:
         raise ValueError(f"unknown Fisher kind {kind!r}; use one of {', '.join(FISHER_KINDS)}")
     if kind == "sampled" and key is None:
-        raise ValueError('the sampled Fisher draws labels: pass key=jax.random.key(...)')
+        raise ValueError("the sampled Fisher draws labels: pass key=jax.random.key(...)")
     weights = jnp.ones(x.shape[0]) if weights is None else weights
     flat = traverse_util.flatten_dict(params, sep="/")
     sums = {
         name: value
-        for name, value in _square_sums(
-            model, params, mode, x, labels, weights, kind, key
-        ).items()
+        for name, value in _square_sums(model, params, mode, x, labels, weights, kind, key).items()
         if name in flat  # a Dense layer without bias has no such leaf
     }
     rest = [name for name in flat if name not in sums]
@@ -198,7 +196,7 @@ def fisher(
     pad = -n % batch_size
     weights = (jnp.arange(n + pad) < n).astype(jnp.float32).reshape(-1, batch_size)
     batched = [
-        jnp.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1)).reshape((-1, batch_size) + a.shape[1:])
+        jnp.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1)).reshape((-1, batch_size, *a.shape[1:]))
         for a in (x, labels)
     ]
 

@@ -1,10 +1,11 @@
 """The command: flags in, a run, an exit code out.
 
-    python -m bpnjax.main --config=configs/digits.py [--config.FIELD=VALUE ...] [--workdir=DIR]
+python -m bpnjax.main --config=configs/digits.py [--config.FIELD=VALUE ...] [--workdir=DIR]
 """
 
 import os
 import pathlib
+import re
 import sys
 
 from absl import flags
@@ -13,7 +14,8 @@ from ml_collections import config_flags
 from bpnjax import config as configuration
 from bpnjax.errors import UserError
 
-USAGE = """usage: python -m bpnjax.main --config=FILE [--config.FIELD=VALUE ...] [--workdir=DIR] [--overwrite]
+USAGE = """usage: python -m bpnjax.main --config=FILE [--config.FIELD=VALUE ...]
+                             [--workdir=DIR] [--overwrite]
 
   --config=FILE          a Python file with get_config(), as configs/digits.py
   --config.FIELD=VALUE   changes a field of it, as --config.train.epochs=3
@@ -37,17 +39,25 @@ def parse(arguments: list[str]):
     """
     if {"--help", "-h", "--helpfull"} & set(arguments):
         return None
-    names = [a.lstrip("-").split("=", 1)[0] for a in arguments]
+    names = [a.lstrip("-").split("=", 1)[0] if a.startswith("-") else "" for a in arguments]
     if "config" not in names:
         raise UserError("--config: missing; name a config file, as --config=configs/digits.py")
+    if names.count("config") > 1:
+        raise UserError("--config: given more than once; name one config file")
     at = names.index("config")
-    path = arguments[at].split("=", 1)[1] if "=" in arguments[at] else "".join(arguments[at + 1 : at + 2])
+    path = (
+        arguments[at].split("=", 1)[1]
+        if "=" in arguments[at]
+        else "".join(arguments[at + 1 : at + 2])
+    )
     rest = [a for i, a in enumerate(arguments) if i != at and ("=" in arguments[at] or i != at + 1)]
     config = configuration.load_file(path)
-    for argument in rest:
-        name = argument.lstrip("-").split("=", 1)[0]
-        if argument.startswith("-") and name.startswith("config."):
+    for name in names:
+        if name.startswith("config."):
             configuration.check_field(config, name.removeprefix("config."))
+    # Of a field that is given again the last value counts; absl would join tuples.
+    last = {a.split("=", 1)[0]: i for i, a in enumerate(rest)}
+    rest = [a for i, a in enumerate(rest) if "=" not in a or last[a.split("=", 1)[0]] == i]
 
     values = flags.FlagValues()
     argv = ["bpnjax", *rest]
@@ -58,7 +68,15 @@ def parse(arguments: list[str]):
         left = values(argv)
     except flags.Error as error:
         text = " ".join(str(error).split())
-        raise UserError(f"{text.replace('flag --config.', '')}; see --help") from error
+        wrong = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
+        if wrong:
+            field, value = wrong.groups()
+            default = configuration.flatten(config)[field]
+            raise UserError(
+                f"{field}: {value!r} is no {type(default).__name__}; give one, as "
+                f"--config.{field}={default}"
+            ) from error
+        raise UserError(f"{text}; see --help") from error
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"--config: {' '.join(str(error).split())}; see --help") from error
     if left[1:]:
@@ -94,7 +112,9 @@ def run(arguments: list[str]) -> int:
         print(f"bpnjax: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("bpnjax: interrupted; the same command goes on at the last checkpoint", file=sys.stderr)
+        print(
+            "bpnjax: interrupted; the same command goes on at the last checkpoint", file=sys.stderr
+        )
         return 1
     print(writers.table(result, result["class_names"]))
     print(f"results in {folder}")

@@ -16,9 +16,7 @@ def _is_seed(node) -> bool:
 
 
 def _bytes(tree) -> int:
-    return sum(
-        int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
-    )
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def report(problem: Problem, state: TrainState) -> dict:

@@ -138,8 +138,8 @@ def modulated_apply(model: nn.Module, params, mode, x, *args, **kwargs):
       >>> x = jnp.ones((3, 5))
       >>> params = net.init(jax.random.key(0), x)["params"]
       >>> mode = {"layers_2": {"bias": jnp.array([0.0, 10.0])}}
-      >>> difference = bpnjax.modulated_apply(net, params, mode, x) - net.apply({"params": params}, x)
-      >>> difference.round(3).tolist()[0]
+      >>> plain = net.apply({"params": params}, x)
+      >>> (bpnjax.modulated_apply(net, params, mode, x) - plain).round(3).tolist()[0]
       [0.0, 10.0]
 
     Source: Wen et al. 2020 (arXiv 2009.13954), Eq. 1-4 (bias) and Alg. 3 (key); Cheung et al.
@@ -237,9 +237,7 @@ def key_bank(seed: jax.Array, layers: dict[str, Layer]) -> dict[str, dict[str, K
     Source: Cheung et al. 2019, binary superposition; keys fixed (the released code trains them).
     """
     return {
-        path: {
-            "key": KeySeeds(jax.random.fold_in(seed, zlib.crc32(path.encode())), layer.inputs)
-        }
+        path: {"key": KeySeeds(jax.random.fold_in(seed, zlib.crc32(path.encode())), layer.inputs)}
         for path, layer in layers.items()
     }
 

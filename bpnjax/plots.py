@@ -1,6 +1,6 @@
 """Pictures of a run, drawn from its result files and nothing else.
 
-    python -m bpnjax.plots WORKDIR ...
+python -m bpnjax.plots WORKDIR ...
 """
 
 import json
@@ -90,7 +90,9 @@ def learning_curves(workdir: pathlib.Path) -> pathlib.Path:
         ]
         if points:
             label = f"task {task + 1}" if tasks <= 10 else None
-            bottom.plot(*zip(*points, strict=True), "o-", ms=3, lw=1, color=colors[task], label=label)
+            bottom.plot(
+                *zip(*points, strict=True), "o-", ms=3, lw=1, color=colors[task], label=label
+            )
     bottom.set_ylim(-0.02, 1.02)
     bottom.set_xlabel("steps")
     bottom.set_ylabel("task_told accuracy")

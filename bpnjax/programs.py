@@ -5,6 +5,7 @@ range of steps are traced, so each compiles once for a sequence of any length; w
 adds `jax.vmap` over seeds, `jax.pmap` over devices, and `jax.jit`.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -263,8 +264,7 @@ class View(NamedTuple):
 
     @property
     def _size(self) -> int:
-        shape = self.data.train.images.shape[1:]
-        return int(jnp.prod(jnp.array(shape)))
+        return math.prod(self.data.train.images.shape[1:])
 
     def params(self, core):
         if not self._moves_rows:
@@ -319,4 +319,3 @@ def _task_fisher(problem: Problem, key, core, kept, data: Data, task, kind):
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), core)
     sums = jax.lax.fori_loop(0, -(-count // batch), add, zeros)
     return view.restore(jax.tree.map(lambda s: s / count, sums))
-

@@ -37,7 +37,9 @@ def compile_programs(problem, clock, num_seeds: int, num_devices: int) -> Progra
     """Wraps the per-seed functions for seeds and devices; nothing is compiled before its use."""
 
     def make(function, devices=1, over_seeds=(0, 1), **static):
-        donate = (1,) if function in (programs.begin_task, programs.run_steps, programs.end_task) else ()
+        donate = (
+            (1,) if function in (programs.begin_task, programs.run_steps, programs.end_task) else ()
+        )
         bound = partial(function, problem, **static)
         return parallel.program(bound, clock, num_seeds, devices, over_seeds, donate)
 
@@ -112,8 +114,8 @@ class _Run:
         self.programs = compile_programs(self.problem, self.clock, config.num_seeds, num_devices)
         self.data = programs.put_on_device(sequence)
         self.keys = seed_keys(config)
-        self.stages = [sequence.num_tasks - 1] if self.problem.method.joint else range(
-            sequence.num_tasks
+        self.stages = (
+            [sequence.num_tasks - 1] if self.problem.method.joint else range(sequence.num_tasks)
         )
         self.steps = {t: programs.steps_per_epoch(self.problem, sequence, t) for t in self.stages}
 
@@ -130,9 +132,7 @@ class _Run:
                 kind: np.array(writers.plain_nan(matrix), float)
                 for kind, matrix in self.record["accuracy"].items()
             }
-        self.log = writers.MetricsLog(
-            self.workdir / "metrics.jsonl", self.record["metrics_length"]
-        )
+        self.log = writers.MetricsLog(self.workdir / "metrics.jsonl", self.record["metrics_length"])
         total = self.config.train.epochs * sum(self.steps.values())
         self.progress = writers.Progress(total, self.record["total_steps"])
         if found is not None:
@@ -299,4 +299,3 @@ def versions() -> dict[str, str]:
 def device_name() -> str:
     """The devices in words, as ``2 x cpu``."""
     return f"{jax.local_device_count()} x {jax.devices()[0].device_kind}"
-

@@ -11,7 +11,7 @@ from bpnjax.errors import UserError
 from bpnjax.writers import plain
 
 _LEFT_BY_A_RUN = (
-    "config.json", "metrics.jsonl", "result.json", "accuracy.csv", "model.json",
+    "metrics.jsonl", "result.json", "accuracy.csv", "model.json",
     "model*.safetensors", "accuracy_matrix.png", "learning_curves.png",
 )  # fmt: skip
 
@@ -30,21 +30,36 @@ def check(workdir: pathlib.Path, config, overwrite: bool) -> bool:
     Raises:
       UserError: it is a file, cannot be written, or holds a run of another configuration.
     """
-    existing = next(place for place in (workdir, *workdir.absolute().parents) if place.exists())
+    try:
+        places = (workdir, *workdir.absolute().parents)
+        existing = next(place for place in places if place.exists())
+        saved = (workdir / "config.json").exists()
+        left = [n for n in ("checkpoints", "metrics.jsonl", "result.json") if (workdir / n).exists()]
+    except OSError as error:  # no access to a parent, or a name that is too long
+        raise UserError(
+            f"--workdir: cannot use {workdir} ({error.strerror}); name another folder"
+        ) from error
     if not existing.is_dir():
         raise UserError(f"--workdir: {existing} is a file; name a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--workdir: cannot write to {existing}; name another folder")
-    saved = workdir / "config.json"
-    if overwrite or not saved.exists():
+    if overwrite:
+        return False
+    if not saved:
+        if left:  # whose? to go on with them could mix two configurations
+            raise UserError(
+                f"--workdir: {workdir} holds {left[0]} but no config.json; name another folder, "
+                "or pass --overwrite to start afresh"
+            )
         return False
     try:
-        old = json.loads(saved.read_text())
-    except ValueError as error:
+        old = flatten(json.loads((workdir / "config.json").read_text()))
+    except (ValueError, AttributeError, OSError) as error:  # no JSON, JSON but no dict, no file
         raise UserError(
-            f"--workdir: {saved} is damaged ({error}); pass --overwrite to start afresh"
+            f"--workdir: {workdir / 'config.json'} is damaged ({error}); pass --overwrite to start "
+            "afresh"
         ) from error
-    found = differences(flatten(old), flatten(config))
+    found = differences(old, flatten(config))
     if found:
         raise UserError(
             f"--workdir: {workdir} holds a run of another configuration ({'; '.join(found)}); "
@@ -67,10 +82,13 @@ def claim(workdir: pathlib.Path, config, overwrite: bool) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if overwrite:
+            # The old config.json goes last, by the replacement below: after a kill in between no
+            # checkpoint of the old run can pass for one of the new configuration.
+            if (workdir / "checkpoints").exists():
+                shutil.rmtree(workdir / "checkpoints")
             for pattern in _LEFT_BY_A_RUN:
                 for path in workdir.glob(pattern):
                     path.unlink()
-            shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
         text = json.dumps(plain(config.to_dict()), indent=1) + "\n"
         write_atomically(workdir / "config.json", text)
     except OSError as error:

@@ -33,7 +33,9 @@ class MetricsLog:
     def __init__(self, path: pathlib.Path, length: int):
         self._path = path
         with path.open("ab") as f:
-            f.truncate(length)  # lines after the checkpoint will be written again
+            # Lines after the checkpoint will be written again. A file that lost some (deleted, or
+            # cut by a loss of power) stays shorter: truncate would fill it up with null bytes.
+            f.truncate(min(length, f.tell()))
 
     def write(self, **values) -> None:
         with self._path.open("a") as f:

@@ -1,6 +1,6 @@
 """Incremental CIFAR-10: 5 tasks of 2 classes (paper Fig. 6b, Table I).
 
-    python -m bpnjax.main --config=configs/cifar10.py
+python -m bpnjax.main --config=configs/cifar10.py
 """
 
 from bpnjax.config import default

@@ -1,6 +1,6 @@
 """Incremental CIFAR-100: 10 tasks of 2 classes, the first 20 of 100 (paper Fig. 6c, Table I).
 
-    python -m bpnjax.main --config=configs/cifar100.py --config.method=bd_psp
+python -m bpnjax.main --config=configs/cifar100.py --config.method=bd_psp
 """
 
 from bpnjax.config import default

@@ -1,6 +1,6 @@
 """Five tasks of two digits each on scikit-learn's 8x8 digits: embedded, no download.
 
-    python -m bpnjax.main --config=configs/digits.py
+python -m bpnjax.main --config=configs/digits.py
 """
 
 from bpnjax.config import default

@@ -1,6 +1,6 @@
 """100 permuted MNIST tasks on a small network, 4 hidden layers of 128 (paper Fig. 7).
 
-    python -m bpnjax.main --config=configs/permuted_mnist.py --config.method=bd_psp
+python -m bpnjax.main --config=configs/permuted_mnist.py --config.method=bd_psp
 """
 
 from bpnjax.config import default

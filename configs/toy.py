@@ -1,6 +1,6 @@
 """Three Gaussian clusters in the plane: black or red, then black or light blue (paper Fig. 5).
 
-    python -m bpnjax.main --config=configs/toy.py
+python -m bpnjax.main --config=configs/toy.py
 """
 
 from bpnjax.config import default

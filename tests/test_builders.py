@@ -1,4 +1,4 @@
-"""The TensorFlow-free builders: small archives in, the same pictures and labels out."""
+"""The builders without TensorFlow: small archives in, the same pictures and labels out."""
 
 import gzip
 import io
@@ -193,9 +193,8 @@ def refused(name, data_dir, manual_dir, verify=False):
         builders.builder(name, data_dir, manual_dir, verify).download_and_prepare()
     assert not list(pathlib.Path(data_dir).rglob("dataset_info.json"))
     assert not list(pathlib.Path(data_dir).rglob("*.array_record*"))
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
@@ -231,13 +230,10 @@ def test_truncated_and_foreign_archives(tmp_path, name):
     path.write_bytes(whole[: len(whole) // 2])
     message = refused(name, tmp_path / "data", tmp_path / "a")
     assert f"{path}: the gzip file is truncated" in message
-    foreign = [b"<html>not found</html>"]
-    if name not in MNIST_LIKE:
-        foreign.append(gzip.compress(b"no tar" * 200))
-    for content in foreign:
+    for content in (b"<html>not found</html>", gzip.compress(b"no tar" * 200)):
         path.write_bytes(content)
         message = refused(name, tmp_path / "data", tmp_path / "a")
-        assert f"{path}: cannot be unpacked" in message
+        assert f"{path}: " in message and ("unpacked" in message or "magic" in message)
 
 
 CIFAR_DAMAGES = {
@@ -266,7 +262,7 @@ def test_malformed_cifar(tmp_path, damage):
 
 
 def test_members_count_by_exact_name_and_are_not_extracted(tmp_path):
-    members, _ = cifar_members("cifar10", np.random.default_rng(0))
+    members = cifar_members("cifar10", np.random.default_rng(0))[0]
     del members["test_batch.bin"]
     link = tarfile.TarInfo(CIFAR_FOLDERS["cifar10"] + "test_batch.bin")
     link.type, link.linkname = tarfile.SYMTYPE, "data_batch_1.bin"
@@ -292,12 +288,11 @@ def test_checksums_of_manual_archives(tmp_path, monkeypatch):
     message = refused("cifar10", tmp_path / "data", tmp_path / "a", verify=True)
     assert f"{path}: {path.stat().st_size} bytes" in message
     assert builders.ARCHIVES["cifar10"][0].sha256 in message
-    # One byte changed and none added: the sha256 alone tells.
     good = builders.ARCHIVES["cifar10"][0]._replace(size=path.stat().st_size)
     monkeypatch.setitem(builders.ARCHIVES, "cifar10", (good,))
     assert good.url in refused("cifar10", tmp_path / "data", tmp_path / "a", verify=True)
 
 
 def test_unknown_name(tmp_path):
-    with pytest.raises(UserError, match="'kmnist'.*cifar100"):
+    with pytest.raises(UserError, match=r"'kmnist'.*cifar100"):
         builders.builder("kmnist", tmp_path)

@@ -68,8 +68,9 @@ NAMES = tuple(ARCHIVES)
 
 _VERSIONS = {"mnist": "3.0.1", "fashion_mnist": "3.0.1", "cifar10": "3.0.2", "cifar100": "3.0.2"}
 _FASHION_CLASSES = (
-    "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
-)
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
 # Folder, files of each split, and feature -> (classes, file of their names), the features in the
 # order of the label bytes of a record.
 _CIFAR = {

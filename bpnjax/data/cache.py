@@ -58,6 +58,8 @@ def read(folder: pathlib.Path) -> dict[str, np.ndarray] | None:
         return None
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
+        if not isinstance(manifest, dict) or not manifest:
+            raise ValueError("its manifest lists no arrays")
         arrays = {}
         for name, checksum in manifest.items():
             path = folder / f"{name}.npy"

@@ -5,6 +5,7 @@ TFDS is imported inside the functions: it is slow, and not every command needs a
 
 import contextlib
 import difflib
+import http.client
 import io
 import os
 import pathlib
@@ -64,7 +65,7 @@ def unreachable(urls, timeout=PROBE_SECONDS):
         except urllib.error.HTTPError as error:
             # Below 500 the server is there, and the download itself says best what it refuses.
             answers.put(f"HTTP status {error.code}" if error.code >= 500 else "")
-        except Exception as error:  # in a thread nobody else would see it
+        except (OSError, ValueError, http.client.HTTPException) as error:
             answers.put(one_line(getattr(error, "reason", error)) or type(error).__name__)
 
     # Daemon threads: a pool would be joined at exit, however long name resolution hangs.

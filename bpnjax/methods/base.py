@@ -96,9 +96,7 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
         return grads
 
     def store(core, learned, states, task):
-        return tuple(
-            m.store(core, learned, s, task) for m, s in zip(methods, states, strict=True)
-        )
+        return tuple(m.store(core, learned, s, task) for m, s in zip(methods, states, strict=True))
 
     def consolidate(core, states, task, fisher, spec):
         return tuple(
@@ -134,4 +132,3 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
         for_eval=for_eval,
         stored=stored,
     )
-

@@ -40,7 +40,9 @@ def fresh(key, spec):
     ):
         factors[path] = {
             "M": jnp.zeros((1, hidden)),
-            "W": jax.random.uniform(layer_key, (hidden, layer.outputs), minval=-bound, maxval=bound),
+            "W": jax.random.uniform(
+                layer_key, (hidden, layer.outputs), minval=-bound, maxval=bound
+            ),
         }
     return {GROUP: factors}
 

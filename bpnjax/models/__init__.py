@@ -8,7 +8,7 @@ from bpnjax.models.mlp import MLP
 NAMES = ("mlp", "convnet")
 DTYPES = ("float32", "bfloat16")
 
-__all__ = ["DTYPES", "NAMES", "ConvNet", "MLP", "build"]
+__all__ = ["DTYPES", "MLP", "NAMES", "ConvNet", "build"]
 
 
 def build(config, num_classes: int):

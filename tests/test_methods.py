@@ -1,0 +1,341 @@
+"""Conformance over the registry: what every method must do, and the closed forms of each."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bpnjax import config as configuration
+from bpnjax import programs
+from bpnjax.data import load_sequence
+from bpnjax.evaluate import accuracies, evaluate
+from bpnjax.methods import REGISTRY, ewc
+from bpnjax.modulation import find_layers, modulated_apply
+
+
+def digits_config(method, **changes):
+    config = configuration.default()
+    config.dataset.name = "digits"
+    config.sequence.num_tasks = 3
+    config.model.hidden = (16,)
+    config.train.batch_size = 48
+    config.train.learning_rate = 1e-2
+    config.train.epochs = 8
+    config.bd.hidden_dim = 8
+    config.ewc.strength = 50.0
+    config.bd.learning_rate = 3e-3
+    config.method = method
+    for field, value in changes.items():
+        group = config
+        *groups, last = field.split("__")
+        for name in groups:
+            group = group[name]
+        group[last] = value
+    configuration.validate(config)
+    return config
+
+
+class Jitted:
+    """The programs of one method, jitted, with a count of the traces of its step."""
+
+    def __init__(self, config):
+        self.config = config
+        self.sequence = load_sequence(config)
+        self.problem = programs.make_problem(config, self.sequence)
+        self.data = programs.put_on_device(self.sequence)
+        self.traces = 0
+
+        def run_steps(*args):
+            self.traces += 1
+            return programs.run_steps(self.problem, *args)
+
+        self.run_steps = jax.jit(run_steps)
+        self.init = jax.jit(partial(programs.init_state, self.problem))
+        self.begin_task = jax.jit(partial(programs.begin_task, self.problem))
+        self.end_task = jax.jit(partial(programs.end_task, self.problem))
+        self.evaluate = jax.jit(partial(evaluate, self.problem))
+
+    def train(self, key, tasks=None, epochs=None):
+        state = self.init(key)
+        stages = range(self.sequence.num_tasks) if tasks is None else tasks
+        for task in stages:
+            state = self.begin_task(key, state, task)
+            steps = programs.steps_per_epoch(self.problem, self.sequence, task)
+            for epoch in range(epochs or self.config.train.epochs):
+                state, sums = self.run_steps(key, state, self.data, task, epoch, 0, steps)
+            state = self.end_task(key, state, self.data, task)
+        return state, sums
+
+
+@pytest.fixture(scope="module", params=sorted(REGISTRY))
+def trained(request):
+    jitted = Jitted(digits_config(request.param))
+    key = jax.random.key(0)
+    stages = [2] if jitted.problem.method.joint else None
+    state, sums = jitted.train(key, stages, epochs=12 if stages else None)
+    return jitted, key, state, sums
+
+
+def test_learns_three_tasks(trained):
+    jitted, key, state, sums = trained
+    found = accuracies(
+        jitted.evaluate(key, state, jitted.data, 2, True), jitted.sequence.test.count
+    )
+    assert found["task_told"][2] > 0.9  # the task just learned
+    assert found["task_masked"][2] >= found["task_told"][2]
+    assert all(np.isfinite(v).all() for v in found.values())
+    assert int(sums.bad_step) == -1
+    assert int(sums.examples) == (
+        jitted.sequence.train.count.sum()
+        if jitted.problem.method.joint
+        else jitted.sequence.train.count[2]
+    )  # no example dropped or counted twice
+
+
+def test_compiles_its_step_once(trained):
+    jitted, *_ = trained
+    assert jitted.traces == 1
+
+
+def test_keeps_structure_shapes_and_dtypes(trained):
+    jitted, key, state, _ = trained
+    first = jax.eval_shape(partial(programs.init_state, jitted.problem), key)
+    assert jax.tree.structure(first) == jax.tree.structure(state)
+    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), first, state)
+    assert all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("method", sorted(REGISTRY))
+def test_jit_equals_no_jit(method):
+    jitted = Jitted(digits_config(method))
+    key = jax.random.key(1)
+
+    def short(jitted):
+        state = jitted.begin_task(key, jitted.init(key), 0)
+        state, _ = jitted.run_steps(key, state, jitted.data, 0, 0, 0, 2)
+        state = jitted.end_task(key, state, jitted.data, 0)
+        state = jitted.begin_task(key, state, 1)
+        return jitted.run_steps(key, state, jitted.data, 1, 0, 0, 1)[0]
+
+    fast = short(jitted)
+    with jax.disable_jit():
+        slow = short(jitted)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), fast.core, slow.core
+    )
+
+
+@pytest.mark.parametrize("method", sorted(REGISTRY))
+def test_vmap_over_seeds_equals_single_runs(method):
+    jitted = Jitted(digits_config(method, train__batch_size=64))
+    keys = jnp.stack([jax.random.key(s) for s in (3, 4)])
+
+    def short(key):
+        problem, data = jitted.problem, jitted.data
+        state = programs.begin_task(problem, key, programs.init_state(problem, key), 0)
+        state, _ = programs.run_steps(problem, key, state, data, 0, 0, 0, 3)
+        state = programs.end_task(problem, key, state, data, 0)
+        state = programs.begin_task(problem, key, state, 1)
+        state, _ = programs.run_steps(problem, key, state, data, 1, 0, 0, 2)
+        return state.core, evaluate(problem, key, state, data, 0, True).task_told
+
+    both, right = jax.jit(jax.vmap(short))(keys)
+    for i, key in enumerate(keys):
+        core, told = jax.jit(short)(key)
+        jax.tree.map(
+            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-5), both, core
+        )
+        assert abs(int(right[i][0]) - int(told[0])) <= 1
+
+
+@pytest.mark.parametrize("method", [m for m in sorted(REGISTRY) if m.startswith(("bd", "gd"))])
+def test_dropping_the_factors_leaves_predictions_unchanged(method):
+    jitted = Jitted(digits_config(method))
+    key = jax.random.key(0)
+    state = jitted.begin_task(key, jitted.init(key), 0)
+    state, _ = jitted.run_steps(key, state, jitted.data, 0, 0, 0, 5)
+    method = jitted.problem.method
+    x = jnp.asarray(jitted.sequence.test.images[:50], jnp.float32)
+    before = method.train_mode(state.learned, method.mode(state.method, 0))
+    assert any(np.abs(layer["bias"]).max() > 0 for layer in before.values())
+    ended = jitted.end_task(key, state, jitted.data, 0)
+    after = method.mode(ended.method, 0)
+    np.testing.assert_array_equal(
+        modulated_apply(jitted.problem.model, state.core, before, x),
+        modulated_apply(jitted.problem.model, ended.core, after, x),
+    )
+    assert all(not leaf.any() for leaf in jax.tree.leaves(ended.learned))
+    assert "M" not in str(jax.tree_util.tree_structure(method.stored(ended.method)))
+
+
+def test_bd_starts_as_the_plain_network_and_moves_by_epsilon():
+    jitted = Jitted(digits_config("bd_ewc", bd__epsilon=0.25))
+    key = jax.random.key(0)
+    state = jitted.begin_task(key, jitted.init(key), 0)
+    for factors in state.learned["bd"].values():
+        assert not factors["M"].any()
+        bound = 8**-0.5
+        assert 0 < np.abs(factors["W"]).max() <= bound
+        assert factors["M"].shape == (1, 8)
+    moved, _ = jitted.run_steps(key, state, jitted.data, 0, 0, 0, 1)
+    for path, factors in moved.learned["bd"].items():
+        np.testing.assert_allclose(np.abs(factors["M"]), 0.25)
+        # While M is zero the gradient of W, M^T g, is zero: W has not moved yet.
+        np.testing.assert_array_equal(factors["W"], state.learned["bd"][path]["W"])
+
+
+def test_bd_factor_gradients_by_hand():
+    """dL/dW = M^T g and M moves against sign(g W^T), with g summed over the batch."""
+    jitted = Jitted(digits_config("bd_psp", train__optimizer="sgd", bd__epsilon=0.5))
+    key = jax.random.key(0)
+    state = jitted.begin_task(key, jitted.init(key), 0)
+    state, _ = jitted.run_steps(key, state, jitted.data, 0, 0, 0, 1)
+    moved, _ = jitted.run_steps(key, state, jitted.data, 0, 0, 1, 2)
+    problem, data = jitted.problem, jitted.data
+    slots, _ = programs._epoch_slots(
+        problem, programs._fold(key, programs._ORDER, 0, 0), data.train, 0
+    )
+    x, y = programs.View(problem, key, data, 0).examples(data.train, slots[48:96])
+    mode = problem.method.train_mode(state.learned, problem.method.mode(state.method, 0))
+
+    def loss(shift):
+        shifted = {p: {**v, "bias": v["bias"] + shift[p]} for p, v in mode.items()}
+        logits = modulated_apply(problem.model, state.core, shifted, x)
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(48), y])
+
+    g = jax.grad(loss)({p: jnp.zeros_like(v["bias"]) for p, v in mode.items()})
+    for path, factors in state.learned["bd"].items():
+        new = moved.learned["bd"][path]
+        np.testing.assert_allclose(
+            new["M"][0], factors["M"][0] - 0.5 * np.sign(g[path] @ factors["W"].T), rtol=1e-6
+        )
+        expected = factors["W"] - 3e-3 * jnp.outer(factors["M"][0], g[path])
+        np.testing.assert_allclose(new["W"], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_gd_moves_m_by_its_gradient():
+    jitted = Jitted(digits_config("gd_ewc", train__optimizer="sgd"))
+    key = jax.random.key(0)
+    state = jitted.begin_task(key, jitted.init(key), 0)
+    moved, _ = jitted.run_steps(key, state, jitted.data, 0, 0, 0, 1)
+    sizes = np.abs(np.concatenate([f["M"].ravel() for f in moved.learned["bd"].values()]))
+    assert len(np.unique(sizes.round(9))) > 8 and sizes.max() < 0.01
+
+
+def test_ewc_first_task_is_sgd_and_later_tasks_are_not():
+    key = jax.random.key(0)
+    plain, _ = Jitted(digits_config("sgd")).train(key, [0])
+    anchored, _ = Jitted(digits_config("ewc")).train(key, [0])
+    jax.tree.map(np.testing.assert_array_equal, plain.core, anchored.core)
+    jax.tree.map(np.testing.assert_array_equal, anchored.method.anchor, anchored.core)
+    plain, _ = Jitted(digits_config("sgd")).train(key, [0, 1])
+    anchored, _ = Jitted(digits_config("ewc")).train(key, [0, 1])
+    drift = [float(jnp.sum(a.method.importance["output"]["kernel"]
+             * (a.core["output"]["kernel"] - start) ** 2))
+             for start in [anchored.method.anchor["output"]["kernel"]] for a in [anchored]]  # fmt: skip
+    assert drift == [0.0]  # the anchor has moved on to the newest parameters
+    assert not np.allclose(plain.core["output"]["kernel"], anchored.core["output"]["kernel"])
+
+
+@pytest.mark.parametrize("anchors", ["latest", "per_task"])
+def test_accumulated_anchors_equal_the_sum_of_penalties(anchors):
+    """Per-task penalties add up to one, for every theta, up to a constant."""
+    rng = np.random.default_rng(0)
+    fishers, points = rng.gamma(1.0, size=(3, 5)), rng.normal(size=(3, 5))
+    state = ewc.EwcState(jnp.zeros(5), jnp.zeros(5), jnp.float32(1.0))
+    for f, p in zip(fishers, points, strict=True):
+        state = ewc.accumulate(state, jnp.asarray(p), jnp.asarray(f), anchors=anchors)
+    theta = rng.normal(size=5)
+    got = state.importance * (theta - state.anchor)
+    per_task = (fishers * (theta - points)).sum(0)
+    latest = fishers.sum(0) * (theta - points[-1])
+    np.testing.assert_allclose(got, per_task if anchors == "per_task" else latest, rtol=1e-4)
+
+
+def test_online_ewc_forgets_by_its_decay():
+    state = ewc.EwcState(jnp.array([4.0]), jnp.zeros(1), jnp.float32(1.0))
+    state = ewc.accumulate(state, jnp.ones(1), jnp.array([1.0]), decay=0.5)
+    assert float(state.importance[0]) == 3.0 and float(state.anchor[0]) == 1.0
+
+
+def test_strength_2000_with_plain_sgd_is_finite_in_the_proximal_form_only():
+    """The paper's own strength: the explicit form goes to NaN, the default does not."""
+    changes = dict(train__optimizer="sgd", train__learning_rate=0.3, bd__learning_rate=0.3,
+                   ewc__strength=2000.0, ewc__fisher="true", train__epochs=2)  # fmt: skip
+
+    def final(form):
+        config = digits_config("ewc", ewc__form=form, **changes)
+        state, _ = Jitted(config).train(jax.random.key(0))
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.core)])
+
+    assert np.isfinite(final("proximal")).all()
+    assert not np.isfinite(final("gradient")).all()
+
+
+def test_stl_keeps_every_network():
+    jitted = Jitted(digits_config("stl"))
+    key = jax.random.key(0)
+    state, _ = jitted.train(key)
+    early, _ = Jitted(digits_config("stl")).train(key, [0])
+    method = jitted.problem.method
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        method.for_eval(state.core, state.method, 0),
+        method.for_eval(early.core, early.method, 0),
+    )
+    found = accuracies(
+        jitted.evaluate(key, state, jitted.data, 2, True), jitted.sequence.test.count
+    )
+    assert found["task_told"].min() > 0.9
+
+
+def test_psp_keys_sit_on_every_layer_pixels_included():
+    jitted = Jitted(digits_config("bd_psp", psp__layers=".*"))
+    state = jitted.init(jax.random.key(0))
+    mode = jitted.problem.method.mode(state.method, 1)
+    assert {p: v["key"].shape for p, v in mode.items()} == {
+        "hidden_0": (64,), "output": (16,)}  # fmt: skip
+    some = Jitted(digits_config("psp", psp__layers="hidden_.*"))
+    mode = some.problem.method.mode(some.init(jax.random.key(0)).method, 0)
+    assert list(mode) == ["hidden_0"]
+
+
+@pytest.mark.parametrize("method", ["bd_psp", "bd_ewc", "stl"])
+def test_permuting_the_kernel_equals_permuting_the_pictures(method):
+    """Training, Fisher and evaluation, against a model whose input is gathered instead."""
+
+    def cores(moves_rows):
+        config = digits_config(method, sequence__kind="permuted", train__optimizer="sgd",
+                               train__epochs=1, sequence__first_identity=False)  # fmt: skip
+        jitted = Jitted(config)
+        if not moves_rows:
+            jitted.problem = jitted.problem._replace(input_layer="")
+            for name, function in [
+                ("begin_task", programs.begin_task),
+                ("end_task", programs.end_task),
+                ("evaluate", evaluate),
+            ]:
+                setattr(jitted, name, jax.jit(partial(function, jitted.problem)))  # fmt: skip
+        key = jax.random.key(0)
+        state, _ = jitted.train(key, [0, 1])
+        return state, jitted.evaluate(key, state, jitted.data, 1, True)
+
+    (moved, a), (gathered, b) = cores(True), cores(False)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5),
+                 (moved.core, moved.method if method == "bd_ewc" else ()),
+                 (gathered.core, gathered.method if method == "bd_ewc" else ()))  # fmt: skip
+    np.testing.assert_allclose(a.task_told, b.task_told, atol=2)
+    np.testing.assert_allclose(a.task_inferred, b.task_inferred, atol=4)
+
+
+def test_layers_of_the_specification_are_those_of_the_network():
+    jitted = Jitted(digits_config("bd_ewc", model__name="convnet", model__channels=(4,)))
+    x = jnp.zeros((1, 8, 8, 1))
+    assert jitted.problem.spec.layers == find_layers(
+        jitted.problem.model, jitted.problem.spec.init(jax.random.key(0)), x
+    )
+    state, _ = jitted.train(jax.random.key(0), [0, 1], epochs=1)
+    bank = jitted.problem.method.stored(state.method)["bank"]
+    assert bank["conv_0"]["bias"].shape == (3, 4)
