@@ -107,8 +107,7 @@ def restore_latest(folder: pathlib.Path, abstract: Any) -> tuple[Position, Any, 
         except (ValueError, KeyError, TypeError, OSError) as error:
             why = str(error).split("\n", 1)[0] or type(error).__name__
             warnings.warn(
-                f"checkpoint {target.name} is damaged ({why}); "
-                "going back to the one before it",
+                f"checkpoint {target.name} is damaged ({why}); going back to the one before it",
                 stacklevel=2,
             )
     if manifests:

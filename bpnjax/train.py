@@ -36,17 +36,18 @@ class Programs(NamedTuple):
 def compile_programs(problem, clock, num_seeds: int, num_devices: int) -> Programs:
     """Wraps the per-seed functions for seeds and devices; nothing is compiled before its use."""
 
-    def make(function, devices=1, over_seeds=(0, 1), **static):
-        donate = (
-            (1,) if function in (programs.begin_task, programs.run_steps, programs.end_task) else ()
-        )
+    takes_state_over = (programs.begin_task, programs.run_steps, programs.end_task)
+
+    def make(function, **options):
+        static = {"in_training": True} if options.pop("in_training", False) else {}
+        donate = (1,) if function in takes_state_over else ()
         bound = partial(function, problem, **static)
-        return parallel.program(bound, clock, num_seeds, devices, over_seeds, donate)
+        return parallel.program(bound, clock, num_seeds, num_devices, donate=donate, **options)
 
     return Programs(
         init=make(programs.init_state, over_seeds=(0,)),
         begin_task=make(programs.begin_task),
-        run_steps=make(programs.run_steps, devices=num_devices),
+        run_steps=make(programs.run_steps, split=True),
         end_task=make(programs.end_task),
         evaluate=make(evaluate),
         evaluate_in_training=make(evaluate, in_training=True),

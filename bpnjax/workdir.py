@@ -34,7 +34,9 @@ def check(workdir: pathlib.Path, config, overwrite: bool) -> bool:
         places = (workdir, *workdir.absolute().parents)
         existing = next(place for place in places if place.exists())
         saved = (workdir / "config.json").exists()
-        left = [n for n in ("checkpoints", "metrics.jsonl", "result.json") if (workdir / n).exists()]
+        left = [
+            n for n in ("checkpoints", "metrics.jsonl", "result.json") if (workdir / n).exists()
+        ]
     except OSError as error:  # no access to a parent, or a name that is too long
         raise UserError(
             f"--workdir: cannot use {workdir} ({error.strerror}); name another folder"

@@ -1,0 +1,74 @@
+"""What the tests share: JAX on the CPU, caches of their own, a configuration that runs at once."""
+
+import os
+import pathlib
+
+# Before the first import of JAX, here and in the processes that tests start.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TINY = {
+    "name": "tiny",
+    "dataset.name": "digits",
+    "sequence.num_tasks": 3,
+    "model.hidden": (16, 16),
+    "train.epochs": 2,
+    "train.batch_size": 32,
+    "train.learning_rate": 3e-3,
+    "bd.hidden_dim": 8,
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Decoded sets go to a folder of this session, never to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BPNJAX_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def tiny():
+    """A configuration of three tasks of two digits whose run takes seconds, most to compile."""
+    from bpnjax.config import default
+
+    config = default()
+    config.update_from_flattened_dict(TINY)
+    return config
+
+
+@pytest.fixture(scope="session")
+def tiny_flags():
+    """The same configuration as the arguments of a command, with further fields changed."""
+
+    def flags(**changes):
+        fields = TINY | {field.replace("__", "."): value for field, value in changes.items()}
+        config = f"--config={ROOT / 'configs' / 'digits.py'}"
+        return [config, *(f"--config.{field}={value}" for field, value in fields.items())]
+
+    return flags
+
+
+@pytest.fixture(scope="module")
+def compile_once(tmp_path_factory):
+    """JAX keeps what it compiles in a folder of this session, for processes of tests as well."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        before = {name: getattr(jax.config, name) for name in settings}
+        for name, value in settings.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
+        compilation_cache.reset_cache()
+        yield
+        for name, value in before.items():
+            jax.config.update(name, value)
+    compilation_cache.reset_cache()

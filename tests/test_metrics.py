@@ -1,0 +1,63 @@
+"""Summaries against matrices worked out by hand; counts of what is stored."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from bpnjax import memory, metrics, programs
+from bpnjax import config as configuration
+from bpnjax.data import load_sequence
+
+NAN = math.nan
+MATRIX = [[0.9, NAN, NAN], [0.5, 0.8, NAN], [0.6, 0.4, 0.7]]
+
+
+def test_summaries_by_hand():
+    assert metrics.average_accuracy(MATRIX) == pytest.approx((0.6 + 0.4 + 0.7) / 3)
+    assert metrics.first_task_accuracy(MATRIX) == 0.6
+    assert metrics.backward_transfer(MATRIX) == pytest.approx(((0.6 - 0.9) + (0.4 - 0.8)) / 2)
+    assert metrics.forgetting(MATRIX) == pytest.approx(((0.9 - 0.6) + (0.8 - 0.4)) / 2)
+
+
+def test_forgetting_takes_the_best_earlier_row_and_not_the_diagonal():
+    matrix = [[0.5, NAN, NAN], [0.9, 0.8, NAN], [0.7, 0.9, 0.7]]
+    assert metrics.forgetting(matrix) == pytest.approx(((0.9 - 0.7) + (0.8 - 0.9)) / 2)
+    assert metrics.backward_transfer(matrix) == pytest.approx(((0.7 - 0.5) + (0.9 - 0.8)) / 2)
+
+
+def test_one_task_and_untested_rows_have_no_transfer():
+    assert math.isnan(metrics.backward_transfer([[0.5]]))
+    assert math.isnan(metrics.forgetting([[0.5]]))
+    only_last = [[NAN, NAN], [0.4, 0.6]]
+    assert metrics.average_accuracy(only_last) == 0.5
+    assert math.isnan(metrics.backward_transfer(only_last))
+    assert metrics.summarise(np.array([only_last]))["forgetting"] == {"mean": None, "sd": None}
+
+
+def test_mean_and_sd_over_seeds():
+    summary = metrics.summarise(np.array([MATRIX, MATRIX])[..., :])["first_task_accuracy"]
+    assert summary == {"mean": 0.6, "sd": 0.0}
+    assert metrics.mean_and_sd([0.5]) == {"mean": 0.5, "sd": None}
+    assert metrics.mean_and_sd([1.0, 2.0, 4.0])["sd"] == pytest.approx(np.std([1, 2, 4], ddof=1))
+
+
+@pytest.mark.parametrize(
+    "method, floats",
+    # Biases of 300 per hidden layer and 10 outputs; keys cost a seed; stl a whole network.
+    [("bd_ewc", 5 * 300 + 10), ("bd_psp", 5 * 300 + 10), ("psp", 0), ("ewc", 0), ("stl", None)],
+)
+def test_what_is_stored_per_task(method, floats):
+    config = configuration.default()
+    config.method, config.dataset.name, config.train.batch_size = method, "digits", 32
+    sequence = load_sequence(config)
+    problem = programs.make_problem(config, sequence)
+    state = jax.eval_shape(lambda key: programs.init_state(problem, key), jax.random.key(0))
+    report = memory.report(problem, state)
+    core = 64 * 300 + 4 * 300**2 + 300 * 10 + 5 * 300 + 10
+    assert report["core_parameters"] == core
+    floats = core if floats is None else floats
+    assert report["parameters_per_task"] == floats
+    assert report["bytes_per_task"] == 4 * floats
+    assert report["training_bytes"] >= 3 * 4 * core  # parameters and Adam's two moments
