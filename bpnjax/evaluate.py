@@ -83,7 +83,7 @@ def evaluate(
         out = modulation.modulated_apply(problem.model, view.params(core), mode, x)
         return out.astype(jnp.float32)
 
-    def chunk(view, task, i, count):
+    def chunk(view, task, i, count, batch):
         within = i * batch + jnp.arange(batch)
         x, y = view.examples(split, task * width + jnp.minimum(within, width - 1))
         return x, y, within < count
@@ -93,7 +93,7 @@ def evaluate(
         count = split.count[task]
 
         def one(i, correct):
-            x, y, real = chunk(view, task, i, count)
+            x, y, real = chunk(view, task, i, count, batch)
             logits = logits_of(view, task, x)
             masked = jnp.where(data.classes[task], logits, -jnp.inf)
             hits = [jnp.sum(real & (jnp.argmax(z, -1) == y)) for z in (logits, masked)]
@@ -102,14 +102,15 @@ def evaluate(
         correct = jax.lax.fori_loop(0, -(-count // batch), one, jnp.zeros(2, jnp.int32))
         return correct_of.at[:, task].set(correct)
 
-    limit = config.evaluate.inferred_examples or width
+    limit = min(config.evaluate.inferred_examples or width, width)
+    infer_batch = min(batch, limit)
 
     def inferred(task, correct_of):
         view = View(problem, key, data, task)
         count = jnp.minimum(split.count[task], limit)
 
         def one(i, correct):
-            x, y, real = chunk(view, task, i, count)
+            x, y, real = chunk(view, task, i, count, infer_batch)
 
             def try_mode(mode_task, best):
                 entropy, answer = best
@@ -122,11 +123,11 @@ def evaluate(
                 answer = jnp.where(better, jnp.argmax(logits, -1), answer)
                 return jnp.where(better, its, entropy), answer
 
-            start = (jnp.full(batch, jnp.inf), jnp.full(batch, -1))
+            start = (jnp.full(infer_batch, jnp.inf), jnp.full(infer_batch, -1))
             _, answer = jax.lax.fori_loop(0, row + 1, try_mode, start)
             return correct + jnp.sum(real & (answer == y))
 
-        correct = jax.lax.fori_loop(0, -(-count // batch), one, jnp.int32(0))
+        correct = jax.lax.fori_loop(0, -(-count // infer_batch), one, jnp.int32(0))
         return correct_of.at[task].set(correct)
 
     unknown = jnp.full((2, problem.num_tasks), -1, jnp.int32)

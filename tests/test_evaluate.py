@@ -1,0 +1,99 @@
+"""The three accuracies against a plain NumPy evaluation."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bpnjax import config as configuration
+from bpnjax import programs
+from bpnjax.data import load_sequence
+from bpnjax.evaluate import Correct, accuracies, evaluate
+from bpnjax.modulation import modulated_apply
+
+
+def trained(**changes):
+    config = configuration.default()
+    config.method, config.dataset.name = "bd_psp", "digits"
+    config.sequence.num_tasks = 3
+    config.model.hidden = (16,)
+    config.train.batch_size = 48
+    config.train.learning_rate = 1e-2
+    config.bd.hidden_dim = 8
+    config.evaluate.batch_size = 32  # the last chunk of a task is not full
+    config.evaluate.update(changes)
+    sequence = load_sequence(config)
+    problem = programs.make_problem(config, sequence)
+    data = programs.put_on_device(sequence)
+    key = jax.random.key(0)
+    state = programs.init_state(problem, key)
+    run_steps = jax.jit(partial(programs.run_steps, problem))
+    for task in range(3):
+        state = programs.begin_task(problem, key, state, task)
+        for epoch in range(3):
+            state, _ = run_steps(key, state, data, task, epoch, 0, 5)
+        state = programs.end_task(problem, key, state, data, task)
+    return problem, key, state, data, sequence
+
+
+def by_hand(problem, state, sequence, rows, infer, batch, limit):
+    split, modes = sequence.test, range(rows)
+    found = np.full((3, 3), np.nan)
+    for task in range(rows):
+        index = split.index[task, : split.count[task]]
+        x = jnp.asarray(split.images[index] * sequence.scale + sequence.shift)
+        y = split.labels[index]
+        logits = np.stack([
+            modulated_apply(problem.model, state.core, problem.method.mode(state.method, m), x)
+            for m in modes
+        ])  # fmt: skip
+        masked = np.where(sequence.classes[task], logits[task], -np.inf)
+        found[0, task] = (logits[task].argmax(-1) == y).mean()
+        found[1, task] = (masked.argmax(-1) == y).mean()
+        logits, y = logits[:, : limit or None], y[: limit or None]
+        p = np.exp(logits - logits.max(-1, keepdims=True))
+        p /= p.sum(-1, keepdims=True)
+        entropy = -(p * np.log(p + 1e-30)).sum(-1)  # [modes, n]
+        if infer == "batch":
+            size = min(batch, limit or len(split.index[task]), split.index.shape[1])
+            for start in range(0, len(y), size):
+                part = entropy[:, start : start + size]
+                part[:] = part.mean(1, keepdims=True)
+        answer = logits[entropy.argmin(0), np.arange(len(y))].argmax(-1)
+        found[2, task] = (answer == y).mean()
+    return found
+
+
+@pytest.mark.parametrize("infer, limit", [("example", 0), ("batch", 0), ("example", 20)])
+def test_equals_numpy(infer, limit):
+    problem, key, state, data, sequence = trained(infer=infer, inferred_examples=limit)
+    program = jax.jit(partial(evaluate, problem))
+    for row in (0, 2):
+        found = accuracies(program(key, state, data, row, True), sequence.test.count, limit)
+        expected = by_hand(problem, state, sequence, row + 1, infer, 32, limit)
+        for got, hand in zip(found.values(), expected, strict=True):
+            np.testing.assert_allclose(got, hand, atol=0.02)  # ties in float32
+        np.testing.assert_array_equal(np.isnan(found["task_told"]), np.isnan(expected[0]))
+    skipped = accuracies(program(key, state, data, 2, False), sequence.test.count, limit)
+    assert np.isnan(skipped["task_inferred"]).all() and not np.isnan(skipped["task_told"]).any()
+
+
+def test_counts_become_exact_shares():
+    counts = Correct(np.array([3, -1]), np.array([3, -1]), np.array([1, -1]))
+    found = accuracies(counts, np.array([3, 7]), inferred_examples=2)
+    np.testing.assert_array_equal(found["task_told"], [1.0, np.nan])
+    np.testing.assert_array_equal(found["task_inferred"], [0.5, np.nan])
+
+
+def test_methods_without_modes_have_one_number():
+    config = configuration.default()
+    config.method, config.dataset.name, config.train.batch_size = "sgd", "digits", 48
+    config.model.hidden = (8,)
+    sequence = load_sequence(config)
+    problem = programs.make_problem(config, sequence)
+    key = jax.random.key(0)
+    state = programs.init_state(problem, key)
+    found = evaluate(problem, key, state, programs.put_on_device(sequence), 2, True)
+    np.testing.assert_array_equal(found.task_told, found.task_inferred)
