@@ -22,7 +22,11 @@ FISHER_KINDS = ("empirical", "true", "sampled")
 def _one_pass_layers(model, params, x) -> dict[str, modulation.Layer]:
     """The layers that the outer-product identity covers: Dense, called once, on [n, d]."""
     layers = modulation.find_layers(model, params, x)
-    return {p: l for p, l in layers.items() if l.kind == "dense" and l.calls == 1 and l.rank == 2}
+    return {
+        path: layer
+        for path, layer in layers.items()
+        if layer.kind == "dense" and layer.calls == 1 and layer.rank == 2
+    }
 
 
 def _square_sums(model, params, mode, x, labels, weights, kind, key):

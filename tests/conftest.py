@@ -53,7 +53,11 @@ def tiny_flags():
 
 @pytest.fixture(scope="module")
 def compile_once(tmp_path_factory):
-    """JAX keeps what it compiles in a folder of this session, for processes of tests as well."""
+    """JAX compiles fast code slowly no more, and keeps it for the processes that tests start.
+
+    For tests that ask whether runs agree, most of whose time would go to compiling the same
+    programs again; the folder of the compiled ones is the session's.
+    """
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -61,9 +65,10 @@ def compile_once(tmp_path_factory):
         "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_disable_most_optimizations": True,
     }
     with pytest.MonkeyPatch.context() as patch:
-        before = {name: getattr(jax.config, name) for name in settings}
+        before = {name: jax.config.values[name] for name in settings}
         for name, value in settings.items():
             jax.config.update(name, value)
             patch.setenv(name.upper(), str(value))
