@@ -14,6 +14,8 @@ from bpnjax.evaluate import accuracies, evaluate
 from bpnjax.methods import REGISTRY, ewc
 from bpnjax.modulation import find_layers, modulated_apply
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 
 def digits_config(method, **changes):
     config = configuration.default()
