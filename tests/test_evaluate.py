@@ -14,9 +14,9 @@ from bpnjax.evaluate import Correct, accuracies, evaluate
 from bpnjax.modulation import modulated_apply
 
 
-def trained(**changes):
+def trained(method="bd_psp", **changes):
     config = configuration.default()
-    config.method, config.dataset.name = "bd_psp", "digits"
+    config.method, config.dataset.name = method, "digits"
     config.sequence.num_tasks = 3
     config.model.hidden = (16,)
     config.train.batch_size = 48
@@ -78,6 +78,15 @@ def test_equals_numpy(infer, limit):
         np.testing.assert_array_equal(np.isnan(found["task_told"]), np.isnan(expected[0]))
     skipped = accuracies(program(key, state, data, 2, False), sequence.test.count, limit)
     assert np.isnan(skipped["task_inferred"]).all() and not np.isnan(skipped["task_told"]).any()
+
+
+def test_masking_recovers_what_a_shared_output_layer_forgot():
+    problem, key, state, data, sequence = trained("sgd")
+    found = accuracies(evaluate(problem, key, state, data, 2, True), sequence.test.count)
+    expected = by_hand(problem, state, sequence, 3, "example", 32, 0)
+    for got, hand in zip(found.values(), expected, strict=True):
+        np.testing.assert_allclose(got, hand, atol=0.02)
+    assert found["task_told"][0] < 0.1 and found["task_masked"][0] > 0.6
 
 
 def test_counts_become_exact_shares():

@@ -16,7 +16,10 @@ from safetensors.numpy import load_file
 from bpnjax import main, methods, plots, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-STEPS = 7  # between checkpoints: divides neither an epoch's 9 steps nor a task's 18
+# Two tasks of two epochs of 9 steps. Checkpoints after 13 steps of a task, so in mid-epoch, and
+# at its end: (0, 1, 4), (1, 0, 0), (1, 1, 4), (2, 0, 0) as (task, epoch, step) counted from 0.
+CHANGES = {"sequence__num_tasks": 2, "model__hidden": "(16,)", "checkpoint__every_steps": 13}
+BETWEEN_TASKS, IN_A_TASK, AT_THE_END = (1, 0, 0), (1, 1, 4), (2, 0, 0)
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -26,7 +29,7 @@ class Cut(Exception):
 
 
 def checkpoints(workdir):
-    """The positions of the finished checkpoints, (task, epoch, step) counted from 0."""
+    """The positions of the finished checkpoints."""
     names = [path.stem for path in (workdir / "checkpoints").glob("*.json")]
     return sorted(tuple(map(int, name.split("-"))) for name in names)
 
@@ -49,12 +52,12 @@ def left(workdir):
     )
 
 
-def assert_same(workdir, reference):
+def assert_same(workdir, reference, same_lines=True):
     accuracy, lines, models = left(workdir)
     old_accuracy, old_lines, old_models = left(reference)
     assert accuracy == old_accuracy
-    assert lines == old_lines
     assert models == old_models and models
+    assert lines == old_lines or not same_lines
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,7 @@ def uncut(tmp_path_factory, tiny_flags, compile_once):
     done = {}
 
     def run(**changes):
-        flags = tiny_flags(checkpoint__every_steps=STEPS, **changes)
+        flags = tiny_flags(**CHANGES, **changes)
         if str(flags) not in done:
             workdir = tmp_path_factory.mktemp("uncut")
             with pytest.MonkeyPatch.context() as patch:
@@ -81,19 +84,23 @@ def cut(monkeypatch):
     monkeypatch.setattr(plots, "draw", lambda workdir: [])
     save = train._Run.save
 
-    def cut_at(k, instead=False):
-        left = iter(range(k - 1, -1, -1))
+    def run_until(flags, workdir, k, instead=False):
+        count = iter(range(1, k + 1))
 
         def cutting(run):
-            last = next(left) == 0
+            last = next(count) == k
             if not (last and instead):
                 save(run)
             if last:
                 raise Cut
 
-        monkeypatch.setattr(train._Run, "save", cutting)
+        with monkeypatch.context() as patch, pytest.raises(Cut):
+            patch.setattr(train._Run, "save", cutting)
+            main.run([*flags, f"--workdir={workdir}"])
+        found = checkpoints(workdir)
+        return found[-1] if found else None
 
-    yield cut_at
+    return run_until
 
 
 def go(flags, workdir, capsys):
@@ -103,11 +110,16 @@ def go(flags, workdir, capsys):
     return capsys.readouterr().err.splitlines()[0]
 
 
+def going_on(position):
+    task, epoch, step = position
+    return f"going on at task {task + 1}, epoch {epoch + 1}, step {step} "
+
+
 # In processes that are killed
 
 
-def kill_when(flags, workdir, appeared):
-    """Starts the command and kills it when ``appeared(positions)``; fails if it ends before."""
+def kill_when_there(flags, workdir, position):
+    """Starts the command and kills it when it has written a checkpoint of that position."""
     process = subprocess.Popen(
         [sys.executable, "-m", "bpnjax.main", *flags, f"--workdir={workdir}"],
         cwd=workdir.parent,
@@ -118,7 +130,7 @@ def kill_when(flags, workdir, appeared):
     )
     try:
         deadline = time.monotonic() + 200
-        while process.poll() is None and not appeared(checkpoints(workdir)):
+        while process.poll() is None and position not in checkpoints(workdir):
             assert time.monotonic() < deadline, "no such checkpoint"
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
@@ -132,151 +144,119 @@ def kill_when(flags, workdir, appeared):
 
 @pytest.mark.parametrize("num_seeds", [1, 3])
 @pytest.mark.parametrize("method", ["bd_ewc", "bd_psp"])
-def test_killed_in_a_task_and_again_between_tasks(
+def test_killed_between_tasks_and_again_in_a_task(
     uncut, tmp_path, capsys, monkeypatch, method, num_seeds
 ):
     flags, reference = uncut(method=method, num_seeds=num_seeds)
     workdir = tmp_path / "run"
-
-    kill_when(flags, workdir, lambda found: any(p[0] == 1 and p[1:] != (0, 0) for p in found))
-    task, epoch, step = checkpoints(workdir)[-1]
-    assert task == 1 and (epoch, step) != (0, 0)
-
-    err = kill_when(flags, workdir, lambda found: (2, 0, 0) in found)
-    assert f"going on at task {task + 1}, epoch {epoch + 1}, step {step} " in err
-    assert checkpoints(workdir)[-1][0] == 2
+    kill_when_there(flags, workdir, BETWEEN_TASKS)
+    assert checkpoints(workdir)[-1] == BETWEEN_TASKS
+    err = kill_when_there(flags, workdir, IN_A_TASK)
+    assert err.startswith(going_on(BETWEEN_TASKS))
+    assert checkpoints(workdir)[-1] == IN_A_TASK
 
     monkeypatch.setattr(plots, "draw", lambda workdir: [])
-    assert "going on at task 3, epoch" in go(flags, workdir, capsys)
+    assert go(flags, workdir, capsys).startswith(going_on(IN_A_TASK))
     assert_same(workdir, reference)
 
 
 # In this process
 
 
+@pytest.fixture
+def programs_once(monkeypatch):
+    """Runs of the same configuration share their programs: tracing takes longer than training."""
+    compile_programs, kept = train.compile_programs, {}
+
+    def shared(problem, clock, *sizes):
+        key = (problem.config.method, *sizes)
+        return kept.setdefault(key, compile_programs(problem, clock, *sizes))
+
+    monkeypatch.setattr(train, "compile_programs", shared)
+
+
 @pytest.mark.parametrize("method", methods.REGISTRY)
-def test_every_method_goes_on(uncut, cut, tmp_path, capsys, method):
-    """Cut in mid-task after a checkpoint, then before the next but one could be written."""
+def test_every_method_goes_on(programs_once, uncut, cut, tmp_path, capsys, method):
+    """Cut right after a checkpoint, and again right before one could be written."""
     flags, reference = uncut(method=method)
     workdir = tmp_path / "run"
-    arguments = [*flags, f"--workdir={workdir}"]
+    joint = methods.REGISTRY[method].joint  # one stage of 36 steps: checkpoints after 13, 26, 36
+    first = cut(flags, workdir, 1 if joint else 2)
+    assert first == ((1, 0, 13) if joint else BETWEEN_TASKS)
+    second = cut(flags, workdir, 2, instead=True)
+    assert second == ((1, 1, 8) if joint else IN_A_TASK)
 
-    cut(4)
-    with pytest.raises(Cut):
-        main.run(arguments)
-    first = checkpoints(workdir)[-1]
-    assert first[1:] != (0, 0) and first[0] == (2 if methods.REGISTRY[method].joint else 1)
-
-    cut(2, instead=True)
-    with pytest.raises(Cut):
-        main.run(arguments)
-    second = checkpoints(workdir)[-1]
-    assert second > first
     # What was logged after that checkpoint will be logged again, and must not stay twice.
-    manifest = "-".join(f"{n:0{w}d}" for n, w in zip(second, (5, 5, 9), strict=True)) + ".json"
-    record = json.loads((workdir / "checkpoints" / manifest).read_text())["record"]
+    name = "{:05d}-{:05d}-{:09d}.json".format(*second)
+    record = json.loads((workdir / "checkpoints" / name).read_text())["record"]
     assert (workdir / "metrics.jsonl").stat().st_size > record["metrics_length"] > 0
 
-    cut(99)
-    task, epoch, step = second
-    assert go(flags, workdir, capsys).startswith(
-        f"going on at task {task + 1}, epoch {epoch + 1}, step {step} "
-    )
+    assert go(flags, workdir, capsys).startswith(going_on(second))
     assert_same(workdir, reference)
 
 
-def test_cut_at_the_end_of_a_task(uncut, cut, tmp_path, capsys):
-    """The checkpoint of step 18 of 18 is of the task's end, before its mode is frozen."""
-    flags, _ = uncut(method="bd_ewc")
-    flags = [*flags, "--config.checkpoint.every_steps=9"]
-    cut(99)
-    whole = tmp_path / "whole"
-    go(flags, whole, capsys)
-    cut(5)  # after 9 steps, 18, the task; 9, 18
-    with pytest.raises(Cut):
-        main.run([*flags, f"--workdir={tmp_path / 'run'}"])
-    assert checkpoints(tmp_path / "run")[-1] == (1, 2, 0)
-    cut(99)
-    go(flags, tmp_path / "run", capsys)
-    assert_same(tmp_path / "run", whole)
-
-
 def test_other_intervals_give_the_same(uncut, cut, tmp_path, capsys):
-    """Going on with another checkpoint interval changes what is logged, not what is computed."""
-    flags, reference = uncut(method="bd_psp")
-    cut(4)
-    with pytest.raises(Cut):
-        main.run([*flags, f"--workdir={tmp_path}/run"])
-    cut(99)
+    """They change what is logged, not what is computed.
+
+    Every 9 steps there is also a checkpoint after the last step of a task, before its mode is
+    frozen.
+    """
+    flags, reference = uncut(method="bd_ewc")
+    every_nine = [*flags, "--config.checkpoint.every_steps=9"]
+    assert cut(every_nine, tmp_path / "run", 5) == (1, 2, 0)
     go([*flags, "--config.checkpoint.every_steps=0"], tmp_path / "run", capsys)
-    accuracy, _, models = left(tmp_path / "run")
-    old_accuracy, _, old_models = left(reference)
-    assert (accuracy, models) == (old_accuracy, old_models)
+    assert_same(tmp_path / "run", reference, same_lines=False)
 
 
 def test_half_written_checkpoint_is_ignored(uncut, cut, tmp_path, capsys, recwarn):
     """A folder without manifest is one that was being written; not worth a warning."""
     flags, reference = uncut(method="bd_ewc")
     workdir = tmp_path / "run"
-    cut(4)
-    with pytest.raises(Cut):
-        main.run([*flags, f"--workdir={workdir}"])
-    task, epoch, step = newest = checkpoints(workdir)[-1]
-    (half,) = (workdir / "checkpoints").glob(f"{task:05d}-{epoch:05d}-{step:09d}")
-    # The next position that will be saved, so that the run has to write over it, and a later one.
-    for name in (f"{task:05d}-00001-000000005", "00009-00000-000000000"):
-        shutil.copytree(half, half.with_name(name))
-        for path in list(half.with_name(name).rglob("*"))[::2]:
-            if path.is_file():
-                path.write_bytes(path.read_bytes()[:3])
-    assert checkpoints(workdir)[-1] == newest
-    cut(99)
+    assert cut(flags, workdir, 3) == IN_A_TASK
+    folder = workdir / "checkpoints"
+    whole, next_one, later = (
+        folder / "{:05d}-{:05d}-{:09d}".format(*p) for p in (IN_A_TASK, AT_THE_END, (9, 0, 0))
+    )
+    for half in (next_one, later):
+        shutil.copytree(whole, half)
+        for path in [path for path in half.rglob("*") if path.is_file()][::2]:
+            path.write_bytes(path.read_bytes()[:3])
     recwarn.clear()
-    said = go(flags, workdir, capsys)
-    assert said.startswith(f"going on at task {task + 1}, epoch {epoch + 1}, step {step} ")
+    assert go(flags, workdir, capsys).startswith(going_on(IN_A_TASK))
     assert not [w for w in recwarn if "damaged" in str(w.message)]
     assert_same(workdir, reference)
-    names = {p.name for p in (workdir / "checkpoints").iterdir() if p.is_dir()}
-    assert names == {
-        "-".join(p) for p in (("00002", "00001", "000000005"), ("00003", "00000", "0" * 9))
-    }
+    assert {path for path in folder.iterdir() if path.is_dir()} == {whole, next_one}
 
 
 def test_cut_before_the_first_checkpoint(uncut, cut, tmp_path, capsys):
     flags, reference = uncut(method="bd_psp")
-    cut(1, instead=True)
-    with pytest.raises(Cut):
-        main.run([*flags, f"--workdir={tmp_path}/run"])
-    assert checkpoints(tmp_path / "run") == []
-    cut(99)
-    assert go(flags, tmp_path / "run", capsys).startswith("task 1/3 done")
+    assert cut(flags, tmp_path / "run", 1, instead=True) is None
+    assert go(flags, tmp_path / "run", capsys).startswith("task 1/2 done")
     assert_same(tmp_path / "run", reference)
 
 
-def test_cut_before_the_result_was_written(uncut, cut, tmp_path, capsys):
+def test_cut_before_the_result_was_written(uncut, tmp_path, capsys, monkeypatch):
     flags, reference = uncut(method="bd_ewc", num_seeds=3)
-    shutil.copytree(reference, tmp_path / "run")
-    for name in ("result.json", "accuracy.csv", "model.safetensors", "model.json"):
-        (tmp_path / "run" / name).unlink()
-    cut(1, instead=True)  # there is nothing left to train, test or save
-    go(flags, tmp_path / "run", capsys)
-    assert_same(tmp_path / "run", reference)
+    workdir = tmp_path / "run"
+    shutil.copytree(reference, workdir)
+    for path in [workdir / "result.json", *workdir.glob("*.safetensors")]:
+        path.unlink()
+    monkeypatch.setattr(plots, "draw", lambda workdir: [])
+    monkeypatch.setattr(train._Run, "save", None)  # there is nothing left to train, test or save
+    go(flags, workdir, capsys)
+    assert_same(workdir, reference)
 
 
 def test_metrics_that_were_lost(uncut, cut, tmp_path, capsys):
-    """The run goes on all the same, and the file has whole lines only."""
+    """The run goes on all the same, and what the file has are whole lines."""
     flags, reference = uncut(method="bd_psp")
     workdir = tmp_path / "run"
-    cut(4)
-    with pytest.raises(Cut):
-        main.run([*flags, f"--workdir={workdir}"])
+    assert cut(flags, workdir, 3) == IN_A_TASK
     (workdir / "metrics.jsonl").unlink()
-    cut(99)
     go(flags, workdir, capsys)
-    accuracy, lines, models = left(workdir)
-    old_accuracy, old_lines, old_models = left(reference)
-    assert (accuracy, models) == (old_accuracy, old_models)
-    assert lines == old_lines[-len(lines) :]
+    assert_same(workdir, reference, same_lines=False)
+    lines, whole = left(workdir)[1], left(reference)[1]
+    assert lines == whole[-len(lines) :] and lines
 
 
 # Seeds
