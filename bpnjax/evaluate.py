@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpnjax import modulation
-from bpnjax.programs import Data, Problem, TrainState, View
+from bpnjax.programs import Data, Problem, TrainState, make_view
 
 
 class Correct(NamedTuple):
@@ -89,7 +89,7 @@ def evaluate(
         return x, y, within < count
 
     def told(task, correct_of):
-        view = View(problem, key, data, task)
+        view = make_view(problem, key, data, task)
         count = split.count[task]
 
         def one(i, correct):
@@ -106,7 +106,7 @@ def evaluate(
     infer_batch = min(batch, limit)
 
     def inferred(task, correct_of):
-        view = View(problem, key, data, task)
+        view = make_view(problem, key, data, task)
         count = jnp.minimum(split.count[task], limit)
 
         def one(i, correct):

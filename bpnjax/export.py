@@ -6,7 +6,7 @@ import pathlib
 import jax
 import numpy as np
 from flax import traverse_util
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from bpnjax.checkpoint import write_atomically
 from bpnjax.modulation import KeySeeds
@@ -51,6 +51,6 @@ def save_models(workdir: pathlib.Path, problem: Problem, state: TrainState, num_
             arrays |= _plain_arrays(tree, name)
         name = "model" if seed == 0 else f"model_seed_{config.seed + seed}"
         partial = workdir / f".{name}.partial"
-        save_file(arrays, partial, metadata | {"seed": str(config.seed + seed)})
+        partial.write_bytes(save(arrays, metadata | {"seed": str(config.seed + seed)}))
         partial.replace(workdir / f"{name}.safetensors")
     write_atomically(workdir / "model.json", json.dumps(metadata, indent=1) + "\n")

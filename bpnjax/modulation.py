@@ -201,8 +201,22 @@ def find_layers(model: nn.Module, params, x) -> dict[str, Layer]:
 
 
 def matching(layers: dict[str, Layer], pattern: str) -> dict[str, Layer]:
-    """The layers whose whole path matches a regular expression, in their order."""
-    return {path: layer for path, layer in layers.items() if re.fullmatch(pattern, path)}
+    """The layers whose whole path matches a regular expression, in their order.
+
+    Args:
+      layers: as `find_layers` returns them.
+      pattern: matched against the whole path; ``"(?!output$).*"`` leaves one layer out.
+
+    Returns:
+      The part of ``layers`` that matches.
+
+    Raises:
+      ValueError: none does; lists those there are.
+    """
+    found = {path: layer for path, layer in layers.items() if re.fullmatch(pattern, path)}
+    if not found:
+        raise ValueError(f"{pattern!r} matches no layer; there are: {', '.join(layers)}")
+    return found
 
 
 @struct.dataclass

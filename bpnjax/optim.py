@@ -108,7 +108,8 @@ def partition_by_path(
       >>> import jax.numpy as jnp, optax
       >>> from bpnjax import optim
       >>> params = {"layer": {"M": jnp.zeros((1, 2)), "W": jnp.ones((2, 3))}}
-      >>> tx = optim.partition_by_path([("/M$", optim.beneficial_sign(0.1)), ("/W$", optax.sgd(1.0))])
+      >>> rules = [("/M$", optim.beneficial_sign(0.1)), ("/W$", optax.sgd(1.0))]
+      >>> tx = optim.partition_by_path(rules)
       >>> _ = tx.init(params)
       >>> optim.partition_by_path([("/M$", optax.sgd(1.0))]).init(params)
       Traceback (most recent call last):

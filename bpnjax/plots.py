@@ -21,17 +21,17 @@ def _pyplot():
     return pyplot
 
 
-def accuracy_matrix(workdir: pathlib.Path) -> pathlib.Path:
+def accuracy_matrix(workdir: pathlib.Path, result: dict) -> pathlib.Path:
     """Draws the accuracy matrices of a run, mean over seeds, one panel for each accuracy.
 
     Args:
-      workdir: of a complete run.
+      workdir: where the picture goes.
+      result: the content of ``result.json``.
 
     Returns:
       The picture's path.
     """
     pyplot = _pyplot()
-    result = json.loads((workdir / "result.json").read_text())
     kinds = {k: np.asarray(plain_nan(m), float).mean(0) for k, m in result["accuracy"].items()}
     tasks = len(next(iter(kinds.values())))
     side = 3.4 if tasks <= 20 else 4.2
@@ -62,11 +62,12 @@ def accuracy_matrix(workdir: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def learning_curves(workdir: pathlib.Path) -> pathlib.Path:
+def learning_curves(workdir: pathlib.Path, result: dict) -> pathlib.Path:
     """Draws the training loss, and the told accuracy of each task, against the steps trained.
 
     Args:
-      workdir: of a complete run.
+      workdir: where ``metrics.jsonl`` is and the picture goes.
+      result: the content of ``result.json``.
 
     Returns:
       The picture's path.
@@ -75,7 +76,6 @@ def learning_curves(workdir: pathlib.Path) -> pathlib.Path:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     train = [line for line in lines if line["kind"] == "train"]
     tests = [line for line in lines if line["kind"] == "evaluate"]
-    result = json.loads((workdir / "result.json").read_text())
     figure, (top, bottom) = pyplot.subplots(2, 1, figsize=(8, 6), sharex=True)
     top.plot([l["total_steps"] for l in train], [np.mean(l["loss"]) for l in train], lw=1)
     top.set_yscale("log")
@@ -108,12 +108,13 @@ def learning_curves(workdir: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Draws every picture of a complete run."""
-    return [accuracy_matrix(workdir), learning_curves(workdir)]
+def draw(workdir: pathlib.Path, result: dict) -> list[pathlib.Path]:
+    """Draws every picture of a run; see `accuracy_matrix` and `learning_curves`."""
+    return [accuracy_matrix(workdir, result), learning_curves(workdir, result)]
 
 
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        for picture in draw(pathlib.Path(argument)):
+        folder = pathlib.Path(argument)
+        for picture in draw(folder, json.loads((folder / "result.json").read_text())):
             print(picture)

@@ -13,8 +13,15 @@ import jax.numpy as jnp
 import optax
 
 from bpnjax import importance, models, modulation, optim
-from bpnjax.data.permutation import permute_input, permute_key, pixel_order, restore_rows
+from bpnjax.data.permutation import (
+    PixelOrder,
+    permute_input,
+    permute_key,
+    pixel_order,
+    restore_rows,
+)
 from bpnjax.data.sequence import Split, TaskSequence
+from bpnjax.errors import UserError
 from bpnjax.methods import REGISTRY, Method, Spec
 
 # What a key is folded with first, so that no two uses draw the same numbers.
@@ -47,7 +54,7 @@ class Sums(NamedTuple):
     loss: jax.Array  # f32 scalar, summed over examples
     correct: jax.Array  # f32 scalar
     examples: jax.Array  # f32 scalar
-    bad_step: jax.Array  # int32 scalar, first step whose loss is not finite, else -1
+    bad_step: jax.Array  # int32 scalar, first step after which something is not finite, else -1
 
 
 class Problem(NamedTuple):
@@ -73,7 +80,11 @@ def put_on_device(sequence: TaskSequence) -> Data:
 
 
 def make_problem(config, sequence: TaskSequence) -> Problem:
-    """Builds network, method and optimizers; touches shapes only, no data."""
+    """Builds network, method and optimizers; touches shapes only, no data.
+
+    Raises:
+      UserError: a pattern for layers matches none.
+    """
     method = REGISTRY[config.method]
     model = models.build(config.model, sequence.num_classes)
     x = jax.ShapeDtypeStruct((1, *sequence.train.images.shape[1:]), jnp.float32)
@@ -82,6 +93,11 @@ def make_problem(config, sequence: TaskSequence) -> Problem:
         return model.init(key, jnp.zeros(x.shape, x.dtype))["params"]
 
     layers = modulation.find_layers(model, jax.eval_shape(init, jax.random.key(0)), x)
+    for field in method.layer_fields:
+        try:
+            modulation.matching(layers, config[field].layers)
+        except ValueError as error:
+            raise UserError(f"{field}.layers: {error}; mend the pattern") from error
     optimizer = optim.OPTIMIZERS[config.train.optimizer]
     return Problem(
         config=config,
@@ -156,7 +172,7 @@ def run_steps(
         return tree if axis is None else jax.lax.psum(tree, axis)
 
     slots, count = _epoch_slots(problem, _fold(key, _ORDER, task, epoch), data.train, task)
-    view = View(problem, key, data, task)
+    view = make_view(problem, key, data, task)
     mode = view.mode(method.mode(state.method, task))
 
     def loss(params, x, y, weight):
@@ -201,7 +217,13 @@ def run_steps(
         return state, sums
 
     zero = jnp.float32(0)
-    return jax.lax.fori_loop(start, stop, step, (state, Sums(zero, zero, zero, jnp.int32(-1))))
+    state, sums = jax.lax.fori_loop(
+        start, stop, step, (state, Sums(zero, zero, zero, jnp.int32(-1)))
+    )
+    # The last update may have broken what its loss does not show yet.
+    finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(state.core)]))
+    bad = jnp.where((sums.bad_step < 0) & ~finite, stop - 1, sums.bad_step)
+    return state, sums._replace(bad_step=bad)
 
 
 def end_task(problem: Problem, key, state: TrainState, data: Data, task) -> TrainState:
@@ -247,59 +269,50 @@ def _epoch_slots(problem: Problem, key, split: Split, task):
 class View(NamedTuple):
     """How a task sees the pictures: normalised, and with permuted pixels where so chosen."""
 
-    problem: Problem
-    key: jax.Array
     data: Data
-    task: Any
-
-    def _order(self, task, size):
-        key = _fold(self.key, _PIXELS)
-        return pixel_order(key, task, size, self.problem.config.sequence.first_identity)
-
-    @property
-    def _moves_rows(self) -> bool:
-        return bool(
-            self.problem.permuted and self.problem.input_layer and not self.problem.method.joint
-        )
-
-    @property
-    def _size(self) -> int:
-        return math.prod(self.data.train.images.shape[1:])
+    pixels: Any  # PixelOrder by which the first kernel's rows move; None where nothing moves
+    orders: Any  # int32 [T, inputs], pixels are gathered by it; None where none are
+    input_layer: str
 
     def params(self, core):
-        if not self._moves_rows:
-            return core
-        layer = self.problem.input_layer
-        return permute_input(core, layer, self._order(self.task, self._size))
+        return core if self.pixels is None else permute_input(core, self.input_layer, self.pixels)
 
     def mode(self, mode):
-        if not self._moves_rows:
-            return mode
-        layer = self.problem.input_layer
-        return permute_key(mode, layer, self._order(self.task, self._size))
+        return mode if self.pixels is None else permute_key(mode, self.input_layer, self.pixels)
 
     def restore(self, tree):
-        if not self._moves_rows:
-            return tree
-        layer = self.problem.input_layer
-        return restore_rows(tree, layer, self._order(self.task, self._size))
+        return tree if self.pixels is None else restore_rows(tree, self.input_layer, self.pixels)
 
     def examples(self, split: Split, slots):
         """Inputs f32 [n, ...] and labels int32 [n] of some slots."""
         rows = split.index.reshape(-1)[slots]
         x = split.images[rows].astype(jnp.float32) * self.data.scale + self.data.shift
-        if self.problem.permuted and not self._moves_rows:
+        if self.orders is not None:
             flat = x.reshape(x.shape[0], -1)
             tasks = slots // split.index.shape[1]
-            orders = jax.vmap(lambda t: self._order(t, flat.shape[1]))(
-                jnp.arange(self.problem.num_tasks)
-            )
-            x = jnp.take_along_axis(flat, orders[tasks], axis=1).reshape(x.shape)
+            x = jnp.take_along_axis(flat, self.orders[tasks], axis=1).reshape(x.shape)
         return x, split.labels[rows]
 
 
+def make_view(problem: Problem, key, data: Data, task) -> View:
+    """Draws the pixel order of a task, once, so that it stays out of the loops that use it."""
+    if not problem.permuted:
+        return View(data, None, None, "")
+    size = math.prod(data.train.images.shape[1:])
+    first_identity = problem.config.sequence.first_identity
+
+    def order_of(task):
+        return pixel_order(_fold(key, _PIXELS), task, size, first_identity)
+
+    # A joint batch mixes tasks, and not every network starts with a Dense layer on flat pixels.
+    if problem.method.joint or not problem.input_layer:
+        return View(data, None, jax.vmap(order_of)(jnp.arange(problem.num_tasks)), "")
+    order = order_of(task)
+    return View(data, PixelOrder(order, jnp.argsort(order)), None, problem.input_layer)
+
+
 def _task_fisher(problem: Problem, key, core, kept, data: Data, task, kind):
-    view = View(problem, key, data, task)
+    view = make_view(problem, key, data, task)
     params, mode = view.params(core), view.mode(problem.method.mode(kept, task))
     split = data.train
     width = split.index.shape[1]
@@ -312,7 +325,8 @@ def _task_fisher(problem: Problem, key, core, kept, data: Data, task, kind):
         x, y = view.examples(split, slots)
         more = importance.fisher_sum(
             problem.model, params, mode, x, y,
-            kind=kind, weights=(within < count).astype(jnp.float32), key=_fold(key, _FISHER, task, i),
+            kind=kind, weights=(within < count).astype(jnp.float32),
+            key=_fold(key, _FISHER, task, i),
         )  # fmt: skip
         return jax.tree.map(jnp.add, sums, more)
 

@@ -133,6 +133,7 @@ class _Run:
                 kind: np.array(writers.plain_nan(matrix), float)
                 for kind, matrix in self.record["accuracy"].items()
             }
+        self.compiled_before = self.record["compile_seconds"]
         self.log = writers.MetricsLog(self.workdir / "metrics.jsonl", self.record["metrics_length"])
         total = self.config.train.epochs * sum(self.steps.values())
         self.progress = writers.Progress(total, self.record["total_steps"])
@@ -165,7 +166,6 @@ class _Run:
         out = program(self.keys, self.state, self.data, jnp.int32(task), *numbers)
         jax.block_until_ready(out)
         compiling = self.clock.compile_seconds - compiled
-        self.record["compile_seconds"] += compiling
         self.record[kind] += time.perf_counter() - started - compiling
         return out
 
@@ -200,7 +200,8 @@ class _Run:
             raise LossNotFinite(
                 f"the loss is not finite at task {task + 1}, epoch {epoch + 1}, step "
                 f"{int(sums.bad_step[sums.bad_step >= 0].min()) + 1}; the last good checkpoint "
-                f"stays in {self.workdir / 'checkpoints'}; lower train.learning_rate or bd.epsilon"
+                f"stays in {self.workdir / 'checkpoints'}; lower train.learning_rate or bd.epsilon "
+                "and pass --overwrite"
             )
         examples = float(sums.examples.sum())
         self.record["examples"] += examples
@@ -236,11 +237,12 @@ class _Run:
             means = {kind: np.nanmean(v) for kind, v in found.items() if not np.isnan(v).all()}
             text = ", ".join(f"{kind} {mean:.4f}" for kind, mean in means.items())
             self.progress.line(
-                f"task {task + 1}/{self.sequence.num_tasks} done: mean over the tasks so far: {text}"
+                f"task {task + 1}/{self.sequence.num_tasks} done; mean so far: {text}"
             )
 
     def save(self):
         self.record["metrics_length"] = self.log.length
+        self.record["compile_seconds"] = self.compiled_before + self.clock.compile_seconds
         checkpoint.save(
             self.workdir / "checkpoints",
             self.position,
@@ -269,7 +271,7 @@ class _Run:
             "time": {
                 "train_seconds": record["train_seconds"],
                 "evaluate_seconds": record["evaluate_seconds"],
-                "compile_seconds": record["compile_seconds"],
+                "compile_seconds": self.compiled_before + self.clock.compile_seconds,
                 "examples_per_second": record["examples"] / max(record["train_seconds"], 1e-9),
             },
             "class_names": [
@@ -278,10 +280,10 @@ class _Run:
             ],
         }
         export.save_models(self.workdir, self.problem, self.state, config.num_seeds)
-        writers.write_result(self.workdir, result)
         from bpnjax import plots
 
-        plots.draw(self.workdir)
+        plots.draw(self.workdir, writers.plain(result))
+        writers.write_result(self.workdir, result)
         return result
 
 

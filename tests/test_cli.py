@@ -384,22 +384,22 @@ def test_overwrite_replaces_the_run_and_nothing_else(run, copied):
     )
 
 
-def test_overwrite_cut_short_leaves_nothing_for_another_configuration(copied, monkeypatch):
+def test_overwrite_cut_short_leaves_nothing_for_another_configuration(copied, tiny, monkeypatch):
     """Killed while it removes files, the folder is still the old configuration's."""
     from bpnjax import workdir as folders
 
-    workdir, flags = copied
-    new, _, _ = main.parse([*flags, "--config.train.learning_rate=0.5"])
+    workdir, _ = copied
+    tiny.train.learning_rate = 0.5
 
     def killed(*args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(folders, "write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
-        folders.claim(workdir, new, overwrite=True)
+        folders.claim(workdir, tiny, overwrite=True)
     assert not (workdir / "checkpoints").exists()
     with pytest.raises(UserError, match="another configuration"):
-        folders.check(workdir, new, overwrite=False)
+        folders.check(workdir, tiny, overwrite=False)
 
 
 # The cache
@@ -748,3 +748,13 @@ def test_complete_run_says_so_and_rewrites_nothing(run, finished, monkeypatch):
 def test_methods_of_the_command_are_those_of_the_registry(refused, tiny_flags):
     message = refused(tiny_flags(method="?"), "choose from")
     assert message.split("choose from: ")[1].strip().split(", ") == list(methods.REGISTRY)
+
+
+def test_a_pattern_that_matches_no_layer_is_refused(tiny_flags, tmp_path, capsys):
+    """Else BD or PSP would be off without a word."""
+    for method, field in (("bd_ewc", "bd.layers"), ("psp", "psp.layers")):
+        flags = tiny_flags(method=method, **{field.replace(".", "__"): "nothing"})
+        assert main.run([*flags, f"--workdir={tmp_path / 'w'}"]) == 2
+        line = capsys.readouterr().err
+        assert f"{field}: 'nothing' matches no layer; there are: hidden_0" in line
+    assert not (tmp_path / "w").exists()

@@ -28,7 +28,7 @@ def reference(model, params, mode, x, labels, kind, key=None):
 
 
 class Mixed(nn.Module):
-    """Everything at once: a layer norm, a Dense called twice, one without bias, one on [n, l, d]."""
+    """A layer norm, a Dense called twice, one without bias, one on [n, l, d]."""
 
     @nn.compact
     def __call__(self, x):
@@ -77,7 +77,8 @@ def test_finite_differences_on_a_softmax():
             step = np.zeros_like(w)
             step[j] = 1e-5
             fisher[j] += ((log_p(w + step, i) - log_p(w - step, i)) / 2e-5) ** 2 / 4
-    got = importance.fisher(nn.Dense(3, use_bias=False), {"kernel": jnp.asarray(w, jnp.float32)}, {},
+    params = {"kernel": jnp.asarray(w, jnp.float32)}
+    got = importance.fisher(nn.Dense(3, use_bias=False), params, {},
                             jnp.asarray(x, jnp.float32), jnp.asarray(y))  # fmt: skip
     np.testing.assert_allclose(got["kernel"], fisher, rtol=1e-4)
 

@@ -199,7 +199,7 @@ def test_bd_factor_gradients_by_hand():
     slots, _ = programs._epoch_slots(
         problem, programs._fold(key, programs._ORDER, 0, 0), data.train, 0
     )
-    x, y = programs.View(problem, key, data, 0).examples(data.train, slots[48:96])
+    x, y = programs.make_view(problem, key, data, 0).examples(data.train, slots[48:96])
     mode = problem.method.train_mode(state.learned, problem.method.mode(state.method, 0))
 
     def loss(shift):
@@ -234,10 +234,8 @@ def test_ewc_first_task_is_sgd_and_later_tasks_are_not():
     jax.tree.map(np.testing.assert_array_equal, anchored.method.anchor, anchored.core)
     plain, _ = Jitted(digits_config("sgd")).train(key, [0, 1])
     anchored, _ = Jitted(digits_config("ewc")).train(key, [0, 1])
-    drift = [float(jnp.sum(a.method.importance["output"]["kernel"]
-             * (a.core["output"]["kernel"] - start) ** 2))
-             for start in [anchored.method.anchor["output"]["kernel"]] for a in [anchored]]  # fmt: skip
-    assert drift == [0.0]  # the anchor has moved on to the newest parameters
+    # The anchor has moved on to the newest parameters.
+    jax.tree.map(np.testing.assert_array_equal, anchored.method.anchor, anchored.core)
     assert not np.allclose(plain.core["output"]["kernel"], anchored.core["output"]["kernel"])
 
 

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from bpnjax import memory, metrics, programs
 from bpnjax import config as configuration
+from bpnjax import memory, metrics, programs
 from bpnjax.data import load_sequence
 
 NAN = math.nan

@@ -157,8 +157,9 @@ def test_a_task_beyond_the_bank_is_nan_and_not_the_last_task():
 
 
 def test_merge_adds_biases_and_multiplies_keys():
-    merged = merge({"a": {"bias": jnp.array([1.0]), "key": jnp.array([-1.0])}},
-                   {"a": {"bias": jnp.array([2.0]), "key": jnp.array([-1.0])}, "b": {}})  # fmt: skip
+    one = {"a": {"bias": jnp.array([1.0]), "key": jnp.array([-1.0])}}
+    two = {"a": {"bias": jnp.array([2.0]), "key": jnp.array([-1.0])}, "b": {}}
+    merged = merge(one, two)
     assert float(merged["a"]["bias"][0]) == 3.0 and float(merged["a"]["key"][0]) == 1.0
 
 

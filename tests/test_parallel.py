@@ -1,4 +1,4 @@
-"""One device equals four: in a process of its own, since the number of devices is fixed at start."""
+"""One device equals four, each in a process: the number of devices is fixed at start."""
 
 import json
 import os

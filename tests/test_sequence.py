@@ -105,7 +105,10 @@ def test_a_list_of_sets_has_classes_of_its_own(monkeypatch):
         (dict(evaluate__on="validation"), "dataset.validation: 0.0 leaves no validation part"),
         (dict(dataset__name="digits,gaussians"), "must name one set"),
         (dict(sequence__kind="datasets"), "names 1 set"),
-        (dict(sequence__kind="datasets", dataset__name="digits,gaussians"), "dataset.resize: .* differ"),
+        (
+            dict(sequence__kind="datasets", dataset__name="digits,gaussians"),
+            "dataset.resize: .* differ",
+        ),
     ],
 )  # fmt: skip
 def test_impossible_sequences_say_what_to_change(changes, message):

@@ -165,6 +165,10 @@ def _assemble(arrays: Arrays, groups, config, permuted: bool) -> TaskSequence:
         test = np.flatnonzero(renumber[test_labels] >= 0)
     if held_out is not None:
         train = train[~held_out]
+        if not np.isin(used, arrays.train_labels[train]).all():
+            raise UserError(
+                f"dataset.validation: {fraction} leaves a class without training examples; give less"
+            )
 
     scale, shift = _normalisation(arrays, train, config.dataset.normalize)
     sequence = TaskSequence(

@@ -34,6 +34,7 @@ class Method(NamedTuple):
     told_task: bool = False  # does it act differently for each task, hence must be told (or infer)?
     joint: bool = False  # trains once, on all tasks together
     restarts: bool = False  # starts each task from fresh shared parameters
+    layer_fields: tuple[str, ...] = ()  # groups of the configuration with a pattern `layers`
 
     init: Callable = lambda key, spec: ()
     """(key, spec) -> state, allocated for all tasks."""
@@ -121,6 +122,7 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
         told_task=any(m.told_task for m in methods),
         joint=any(m.joint for m in methods),
         restarts=any(m.restarts for m in methods),
+        layer_fields=sum((m.layer_fields for m in methods), ()),
         init=init,
         fresh=fresh,
         rules=rules,

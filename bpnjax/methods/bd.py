@@ -35,9 +35,8 @@ def fresh(key, spec):
     bound = hidden**-0.5
     layers = modulation.matching(spec.layers, spec.config.bd.layers)
     factors = {}
-    for layer_key, (path, layer) in zip(
-        jax.random.split(key, max(len(layers), 1)), layers.items(), strict=False
-    ):
+    keys = jax.random.split(key, len(layers))
+    for layer_key, (path, layer) in zip(keys, layers.items(), strict=True):
         factors[path] = {
             "M": jnp.zeros((1, hidden)),
             "W": jax.random.uniform(
@@ -70,6 +69,7 @@ def _make(name, rules):
         name=name,
         paper="Wen et al. 2020, arXiv 2009.13954",
         told_task=True,
+        layer_fields=("bd",),
         init=init,
         fresh=fresh,
         rules=rules,

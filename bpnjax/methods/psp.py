@@ -21,6 +21,7 @@ PSP = Method(
     name="psp",
     paper="Cheung et al. 2019, arXiv 1902.05522",
     told_task=True,
+    layer_fields=("psp",),
     init=init,
     mode=modulation.select,
     stored=lambda state: {"bank": state},
