@@ -70,7 +70,7 @@ def uncut(tmp_path_factory, tiny_flags, compile_once):
         if str(flags) not in done:
             workdir = tmp_path_factory.mktemp("uncut")
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(plots, "draw", lambda workdir: [])
+                patch.setattr(plots, "draw", lambda workdir, result: [])
                 assert main.run([*flags, f"--workdir={workdir}"]) == 0
             done[str(flags)] = workdir
         return flags, done[str(flags)]
@@ -81,7 +81,7 @@ def uncut(tmp_path_factory, tiny_flags, compile_once):
 @pytest.fixture
 def cut(monkeypatch):
     """Cuts the run in this process at its k-th save from now on, after or instead of it."""
-    monkeypatch.setattr(plots, "draw", lambda workdir: [])
+    monkeypatch.setattr(plots, "draw", lambda workdir, result: [])
     save = train._Run.save
 
     def run_until(flags, workdir, k, instead=False):
@@ -155,7 +155,7 @@ def test_killed_between_tasks_and_again_in_a_task(
     assert err.startswith(going_on(BETWEEN_TASKS))
     assert checkpoints(workdir)[-1] == IN_A_TASK
 
-    monkeypatch.setattr(plots, "draw", lambda workdir: [])
+    monkeypatch.setattr(plots, "draw", lambda workdir, result: [])
     assert go(flags, workdir, capsys).startswith(going_on(IN_A_TASK))
     assert_same(workdir, reference)
 
@@ -241,7 +241,7 @@ def test_cut_before_the_result_was_written(uncut, tmp_path, capsys, monkeypatch)
     shutil.copytree(reference, workdir)
     for path in [workdir / "result.json", *workdir.glob("*.safetensors")]:
         path.unlink()
-    monkeypatch.setattr(plots, "draw", lambda workdir: [])
+    monkeypatch.setattr(plots, "draw", lambda workdir, result: [])
     monkeypatch.setattr(train._Run, "save", None)  # there is nothing left to train, test or save
     go(flags, workdir, capsys)
     assert_same(workdir, reference)

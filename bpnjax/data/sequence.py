@@ -167,7 +167,7 @@ def _assemble(arrays: Arrays, groups, config, permuted: bool) -> TaskSequence:
         train = train[~held_out]
         if not np.isin(used, arrays.train_labels[train]).all():
             raise UserError(
-                f"dataset.validation: {fraction} leaves a class without training examples; give less"
+                f"dataset.validation: {fraction} leaves a class no training examples; lower it"
             )
 
     scale, shift = _normalisation(arrays, train, config.dataset.normalize)
