@@ -66,6 +66,20 @@ def default() -> ConfigDict:
     c.ewc.decay = 1.0  # ewc_online: factor on earlier Fishers
     c.ewc.form = "proximal"  # proximal (cannot diverge), gradient (of the penalty)
 
+    c.si = ConfigDict()
+    c.si.strength = 0.1  # c, of c sum Omega (theta - anchor)^2
+    c.si.damping = 0.1  # xi, in the denominator of Omega
+    c.si.clamp = "sum"  # sum, increment, none: what may not become negative
+
+    c.mas = ConfigDict()
+    c.mas.strength = 1.0  # lambda, of lambda sum Omega (theta - anchor)^2
+
+    c.xdg = ConfigDict()
+    c.xdg.gated = 0.8  # share of the hidden units that are silent in a task
+
+    c.random_bias = ConfigDict()
+    c.random_bias.norm = 2.4  # length of each layer's bias vector
+
     c.evaluate = ConfigDict()
     c.evaluate.on = "test"  # test, or validation for choosing hyper-parameters
     c.evaluate.batch_size = 1000
@@ -95,6 +109,7 @@ _CHOICES = {
     "ewc.fisher": ("empirical", "true", "sampled"),
     "ewc.anchors": ("latest", "per_task"),
     "ewc.form": ("proximal", "gradient"),
+    "si.clamp": ("sum", "increment", "none"),
     "evaluate.on": ("test", "validation"),
     "evaluate.infer": ("example", "batch"),
     "evaluate.inferred_rows": ("all", "last"),
@@ -117,8 +132,8 @@ _AT_LEAST = {
     "checkpoint.keep": 1,
 }
 _LARGEST_SEED = 2**31 - 1  # larger ones would be cut to 32 bits, or refused, by JAX
-_POSITIVE = ("train.learning_rate", "bd.epsilon", "bd.learning_rate")
-_NOT_NEGATIVE = ("ewc.strength", "ewc.decay")
+_POSITIVE = ("train.learning_rate", "bd.epsilon", "bd.learning_rate", "si.damping")
+_NOT_NEGATIVE = ("ewc.strength", "ewc.decay", "si.strength", "mas.strength", "random_bias.norm")
 
 
 def flatten(config, prefix: str = "") -> dict:
@@ -240,6 +255,8 @@ def validate(config: ConfigDict) -> None:
     for field in _NOT_NEGATIVE:
         if not (flat[field] >= 0 and math.isfinite(flat[field])):
             raise UserError(f"{field}: {flat[field]} is negative or not finite; give 0 or more")
+    if not 0 <= flat["xdg.gated"] < 1:
+        raise UserError(f"xdg.gated: {flat['xdg.gated']} is no share; give 0 up to below 1")
     if not 0 <= flat["dataset.validation"] < 1:
         raise UserError(
             f"dataset.validation: {flat['dataset.validation']} is no share; give 0 up to below 1"

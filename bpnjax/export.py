@@ -9,15 +9,15 @@ from flax import traverse_util
 from safetensors.numpy import save
 
 from bpnjax.checkpoint import write_atomically
-from bpnjax.modulation import KeySeeds
+from bpnjax.modulation import is_seed
 from bpnjax.programs import Problem, TrainState
 
 
 def _plain_arrays(tree, prefix: str) -> dict[str, np.ndarray]:
-    flat = traverse_util.flatten_dict(tree, sep="/", is_leaf=lambda _, n: isinstance(n, KeySeeds))
+    flat = traverse_util.flatten_dict(tree, sep="/", is_leaf=lambda _, node: is_seed(node))
     arrays = {}
     for name, leaf in flat.items():
-        if isinstance(leaf, KeySeeds):
+        if is_seed(leaf):
             leaf = jax.random.key_data(leaf.seed)
             name = f"{name}_seed"
         arrays[f"{prefix}/{name}"] = np.ascontiguousarray(np.asarray(leaf))

@@ -14,7 +14,7 @@ from flax import traverse_util
 
 from bpnjax import modulation
 
-__all__ = ["FISHER_KINDS", "fisher", "fisher_sum"]
+__all__ = ["FISHER_KINDS", "fisher", "fisher_sum", "sensitivity", "sensitivity_sum"]
 
 FISHER_KINDS = ("empirical", "true", "sampled")
 
@@ -29,8 +29,12 @@ def _one_pass_layers(model, params, x) -> dict[str, modulation.Layer]:
     }
 
 
-def _square_sums(model, params, mode, x, labels, weights, kind, key):
-    """Sums of squared per-example gradients of the covered Dense layers."""
+def _dense_sums(model, params, mode, x, weights, magnitudes, element):
+    """Sums over examples of ``element(gradient)`` for the covered Dense layers.
+
+    ``element`` is a square or an absolute value, so that of an outer product is the outer product
+    of those of its factors. ``magnitudes(logits, backward)`` gives element(delta) per layer.
+    """
     layers = _one_pass_layers(model, params, x)
     probes = {path: jnp.zeros(layer.output_shape) for path, layer in layers.items()}
 
@@ -39,77 +43,66 @@ def _square_sums(model, params, mode, x, labels, weights, kind, key):
         return logits.astype(jnp.float32), inputs
 
     logits, backward, inputs = jax.vjp(forward, probes, has_aux=True)
-    probabilities = jax.nn.softmax(logits)
-
-    # d(-log p_y)/d logits = p - onehot(y); everything upstream of the logits is linear in it.
-    if kind == "true":
-
-        def accumulate(c, sums):
-            (deltas,) = backward(probabilities - jax.nn.one_hot(c, logits.shape[-1]))
-            share = probabilities[:, c, None]
-            return jax.tree.map(lambda s, d: s + share * jnp.square(d), sums, deltas)
-
-        squares = jax.lax.fori_loop(0, logits.shape[-1], accumulate, probes)
-    else:
-        if kind == "sampled":
-            labels = jax.random.categorical(key, logits)
-        (deltas,) = backward(probabilities - jax.nn.one_hot(labels, logits.shape[-1]))
-        squares = jax.tree.map(jnp.square, deltas)
-
     sums = {}
-    for path, square in squares.items():
-        weighted = weights[:, None] * square
+    for path, size in magnitudes(logits, lambda cotangent: backward(cotangent)[0]).items():
+        weighted = weights[:, None] * size
         (layer_input,) = inputs[path]
         prefix = f"{path}/" if path else ""
-        sums[f"{prefix}kernel"] = jnp.square(layer_input.astype(jnp.float32)).T @ weighted
+        sums[f"{prefix}kernel"] = element(layer_input.astype(jnp.float32)).T @ weighted
         sums[f"{prefix}bias"] = weighted.sum(0)
     return sums
 
 
-def _square_sums_by_vmap(model, params, mode, x, labels, weights, kind, key, names, chunk):
-    """Sums of squared per-example gradients of the named leaves, by vmap of grad."""
+def _other_sums(model, params, mode, names, chunk, x, weights, labels, magnitude):
+    """The same for the named leaves, by vmap of grad.
+
+    ``magnitude(logits_of, free, label)`` gives element(gradient) of one example, where
+    ``logits_of(free)`` are its logits as a function of the named leaves.
+    """
     flat = traverse_util.flatten_dict(params, sep="/")
     fixed = {name: leaf for name, leaf in flat.items() if name not in names}
     free = {name: flat[name] for name in names}
-    if kind == "sampled":
-        logits = modulation.modulated_apply(model, params, mode, x)
-        labels = jax.random.categorical(key, logits)
 
-    def negative_log_likelihood(free, example, label):
-        tree = traverse_util.unflatten_dict({**fixed, **free}, sep="/")
-        logits = modulation.modulated_apply(model, tree, mode, example[None])[0]
-        return -jax.nn.log_softmax(logits.astype(jnp.float32))[label], logits
-
-    gradient = jax.grad(negative_log_likelihood, has_aux=True)
-
-    def squares(example):
+    def one_example(example):
         x_i, label, weight = example
-        if kind != "true":
-            grads, _ = gradient(free, x_i, label)
-            return jax.tree.map(lambda g: weight * jnp.square(g), grads)
-        _, logits = negative_log_likelihood(free, x_i, label)
-        probabilities = jax.nn.softmax(logits.astype(jnp.float32))
 
-        def accumulate(c, sums):
-            grads, _ = gradient(free, x_i, c)
-            share = weight * probabilities[c]
-            return jax.tree.map(lambda s, g: s + share * jnp.square(g), sums, grads)
+        def logits_of(free):
+            tree = traverse_util.unflatten_dict({**fixed, **free}, sep="/")
+            logits = modulation.modulated_apply(model, tree, mode, x_i[None])[0]
+            return logits.astype(jnp.float32)
 
-        return jax.lax.fori_loop(
-            0, probabilities.shape[0], accumulate, jax.tree.map(jnp.zeros_like, free)
-        )
+        return jax.tree.map(lambda m: weight * m, magnitude(logits_of, free, label))
 
     def one_chunk(sums, examples):
-        per_example = jax.vmap(squares)(examples)
-        return jax.tree.map(lambda s, g: s + g.sum(0), sums, per_example), None
+        return jax.tree.map(lambda s, m: s + m.sum(0), sums, jax.vmap(one_example)(examples)), None
 
-    pad = -x.shape[0] % chunk
-    padded = [
-        jnp.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1)).reshape((-1, chunk, *a.shape[1:]))
-        for a in (x, labels, weights)
-    ]
-    sums, _ = jax.lax.scan(one_chunk, jax.tree.map(jnp.zeros_like, free), tuple(padded))
+    padded = _in_pieces((x, labels, weights), chunk)
+    sums, _ = jax.lax.scan(one_chunk, jax.tree.map(jnp.zeros_like, free), padded)
     return sums
+
+
+def _in_pieces(arrays, size):
+    """Arrays ``[n, ...]`` as ``[pieces, size, ...]``, padded with zeros."""
+    pad = -arrays[0].shape[0] % size
+    return tuple(
+        jnp.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1)).reshape((-1, size, *a.shape[1:]))
+        for a in arrays
+    )
+
+
+def _all_sums(model, params, mode, x, labels, weights, chunk, magnitudes, element, magnitude):
+    flat = traverse_util.flatten_dict(params, sep="/")
+    sums = {
+        name: value
+        for name, value in _dense_sums(model, params, mode, x, weights, magnitudes, element).items()
+        if name in flat  # a Dense layer without bias has no such leaf
+    }
+    rest = [name for name in flat if name not in sums]
+    if rest:
+        chunk = min(chunk, x.shape[0])
+        sums |= _other_sums(model, params, mode, rest, chunk, x, weights, labels, magnitude)
+    sums = {name: sums[name].astype(jnp.float32) for name in flat}
+    return traverse_util.unflatten_dict(sums, sep="/")
 
 
 def fisher_sum(
@@ -139,19 +132,40 @@ def fisher_sum(
     if kind == "sampled" and key is None:
         raise ValueError("the sampled Fisher draws labels: pass key=jax.random.key(...)")
     weights = jnp.ones(x.shape[0]) if weights is None else weights
-    flat = traverse_util.flatten_dict(params, sep="/")
-    sums = {
-        name: value
-        for name, value in _square_sums(model, params, mode, x, labels, weights, kind, key).items()
-        if name in flat  # a Dense layer without bias has no such leaf
-    }
-    rest = [name for name in flat if name not in sums]
-    if rest:
-        sums |= _square_sums_by_vmap(
-            model, params, mode, x, labels, weights, kind, key, rest, min(chunk, x.shape[0])
-        )
-    sums = {name: sums[name].astype(jnp.float32) for name in flat}
-    return traverse_util.unflatten_dict(sums, sep="/")
+    if kind == "sampled":
+        labels = jax.random.categorical(key, modulation.modulated_apply(model, params, mode, x))
+
+    def magnitudes(logits, backward):
+        # d(-log p_y)/d logits = p - onehot(y); everything upstream of the logits is linear in it.
+        p, classes = jax.nn.softmax(logits), logits.shape[-1]
+        if kind != "true":
+            return jax.tree.map(jnp.square, backward(p - jax.nn.one_hot(labels, classes)))
+
+        def add(c, sums):
+            deltas = backward(p - jax.nn.one_hot(c, classes))
+            return jax.tree.map(lambda s, d: s + p[:, c, None] * jnp.square(d), sums, deltas)
+
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(backward, p))
+        return jax.lax.fori_loop(0, classes, add, zeros)
+
+    def magnitude(logits_of, free, label):
+        def squares(y):
+            return jax.tree.map(
+                jnp.square, jax.grad(lambda f: jax.nn.log_softmax(logits_of(f))[y])(free)
+            )
+
+        if kind != "true":
+            return squares(label)
+        p = jax.nn.softmax(logits_of(free))
+
+        def add(c, sums):
+            return jax.tree.map(lambda s, q: s + p[c] * q, sums, squares(c))
+
+        return jax.lax.fori_loop(0, p.shape[0], add, jax.tree.map(jnp.zeros_like, free))
+
+    return _all_sums(
+        model, params, mode, x, labels, weights, chunk, magnitudes, jnp.square, magnitude
+    )
 
 
 def fisher(
@@ -195,24 +209,89 @@ def fisher(
 
     Source: Kirkpatrick et al. 2017 (EWC); van de Ven 2025 (arXiv 2502.11756) for the kinds.
     """
-    n = x.shape[0]
-    batch_size = min(batch_size, n)
-    pad = -n % batch_size
-    weights = (jnp.arange(n + pad) < n).astype(jnp.float32).reshape(-1, batch_size)
-    batched = [
-        jnp.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1)).reshape((-1, batch_size, *a.shape[1:]))
-        for a in (x, labels)
-    ]
 
-    def one_batch(sums, batch):
-        i, x_i, labels_i, weights_i = batch
-        batch_key = None if key is None else jax.random.fold_in(key, i)
-        more = fisher_sum(
-            model, params, mode, x_i, labels_i,
-            kind=kind, weights=weights_i, key=batch_key, chunk=chunk,
-        )  # fmt: skip
-        return jax.tree.map(jnp.add, sums, more), None
+    def one_batch(i, x, labels, weights):
+        draw = None if key is None else jax.random.fold_in(key, i)
+        return fisher_sum(
+            model, params, mode, x, labels, kind=kind, weights=weights, key=draw, chunk=chunk
+        )
+
+    return _mean(one_batch, params, x, labels, batch_size)
+
+
+def _mean(sum_of_batch, params, x, labels, batch_size):
+    n = x.shape[0]
+    x, labels, weights = _in_pieces((x, labels, jnp.ones(n)), min(batch_size, n))
+
+    def add(sums, batch):
+        return jax.tree.map(jnp.add, sums, sum_of_batch(*batch)), None
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    sums, _ = jax.lax.scan(one_batch, zeros, (jnp.arange(weights.shape[0]), *batched, weights))
+    sums, _ = jax.lax.scan(add, zeros, (jnp.arange(len(x)), x, labels, weights))
     return jax.tree.map(lambda s: s / n, sums)
+
+
+def sensitivity_sum(model, params, mode, x, *, weights=None, chunk=32) -> Any:
+    """Sum over a batch of absolute per-example gradients of the squared output norm.
+
+    Args:
+      model: a Linen module that maps ``x`` to outputs ``[n, C]``.
+      params: its parameters, a dict tree.
+      mode: as in `bpnjax.modulated_apply`, one task for the whole batch; ``{}`` for none.
+      x: inputs ``[n, ...]``.
+      weights: f32 ``[n]``, 0 for examples that are padding; all 1 by default.
+      chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
+
+    Returns:
+      A tree like ``params``, f32.
+    """
+    weights = jnp.ones(x.shape[0]) if weights is None else weights
+
+    def magnitudes(outputs, backward):
+        return jax.tree.map(jnp.abs, backward(2.0 * outputs))
+
+    def magnitude(outputs_of, free, _):
+        gradient = jax.grad(lambda f: jnp.sum(jnp.square(outputs_of(f))))(free)
+        return jax.tree.map(jnp.abs, gradient)
+
+    labels = jnp.zeros(x.shape[0], jnp.int32)  # not used by MAS
+    return _all_sums(model, params, mode, x, labels, weights, chunk, magnitudes, jnp.abs, magnitude)
+
+
+def sensitivity(model, params, mode, x, *, batch_size=512, chunk=32) -> Any:
+    r"""MAS importance: how much the squared norm of the output depends on each parameter.
+
+    .. math:: \Omega_j = \frac{1}{n} \sum_i \Big| \frac{\partial \|F(x_i)\|_2^2}{\partial
+              \theta_j} \Big|
+
+    ``F`` are the logits. No labels are used. The absolute value is taken per example; the released
+    code takes it of the gradient summed over a batch by default, where signs cancel.
+
+    Args:
+      model: a Linen module that maps ``x`` to outputs ``[n, C]``.
+      params: its parameters, a dict tree.
+      mode: as in `bpnjax.modulated_apply`; ``{}`` for none.
+      x: inputs ``[n, ...]``.
+      batch_size: examples in one pass.
+      chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
+
+    Returns:
+      A tree like ``params``, f32, non-negative.
+
+    Example:
+      >>> import jax.numpy as jnp, flax.linen as nn
+      >>> from bpnjax import importance
+      >>> params = {"kernel": jnp.array([[3.0]])}  # F = 3 x, d F^2 / d w = 2 F x
+      >>> x = jnp.array([[1.0], [-1.0]])
+      >>> importance.sensitivity(nn.Dense(1, use_bias=False), params, {}, x)["kernel"].tolist()
+      [[6.0]]
+
+    Source: Aljundi et al. 2018 (MAS), Eq. 2-3.
+    """
+    labels = jnp.zeros(x.shape[0], jnp.int32)
+    return _mean(
+        lambda _, x, __, weights: sensitivity_sum(
+            model, params, mode, x, weights=weights, chunk=chunk
+        ),
+        params, x, labels, batch_size,
+    )  # fmt: skip

@@ -24,8 +24,20 @@ USAGE = """usage: python -m bpnjax.main --config=FILE [--config.FIELD=VALUE ...]
   --help                 this text, and the fields with their defaults"""
 
 
+def asks_for_help(arguments: list[str]) -> bool:
+    """Is there a ``--help`` among the arguments?"""
+    return bool({"--help", "-h", "--helpfull"} & set(arguments))
+
+
+def print_help(usage: str) -> None:
+    """Prints a usage and all configuration fields with their defaults."""
+    print(usage + "\n\nfields:")
+    for field, value in configuration.flatten(configuration.default()).items():
+        print(f"  {field} = {value!r}")
+
+
 def parse(arguments: list[str]):
-    """Reads the command line.
+    """Reads the command line of `bpnjax.main`.
 
     Args:
       arguments: without the program's name.
@@ -37,8 +49,27 @@ def parse(arguments: list[str]):
     Raises:
       UserError: anything that cannot be understood.
     """
-    if {"--help", "-h", "--helpfull"} & set(arguments):
+    if asks_for_help(arguments):
         return None
+    config, values = parse_flags(arguments)
+    configuration.validate(config)
+    workdir = values.workdir or os.path.join("runs", config.name, config.method)
+    return config, pathlib.Path(workdir), values.overwrite
+
+
+def parse_flags(arguments: list[str], more: dict[str, str] | None = None):
+    """Reads ``--config``, its overrides, ``--workdir``, ``--overwrite`` and further flags.
+
+    Args:
+      arguments: without the program's name.
+      more: names and defaults of further flags with a text as value.
+
+    Returns:
+      The configuration, not validated yet, and the flags' values as attributes.
+
+    Raises:
+      UserError: anything that cannot be understood.
+    """
     names = [a.lstrip("-").split("=", 1)[0] if a.startswith("-") else "" for a in arguments]
     if "config" not in names:
         raise UserError("--config: missing; name a config file, as --config=configs/digits.py")
@@ -63,6 +94,8 @@ def parse(arguments: list[str]):
     argv = ["bpnjax", *rest]
     flags.DEFINE_string("workdir", "", "", flag_values=values)
     flags.DEFINE_boolean("overwrite", False, "", flag_values=values)
+    for name, text in (more or {}).items():
+        flags.DEFINE_string(name, text, "", flag_values=values)
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
         left = values(argv)
@@ -81,10 +114,7 @@ def parse(arguments: list[str]):
         raise UserError(f"--config: {' '.join(str(error).split())}; see --help") from error
     if left[1:]:
         raise UserError(f"{left[1]!r} is no flag; write --config.FIELD=VALUE, or see --help")
-    config = values.config
-    configuration.validate(config)
-    workdir = values.workdir or os.path.join("runs", config.name, config.method)
-    return config, pathlib.Path(workdir), values.overwrite
+    return values.config, values
 
 
 def run(arguments: list[str]) -> int:
@@ -92,9 +122,7 @@ def run(arguments: list[str]) -> int:
     try:
         parsed = parse(arguments)
         if parsed is None:
-            print(USAGE + "\n\nfields:")
-            for field, value in configuration.flatten(configuration.default()).items():
-                print(f"  {field} = {value!r}")
+            print_help(USAGE)
             return 0
         config, folder, overwrite = parsed
         # Imported late: --help and a wrong flag need not wait for JAX.

@@ -3,16 +3,12 @@
 import jax
 import numpy as np
 
-from bpnjax.modulation import KeySeeds
+from bpnjax.modulation import is_seed
 from bpnjax.programs import Problem, TrainState
 
 
 def _elements(tree) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
-
-
-def _is_seed(node) -> bool:
-    return isinstance(node, KeySeeds)
 
 
 def _bytes(tree) -> int:
@@ -34,9 +30,9 @@ def report(problem: Problem, state: TrainState) -> dict:
       - training_bytes: everything alive during training: shared and learned parameters, optimizer
         states, importance, anchors, banks.
     """
-    stored = jax.tree.leaves(problem.method.stored(state.method), is_leaf=_is_seed)
+    stored = jax.tree.leaves(problem.method.stored(state.method), is_leaf=is_seed)
     per_task = [
-        jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in stored if not _is_seed(leaf)
+        jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in stored if not is_seed(leaf)
     ]
     return {
         "core_parameters": _elements(state.core),

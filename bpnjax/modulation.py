@@ -22,9 +22,12 @@ import jax.numpy as jnp
 from flax import struct
 
 __all__ = [
+    "GateSeeds",
     "KeySeeds",
     "Layer",
     "find_layers",
+    "gate_bank",
+    "is_seed",
     "key_bank",
     "matching",
     "merge",
@@ -237,6 +240,31 @@ class KeySeeds:
         return 1.0 - 2.0 * bits.reshape(-1)[: self.width].astype(jnp.float32)
 
 
+@struct.dataclass
+class GateSeeds:
+    """The 0/1 gates of one layer for any number of tasks, stored as one PRNG key."""
+
+    seed: jax.Array  # typed PRNG key, shape ()
+    width: int = struct.field(pytree_node=False)
+    gated: float = struct.field(pytree_node=False)  # probability of 0
+
+    def row(self, task) -> jax.Array:
+        """The gate of one task: f32[width], each element 0 with probability ``gated``, else 1."""
+        open_ = jax.random.bernoulli(
+            jax.random.fold_in(self.seed, task), 1.0 - self.gated, (self.width,)
+        )
+        return open_.astype(jnp.float32)
+
+
+def is_seed(node) -> bool:
+    """Is this node of a bank drawn from a seed instead of stored?"""
+    return isinstance(node, (KeySeeds, GateSeeds))
+
+
+def _layer_seed(seed, path):
+    return jax.random.fold_in(seed, zlib.crc32(path.encode()))
+
+
 def key_bank(seed: jax.Array, layers: dict[str, Layer]) -> dict[str, dict[str, KeySeeds]]:
     """PSP keys for the given layers, independent per layer and task, from one seed.
 
@@ -251,7 +279,26 @@ def key_bank(seed: jax.Array, layers: dict[str, Layer]) -> dict[str, dict[str, K
     Source: Cheung et al. 2019, binary superposition; keys fixed (the released code trains them).
     """
     return {
-        path: {"key": KeySeeds(jax.random.fold_in(seed, zlib.crc32(path.encode())), layer.inputs)}
+        path: {"key": KeySeeds(_layer_seed(seed, path), layer.inputs)}
+        for path, layer in layers.items()
+    }
+
+
+def gate_bank(seed: jax.Array, layers: dict[str, Layer], gated: float):
+    """Like `key_bank`, with gates in {0, 1} instead of signs.
+
+    Args:
+      seed: a typed PRNG key.
+      layers: as `find_layers` returns them; each gets a gate on its input.
+      gated: probability of 0.
+
+    Returns:
+      A bank ``{path: {"key": GateSeeds}}``.
+
+    Source: Masse et al. 2018 (XdG).
+    """
+    return {
+        path: {"key": GateSeeds(_layer_seed(seed, path), layer.inputs, gated)}
         for path, layer in layers.items()
     }
 
@@ -260,7 +307,7 @@ def select(bank, task) -> dict[str, Any]:
     """Takes the mode of a task out of a bank.
 
     Args:
-      bank: a tree like a mode with a leading task axis, leaves ``[T, width]`` or `KeySeeds`.
+      bank: a tree like a mode with a leading task axis, leaves ``[T, width]`` or seeds.
       task: int scalar, or int ``[n]`` with one task id per example; may be traced.
 
     Returns:
@@ -279,11 +326,11 @@ def select(bank, task) -> dict[str, Any]:
     task = jnp.asarray(task)
 
     def take(leaf):
-        if isinstance(leaf, KeySeeds):
+        if is_seed(leaf):
             return leaf.row(task) if task.ndim == 0 else jax.vmap(leaf.row)(task)
         return leaf.at[task].get(mode="fill", fill_value=jnp.nan)
 
-    return jax.tree.map(take, bank, is_leaf=lambda node: isinstance(node, KeySeeds))
+    return jax.tree.map(take, bank, is_leaf=is_seed)
 
 
 def merge(*modes) -> dict[str, Any]:

@@ -18,6 +18,7 @@ __all__ = [
     "anchor_penalty",
     "beneficial_perturbation",
     "beneficial_sign",
+    "matched_step",
     "partition_by_path",
 ]
 
@@ -83,6 +84,36 @@ def beneficial_sign(epsilon: float | jax.Array | optax.Schedule) -> optax.Gradie
         return step(updates, epsilon(state.count)), BeneficialSignState(count)
 
     return optax.GradientTransformation(init, update)
+
+
+def matched_step(epsilon: float | jax.Array) -> optax.GradientTransformation:
+    r"""A step along the gradient, as long as `beneficial_sign`'s: the control for its direction.
+
+    .. math:: u = -\epsilon \sqrt{n} \, g / |g|_2
+
+    per leaf, with n its number of elements, so that ``|u|`` is that of ``epsilon * sign(g)``.
+
+    Args:
+      epsilon: the step of the `beneficial_sign` to be matched.
+
+    Returns:
+      An `optax.GradientTransformation`; a gradient of 0 stays 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax import optim
+      >>> tx = optim.matched_step(0.5)
+      >>> tx.update(jnp.array([3.0, 0.0, 0.0, 4.0]), tx.init(jnp.zeros(4)))[0].round(3).tolist()
+      [-0.6000000238418579, -0.0, -0.0, -0.800000011920929]
+
+    Source: ours; the paper's GD+EWC confounds the direction with the length of the step.
+    """
+
+    def one(g):
+        length = jnp.linalg.norm(g.ravel())
+        return (-epsilon * g.size**0.5 * g / jnp.where(length > 0, length, 1.0)).astype(g.dtype)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(one, updates))
 
 
 def _path_string(path) -> str:

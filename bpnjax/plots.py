@@ -108,6 +108,37 @@ def learning_curves(workdir: pathlib.Path, result: dict) -> pathlib.Path:
     return path
 
 
+def comparison(path: pathlib.Path, results: list[dict]) -> pathlib.Path:
+    """Draws the average of each of the three accuracies of several methods, with sd over seeds.
+
+    Args:
+      path: of the picture.
+      results: the contents of their ``result.json``.
+
+    Returns:
+      ``path``.
+    """
+    pyplot = _pyplot()
+    kinds = list(results[0]["summary"])
+    figure, axis = pyplot.subplots(figsize=(8, 1.2 + 0.55 * len(results)))
+    rows = np.arange(len(results))[::-1]
+    for i, kind in enumerate(kinds):
+        averages = [r["summary"][kind]["average_accuracy"] for r in results]
+        means = [np.nan if a["mean"] is None else a["mean"] for a in averages]
+        sds = [a["sd"] or 0.0 for a in averages]
+        axis.barh(rows + 0.26 * (1 - i), means, 0.24, xerr=sds, label=kind, capsize=2)
+    axis.set_yticks(rows, [r["method"] for r in results])
+    axis.set_xlim(0, 1)
+    axis.set_xlabel("average accuracy after all tasks")
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    seeds = results[0]["num_seeds"]
+    figure.suptitle(f"{results[0]['name']}, {seeds} seed{'s' if seeds > 1 else ''}", y=1.02)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+    return path
+
+
 def draw(workdir: pathlib.Path, result: dict) -> list[pathlib.Path]:
     """Draws every picture of a run; see `accuracy_matrix` and `learning_curves`."""
     return [accuracy_matrix(workdir, result), learning_curves(workdir, result)]

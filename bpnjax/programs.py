@@ -22,7 +22,7 @@ from bpnjax.data.permutation import (
 )
 from bpnjax.data.sequence import Split, TaskSequence
 from bpnjax.errors import UserError
-from bpnjax.methods import REGISTRY, Method, Spec
+from bpnjax.methods import REGISTRY, Importance, Method, Spec
 
 # What a key is folded with first, so that no two uses draw the same numbers.
 _INIT, _METHOD, _FRESH, _ORDER, _PIXELS, _FISHER = range(6)
@@ -103,7 +103,7 @@ def make_problem(config, sequence: TaskSequence) -> Problem:
         config=config,
         method=method,
         model=model,
-        spec=Spec(sequence.num_tasks, layers, init, config),
+        spec=Spec(sequence.num_tasks, sequence.classes, layers, init, config),
         core_optimizer=optimizer(config.train.learning_rate),
         learned_optimizer=optim.partition_by_path(method.rules(config, optimizer)),
         num_tasks=sequence.num_tasks,
@@ -121,7 +121,7 @@ def init_state(problem: Problem, key) -> TrainState:
         learned=learned,
         core_optimizer=problem.core_optimizer.init(core),
         learned_optimizer=problem.learned_optimizer.init(learned),
-        method=problem.method.init(jax.random.fold_in(key, _METHOD), problem.spec),
+        method=problem.method.init(jax.random.fold_in(key, _METHOD), core, problem.spec),
     )
 
 
@@ -198,20 +198,22 @@ def run_steps(
         # Sum over devices before anything that is not linear in the gradient (the sign).
         total, correct, examples, grads = everywhere((total, correct, jnp.sum(weight), grads))
         core_grads, learned_grads = jax.tree.map(lambda g: g / examples, grads)
-        core_grads = method.gradient(core_grads, state.core, state.method, step_size)
         core_updates, core_optimizer = problem.core_optimizer.update(
-            core_grads, state.core_optimizer, state.core
+            method.gradient(core_grads, state.core, state.method, step_size),
+            state.core_optimizer,
+            state.core,
         )
+        core = optax.apply_updates(state.core, core_updates)
         learned_updates, learned_optimizer = problem.learned_optimizer.update(
             learned_grads, state.learned_optimizer, state.learned
         )
         bad = jnp.where((sums.bad_step < 0) & ~jnp.isfinite(total), i, sums.bad_step)
         state = TrainState(
-            optax.apply_updates(state.core, core_updates),
+            core,
             optax.apply_updates(state.learned, learned_updates),
             core_optimizer,
             learned_optimizer,
-            state.method,
+            method.after_step(state.method, state.core, core, core_grads),
         )
         sums = Sums(sums.loss + total, sums.correct + correct, sums.examples + examples, bad)
         return state, sums
@@ -229,12 +231,12 @@ def run_steps(
 def end_task(problem: Problem, key, state: TrainState, data: Data, task) -> TrainState:
     """Freezes the task's mode, drops what was learned for it, and updates the protection."""
     method = problem.method
+    # Importance is that of the network as it was trained, before its mode goes into the bank.
+    mode = method.train_mode(state.learned, method.mode(state.method, task))
     kept = method.store(state.core, state.learned, state.method, task)
 
-    def fisher(kind):
-        return _task_fisher(problem, key, state.core, kept, data, task, kind)
-
-    kept = method.consolidate(state.core, kept, task, fisher, problem.spec)
+    measured = Importance(*_task_importance(problem, key, state.core, mode, data, task))
+    kept = method.consolidate(state.core, kept, task, measured, problem.spec)
     # The factors have done their work; zeros keep the state's structure.
     dropped = jax.tree.map(jnp.zeros_like, state.learned)
     return state._replace(learned=dropped, method=kept)
@@ -311,25 +313,40 @@ def make_view(problem: Problem, key, data: Data, task) -> View:
     return View(data, PixelOrder(order, jnp.argsort(order)), None, problem.input_layer)
 
 
-def _task_fisher(problem: Problem, key, core, kept, data: Data, task, kind):
+def _task_importance(problem: Problem, key, core, mode, data: Data, task):
+    """The functions of `bpnjax.importance`, bound to the data and the mode of a task."""
     view = make_view(problem, key, data, task)
-    params, mode = view.params(core), view.mode(problem.method.mode(kept, task))
+    params, mode = view.params(core), view.mode(mode)
     split = data.train
     width = split.index.shape[1]
     batch = min(512, width)
     count = split.count[task]
 
-    def add(i, sums):
-        within = i * batch + jnp.arange(batch)
-        slots = task * width + jnp.minimum(within, width - 1)
-        x, y = view.examples(split, slots)
-        more = importance.fisher_sum(
-            problem.model, params, mode, x, y,
-            kind=kind, weights=(within < count).astype(jnp.float32),
-            key=_fold(key, _FISHER, task, i),
-        )  # fmt: skip
-        return jax.tree.map(jnp.add, sums, more)
+    def mean(sum_of_batch):
+        def add(i, sums):
+            within = i * batch + jnp.arange(batch)
+            x, y = view.examples(split, task * width + jnp.minimum(within, width - 1))
+            weights = (within < count).astype(jnp.float32)
+            return jax.tree.map(jnp.add, sums, sum_of_batch(i, x, y, weights))
 
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), core)
-    sums = jax.lax.fori_loop(0, -(-count // batch), add, zeros)
-    return view.restore(jax.tree.map(lambda s: s / count, sums))
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), core)
+        sums = jax.lax.fori_loop(0, -(-count // batch), add, zeros)
+        return view.restore(jax.tree.map(lambda s: s / count, sums))
+
+    def fisher(kind):
+        def one(i, x, y, weights):
+            draw = _fold(key, _FISHER, task, i)
+            return importance.fisher_sum(
+                problem.model, params, mode, x, y, kind=kind, weights=weights, key=draw
+            )
+
+        return mean(one)
+
+    def sensitivity():
+        return mean(
+            lambda i, x, y, weights: importance.sensitivity_sum(
+                problem.model, params, mode, x, weights=weights
+            )
+        )
+
+    return fisher, sensitivity

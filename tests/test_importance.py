@@ -62,6 +62,37 @@ def test_equals_the_definition(name, kind):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-7), got, expected)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_sensitivity_equals_the_definition(name):
+    model, shape = MODELS[name]
+    x = jax.random.normal(jax.random.key(0), shape)
+    params = model.init(jax.random.key(1), x)["params"]
+
+    def squared_norm(params, x_i):
+        return jnp.sum(model.apply({"params": params}, x_i[None]) ** 2)
+
+    each = [jax.grad(squared_norm)(params, x_i) for x_i in x]
+    expected = jax.tree.map(lambda *g: sum(abs(v) for v in g) / len(x), *each)
+    got = importance.sensitivity(model, params, {}, x, batch_size=3, chunk=2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), got, expected)
+
+
+def test_sensitivity_by_finite_differences():
+    rng = np.random.default_rng(1)
+    w, x = rng.normal(size=(3, 2)), rng.normal(size=(5, 3))
+    expected = np.zeros_like(w)
+    for x_i in x:
+        for j in np.ndindex(w.shape):
+            step = np.zeros_like(w)
+            step[j] = 1e-5
+            rise = ((x_i @ (w + step)) ** 2).sum() - ((x_i @ (w - step)) ** 2).sum()
+            expected[j] += abs(rise / 2e-5) / 5
+    params = {"kernel": jnp.asarray(w, jnp.float32)}
+    model = nn.Dense(2, use_bias=False)
+    got = importance.sensitivity(model, params, {}, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(got["kernel"], expected, rtol=1e-4)
+
+
 def test_finite_differences_on_a_softmax():
     """An independent reference: three classes, one weight matrix, central differences in f64."""
     rng = np.random.default_rng(0)

@@ -6,69 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import Jitted, digits_config
 
-from bpnjax import config as configuration
 from bpnjax import programs
-from bpnjax.data import load_sequence
 from bpnjax.evaluate import accuracies, evaluate
 from bpnjax.methods import REGISTRY, ewc
 from bpnjax.modulation import find_layers, modulated_apply
 
 pytestmark = pytest.mark.usefixtures("compile_once")
-
-
-def digits_config(method, **changes):
-    config = configuration.default()
-    config.dataset.name = "digits"
-    config.sequence.num_tasks = 3
-    config.model.hidden = (16,)
-    config.train.batch_size = 48
-    config.train.learning_rate = 1e-2
-    config.train.epochs = 8
-    config.bd.hidden_dim = 8
-    config.ewc.strength = 50.0
-    config.bd.learning_rate = 3e-3
-    config.method = method
-    for field, value in changes.items():
-        group = config
-        *groups, last = field.split("__")
-        for name in groups:
-            group = group[name]
-        group[last] = value
-    configuration.validate(config)
-    return config
-
-
-class Jitted:
-    """The programs of one method, jitted, with a count of the traces of its step."""
-
-    def __init__(self, config):
-        self.config = config
-        self.sequence = load_sequence(config)
-        self.problem = programs.make_problem(config, self.sequence)
-        self.data = programs.put_on_device(self.sequence)
-        self.traces = 0
-
-        def run_steps(*args):
-            self.traces += 1
-            return programs.run_steps(self.problem, *args)
-
-        self.run_steps = jax.jit(run_steps)
-        self.init = jax.jit(partial(programs.init_state, self.problem))
-        self.begin_task = jax.jit(partial(programs.begin_task, self.problem))
-        self.end_task = jax.jit(partial(programs.end_task, self.problem))
-        self.evaluate = jax.jit(partial(evaluate, self.problem))
-
-    def train(self, key, tasks=None, epochs=None):
-        state = self.init(key)
-        stages = range(self.sequence.num_tasks) if tasks is None else tasks
-        for task in stages:
-            state = self.begin_task(key, state, task)
-            steps = programs.steps_per_epoch(self.problem, self.sequence, task)
-            for epoch in range(epochs or self.config.train.epochs):
-                state, sums = self.run_steps(key, state, self.data, task, epoch, 0, steps)
-            state = self.end_task(key, state, self.data, task)
-        return state, sums
 
 
 @pytest.fixture(scope="module", params=sorted(REGISTRY))

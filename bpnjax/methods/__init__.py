@@ -1,7 +1,7 @@
 """The methods: one file each, one line in the registry."""
 
-from bpnjax.methods import bd, ewc, joint, psp, sgd, stl
-from bpnjax.methods.base import Method, Spec, chain
+from bpnjax.methods import bd, controls, ewc, joint, mas, psp, sgd, si, stl, xdg
+from bpnjax.methods.base import Importance, Method, Spec, chain
 
 BPN = "Wen et al. 2020, arXiv 2009.13954"
 
@@ -13,11 +13,20 @@ REGISTRY: dict[str, Method] = {
         joint.JOINT,
         ewc.EWC,
         ewc.EWC_ONLINE,
+        si.SI,
+        mas.MAS,
         psp.PSP,
+        xdg.XDG,
         chain("bd_ewc", bd.BD, ewc.EWC, paper=BPN),
         chain("bd_psp", bd.BD, psp.PSP, paper=BPN),
         chain("gd_ewc", bd.GD, ewc.EWC, paper=BPN),
+        # Fair peers and controls: who else knows the task, and what is it that helps?
+        chain("xdg_ewc", xdg.XDG, ewc.EWC, paper="Masse et al. 2018, arXiv 1802.01569"),
+        controls.output_mask("ewc_masked", ewc.EWC),
+        chain("gd_matched_ewc", bd.GD_MATCHED, ewc.EWC, paper="control"),
+        chain("bias_ewc", controls.PLAIN_BIAS, ewc.EWC, paper="control"),
+        chain("random_bias_ewc", controls.RANDOM_BIAS, ewc.EWC, paper="control"),
     )
 }
 
-__all__ = ["REGISTRY", "Method", "Spec", "chain"]
+__all__ = ["REGISTRY", "Importance", "Method", "Spec", "chain"]

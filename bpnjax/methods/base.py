@@ -17,9 +17,17 @@ class Spec(NamedTuple):
     """What a method may know of the network and the sequence when it allocates its state."""
 
     num_tasks: int
+    classes: Any  # bool [T, C], the classes of each task; host array
     layers: dict[str, modulation.Layer]
     init: Callable[[jax.Array], Any]  # PRNG key -> fresh shared parameters
     config: Any  # the run's ConfigDict
+
+
+class Importance(NamedTuple):
+    """Importance of the shared parameters over the data of the task that just ended."""
+
+    fisher: Callable[[str], Any]  # kind -> as `bpnjax.importance.fisher`
+    sensitivity: Callable[[], Any]  # as `bpnjax.importance.sensitivity`
 
 
 class Method(NamedTuple):
@@ -36,8 +44,8 @@ class Method(NamedTuple):
     restarts: bool = False  # starts each task from fresh shared parameters
     layer_fields: tuple[str, ...] = ()  # groups of the configuration with a pattern `layers`
 
-    init: Callable = lambda key, spec: ()
-    """(key, spec) -> state, allocated for all tasks."""
+    init: Callable = lambda key, core, spec: ()
+    """(key, core, spec) -> state, allocated for all tasks."""
     fresh: Callable = lambda key, spec: {}
     """(key, spec) -> learned, fresh for each task."""
     rules: Callable = lambda config, optimizer: ()
@@ -48,10 +56,12 @@ class Method(NamedTuple):
     """(learned, mode) -> the mode while the task is trained; differentiated for learned."""
     gradient: Callable = lambda grads, core, state, step_size: grads
     """(gradient of the task's loss for core, core, state, step_size) -> gradient."""
+    after_step: Callable = lambda state, old, new, grads: state
+    """(state, core before, core after, gradient of the task's loss) -> state, at each step."""
     store: Callable = lambda core, learned, state, task: state
     """(core, learned, state, task) -> state with the mode of the task frozen in it."""
-    consolidate: Callable = lambda core, state, task, fisher, spec: state
-    """(core, state, task, fisher, spec) -> state, after a task; fisher(kind) is its Fisher."""
+    consolidate: Callable = lambda core, state, task, importance, spec: state
+    """(core, state, task, importance, spec) -> state, after a task; see `Importance`."""
     for_eval: Callable = lambda core, state, task: core
     """(core, state, task) -> the shared parameters to answer a task with."""
     stored: Callable = lambda state: {}
@@ -73,8 +83,8 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
     def each(hook, *args):
         return tuple(getattr(method, hook)(*args) for method in methods)
 
-    def init(key, spec):
-        return tuple(m.init(jax.random.fold_in(key, i), spec) for i, m in enumerate(methods))
+    def init(key, core, spec):
+        return tuple(m.init(jax.random.fold_in(key, i), core, spec) for i, m in enumerate(methods))
 
     def fresh(key, spec):
         parts = (m.fresh(jax.random.fold_in(key, i), spec) for i, m in enumerate(methods))
@@ -96,12 +106,16 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
             grads = method.gradient(grads, core, state, step_size)
         return grads
 
+    def after_step(states, old, new, grads):
+        return tuple(m.after_step(s, old, new, grads) for m, s in zip(methods, states, strict=True))
+
     def store(core, learned, states, task):
         return tuple(m.store(core, learned, s, task) for m, s in zip(methods, states, strict=True))
 
-    def consolidate(core, states, task, fisher, spec):
+    def consolidate(core, states, task, importance, spec):
         return tuple(
-            m.consolidate(core, s, task, fisher, spec) for m, s in zip(methods, states, strict=True)
+            m.consolidate(core, s, task, importance, spec)
+            for m, s in zip(methods, states, strict=True)
         )
 
     def for_eval(core, states, task):
@@ -129,6 +143,7 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
         mode=mode,
         train_mode=train_mode,
         gradient=gradient,
+        after_step=after_step,
         store=store,
         consolidate=consolidate,
         for_eval=for_eval,

@@ -7,7 +7,8 @@ While the task is learned, W follows its gradient and M takes steps of -epsilon 
 factors are dropped. M starts at zero, so the network starts as it was; W starts uniform in
 +-1/sqrt(H), since both at zero would never move.
 
-GD is the same with M following its true gradient, the paper's control.
+GD is the same with M following its true gradient, the paper's control; GD_MATCHED follows the
+gradient's direction with steps of the length of BD's, epsilon * sqrt(H).
 
 Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V, Alg. 1 and 2. The initial values are those of
 the lab's prototype of a later paper; this paper does not say.
@@ -22,8 +23,8 @@ from bpnjax.methods.base import Method
 GROUP = "bd"
 
 
-def init(key, spec):
-    del key
+def init(key, core, spec):
+    del key, core
     layers = modulation.matching(spec.layers, spec.config.bd.layers)
     return {
         path: {"bias": jnp.zeros((spec.num_tasks, layer.outputs))} for path, layer in layers.items()
@@ -91,5 +92,13 @@ def _gd_rules(config, optimizer):
     return ((f"^{GROUP}/.*/[MW]$", optimizer(config.bd.learning_rate)),)
 
 
+def _gd_matched_rules(config, optimizer):
+    return (
+        (f"^{GROUP}/.*/M$", optim.matched_step(config.bd.epsilon)),
+        (f"^{GROUP}/.*/W$", optimizer(config.bd.learning_rate)),
+    )
+
+
 BD = _make("bd", _bd_rules)
 GD = _make("gd", _gd_rules)
+GD_MATCHED = _make("gd_matched", _gd_matched_rules)

@@ -63,23 +63,22 @@ def accumulate(state: EwcState, core, new, decay=1.0, anchors="latest") -> EwcSt
 
 
 def _make(name, paper, online):
-    def init(key, spec):
-        shapes = jax.eval_shape(spec.init, key)
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), shapes)
-        anchor = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), shapes)
-        return EwcState(zeros, anchor, jnp.float32(spec.config.ewc.strength))
+    def init(key, core, spec):
+        del key
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), core)
+        return EwcState(zeros, core, jnp.float32(spec.config.ewc.strength))
 
     def gradient(grads, core, state, step_size):
         return optim.anchor_gradient(
             grads, core, state.anchor, state.importance, state.strength, step_size
         )
 
-    def consolidate(core, state, task, fisher, spec):
+    def consolidate(core, state, task, importance, spec):
         del task
         options = spec.config.ewc
         decay = options.decay if online else 1.0
         anchors = "latest" if online else options.anchors
-        return accumulate(state, core, fisher(options.fisher), decay, anchors)
+        return accumulate(state, core, importance.fisher(options.fisher), decay, anchors)
 
     return Method(name=name, paper=paper, init=init, gradient=gradient, consolidate=consolidate)
 

@@ -12,7 +12,8 @@ from bpnjax import modulation
 from bpnjax.methods.base import Method
 
 
-def init(key, spec):
+def init(key, core, spec):
+    del core
     layers = modulation.matching(spec.layers, spec.config.psp.layers)
     return modulation.key_bank(key, layers)
 

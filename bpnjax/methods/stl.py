@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from bpnjax.methods.base import Method
 
 
-def init(key, spec):
-    shapes = jax.eval_shape(spec.init, key)
-    return jax.tree.map(lambda p: jnp.zeros((spec.num_tasks, *p.shape), p.dtype), shapes)
+def init(key, core, spec):
+    del key
+    return jax.tree.map(lambda p: jnp.zeros((spec.num_tasks, *p.shape), p.dtype), core)
 
 
 def store(core, learned, state, task):

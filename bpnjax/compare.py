@@ -1,0 +1,201 @@
+"""Several methods on one configuration, side by side.
+
+    python -m bpnjax.compare --config=configs/mnist.py --methods=bd_ewc,bd_psp,psp --num_seeds=5
+
+Runs each method in a folder of its own (one that is complete is not run again) and writes
+`compare.md`, `compare.csv` and `compare.png` from their result files. A method that fails is
+reported in its row, the others go on, and the command ends with exit code 1.
+"""
+
+import copy
+import csv
+import io
+import json
+import os
+import pathlib
+import sys
+from typing import NamedTuple
+
+from bpnjax import config as configuration
+from bpnjax import main as command
+from bpnjax.errors import UserError
+
+USAGE = """usage: python -m bpnjax.compare --config=FILE --methods=A,B,... [--num_seeds=N]
+                                [--config.FIELD=VALUE ...] [--workdir=DIR] [--overwrite]
+
+  --methods=A,B,...   names of methods, or all
+  --num_seeds=N       short for --config.num_seeds=N
+  --workdir=DIR       a folder for the table, with one for each method (default: runs/<name>)"""
+
+ACCURACIES = ("task_told", "task_masked", "task_inferred")
+
+
+class Row(NamedTuple):
+    """A method's result file, or why there is none."""
+
+    method: str
+    result: dict | None
+    error: str = ""
+
+
+def run_all(config, names, folder: pathlib.Path, overwrite: bool) -> list[Row]:
+    """Runs each method, unless it is complete.
+
+    Args:
+      config: a configuration; its method is replaced by each name.
+      names: of methods.
+      folder: each method gets a folder in it.
+      overwrite: run those that are complete again.
+
+    Returns:
+      A row for each, in the order of ``names``.
+    """
+    from bpnjax import train, workdir
+
+    rows = []
+    for i, name in enumerate(names):
+        one = copy.deepcopy(config)
+        one.method = name
+        place = folder / name
+        print(f"[{i + 1}/{len(names)}] {name}", file=sys.stderr, flush=True)
+        try:
+            configuration.validate(one)
+            if not workdir.check(place, one, overwrite):
+                train.train_and_evaluate(one, place, overwrite)
+            rows.append(Row(name, json.loads((place / "result.json").read_text())))
+        except Exception as error:  # whatever stops one method must not stop the others
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"bpnjax: {name} failed: {text}", file=sys.stderr, flush=True)
+            rows.append(Row(name, None, text))
+    return rows
+
+
+def _number(summary, digits=4) -> str:
+    mean, sd = summary["mean"], summary["sd"]
+    if mean is None:
+        return "-"
+    return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
+
+
+HEADER = (
+    "method", "average told", "average masked", "average inferred", "task 1 told", "forgetting",
+    "bytes a task", "training s",
+)  # fmt: skip
+
+
+def markdown(rows: list[Row]) -> str:
+    """The table as Markdown: means ± standard deviations over seeds after all tasks."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
+    for row in rows:
+        if row.result is None:
+            cells = [f"`{row.method}`", f"failed: {row.error}".replace("|", "/")]
+            cells += [""] * (len(HEADER) - len(cells))
+        else:
+            summary = row.result["summary"]
+            cells = [
+                f"`{row.method}`",
+                *(_number(summary[kind]["average_accuracy"]) for kind in ACCURACIES),
+                _number(summary["task_told"]["first_task_accuracy"]),
+                _number(summary["task_told"]["forgetting"]),
+                f"{row.result['memory']['bytes_per_task']:,}",
+                f"{row.result['time']['train_seconds']:.0f}",
+            ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def comma_separated(rows: list[Row]) -> str:
+    """The table as CSV, mean and sd in columns of their own."""
+    columns = [(kind, "average_accuracy") for kind in ACCURACIES]
+    columns += [("task_told", name) for name in ("first_task_accuracy", "backward_transfer")]
+    columns += [("task_told", "forgetting")]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [f"{kind}_{name}_{part}" for kind, name in columns for part in ("mean", "sd")]
+    writer.writerow(["method", *names, "bytes_per_task", "train_seconds", "error"])
+    for row in rows:
+        if row.result is None:
+            writer.writerow([row.method, *("" for _ in names), "", "", row.error])
+            continue
+        values = [
+            row.result["summary"][kind][name][part]
+            for kind, name in columns
+            for part in ("mean", "sd")
+        ]
+        cells = ["" if v is None else f"{v:.6f}" for v in values]
+        memory, time = row.result["memory"], row.result["time"]
+        seconds = f"{time['train_seconds']:.3f}"
+        writer.writerow([row.method, *cells, memory["bytes_per_task"], seconds, ""])
+    return text.getvalue()
+
+
+def write(folder: pathlib.Path, config, rows: list[Row], line: str) -> None:
+    """Writes `compare.md`, `compare.csv` and `compare.png`.
+
+    Args:
+      folder: where.
+      config: the common configuration.
+      rows: of all methods.
+      line: the command, for the reader who wants to repeat it.
+    """
+    from bpnjax import plots
+    from bpnjax.checkpoint import write_atomically
+
+    seeds = f"{config.num_seeds} seed" + ("s" if config.num_seeds > 1 else "")
+    text = (
+        f"# {config.name}, {seeds}\n\n{markdown(rows)}\n\n"
+        "Accuracies after the last task, averaged over tasks; mean ± standard deviation over\n"
+        "seeds. told: the task's mode is active; masked: the same, restricted to the task's\n"
+        "classes; inferred: nobody tells the task.\n\n"
+        f"    {line}\n"
+    )
+    write_atomically(folder / "compare.md", text)
+    write_atomically(folder / "compare.csv", comma_separated(rows))
+    done = [row.result for row in rows if row.result is not None]
+    if done:
+        plots.comparison(folder / "compare.png", done)
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    from bpnjax.methods import REGISTRY
+
+    try:
+        if command.asks_for_help(arguments):
+            command.print_help(USAGE)
+            return 0
+        config, values = command.parse_flags(arguments, {"methods": "", "num_seeds": ""})
+        if values.num_seeds:
+            if not values.num_seeds.isdecimal():
+                raise UserError(f"--num_seeds: {values.num_seeds!r} is no number; give one")
+            config.num_seeds = int(values.num_seeds)
+        names = [name.strip() for name in values.methods.split(",") if name.strip()]
+        names = list(REGISTRY) if names == ["all"] else list(dict.fromkeys(names))
+        if not names:
+            raise UserError(f"--methods: missing; name some of: all, {', '.join(REGISTRY)}")
+        for name in names:
+            config.method = name
+            configuration.validate(config)
+        folder = pathlib.Path(values.workdir or os.path.join("runs", config.name))
+        existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        if not existing.is_dir():
+            raise UserError(f"--workdir: {existing} is a file; name a folder")
+        rows = run_all(config, names, folder, values.overwrite)
+        folder.mkdir(parents=True, exist_ok=True)
+        line = "python -m bpnjax.compare " + " ".join(
+            a for a in arguments if not a.lstrip("-").startswith(("workdir", "config.dataset."))
+        )
+        write(folder, config, rows, line)
+    except UserError as error:
+        print(f"bpnjax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bpnjax: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 1
+    print(markdown(rows))
+    print(f"results in {folder}")
+    return 1 if any(row.result is None for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

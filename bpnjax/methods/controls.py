@@ -1,0 +1,108 @@
+"""Controls for an honest reading of BPN: what is due to the direction, the step, the oracle?
+
+- `PLAIN_BIAS`: one plain bias per task and layer, zero at first, trained by its gradient.
+- `RANDOM_BIAS`: one random bias per task and layer, never trained, of the norm
+  `random_bias.norm`.
+- `output_mask`: a method without modes, told the task when it answers, by a mask on its outputs.
+
+GD with the step of BD in length is `bpnjax.methods.bd.GD_MATCHED`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from bpnjax import modulation
+from bpnjax.methods import bd
+from bpnjax.methods.base import Method
+
+GROUP = "plain_bias"
+_FAR_BELOW = -1e9  # added to a logit that must not win
+
+
+def _fresh(key, spec):
+    del key
+    layers = modulation.matching(spec.layers, spec.config.bd.layers)
+    return {GROUP: {path: {"bias": jnp.zeros(layer.outputs)} for path, layer in layers.items()}}
+
+
+def _store(core, learned, state, task):
+    del core
+    return {
+        path: {"bias": kept["bias"].at[task].set(learned[GROUP][path]["bias"])}
+        for path, kept in state.items()
+    }
+
+
+PLAIN_BIAS = Method(
+    name="plain_bias",
+    paper="control",
+    told_task=True,
+    layer_fields=("bd",),
+    init=bd.init,
+    fresh=_fresh,
+    rules=lambda config, optimizer: ((f"^{GROUP}/", optimizer(config.bd.learning_rate)),),
+    mode=modulation.select,
+    train_mode=lambda learned, mode: modulation.merge(mode, learned[GROUP]),
+    store=_store,
+    stored=lambda state: {"bank": state},
+)
+
+
+def _random_bank(key, core, spec):
+    del core
+    layers = modulation.matching(spec.layers, spec.config.bd.layers)
+    bank = {}
+    for layer_key, (path, layer) in zip(
+        jax.random.split(key, len(layers)), layers.items(), strict=True
+    ):
+        draws = jax.random.normal(layer_key, (spec.num_tasks, layer.outputs))
+        length = jnp.linalg.norm(draws, axis=1, keepdims=True)
+        bank[path] = {"bias": spec.config.random_bias.norm * draws / length}
+    return bank
+
+
+RANDOM_BIAS = Method(
+    name="random_bias",
+    paper="control",
+    told_task=True,
+    layer_fields=("bd",),
+    init=_random_bank,
+    mode=modulation.select,
+    stored=lambda state: {"bank": state},
+)
+
+
+def output_mask(name: str, method: Method) -> Method:
+    """Gives a method without modes the task's identity, as a mask on its outputs, in tests only.
+
+    Args:
+      name: of the new method.
+      method: trained as it is.
+
+    Returns:
+      A `Method` whose told accuracy is the masked accuracy of ``method``.
+    """
+
+    def init(key, core, spec):
+        *_, output = spec.layers
+        mask = jnp.where(jnp.asarray(spec.classes), 0.0, _FAR_BELOW)
+        return {output: {"bias": mask}}, method.init(key, core, spec)
+
+    def after_step(state, old, new, grads):
+        return state[0], method.after_step(state[1], old, new, grads)
+
+    def consolidate(core, state, task, importance, spec):
+        return state[0], method.consolidate(core, state[1], task, importance, spec)
+
+    return method._replace(
+        name=name,
+        paper="control",
+        told_task=True,
+        init=init,
+        gradient=lambda grads, core, state, step: method.gradient(grads, core, state[1], step),
+        after_step=after_step,
+        consolidate=consolidate,
+        mode=lambda state, task: modulation.select(state[0], task),
+        train_mode=lambda learned, mode: {},
+        stored=lambda state: {},  # which classes a task has is part of the question
+    )

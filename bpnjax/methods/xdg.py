@@ -1,0 +1,30 @@
+"""XdG, context-dependent gating: a random part of the hidden units is silent in each task.
+
+    y = W (x * gate[t]) + b,   gate[t] in {0, 1}^inputs, P(gate = 0) = xdg.gated
+
+A fair peer of PSP and BD: it knows the task as they do, and stores a seed. A gate sits on the
+input of every layer but the first, that is on the hidden units.
+
+Source: Masse et al. 2018 (arXiv 1802.01569), without rescaling. `xdg` is gating alone, `xdg_ewc`
+with EWC, the paper's combination.
+"""
+
+from bpnjax import modulation
+from bpnjax.methods.base import Method
+
+
+def init(key, core, spec):
+    del core
+    first, *_ = spec.layers
+    hidden = {path: layer for path, layer in spec.layers.items() if path != first}
+    return modulation.gate_bank(key, hidden, spec.config.xdg.gated)
+
+
+XDG = Method(
+    name="xdg",
+    paper="Masse et al. 2018, arXiv 1802.01569",
+    told_task=True,
+    init=init,
+    mode=modulation.select,
+    stored=lambda state: {"bank": state},
+)

@@ -1,0 +1,79 @@
+"""A small run in pieces, for tests of what happens inside one."""
+
+from functools import partial
+
+import jax
+
+from bpnjax import config as configuration
+from bpnjax import programs
+from bpnjax.data import load_sequence
+from bpnjax.evaluate import accuracies, evaluate
+
+
+def digits_config(method, **changes):
+    """Three tasks of two digits and a network of 16 units; ``a__b=value`` sets ``a.b``."""
+    config = configuration.default()
+    config.dataset.name = "digits"
+    config.sequence.num_tasks = 3
+    config.model.hidden = (16,)
+    config.train.batch_size = 48
+    config.train.learning_rate = 1e-2
+    config.train.epochs = 8
+    config.bd.hidden_dim = 8
+    config.bd.learning_rate = 3e-3
+    config.ewc.strength = 50.0
+    config.mas.strength = 0.05
+    config.random_bias.norm = 1.0
+    config.method = method
+    config.update_from_flattened_dict(
+        {field.replace("__", "."): value for field, value in changes.items()}
+    )
+    configuration.validate(config)
+    return config
+
+
+class Jitted:
+    """The programs of one method, jitted, with a count of the traces of its step."""
+
+    def __init__(self, config):
+        self.config = config
+        self.sequence = load_sequence(config)
+        self.problem = programs.make_problem(config, self.sequence)
+        self.data = programs.put_on_device(self.sequence)
+        self.traces = 0
+
+        def run_steps(*args):
+            self.traces += 1
+            return programs.run_steps(self.problem, *args)
+
+        self.run_steps = jax.jit(run_steps)
+        self.init = jax.jit(partial(programs.init_state, self.problem))
+        self.begin_task = jax.jit(partial(programs.begin_task, self.problem))
+        self.end_task = jax.jit(partial(programs.end_task, self.problem))
+        self.evaluate = jax.jit(partial(evaluate, self.problem))
+
+    def train(self, key, tasks=None, epochs=None):
+        """Trains some tasks in turn; returns the state and the sums of the last epoch."""
+        state = self.init(key)
+        stages = range(self.sequence.num_tasks) if tasks is None else tasks
+        for task in stages:
+            state = self.begin_task(key, state, task)
+            steps = programs.steps_per_epoch(self.problem, self.sequence, task)
+            for epoch in range(epochs or self.config.train.epochs):
+                state, sums = self.run_steps(key, state, self.data, task, epoch, 0, steps)
+            state = self.end_task(key, state, self.data, task)
+        return state, sums
+
+    def test(self, key, state, row):
+        """The three accuracies after task ``row``."""
+        correct = self.evaluate(key, state, self.data, row, True)
+        return accuracies(correct, self.sequence.test.count)
+
+    def epoch(self, key, task, epoch):
+        """The batches of an epoch in their order: NumPy inputs and labels."""
+        draw = programs._fold(key, programs._ORDER, task, epoch)
+        slots, count = programs._epoch_slots(self.problem, draw, self.data.train, task)
+        view = programs.make_view(self.problem, key, self.data, task)
+        x, y = view.examples(self.data.train, slots[: int(count)])
+        size = self.config.train.batch_size
+        return [(x[i : i + size], y[i : i + size]) for i in range(0, int(count), size)]

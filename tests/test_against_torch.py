@@ -1,0 +1,157 @@
+"""Methods against independent PyTorch implementations: same weights, data, order and steps.
+
+PyTorch is not a dependency; where it is absent these tests are skipped. The reference computes in
+double precision, per example in a Python loop, and shares no code with ours.
+"""
+
+import jax
+import numpy as np
+import pytest
+from support import Jitted, digits_config
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install torch")
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+STEPS = 10  # before and after the task switch
+RATE = 0.05
+
+
+class Reference:
+    """A two-layer ReLU network in PyTorch, with a hook for a penalty."""
+
+    def __init__(self, core):
+        self.theta = {
+            f"{layer}/{name}": torch.tensor(np.asarray(value), dtype=torch.float64).requires_grad_()
+            for layer, leaves in core.items()
+            for name, value in leaves.items()
+        }
+
+    def forward(self, x):
+        t = self.theta
+        h = torch.relu(x @ t["hidden_0/kernel"] + t["hidden_0/bias"])
+        return h @ t["output/kernel"] + t["output/bias"]
+
+    def loss(self, x, y):
+        return torch.nn.functional.cross_entropy(self.forward(x), y)
+
+    def copy(self):
+        return {name: value.detach().clone() for name, value in self.theta.items()}
+
+    def gradients(self, value):
+        return dict(zip(self.theta, torch.autograd.grad(value, self.theta.values()), strict=True))
+
+    def step(self, grads):
+        with torch.no_grad():
+            for name, value in self.theta.items():
+                value -= RATE * grads[name]
+
+
+def tensors(x, y):
+    x = torch.tensor(np.asarray(x), dtype=torch.float64).reshape(len(x), -1)
+    return x, torch.tensor(np.asarray(y), dtype=torch.int64)
+
+
+def two_tasks(method, **changes):
+    """Runs ours over a task switch; returns start, the batches of both tasks, and the end."""
+    config = digits_config(
+        method, train__optimizer="sgd", train__learning_rate=RATE, train__batch_size=24,
+        ewc__form="gradient", **changes,
+    )  # fmt: skip
+    jitted = Jitted(config)
+    key = jax.random.key(0)
+    state = jitted.begin_task(key, jitted.init(key), 0)
+    start = state.core
+    state, _ = jitted.run_steps(key, state, jitted.data, 0, 0, 0, STEPS)
+    state = jitted.end_task(key, state, jitted.data, 0)
+    state = jitted.begin_task(key, state, 1)
+    state, _ = jitted.run_steps(key, state, jitted.data, 1, 0, 0, STEPS)
+    batches = [[tensors(*b) for b in jitted.epoch(key, task, 0)] for task in (0, 1)]
+    return start, batches, state.core
+
+
+def assert_same(core, reference):
+    for name, value in reference.theta.items():
+        layer, leaf = name.split("/")
+        expected = value.detach().numpy()
+        difference = np.abs(np.asarray(core[layer][leaf]) - expected).max()
+        assert difference <= 1e-4 * np.abs(expected).max(), name
+
+
+def per_example(reference, batches, value):
+    """Gradients of value(x_i, y_i), one example at a time."""
+    for x, y in batches:
+        for i in range(len(x)):
+            yield reference.gradients(value(x[i : i + 1], y[i : i + 1]))
+
+
+def mean_of(reference, batches, value, element):
+    total = {name: torch.zeros_like(v) for name, v in reference.theta.items()}
+    n = sum(len(x) for x, _ in batches)
+    for grads in per_example(reference, batches, value):
+        for name, g in grads.items():
+            total[name] += element(g) / n
+    return total
+
+
+@pytest.mark.parametrize("kind", ["empirical", "true"])
+def test_ewc(kind):
+    start, (first, second), core = two_tasks("ewc", ewc__strength=30.0, ewc__fisher=kind)
+    ref = Reference(start)
+    for x, y in first[:STEPS]:
+        ref.step(ref.gradients(ref.loss(x, y)))
+    anchor = ref.copy()
+    if kind == "empirical":
+        fisher = mean_of(ref, first, ref.loss, torch.square)
+    else:
+        fisher = {name: torch.zeros_like(v) for name, v in ref.theta.items()}
+        n = sum(len(x) for x, _ in first)
+        for x, _ in first:
+            for i in range(len(x)):
+                p = torch.softmax(ref.forward(x[i : i + 1]), -1)[0].detach()
+                for c in range(len(p)):
+                    for name, g in ref.gradients(ref.loss(x[i : i + 1], torch.tensor([c]))).items():
+                        fisher[name] += p[c] * g**2 / n
+    for x, y in second[:STEPS]:
+        penalty = sum(
+            (fisher[name] * (v - anchor[name]) ** 2).sum() for name, v in ref.theta.items()
+        )
+        ref.step(ref.gradients(ref.loss(x, y) + 30.0 / 2 * penalty))
+    assert_same(core, ref)
+
+
+def test_mas():
+    start, (first, second), core = two_tasks("mas", mas__strength=0.02)
+    ref = Reference(start)
+    for x, y in first[:STEPS]:
+        ref.step(ref.gradients(ref.loss(x, y)))
+    anchor = ref.copy()
+    omega = mean_of(ref, first, lambda x, _: ref.forward(x).square().sum(), torch.abs)
+    for x, y in second[:STEPS]:
+        penalty = sum(
+            (omega[name] * (v - anchor[name]) ** 2).sum() for name, v in ref.theta.items()
+        )
+        ref.step(ref.gradients(ref.loss(x, y) + 0.02 * penalty))
+    assert_same(core, ref)
+
+
+def test_si():
+    start, (first, second), core = two_tasks("si", si__strength=0.5, si__damping=0.01)
+    ref = Reference(start)
+    before = ref.copy()
+    path = {name: torch.zeros_like(v) for name, v in before.items()}
+    for x, y in first[:STEPS]:
+        old, grads = ref.copy(), ref.gradients(ref.loss(x, y))
+        ref.step(grads)
+        for name, v in ref.theta.items():
+            path[name] -= grads[name] * (v.detach() - old[name])
+    anchor = ref.copy()
+    omega = {
+        name: torch.clamp(path[name] / ((anchor[name] - before[name]) ** 2 + 0.01), min=0)
+        for name in anchor
+    }
+    for x, y in second[:STEPS]:
+        penalty = sum(
+            (omega[name] * (v - anchor[name]) ** 2).sum() for name, v in ref.theta.items()
+        )
+        ref.step(ref.gradients(ref.loss(x, y) + 0.5 * penalty))
+    assert_same(core, ref)
