@@ -1,6 +1,13 @@
-"""Incremental CIFAR-10: 5 tasks of 2 classes (paper Fig. 6b, Table I).
+"""Incremental CIFAR-10: 5 tasks of 2 classes, 4 epochs each (paper Fig. 6b, Table I).
 
-python -m bpnjax.main --config=configs/cifar10.py
+    python -m bpnjax.main --config=configs/cifar10.py --config.num_seeds=3 --config.method=METHOD
+
+Paper, task 1 after all tasks: BD+EWC 0.795, EWC 0, GD+EWC 0, STL 0.83. Measured (3 seeds): bd_ewc
+0.882, bd_psp 0.890, stl 0.881, ewc 0.000; gd_ewc 0.878, where the paper has 0.
+
+Chosen on a tenth of the training set held out (3 seeds), task 1 / average of bd_ewc: epsilon 0.02
+0.871 / 0.810 (taken), 0.05 0.878 / 0.810, 0.2 0.865 / 0.793. The learning rates are those of
+`cifar100.py`'s first trials and were not searched.
 """
 
 from bpnjax.config import default

@@ -1,6 +1,20 @@
 """Incremental CIFAR-100: 10 tasks of 2 classes, the first 20 of 100 (paper Fig. 6c, Table I).
 
-python -m bpnjax.main --config=configs/cifar100.py --config.method=bd_psp
+    python -m bpnjax.main --config=configs/cifar100.py --config.num_seeds=3 --config.method=METHOD
+
+Paper, task 1 after all tasks: BD+PSP 0.85, BD+EWC 0.845, PSP 0.83, EWC 0, STL 0.86. Measured (3
+seeds, 200 test pictures a task): bd_psp 0.878, bd_ewc 0.848, psp 0.873, stl 0.870, gd_ewc 0.808,
+ewc 0.000.
+
+Chosen on a tenth of the training set held out (3 seeds). Task 1 / average of bd_ewc on it:
+
+    core 1e-4, W 1e-4: epsilon 0.005 0.767 / 0.774   0.02 0.760 / 0.774
+    core 1e-4, W 1e-3: epsilon 0.005 0.820 / 0.792   0.01 0.847 / 0.797   0.02 0.853 / 0.793
+    core 5e-5, W 1e-3: epsilon 0.02  0.890 / 0.796   <- taken
+    core 3e-5, W 1e-3: epsilon 0.02, 15 epochs 0.880 / 0.798
+    core 1e-4, W 1e-3: epsilon 0.02, true Fisher 0.863 / 0.784, strength 20000 0.883 / 0.768
+
+and of bd_psp at core 1e-4: 0.890 to 0.903 / 0.812 to 0.823 over the same epsilons and rates of W.
 """
 
 from bpnjax.config import default

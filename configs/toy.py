@@ -1,6 +1,10 @@
 """Three Gaussian clusters in the plane: black or red, then black or light blue (paper Fig. 5).
 
-python -m bpnjax.main --config=configs/toy.py
+    python -m bpnjax.main --config=configs/toy.py --config.method=METHOD
+
+The paper gives neither clusters nor network; ours are in `bpnjax/data/embedded.py`. Measured, three
+seeds, task 1 after task 2 (task_told): sgd 0.739 ± 0.209, gd_ewc
+0.999, bd_ewc 0.999: GD+EWC, which the paper shows forgetting, does not forget here. Seconds.
 """
 
 from bpnjax.config import default
