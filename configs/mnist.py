@@ -9,14 +9,14 @@ Chosen on a tenth of the training set held out (3 or 5 seeds): epsilon, the lear
 core's learning rate and the strength. Task 1 / average of bd_ewc on it, for the values tried:
 
     epsilon 0.05, W 3e-4   0.994 / 0.993      core 1e-4, epsilon 0.05, W 3e-4   0.999 / 0.993
-    epsilon 0.05, W 1e-3   0.991 / 0.990      core 1e-4, epsilon 0.1, W 1e-3    0.997 / 0.991
-    epsilon 0.1, W 3e-4    0.849 / 0.964      strength 20000, epsilon 0.05      0.997 / 0.990
-    epsilon 0.1, W 1e-3    0.998 / 0.992      strength 20000, epsilon 0.1, W 1e-3  0.999 / 0.992
+    epsilon 0.05, W 1e-3   0.991 / 0.990      core 1e-4, epsilon 0.1, W 1e-3   0.997 / 0.991
+    epsilon 0.1, W 3e-4    0.849 / 0.964      epsilon 0.05, strength 20000      0.997 / 0.990
+    epsilon 0.1, W 1e-3    0.998 / 0.992      the same, strength 20000          0.999 / 0.992
     epsilon 0.2, W 3e-4    0.998 / 0.993      <- taken
     epsilon 0.2, W 1e-3    0.998 / 0.993
 
-With a short step (0.05, 0.1) a seed now and then loses task 1 to task 2; with 0.02, one seed, task 1
-ended at 0.31.
+With a short step (0.05, 0.1) a seed now and then loses task 1 to task 2; with 0.02, one seed, task
+1 ended at 0.31.
 """
 
 from bpnjax.config import default
