@@ -1,6 +1,6 @@
 """Incremental CIFAR-10: 5 tasks of 2 classes, 4 epochs each (paper Fig. 6b, Table I).
 
-    python -m bpnjax.main --config=configs/cifar10.py --config.num_seeds=3 --config.method=METHOD
+    python -m bpnjax.main --config=configs/cifar10.py --config.num_seeds=3 --config.method=bd_ewc
 
 Paper, task 1 after all tasks: BD+EWC 0.795, EWC 0, GD+EWC 0, STL 0.83. Measured (3 seeds): bd_ewc
 0.882, bd_psp 0.890, stl 0.881, ewc 0.000; gd_ewc 0.878, where the paper has 0.

@@ -1,6 +1,6 @@
 """Incremental CIFAR-100: 10 tasks of 2 classes, the first 20 of 100 (paper Fig. 6c, Table I).
 
-    python -m bpnjax.main --config=configs/cifar100.py --config.num_seeds=3 --config.method=METHOD
+    python -m bpnjax.main --config=configs/cifar100.py --config.num_seeds=3 --config.method=bd_psp
 
 Paper, task 1 after all tasks: BD+PSP 0.85, BD+EWC 0.845, PSP 0.83, EWC 0, STL 0.86. Measured (3
 seeds, 200 test pictures a task): bd_psp 0.878, bd_ewc 0.848, psp 0.873, stl 0.870, gd_ewc 0.808,

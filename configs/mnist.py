@@ -1,6 +1,6 @@
 """Incremental MNIST: 5 tasks of 2 digits, one output layer over all 10 (paper Fig. 6a, Table I).
 
-    python -m bpnjax.main --config=configs/mnist.py --config.num_seeds=5 --config.method=METHOD
+    python -m bpnjax.main --config=configs/mnist.py --config.num_seeds=5 --config.method=bd_ewc
 
 Paper, task 1 after all tasks: BD+EWC 0.98, EWC 0, GD+EWC 0, STL 0.99. Measured (5 seeds): bd_ewc
 0.999, bd_psp 0.999, psp 0.999, gd_ewc, ewc and sgd 0.000, stl 0.998; averages in README.

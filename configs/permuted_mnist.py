@@ -1,6 +1,6 @@
 """100 permuted MNIST tasks on a small network, 4 hidden layers of 128 (paper Fig. 7).
 
-    python -m bpnjax.main --config=configs/permuted_mnist.py --config.method=METHOD
+    python -m bpnjax.main --config=configs/permuted_mnist.py --config.method=bd_psp
 
 Paper, average over the 100 tasks: BD+PSP 0.626, PSP 0.481, BD+EWC 0.466, EWC 0.344. Measured (one
 seed): bd_psp 0.786, psp 0.684, bd_ewc 0.680, ewc 0.332. About a minute of training and a quarter

@@ -1,6 +1,6 @@
 """Three Gaussian clusters in the plane: black or red, then black or light blue (paper Fig. 5).
 
-    python -m bpnjax.main --config=configs/toy.py --config.method=METHOD
+    python -m bpnjax.main --config=configs/toy.py --config.method=bd_ewc
 
 The paper gives neither clusters nor network; ours are in `bpnjax/data/embedded.py`. Measured, three
 seeds, task 1 after task 2 (task_told): sgd 0.739 ± 0.209, gd_ewc
