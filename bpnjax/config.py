@@ -74,6 +74,19 @@ def default() -> ConfigDict:
     c.mas = ConfigDict()
     c.mas.strength = 1.0  # lambda, of lambda sum Omega (theta - anchor)^2
 
+    c.gem = ConfigDict()  # gem and agem
+    c.gem.memories = 256  # examples kept of each task, or of each of its classes:
+    c.gem.per = "task"  # task (as in GEM's code), class (as the BPN paper counts, GEM(n))
+    c.gem.margin = 0.5  # gem: least weight of a task's gradient once any is in conflict
+    c.gem.damping = 1e-3  # gem: added to the diagonal of the dual
+    c.gem.batch_size = 256  # agem: examples of the memory in its reference gradient
+
+    c.replay = ConfigDict()  # er, der, derpp
+    c.replay.memory_size = 500  # examples in the reservoir
+    c.replay.batch_size = 128  # of them that join a step
+    c.replay.alpha = 1.0  # der, derpp: weight of the distance to the logits kept
+    c.replay.beta = 0.5  # derpp: weight of the cross-entropy
+
     c.xdg = ConfigDict()
     c.xdg.gated = 0.8  # share of the hidden units that are silent in a task
 
@@ -109,6 +122,7 @@ _CHOICES = {
     "ewc.fisher": ("empirical", "true", "sampled"),
     "ewc.anchors": ("latest", "per_task"),
     "ewc.form": ("proximal", "gradient"),
+    "gem.per": ("task", "class"),
     "si.clamp": ("sum", "increment", "none"),
     "evaluate.on": ("test", "validation"),
     "evaluate.infer": ("example", "batch"),
@@ -123,6 +137,10 @@ _AT_LEAST = {
     "train.epochs": 1,
     "train.batch_size": 1,
     "bd.hidden_dim": 1,
+    "gem.memories": 1,
+    "gem.batch_size": 1,
+    "replay.memory_size": 1,
+    "replay.batch_size": 1,
     "evaluate.batch_size": 1,
     "evaluate.every_epochs": 0,
     "evaluate.every_tasks": 1,
@@ -133,7 +151,17 @@ _AT_LEAST = {
 }
 _LARGEST_SEED = 2**31 - 1  # larger ones would be cut to 32 bits, or refused, by JAX
 _POSITIVE = ("train.learning_rate", "bd.epsilon", "bd.learning_rate", "si.damping")
-_NOT_NEGATIVE = ("ewc.strength", "ewc.decay", "si.strength", "mas.strength", "random_bias.norm")
+_NOT_NEGATIVE = (
+    "ewc.strength",
+    "ewc.decay",
+    "si.strength",
+    "mas.strength",
+    "random_bias.norm",
+    "gem.margin",
+    "gem.damping",
+    "replay.alpha",
+    "replay.beta",
+)
 
 
 def flatten(config, prefix: str = "") -> dict:

@@ -15,12 +15,13 @@ def _bytes(tree) -> int:
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def report(problem: Problem, state: TrainState) -> dict:
+def report(problem: Problem, state: TrainState, example_bytes: int = 0) -> dict:
     """Counts parameters and bytes of one seed's state.
 
     Args:
       problem: the static side of a run.
       state: the state of one seed, or its shapes.
+      example_bytes: of one training example as it is stored.
 
     Returns:
       - core_parameters: numbers in the shared parameters.
@@ -29,6 +30,7 @@ def report(problem: Problem, state: TrainState) -> dict:
         tasks and cost nothing a task.
       - training_bytes: everything alive during training: shared and learned parameters, optimizer
         states, importance, anchors, banks.
+      - replay_bytes: training examples that a memory keeps (gem, agem, er, der, derpp), as stored.
     """
     stored = jax.tree.leaves(problem.method.stored(state.method), is_leaf=is_seed)
     per_task = [
@@ -39,4 +41,5 @@ def report(problem: Problem, state: TrainState) -> dict:
         "parameters_per_task": _elements(per_task),
         "bytes_per_task": _bytes(per_task),
         "training_bytes": _bytes(state),
+        "replay_bytes": problem.method.examples_kept(state.method) * example_bytes,
     }

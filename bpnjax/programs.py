@@ -22,10 +22,10 @@ from bpnjax.data.permutation import (
 )
 from bpnjax.data.sequence import Split, TaskSequence
 from bpnjax.errors import UserError
-from bpnjax.methods import REGISTRY, Importance, Method, Spec
+from bpnjax.methods import REGISTRY, Ended, Method, Spec, Step
 
 # What a key is folded with first, so that no two uses draw the same numbers.
-_INIT, _METHOD, _FRESH, _ORDER, _PIXELS, _FISHER = range(6)
+_INIT, _METHOD, _FRESH, _ORDER, _PIXELS, _FISHER, _STEP = range(7)
 
 
 class TrainState(NamedTuple):
@@ -185,6 +185,18 @@ def run_steps(
         return jnp.sum(weight * losses), correct
 
     step_size = config.train.learning_rate if config.ewc.form == "proximal" else 0.0
+    step_key = _fold(key, _STEP, task, epoch)
+    anywhere = make_view(problem, key, data, None)
+
+    def recall(core, slots):
+        x, y = anywhere.examples(data.train, slots)
+        logits = modulation.modulated_apply(problem.model, core, {}, x)
+        return logits.astype(jnp.float32), y
+
+    def whole_batch(i):
+        position = i * batch + jnp.arange(batch)
+        weight = (position < count).astype(jnp.float32)
+        return slots[jnp.minimum(position, slots.shape[0] - 1)], weight
 
     def step(i, carry):
         state, sums = carry
@@ -198,8 +210,9 @@ def run_steps(
         # Sum over devices before anything that is not linear in the gradient (the sign).
         total, correct, examples, grads = everywhere((total, correct, jnp.sum(weight), grads))
         core_grads, learned_grads = jax.tree.map(lambda g: g / examples, grads)
+        seen = Step(task, _fold(step_key, i), step_size, *whole_batch(i), recall, config)
         core_updates, core_optimizer = problem.core_optimizer.update(
-            method.gradient(core_grads, state.core, state.method, step_size),
+            method.gradient(core_grads, state.core, state.method, seen),
             state.core_optimizer,
             state.core,
         )
@@ -213,7 +226,7 @@ def run_steps(
             optax.apply_updates(state.learned, learned_updates),
             core_optimizer,
             learned_optimizer,
-            method.after_step(state.method, state.core, core, core_grads),
+            method.after_step(state.method, state.core, core, core_grads, seen),
         )
         sums = Sums(sums.loss + total, sums.correct + correct, sums.examples + examples, bad)
         return state, sums
@@ -235,8 +248,12 @@ def end_task(problem: Problem, key, state: TrainState, data: Data, task) -> Trai
     mode = method.train_mode(state.learned, method.mode(state.method, task))
     kept = method.store(state.core, state.learned, state.method, task)
 
-    measured = Importance(*_task_importance(problem, key, state.core, mode, data, task))
-    kept = method.consolidate(state.core, kept, task, measured, problem.spec)
+    draw = _fold(key, _ORDER, task, problem.config.train.epochs - 1)
+    slots, count = _epoch_slots(problem, draw, data.train, task)
+    labels = data.train.labels[data.train.index.reshape(-1)[slots]]
+    measures = _task_importance(problem, key, state.core, mode, data, task)
+    ended = Ended(*measures, slots, labels, count)
+    kept = method.consolidate(state.core, kept, task, ended, problem.spec)
     # The factors have done their work; zeros keep the state's structure.
     dropped = jax.tree.map(jnp.zeros_like, state.learned)
     return state._replace(learned=dropped, method=kept)
@@ -297,7 +314,10 @@ class View(NamedTuple):
 
 
 def make_view(problem: Problem, key, data: Data, task) -> View:
-    """Draws the pixel order of a task, once, so that it stays out of the loops that use it."""
+    """Draws the pixel order of a task, once, so that it stays out of the loops that use it.
+
+    With ``task`` None the view serves examples of any task at once.
+    """
     if not problem.permuted:
         return View(data, None, None, "")
     size = math.prod(data.train.images.shape[1:])
@@ -307,7 +327,7 @@ def make_view(problem: Problem, key, data: Data, task) -> View:
         return pixel_order(_fold(key, _PIXELS), task, size, first_identity)
 
     # A joint batch mixes tasks, and not every network starts with a Dense layer on flat pixels.
-    if problem.method.joint or not problem.input_layer:
+    if task is None or problem.method.joint or not problem.input_layer:
         return View(data, None, jax.vmap(order_of)(jnp.arange(problem.num_tasks)), "")
     order = order_of(task)
     return View(data, PixelOrder(order, jnp.argsort(order)), None, problem.input_layer)

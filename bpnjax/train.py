@@ -254,7 +254,8 @@ class _Run:
     def finish(self) -> dict:
         config, record = self.config, self.record
         one = jax.eval_shape(partial(programs.init_state, self.problem), jax.random.key(0))
-        per_seed = memory.report(self.problem, one)
+        images = self.sequence.train.images
+        per_seed = memory.report(self.problem, one, images[0].nbytes)
         published = config.paper.get(config.method, {})
         result = {
             "name": config.name,

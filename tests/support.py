@@ -22,8 +22,11 @@ def digits_config(method, **changes):
     config.bd.hidden_dim = 8
     config.bd.learning_rate = 3e-3
     config.ewc.strength = 50.0
-    config.mas.strength = 0.05
+    config.mas.strength = 0.01
     config.random_bias.norm = 1.0
+    config.gem.memories = 40
+    config.replay.memory_size = 60
+    config.replay.batch_size = 24
     config.method = method
     config.update_from_flattened_dict(
         {field.replace("__", "."): value for field, value in changes.items()}

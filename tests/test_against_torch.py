@@ -55,7 +55,7 @@ def two_tasks(method, **changes):
     """Runs ours over a task switch; returns start, the batches of both tasks, and the end."""
     config = digits_config(
         method, train__optimizer="sgd", train__learning_rate=RATE, train__batch_size=24,
-        ewc__form="gradient", **changes,
+        ewc__form="gradient", train__epochs=1, **changes,
     )  # fmt: skip
     jitted = Jitted(config)
     key = jax.random.key(0)
@@ -154,4 +154,69 @@ def test_si():
             (omega[name] * (v - anchor[name]) ** 2).sum() for name, v in ref.theta.items()
         )
         ref.step(ref.gradients(ref.loss(x, y) + 0.5 * penalty))
+    assert_same(core, ref)
+
+
+def flat(grads):
+    return torch.cat([g.reshape(-1) for g in grads.values()])
+
+
+def as_grads(reference, vector):
+    sizes = [v.numel() for v in reference.theta.values()]
+    parts = torch.split(vector, sizes)
+    return {
+        name: part.reshape(v.shape)
+        for (name, v), part in zip(reference.theta.items(), parts, strict=True)
+    }
+
+
+def stream(batches):
+    return tuple(torch.cat(part) for part in zip(*batches, strict=True))
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.5])
+def test_gem(margin):
+    """One earlier task: the dual has one variable and a closed form."""
+    start, (first, second), core = two_tasks("gem", gem__memories=50, gem__margin=margin)
+    ref = Reference(start)
+    for x, y in first[:STEPS]:
+        ref.step(ref.gradients(ref.loss(x, y)))
+    x, y = stream(first)
+    memory = x[-50:], y[-50:]
+    conflicts = 0
+    for x, y in second[:STEPS]:
+        g = flat(ref.gradients(ref.loss(x, y)))
+        old = flat(ref.gradients(ref.loss(*memory)))
+        if g @ old < 0:
+            conflicts += 1
+            v = torch.clamp(-(g @ old) / (old @ old + 1e-3), min=margin)
+            g = g + v * old
+        ref.step(as_grads(ref, g))
+    assert conflicts > 0
+    assert_same(core, ref)
+
+
+def test_agem():
+    from bpnjax import programs
+
+    size = 30
+    start, (first, second), core = two_tasks("agem", gem__memories=50, gem__batch_size=size)
+    ref = Reference(start)
+    for x, y in first[:STEPS]:
+        ref.step(ref.gradients(ref.loss(x, y)))
+    x, y = stream(first)
+    memory = x[-50:], y[-50:]
+    odds = np.zeros(3 * 50)  # three tasks, of which the first has its memory
+    odds[:50] = 1
+    conflicts = 0
+    for i, (x, y) in enumerate(second[:STEPS]):
+        key = programs._fold(jax.random.key(0), programs._STEP, 1, 0, i)
+        places = jax.random.categorical(key, np.log(odds + 1e-30), shape=(size,)).tolist()
+        g = flat(ref.gradients(ref.loss(x, y)))
+        old = flat(ref.gradients(ref.loss(memory[0][places], memory[1][places])))
+        if g @ old < 0:
+            conflicts += 1
+            g = g - (g @ old) / (old @ old) * old
+        ref.step(as_grads(ref, g))
+    assert conflicts > 0
     assert_same(core, ref)

@@ -1,5 +1,7 @@
 """SI, MAS, XdG and the controls against closed forms."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,9 @@ def test_si_path_integral_is_the_fall_of_the_loss():
     for _ in range(100):
         grads = jax.grad(loss)(state.core)
         new = jax.tree.map(lambda p, g: p - 1e-3 * g, state.core, grads)
-        state = state._replace(core=new, method=si.after_step(state.method, state.core, new, grads))
+        state = state._replace(
+            core=new, method=si.after_step(state.method, state.core, new, grads, None)
+        )
     total = sum(float(w.sum()) for w in jax.tree.leaves(state.method.path))
     np.testing.assert_allclose(total, before - loss(state.core), rtol=0.01)
 
@@ -84,7 +88,7 @@ def test_penalties_have_no_half(method, module):
     state = state._replace(importance=ones, strength=jnp.float32(3.0))
     core = jax.tree.map(lambda a: a + 0.5, state.anchor)
     zero = jax.tree.map(jnp.zeros_like, core)
-    pull = module.gradient(zero, core, state, 0.0)
+    pull = module.gradient(zero, core, state, SimpleNamespace(size=0.0))
     jax.tree.map(lambda g: np.testing.assert_allclose(g, 2 * 3.0 * 0.5, rtol=1e-5), pull)
 
 

@@ -13,6 +13,8 @@ from bpnjax.data import load_sequence
 from bpnjax.evaluate import Correct, accuracies, evaluate
 from bpnjax.modulation import modulated_apply
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 
 def trained(method="bd_psp", **changes):
     config = configuration.default()

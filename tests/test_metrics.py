@@ -61,3 +61,16 @@ def test_what_is_stored_per_task(method, floats):
     assert report["parameters_per_task"] == floats
     assert report["bytes_per_task"] == 4 * floats
     assert report["training_bytes"] >= 3 * 4 * core  # parameters and Adam's two moments
+    assert report["replay_bytes"] == 0
+
+
+def test_what_a_memory_keeps():
+    """The paper's GEM(10) on two classes a task: 20 pictures, here of 64 bytes, for each task."""
+    config = configuration.default()
+    config.method, config.dataset.name, config.train.batch_size = "gem", "digits", 32
+    config.gem.memories, config.gem.per = 10, "class"
+    sequence = load_sequence(config)
+    problem = programs.make_problem(config, sequence)
+    state = jax.eval_shape(lambda key: programs.init_state(problem, key), jax.random.key(0))
+    report = memory.report(problem, state, sequence.train.images[0].nbytes)
+    assert report["replay_bytes"] == 5 * 20 * 64

@@ -1,7 +1,7 @@
 """The methods: one file each, one line in the registry."""
 
-from bpnjax.methods import bd, controls, ewc, joint, mas, psp, sgd, si, stl, xdg
-from bpnjax.methods.base import Importance, Method, Spec, chain
+from bpnjax.methods import bd, controls, er, ewc, gem, joint, mas, psp, sgd, si, stl, xdg
+from bpnjax.methods.base import Ended, Method, Spec, Step, chain
 
 BPN = "Wen et al. 2020, arXiv 2009.13954"
 
@@ -15,6 +15,11 @@ REGISTRY: dict[str, Method] = {
         ewc.EWC_ONLINE,
         si.SI,
         mas.MAS,
+        gem.GEM,
+        gem.AGEM,
+        er.ER,
+        er.DER,
+        er.DERPP,
         psp.PSP,
         xdg.XDG,
         chain("bd_ewc", bd.BD, ewc.EWC, paper=BPN),
@@ -29,4 +34,4 @@ REGISTRY: dict[str, Method] = {
     )
 }
 
-__all__ = ["REGISTRY", "Importance", "Method", "Spec", "chain"]
+__all__ = ["REGISTRY", "Ended", "Method", "Spec", "Step", "chain"]

@@ -23,11 +23,27 @@ class Spec(NamedTuple):
     config: Any  # the run's ConfigDict
 
 
-class Importance(NamedTuple):
-    """Importance of the shared parameters over the data of the task that just ended."""
+class Step(NamedTuple):
+    """One step of training, as the hooks see it. Examples are named by slots, not copied."""
+
+    task: jax.Array  # int scalar
+    key: jax.Array  # PRNG key of this step
+    size: Any  # the learning rate for the proximal form of an anchor, 0 for the explicit one
+    slots: jax.Array  # int32 [n], the whole batch
+    weight: jax.Array  # f32 [n], 0 where the batch is not full
+    recall: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
+    """(core, slots) -> (logits f32 [m, C], labels int32 [m]) of any examples of the sequence."""
+    config: Any  # the run's ConfigDict
+
+
+class Ended(NamedTuple):
+    """The task that just ended: importance over its data, and the data themselves."""
 
     fisher: Callable[[str], Any]  # kind -> as `bpnjax.importance.fisher`
     sensitivity: Callable[[], Any]  # as `bpnjax.importance.sensitivity`
+    slots: jax.Array  # int32 [N], its examples in the order of the last epoch, padding last
+    labels: jax.Array  # int32 [N]
+    count: jax.Array  # int scalar, how many are real
 
 
 class Method(NamedTuple):
@@ -54,16 +70,18 @@ class Method(NamedTuple):
     """(state, task) -> the stored mode of a task; ``{}`` is the plain network."""
     train_mode: Callable = lambda learned, mode: mode
     """(learned, mode) -> the mode while the task is trained; differentiated for learned."""
-    gradient: Callable = lambda grads, core, state, step_size: grads
-    """(gradient of the task's loss for core, core, state, step_size) -> gradient."""
-    after_step: Callable = lambda state, old, new, grads: state
-    """(state, core before, core after, gradient of the task's loss) -> state, at each step."""
+    gradient: Callable = lambda grads, core, state, step: grads
+    """(gradient of the task's loss for core, core, state, `Step`) -> gradient."""
+    after_step: Callable = lambda state, old, new, grads, step: state
+    """(state, core before, core after, gradient of the task's loss, `Step`) -> state."""
     store: Callable = lambda core, learned, state, task: state
     """(core, learned, state, task) -> state with the mode of the task frozen in it."""
-    consolidate: Callable = lambda core, state, task, importance, spec: state
-    """(core, state, task, importance, spec) -> state, after a task; see `Importance`."""
+    consolidate: Callable = lambda core, state, task, ended, spec: state
+    """(core, state, task, `Ended`, spec) -> state, after a task."""
     for_eval: Callable = lambda core, state, task: core
     """(core, state, task) -> the shared parameters to answer a task with."""
+    examples_kept: Callable = lambda state: 0
+    """(state) -> how many training examples its memory has room for."""
     stored: Callable = lambda state: {}
     """(state) -> what must be kept to answer tasks later, a dict of trees: a ``bank``, ..."""
 
@@ -101,21 +119,22 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
             mode = method.train_mode(learned, mode)
         return mode
 
-    def gradient(grads, core, states, step_size):
+    def gradient(grads, core, states, step):
         for method, state in zip(methods, states, strict=True):
-            grads = method.gradient(grads, core, state, step_size)
+            grads = method.gradient(grads, core, state, step)
         return grads
 
-    def after_step(states, old, new, grads):
-        return tuple(m.after_step(s, old, new, grads) for m, s in zip(methods, states, strict=True))
+    def after_step(states, old, new, grads, step):
+        return tuple(
+            m.after_step(s, old, new, grads, step) for m, s in zip(methods, states, strict=True)
+        )
 
     def store(core, learned, states, task):
         return tuple(m.store(core, learned, s, task) for m, s in zip(methods, states, strict=True))
 
-    def consolidate(core, states, task, importance, spec):
+    def consolidate(core, states, task, ended, spec):
         return tuple(
-            m.consolidate(core, s, task, importance, spec)
-            for m, s in zip(methods, states, strict=True)
+            m.consolidate(core, s, task, ended, spec) for m, s in zip(methods, states, strict=True)
         )
 
     def for_eval(core, states, task):
@@ -147,5 +166,8 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
         store=store,
         consolidate=consolidate,
         for_eval=for_eval,
+        examples_kept=lambda states: sum(
+            m.examples_kept(s) for m, s in zip(methods, states, strict=True)
+        ),
         stored=stored,
     )

@@ -88,11 +88,11 @@ def output_mask(name: str, method: Method) -> Method:
         mask = jnp.where(jnp.asarray(spec.classes), 0.0, _FAR_BELOW)
         return {output: {"bias": mask}}, method.init(key, core, spec)
 
-    def after_step(state, old, new, grads):
-        return state[0], method.after_step(state[1], old, new, grads)
+    def after_step(state, old, new, grads, step):
+        return state[0], method.after_step(state[1], old, new, grads, step)
 
-    def consolidate(core, state, task, importance, spec):
-        return state[0], method.consolidate(core, state[1], task, importance, spec)
+    def consolidate(core, state, task, ended, spec):
+        return state[0], method.consolidate(core, state[1], task, ended, spec)
 
     return method._replace(
         name=name,

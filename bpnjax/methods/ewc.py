@@ -68,17 +68,17 @@ def _make(name, paper, online):
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), core)
         return EwcState(zeros, core, jnp.float32(spec.config.ewc.strength))
 
-    def gradient(grads, core, state, step_size):
+    def gradient(grads, core, state, step):
         return optim.anchor_gradient(
-            grads, core, state.anchor, state.importance, state.strength, step_size
+            grads, core, state.anchor, state.importance, state.strength, step.size
         )
 
-    def consolidate(core, state, task, importance, spec):
+    def consolidate(core, state, task, ended, spec):
         del task
         options = spec.config.ewc
         decay = options.decay if online else 1.0
         anchors = "latest" if online else options.anchors
-        return accumulate(state, core, importance.fisher(options.fisher), decay, anchors)
+        return accumulate(state, core, ended.fisher(options.fisher), decay, anchors)
 
     return Method(name=name, paper=paper, init=init, gradient=gradient, consolidate=consolidate)
 

@@ -19,14 +19,14 @@ def init(key, core, spec):
     return ewc.EWC.init(key, core, spec)._replace(strength=jnp.float32(spec.config.mas.strength))
 
 
-def gradient(grads, core, state, step_size):
+def gradient(grads, core, state, step):
     strength = 2.0 * state.strength
-    return optim.anchor_gradient(grads, core, state.anchor, state.importance, strength, step_size)
+    return optim.anchor_gradient(grads, core, state.anchor, state.importance, strength, step.size)
 
 
-def consolidate(core, state, task, importance, spec):
+def consolidate(core, state, task, ended, spec):
     del task, spec
-    return ewc.accumulate(state, core, importance.sensitivity())
+    return ewc.accumulate(state, core, ended.sensitivity())
 
 
 MAS = Method(

@@ -40,13 +40,14 @@ def init(key, core, spec):
     return SiState(zeros, zeros, core, jnp.float32(spec.config.si.strength))
 
 
-def gradient(grads, core, state, step_size):
+def gradient(grads, core, state, step):
     # c without 1/2 is a strength of 2c in lambda/2.
     strength = 2.0 * state.strength
-    return optim.anchor_gradient(grads, core, state.anchor, state.importance, strength, step_size)
+    return optim.anchor_gradient(grads, core, state.anchor, state.importance, strength, step.size)
 
 
-def after_step(state, old, new, grads):
+def after_step(state, old, new, grads, step):
+    del step
     path = jax.tree.map(lambda w, g, a, b: w - g * (b - a), state.path, grads, old, new)
     return state._replace(path=path)
 
@@ -77,8 +78,8 @@ def fold(state: SiState, core, damping, clamp="sum") -> SiState:
     )
 
 
-def consolidate(core, state, task, importance, spec):
-    del task, importance
+def consolidate(core, state, task, ended, spec):
+    del task, ended
     return fold(state, core, spec.config.si.damping, spec.config.si.clamp)
 
 

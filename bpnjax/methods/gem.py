@@ -1,0 +1,121 @@
+r"""GEM and A-GEM: the gradient must not raise the loss on examples kept of earlier tasks.
+
+At each step GEM computes the gradient of every earlier task's memory and projects the step's own
+gradient onto what none of them forbids (`bpnjax.projection.gem`); A-GEM takes one gradient on a
+batch drawn from all memories (`bpnjax.projection.agem`).
+
+The memory of a task is the last examples of its stream: `gem.memories` of them, or of each class
+with ``gem.per="class"`` (the BPN paper's GEM(n)). It is filled when the task ends; until then it
+is not used.
+
+Source: Lopez-Paz and Ranzato 2017 (arXiv 1706.08840); Chaudhry et al. 2019 (arXiv 1812.00420).
+Variant: the authors' ring counter carries over from task to task, ours starts anew for each.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from bpnjax import projection
+from bpnjax.methods.base import Ended, Method
+
+
+class Memory(NamedTuple):
+    slots: jax.Array  # int32 [T, M]
+    real: jax.Array  # f32 [T, M], 0 where a task has fewer examples
+
+
+def init(key, core, spec):
+    del key, core
+    options = spec.config.gem
+    classes = int(spec.classes.sum(1).max()) if options.per == "class" else 1
+    shape = (spec.num_tasks, options.memories * classes)
+    return Memory(jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
+
+
+def last_examples(ended: Ended, size: int, per_class: int, num_classes: int):
+    """Chooses what is kept of a task: the last examples of its stream.
+
+    Args:
+      ended: the task.
+      size: M, places in the memory.
+      per_class: if above 0, at most so many of each class.
+      num_classes: C.
+
+    Returns:
+      Slots int32 ``[M]`` and f32 ``[M]``, 0 for places left empty.
+    """
+    position = jnp.arange(ended.slots.shape[0])
+    chosen = (position < ended.count) & (position >= ended.count - size)
+    if per_class:
+        is_class = jax.nn.one_hot(ended.labels, num_classes, dtype=jnp.int32)
+        is_class = is_class * (position < ended.count)[:, None]
+        from_end = jnp.cumsum(is_class[::-1], axis=0)[::-1]  # 1 for the last of a class
+        rank = jnp.take_along_axis(from_end, ended.labels[:, None], axis=1)[:, 0]
+        chosen = (position < ended.count) & (rank <= per_class)
+    places = jnp.argsort(~chosen, stable=True)[:size]
+    short = size - places.shape[0]  # a memory larger than any task
+    slots, real = ended.slots[places], chosen[places].astype(jnp.float32)
+    return jnp.pad(slots, (0, short)), jnp.pad(real, (0, short))
+
+
+def consolidate(core, state, task, ended, spec):
+    del core
+    options = spec.config.gem
+    per_class = options.memories if options.per == "class" else 0
+    slots, real = last_examples(ended, state.slots.shape[1], per_class, spec.classes.shape[1])
+    return Memory(state.slots.at[task].set(slots), state.real.at[task].set(real))
+
+
+def _memory_gradient(core, step, slots, weight):
+    def loss(core):
+        logits, labels = step.recall(core, slots)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jnp.sum(weight * losses) / jnp.maximum(jnp.sum(weight), 1.0)
+
+    return ravel_pytree(jax.grad(loss)(core))[0]
+
+
+def _gem_gradient(grads, core, state, step):
+    flat, restore = ravel_pytree(grads)
+    tasks = state.slots.shape[0]
+
+    def row(k, rows):
+        return rows.at[k].set(_memory_gradient(core, step, state.slots[k], state.real[k]))
+
+    rows = jax.lax.fori_loop(0, step.task, row, jnp.zeros((tasks, flat.size)))
+    options = step.config.gem
+    earlier = jnp.arange(tasks) < step.task
+    return restore(projection.gem(flat, rows, earlier, options.margin, options.damping))
+
+
+def _agem_gradient(grads, core, state, step):
+    flat, restore = ravel_pytree(grads)
+    odds = (state.real * (jnp.arange(state.real.shape[0]) < step.task)[:, None]).reshape(-1)
+    places = jax.random.categorical(
+        step.key, jnp.log(odds + 1e-30), shape=(step.config.gem.batch_size,)
+    )
+    slots, weight = state.slots.reshape(-1)[places], odds[places]
+    reference = _memory_gradient(core, step, slots, weight)  # zero while nothing is kept
+    return restore(projection.agem(flat, reference))
+
+
+GEM = Method(
+    name="gem",
+    paper="Lopez-Paz and Ranzato 2017, arXiv 1706.08840",
+    init=init,
+    gradient=_gem_gradient,
+    consolidate=consolidate,
+    examples_kept=lambda state: state.slots.size,
+)
+AGEM = Method(
+    name="agem",
+    paper="Chaudhry et al. 2019, arXiv 1812.00420",
+    init=init,
+    gradient=_agem_gradient,
+    consolidate=consolidate,
+    examples_kept=lambda state: state.slots.size,
+)
