@@ -64,7 +64,7 @@ def default() -> ConfigDict:
     c.ewc.fisher = "empirical"  # empirical, true, sampled
     c.ewc.anchors = "latest"  # latest, per_task
     c.ewc.decay = 1.0  # ewc_online: factor on earlier Fishers
-    c.ewc.form = "proximal"  # proximal (cannot diverge), gradient (of the penalty)
+    c.ewc.form = "proximal"  # proximal (cannot diverge), gradient; also of si and mas
 
     c.si = ConfigDict()
     c.si.strength = 0.1  # c, of c sum Omega (theta - anchor)^2

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpnjax import modulation
-from bpnjax.programs import Data, Problem, TrainState, make_view
+from bpnjax.programs import Problem, TrainState
+from bpnjax.view import Data, make_view
 
 
 class Correct(NamedTuple):

@@ -9,7 +9,7 @@ from flax import traverse_util
 from safetensors.numpy import save
 
 from bpnjax.checkpoint import write_atomically
-from bpnjax.modulation import is_seed
+from bpnjax.keys import is_seed
 from bpnjax.programs import Problem, TrainState
 
 
@@ -28,7 +28,7 @@ def save_models(workdir: pathlib.Path, problem: Problem, state: TrainState, num_
     """Writes ``model.safetensors`` (the first seed) and ``model_seed_<i>.safetensors`` (others).
 
     Names in the file: ``core/<path>`` the shared parameters; ``bank/<layer>/bias`` f32 [T, K];
-    ``bank/<layer>/key_seed`` uint32 [2], from which `bpnjax.modulation.KeySeeds` draws the layer's
+    ``bank/<layer>/key_seed`` uint32 [2], from which `bpnjax.keys.KeySeeds` draws the layer's
     keys; ``cores/<path>`` [T, ...] for stl. The metadata hold the configuration as JSON.
 
     Args:

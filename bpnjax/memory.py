@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from bpnjax.modulation import is_seed
+from bpnjax.keys import is_seed
 from bpnjax.programs import Problem, TrainState
 
 

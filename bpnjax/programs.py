@@ -5,27 +5,17 @@ range of steps are traced, so each compiles once for a sequence of any length; w
 adds `jax.vmap` over seeds, `jax.pmap` over devices, and `jax.jit`.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bpnjax import importance, models, modulation, optim
-from bpnjax.data.permutation import (
-    PixelOrder,
-    permute_input,
-    permute_key,
-    pixel_order,
-    restore_rows,
-)
+from bpnjax import importance, models, modulation, optim, prng
 from bpnjax.data.sequence import Split, TaskSequence
 from bpnjax.errors import UserError
 from bpnjax.methods import REGISTRY, Ended, Method, Spec, Step
-
-# What a key is folded with first, so that no two uses draw the same numbers.
-_INIT, _METHOD, _FRESH, _ORDER, _PIXELS, _FISHER, _STEP = range(7)
+from bpnjax.view import Data, make_view
 
 
 class TrainState(NamedTuple):
@@ -36,16 +26,6 @@ class TrainState(NamedTuple):
     core_optimizer: Any
     learned_optimizer: Any
     method: Any  # what the method keeps: bank, anchors
-
-
-class Data(NamedTuple):
-    """A sequence on the device."""
-
-    train: Split
-    test: Split
-    classes: jax.Array  # bool [T, C]
-    scale: jax.Array  # f32 [channels]
-    shift: jax.Array
 
 
 class Sums(NamedTuple):
@@ -69,14 +49,6 @@ class Problem(NamedTuple):
     num_tasks: int
     permuted: bool
     input_layer: str  # "" where pixels are permuted in the input instead of the first kernel
-
-
-def put_on_device(sequence: TaskSequence) -> Data:
-    """Copies a sequence to the default device, pictures as they are stored."""
-    return jax.tree.map(
-        jnp.asarray,
-        Data(sequence.train, sequence.test, sequence.classes, sequence.scale, sequence.shift),
-    )
 
 
 def make_problem(config, sequence: TaskSequence) -> Problem:
@@ -114,24 +86,24 @@ def make_problem(config, sequence: TaskSequence) -> Problem:
 
 def init_state(problem: Problem, key) -> TrainState:
     """The state before the first task."""
-    core = problem.spec.init(jax.random.fold_in(key, _INIT))
-    learned = problem.method.fresh(jax.random.fold_in(key, _FRESH), problem.spec)
+    core = problem.spec.init(prng.fold(key, prng.INIT))
+    learned = problem.method.fresh(prng.fold(key, prng.FRESH), problem.spec)
     return TrainState(
         core=core,
         learned=learned,
         core_optimizer=problem.core_optimizer.init(core),
         learned_optimizer=problem.learned_optimizer.init(learned),
-        method=problem.method.init(jax.random.fold_in(key, _METHOD), core, problem.spec),
+        method=problem.method.init(prng.fold(key, prng.METHOD), core, problem.spec),
     )
 
 
 def begin_task(problem: Problem, key, state: TrainState, task) -> TrainState:
     """Fresh task parameters and optimizer states; the shared parameters go on."""
     method = problem.method
-    learned = method.fresh(_fold(key, _FRESH, task), problem.spec)
+    learned = method.fresh(prng.fold(key, prng.FRESH, task), problem.spec)
     core, core_optimizer = state.core, state.core_optimizer
     if method.restarts:
-        core = problem.spec.init(_fold(key, _INIT, task))
+        core = problem.spec.init(prng.fold(key, prng.INIT, task))
     if method.restarts or problem.config.train.reset_optimizer:
         core_optimizer = problem.core_optimizer.init(core)
     return TrainState(
@@ -171,7 +143,7 @@ def run_steps(
     def everywhere(tree):
         return tree if axis is None else jax.lax.psum(tree, axis)
 
-    slots, count = _epoch_slots(problem, _fold(key, _ORDER, task, epoch), data.train, task)
+    slots, count = _epoch_slots(problem, prng.fold(key, prng.ORDER, task, epoch), data.train, task)
     view = make_view(problem, key, data, task)
     mode = view.mode(method.mode(state.method, task))
 
@@ -185,7 +157,7 @@ def run_steps(
         return jnp.sum(weight * losses), correct
 
     step_size = config.train.learning_rate if config.ewc.form == "proximal" else 0.0
-    step_key = _fold(key, _STEP, task, epoch)
+    step_key = prng.fold(key, prng.STEP, task, epoch)
     anywhere = make_view(problem, key, data, None)
 
     def recall(core, slots):
@@ -210,7 +182,7 @@ def run_steps(
         # Sum over devices before anything that is not linear in the gradient (the sign).
         total, correct, examples, grads = everywhere((total, correct, jnp.sum(weight), grads))
         core_grads, learned_grads = jax.tree.map(lambda g: g / examples, grads)
-        seen = Step(task, _fold(step_key, i), step_size, *whole_batch(i), recall, config)
+        seen = Step(task, prng.fold(step_key, i), step_size, *whole_batch(i), recall, config)
         core_updates, core_optimizer = problem.core_optimizer.update(
             method.gradient(core_grads, state.core, state.method, seen),
             state.core_optimizer,
@@ -248,7 +220,7 @@ def end_task(problem: Problem, key, state: TrainState, data: Data, task) -> Trai
     mode = method.train_mode(state.learned, method.mode(state.method, task))
     kept = method.store(state.core, state.learned, state.method, task)
 
-    draw = _fold(key, _ORDER, task, problem.config.train.epochs - 1)
+    draw = prng.fold(key, prng.ORDER, task, problem.config.train.epochs - 1)
     slots, count = _epoch_slots(problem, draw, data.train, task)
     labels = data.train.labels[data.train.index.reshape(-1)[slots]]
     measures = _task_importance(problem, key, state.core, mode, data, task)
@@ -266,12 +238,6 @@ def steps_per_epoch(problem: Problem, sequence: TaskSequence, task: int) -> int:
     return -(-examples // problem.config.train.batch_size)
 
 
-def _fold(key, *numbers):
-    for number in numbers:
-        key = jax.random.fold_in(key, number)
-    return key
-
-
 def _epoch_slots(problem: Problem, key, split: Split, task):
     """The epoch's order: slots (places in the flat index table), the real ones first, shuffled."""
     tasks, width = split.index.shape
@@ -283,54 +249,6 @@ def _epoch_slots(problem: Problem, key, split: Split, task):
         real = jnp.arange(width) < split.count[task]
     draws = jnp.where(real, jax.random.bits(key, slots.shape) >> 1, jnp.uint32(0xFFFFFFFF))
     return slots[jnp.argsort(draws)], jnp.sum(real)
-
-
-class View(NamedTuple):
-    """How a task sees the pictures: normalised, and with permuted pixels where so chosen."""
-
-    data: Data
-    pixels: Any  # PixelOrder by which the first kernel's rows move; None where nothing moves
-    orders: Any  # int32 [T, inputs], pixels are gathered by it; None where none are
-    input_layer: str
-
-    def params(self, core):
-        return core if self.pixels is None else permute_input(core, self.input_layer, self.pixels)
-
-    def mode(self, mode):
-        return mode if self.pixels is None else permute_key(mode, self.input_layer, self.pixels)
-
-    def restore(self, tree):
-        return tree if self.pixels is None else restore_rows(tree, self.input_layer, self.pixels)
-
-    def examples(self, split: Split, slots):
-        """Inputs f32 [n, ...] and labels int32 [n] of some slots."""
-        rows = split.index.reshape(-1)[slots]
-        x = split.images[rows].astype(jnp.float32) * self.data.scale + self.data.shift
-        if self.orders is not None:
-            flat = x.reshape(x.shape[0], -1)
-            tasks = slots // split.index.shape[1]
-            x = jnp.take_along_axis(flat, self.orders[tasks], axis=1).reshape(x.shape)
-        return x, split.labels[rows]
-
-
-def make_view(problem: Problem, key, data: Data, task) -> View:
-    """Draws the pixel order of a task, once, so that it stays out of the loops that use it.
-
-    With ``task`` None the view serves examples of any task at once.
-    """
-    if not problem.permuted:
-        return View(data, None, None, "")
-    size = math.prod(data.train.images.shape[1:])
-    first_identity = problem.config.sequence.first_identity
-
-    def order_of(task):
-        return pixel_order(_fold(key, _PIXELS), task, size, first_identity)
-
-    # A joint batch mixes tasks, and not every network starts with a Dense layer on flat pixels.
-    if task is None or problem.method.joint or not problem.input_layer:
-        return View(data, None, jax.vmap(order_of)(jnp.arange(problem.num_tasks)), "")
-    order = order_of(task)
-    return View(data, PixelOrder(order, jnp.argsort(order)), None, problem.input_layer)
 
 
 def _task_importance(problem: Problem, key, core, mode, data: Data, task):
@@ -355,7 +273,7 @@ def _task_importance(problem: Problem, key, core, mode, data: Data, task):
 
     def fisher(kind):
         def one(i, x, y, weights):
-            draw = _fold(key, _FISHER, task, i)
+            draw = prng.fold(key, prng.FISHER, task, i)
             return importance.fisher_sum(
                 problem.model, params, mode, x, y, kind=kind, weights=weights, key=draw
             )

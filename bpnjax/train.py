@@ -15,6 +15,7 @@ from bpnjax import checkpoint, export, memory, metrics, parallel, programs, writ
 from bpnjax.checkpoint import Position
 from bpnjax.data import TaskSequence, load_sequence
 from bpnjax.evaluate import KINDS, accuracies, evaluate
+from bpnjax.view import put_on_device
 from bpnjax.workdir import claim
 
 
@@ -113,7 +114,7 @@ class _Run:
         self.problem = programs.make_problem(config, sequence)
         self.clock = parallel.Clock()
         self.programs = compile_programs(self.problem, self.clock, config.num_seeds, num_devices)
-        self.data = programs.put_on_device(sequence)
+        self.data = put_on_device(sequence)
         self.keys = seed_keys(config)
         self.stages = (
             [sequence.num_tasks - 1] if self.problem.method.joint else range(sequence.num_tasks)

@@ -5,9 +5,10 @@ from functools import partial
 import jax
 
 from bpnjax import config as configuration
-from bpnjax import programs
+from bpnjax import prng, programs
 from bpnjax.data import load_sequence
 from bpnjax.evaluate import accuracies, evaluate
+from bpnjax.view import make_view, put_on_device
 
 
 def digits_config(method, **changes):
@@ -42,7 +43,7 @@ class Jitted:
         self.config = config
         self.sequence = load_sequence(config)
         self.problem = programs.make_problem(config, self.sequence)
-        self.data = programs.put_on_device(self.sequence)
+        self.data = put_on_device(self.sequence)
         self.traces = 0
 
         def run_steps(*args):
@@ -74,9 +75,9 @@ class Jitted:
 
     def epoch(self, key, task, epoch):
         """The batches of an epoch in their order: NumPy inputs and labels."""
-        draw = programs._fold(key, programs._ORDER, task, epoch)
+        draw = prng.fold(key, prng.ORDER, task, epoch)
         slots, count = programs._epoch_slots(self.problem, draw, self.data.train, task)
-        view = programs.make_view(self.problem, key, self.data, task)
+        view = make_view(self.problem, key, self.data, task)
         x, y = view.examples(self.data.train, slots[: int(count)])
         size = self.config.train.batch_size
         return [(x[i : i + size], y[i : i + size]) for i in range(0, int(count), size)]

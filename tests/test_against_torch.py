@@ -197,7 +197,7 @@ def test_gem(margin):
 
 
 def test_agem():
-    from bpnjax import programs
+    from bpnjax import prng
 
     size = 30
     start, (first, second), core = two_tasks("agem", gem__memories=50, gem__batch_size=size)
@@ -210,7 +210,7 @@ def test_agem():
     odds[:50] = 1
     conflicts = 0
     for i, (x, y) in enumerate(second[:STEPS]):
-        key = programs._fold(jax.random.key(0), programs._STEP, 1, 0, i)
+        key = prng.fold(jax.random.key(0), prng.STEP, 1, 0, i)
         places = jax.random.categorical(key, np.log(odds + 1e-30), shape=(size,)).tolist()
         g = flat(ref.gradients(ref.loss(x, y)))
         old = flat(ref.gradients(ref.loss(memory[0][places], memory[1][places])))

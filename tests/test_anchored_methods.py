@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import Jitted, digits_config
 
-from bpnjax import modulation, optim
+from bpnjax import keys, modulation, optim
 from bpnjax.methods import mas, si
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -106,7 +106,7 @@ def test_mas_sums_over_tasks_and_anchors_at_the_last():
 
 def test_gates_silence_the_chosen_share_of_hidden_units():
     layers = {"a": modulation.Layer("dense", 4000, 1, 1, 2, (1, 1))}
-    bank = modulation.gate_bank(jax.random.key(0), layers, 0.8)
+    bank = keys.gate_bank(jax.random.key(0), layers, 0.8)
     gates = [modulation.select(bank, t)["a"]["key"] for t in (0, 1)]
     for gate in gates:
         assert set(np.unique(gate)) == {0.0, 1.0} and abs(float(gate.mean()) - 0.2) < 0.03

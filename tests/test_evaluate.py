@@ -12,6 +12,7 @@ from bpnjax import programs
 from bpnjax.data import load_sequence
 from bpnjax.evaluate import Correct, accuracies, evaluate
 from bpnjax.modulation import modulated_apply
+from bpnjax.view import put_on_device
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -28,7 +29,7 @@ def trained(method="bd_psp", **changes):
     config.evaluate.update(changes)
     sequence = load_sequence(config)
     problem = programs.make_problem(config, sequence)
-    data = programs.put_on_device(sequence)
+    data = put_on_device(sequence)
     key = jax.random.key(0)
     state = programs.init_state(problem, key)
     run_steps = jax.jit(partial(programs.run_steps, problem))
@@ -106,5 +107,5 @@ def test_methods_without_modes_have_one_number():
     problem = programs.make_problem(config, sequence)
     key = jax.random.key(0)
     state = programs.init_state(problem, key)
-    found = evaluate(problem, key, state, programs.put_on_device(sequence), 2, True)
+    found = evaluate(problem, key, state, put_on_device(sequence), 2, True)
     np.testing.assert_array_equal(found.task_told, found.task_inferred)

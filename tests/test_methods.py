@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from support import Jitted, digits_config
 
-from bpnjax import programs
+from bpnjax import prng, programs
 from bpnjax.evaluate import accuracies, evaluate
 from bpnjax.methods import REGISTRY, ewc
 from bpnjax.modulation import find_layers, modulated_apply
+from bpnjax.view import make_view
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -142,10 +143,8 @@ def test_bd_factor_gradients_by_hand():
     state, _ = jitted.run_steps(key, state, jitted.data, 0, 0, 0, 1)
     moved, _ = jitted.run_steps(key, state, jitted.data, 0, 0, 1, 2)
     problem, data = jitted.problem, jitted.data
-    slots, _ = programs._epoch_slots(
-        problem, programs._fold(key, programs._ORDER, 0, 0), data.train, 0
-    )
-    x, y = programs.make_view(problem, key, data, 0).examples(data.train, slots[48:96])
+    slots, _ = programs._epoch_slots(problem, prng.fold(key, prng.ORDER, 0, 0), data.train, 0)
+    x, y = make_view(problem, key, data, 0).examples(data.train, slots[48:96])
     mode = problem.method.train_mode(state.learned, problem.method.mode(state.method, 0))
 
     def loss(shift):

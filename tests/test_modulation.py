@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpnjax import modulation
-from bpnjax.modulation import find_layers, key_bank, merge, modulated_apply, select
+from bpnjax import keys, modulation
+from bpnjax.keys import key_bank
+from bpnjax.modulation import find_layers, merge, modulated_apply, select
 
 
 class Block(nn.Module):
@@ -142,7 +143,7 @@ def test_gradient_with_key_equals_training_on_keyed_inputs():
     y = jax.random.normal(jax.random.key(1), (8, 2))
     model = nn.Dense(2)
     params = params_of(model, x)
-    key = modulation.KeySeeds(jax.random.key(7), 6).row(2)
+    key = keys.KeySeeds(jax.random.key(7), 6).row(2)
 
     def loss(p, mode, x):
         return jnp.mean((modulated_apply(model, p, mode, x) - y) ** 2)

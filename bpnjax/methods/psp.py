@@ -8,14 +8,14 @@ Keys sit on pixels, every hidden layer and the last layer's input (`psp.layers` 
 independently per layer and task, and are derived from one seed.
 """
 
-from bpnjax import modulation
+from bpnjax import keys, modulation
 from bpnjax.methods.base import Method
 
 
 def init(key, core, spec):
     del core
     layers = modulation.matching(spec.layers, spec.config.psp.layers)
-    return modulation.key_bank(key, layers)
+    return keys.key_bank(key, layers)
 
 
 PSP = Method(

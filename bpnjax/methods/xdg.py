@@ -9,7 +9,7 @@ Source: Masse et al. 2018 (arXiv 1802.01569), without rescaling. `xdg` is gating
 with EWC, the paper's combination.
 """
 
-from bpnjax import modulation
+from bpnjax import keys, modulation
 from bpnjax.methods.base import Method
 
 
@@ -17,7 +17,7 @@ def init(key, core, spec):
     del core
     first, *_ = spec.layers
     hidden = {path: layer for path, layer in spec.layers.items() if path != first}
-    return modulation.gate_bank(key, hidden, spec.config.xdg.gated)
+    return keys.gate_bank(key, hidden, spec.config.xdg.gated)
 
 
 XDG = Method(

@@ -1,0 +1,83 @@
+"""A sequence on the device, and how a task sees its pictures."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bpnjax import prng
+from bpnjax.data.permutation import (
+    PixelOrder,
+    permute_input,
+    permute_key,
+    pixel_order,
+    restore_rows,
+)
+from bpnjax.data.sequence import Split, TaskSequence
+
+
+class Data(NamedTuple):
+    """A sequence on the device."""
+
+    train: Split
+    test: Split
+    classes: jax.Array  # bool [T, C]
+    scale: jax.Array  # f32 [channels]
+    shift: jax.Array
+
+
+def put_on_device(sequence: TaskSequence) -> Data:
+    """Copies a sequence to the default device, pictures as they are stored."""
+    return jax.tree.map(
+        jnp.asarray,
+        Data(sequence.train, sequence.test, sequence.classes, sequence.scale, sequence.shift),
+    )
+
+
+class View(NamedTuple):
+    """How a task sees the pictures: normalised, and with permuted pixels where so chosen."""
+
+    data: Data
+    pixels: Any  # PixelOrder by which the first kernel's rows move; None where nothing moves
+    orders: Any  # int32 [T, inputs], pixels are gathered by it; None where none are
+    input_layer: str
+
+    def params(self, core):
+        return core if self.pixels is None else permute_input(core, self.input_layer, self.pixels)
+
+    def mode(self, mode):
+        return mode if self.pixels is None else permute_key(mode, self.input_layer, self.pixels)
+
+    def restore(self, tree):
+        return tree if self.pixels is None else restore_rows(tree, self.input_layer, self.pixels)
+
+    def examples(self, split: Split, slots):
+        """Inputs f32 [n, ...] and labels int32 [n] of some slots."""
+        rows = split.index.reshape(-1)[slots]
+        x = split.images[rows].astype(jnp.float32) * self.data.scale + self.data.shift
+        if self.orders is not None:
+            flat = x.reshape(x.shape[0], -1)
+            tasks = slots // split.index.shape[1]
+            x = jnp.take_along_axis(flat, self.orders[tasks], axis=1).reshape(x.shape)
+        return x, split.labels[rows]
+
+
+def make_view(problem, key, data: Data, task) -> View:
+    """Draws the pixel order of a task, once, so that it stays out of the loops that use it.
+
+    With ``task`` None the view serves examples of any task at once.
+    """
+    if not problem.permuted:
+        return View(data, None, None, "")
+    size = math.prod(data.train.images.shape[1:])
+    first_identity = problem.config.sequence.first_identity
+
+    def order_of(task):
+        return pixel_order(prng.fold(key, prng.PIXELS), task, size, first_identity)
+
+    # A joint batch mixes tasks, and not every network starts with a Dense layer on flat pixels.
+    if task is None or problem.method.joint or not problem.input_layer:
+        return View(data, None, jax.vmap(order_of)(jnp.arange(problem.num_tasks)), "")
+    order = order_of(task)
+    return View(data, PixelOrder(order, jnp.argsort(order)), None, problem.input_layer)
