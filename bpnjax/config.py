@@ -74,6 +74,12 @@ def default() -> ConfigDict:
     c.mas = ConfigDict()
     c.mas.strength = 1.0  # lambda, of lambda sum Omega (theta - anchor)^2
 
+    c.lwf = ConfigDict()
+    c.lwf.strength = 1.0  # lambda, weight of the earlier answers
+    c.lwf.temperature = 2.0
+    c.lwf.heads = "tasks"  # tasks (one head an earlier task), seen (all earlier classes together)
+    c.lwf.warmup_epochs = 0  # of a later task in which only the output layer is trained
+
     c.gem = ConfigDict()  # gem and agem
     c.gem.memories = 256  # examples kept of each task, or of each of its classes:
     c.gem.per = "task"  # task (as in GEM's code), class (as the BPN paper counts, GEM(n))
@@ -122,6 +128,7 @@ _CHOICES = {
     "ewc.fisher": ("empirical", "true", "sampled"),
     "ewc.anchors": ("latest", "per_task"),
     "ewc.form": ("proximal", "gradient"),
+    "lwf.heads": ("tasks", "seen"),
     "gem.per": ("task", "class"),
     "si.clamp": ("sum", "increment", "none"),
     "evaluate.on": ("test", "validation"),
@@ -137,6 +144,7 @@ _AT_LEAST = {
     "train.epochs": 1,
     "train.batch_size": 1,
     "bd.hidden_dim": 1,
+    "lwf.warmup_epochs": 0,
     "gem.memories": 1,
     "gem.batch_size": 1,
     "replay.memory_size": 1,
@@ -150,11 +158,18 @@ _AT_LEAST = {
     "checkpoint.keep": 1,
 }
 _LARGEST_SEED = 2**31 - 1  # larger ones would be cut to 32 bits, or refused, by JAX
-_POSITIVE = ("train.learning_rate", "bd.epsilon", "bd.learning_rate", "si.damping")
+_POSITIVE = (
+    "train.learning_rate",
+    "bd.epsilon",
+    "bd.learning_rate",
+    "si.damping",
+    "lwf.temperature",
+)
 _NOT_NEGATIVE = (
     "ewc.strength",
     "ewc.decay",
     "si.strength",
+    "lwf.strength",
     "mas.strength",
     "random_bias.norm",
     "gem.margin",

@@ -139,6 +139,13 @@ def run(arguments: list[str]) -> int:
     except UserError as error:
         print(f"bpnjax: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a disk that is full or gone, say
+        print(
+            f"bpnjax: {' '.join(str(error).split())}; when that is mended, the same command goes "
+            "on at the last checkpoint",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print(
             "bpnjax: interrupted; the same command goes on at the last checkpoint", file=sys.stderr

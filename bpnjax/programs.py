@@ -182,7 +182,7 @@ def run_steps(
         # Sum over devices before anything that is not linear in the gradient (the sign).
         total, correct, examples, grads = everywhere((total, correct, jnp.sum(weight), grads))
         core_grads, learned_grads = jax.tree.map(lambda g: g / examples, grads)
-        seen = Step(task, prng.fold(step_key, i), step_size, *whole_batch(i), recall, config)
+        seen = Step(task, epoch, prng.fold(step_key, i), step_size, *whole_batch(i), recall, config)
         core_updates, core_optimizer = problem.core_optimizer.update(
             method.gradient(core_grads, state.core, state.method, seen),
             state.core_optimizer,

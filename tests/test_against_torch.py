@@ -220,3 +220,19 @@ def test_agem():
         ref.step(as_grads(ref, g))
     assert conflicts > 0
     assert_same(core, ref)
+
+
+@pytest.mark.parametrize("heads", ["tasks", "seen"])
+def test_lwf(heads):
+    start, (first, second), core = two_tasks("lwf", lwf__strength=2.0, lwf__heads=heads)
+    ref = Reference(start)
+    for x, y in first[:STEPS]:
+        ref.step(ref.gradients(ref.loss(x, y)))
+    teacher = Reference(start)
+    teacher.theta = ref.copy()
+    for x, y in second[:STEPS]:
+        old = torch.softmax(teacher.forward(x)[:, :2] / 2, -1)  # the first task's two classes
+        new = torch.log_softmax(ref.forward(x)[:, :2] / 2, -1)
+        distillation = -(old * new).sum(-1).mean()
+        ref.step(ref.gradients(ref.loss(x, y) + 2.0 * distillation))
+    assert_same(core, ref)

@@ -759,3 +759,27 @@ def test_a_pattern_that_matches_no_layer_is_refused(tiny_flags, tmp_path, capsys
         line = capsys.readouterr().err
         assert f"{field}: 'nothing' matches no layer; there are: hidden_0" in line
     assert not (tmp_path / "w").exists()
+
+
+def test_a_full_disk_is_one_line_and_loses_no_checkpoint(tiny_flags, tmp_path, monkeypatch, capsys):
+    from bpnjax import checkpoint
+
+    real, calls = checkpoint.write_atomically, []
+
+    def full(path, text):
+        calls.append(path)
+        if len(calls) == 2:  # the second checkpoint's manifest
+            raise OSError(28, "No space left on device", str(path))
+        real(path, text)
+
+    workdir = tmp_path / "w"
+    flags = [*tiny_flags(), f"--workdir={workdir}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_atomically", full)
+        assert main.run(flags) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        error.startswith("bpnjax: [Errno 28] No space left on device") and "goes on at the" in error
+    )
+    assert main.run(flags) == 0
+    assert "going on at task 2" in capsys.readouterr().err

@@ -27,6 +27,7 @@ class Step(NamedTuple):
     """One step of training, as the hooks see it. Examples are named by slots, not copied."""
 
     task: jax.Array  # int scalar
+    epoch: jax.Array  # int scalar
     key: jax.Array  # PRNG key of this step
     size: Any  # the learning rate for the proximal form of an anchor, 0 for the explicit one
     slots: jax.Array  # int32 [n], the whole batch

@@ -1,0 +1,97 @@
+r"""LwF, learning without forgetting: earlier answers to the new task's examples are kept.
+
+.. math:: L_t(\theta) + \lambda \sum_{k<t} H\big(\mathrm{softmax}(z^{old}_k / \tau),
+          \mathrm{softmax}(z_k / \tau)\big)
+
+where z are the logits of task k's head on the current batch, H the cross-entropy averaged over the
+batch and *old* the network after the last task. Temperature 2, no factor of its square.
+
+Heads (`lwf.heads`): ``"tasks"``, each earlier task's classes are a head of their own, as in the
+paper; ``"seen"``, all classes of earlier tasks are one head, for tasks that share their classes
+(permuted pixels), where the sum would count the same head again for every task.
+
+With `lwf.warmup_epochs` only the output layer is trained in the first epochs of a later task.
+
+Source: Li and Hoiem 2016 (arXiv 1606.09282), Eq. 2-4. Variant: the old network answers the very
+batch that is trained on, rather than from a record made before the task.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bpnjax.methods import replay
+from bpnjax.methods.base import Method
+
+
+class LwfState(NamedTuple):
+    teacher: Any  # the shared parameters after the last task
+    classes: jax.Array  # bool [T, C]
+    is_head: Any  # like the shared parameters, 1.0 for the output layer's, else 0.0
+    strength: jax.Array  # lambda, shape=()
+
+
+def init(key, core, spec):
+    del key
+    *_, output = spec.layers
+
+    def is_head(path, _):
+        name = "/".join(str(part.key) for part in path)
+        return jnp.float32(name.startswith(f"{output}/"))
+
+    return LwfState(
+        core,
+        jnp.asarray(spec.classes),
+        jax.tree_util.tree_map_with_path(is_head, core),
+        jnp.float32(spec.config.lwf.strength),
+    )
+
+
+def distillation(new, old, heads, temperature, weight) -> jax.Array:
+    """Cross-entropy between old and new answers, summed over heads, averaged over examples.
+
+    Args:
+      new: logits f32 ``[n, C]``.
+      old: logits f32 ``[n, C]``.
+      heads: bool ``[h, C]``, the classes of each head; heads without classes count nothing.
+      temperature: tau.
+      weight: f32 ``[n]``, 0 for padding.
+
+    Returns:
+      f32 scalar.
+    """
+
+    def head(classes):
+        masked = [jnp.where(classes, z / temperature, -1e30) for z in (old, new)]
+        p, log_q = jax.nn.softmax(masked[0]), jax.nn.log_softmax(masked[1])
+        each = -jnp.sum(jnp.where(classes, p * log_q, 0.0), -1)
+        return jnp.sum(weight * each) / jnp.sum(weight)
+
+    return jnp.sum(jnp.where(heads.any(1), jax.vmap(head)(heads), 0.0))
+
+
+def gradient(grads, core, state, step):
+    options = step.config.lwf
+    earlier = jnp.arange(state.classes.shape[0]) < step.task
+    heads = state.classes & earlier[:, None]
+    if options.heads == "seen":
+        heads = heads.any(0, keepdims=True)
+    old, _ = step.recall(state.teacher, step.slots)
+
+    def loss(core):
+        new, _ = step.recall(core, step.slots)
+        return distillation(new, old, heads, options.temperature, step.weight)
+
+    grads = replay.add(grads, jax.grad(loss)(core), state.strength)
+    warming = (step.task > 0) & (step.epoch < options.warmup_epochs)
+    return jax.tree.map(lambda g, head: jnp.where(warming, head * g, g), grads, state.is_head)
+
+
+LWF = Method(
+    name="lwf",
+    paper="Li and Hoiem 2016, arXiv 1606.09282",
+    init=init,
+    gradient=gradient,
+    consolidate=lambda core, state, task, ended, spec: state._replace(teacher=core),
+)
