@@ -74,6 +74,9 @@ def default() -> ConfigDict:
     c.mas = ConfigDict()
     c.mas.strength = 1.0  # lambda, of lambda sum Omega (theta - anchor)^2
 
+    c.imm = ConfigDict()
+    c.imm.l2 = 1e-4  # lambda of lambda |theta - theta of the last task|^2; 0 is weight-transfer
+
     c.lwf = ConfigDict()
     c.lwf.strength = 1.0  # lambda, weight of the earlier answers
     c.lwf.temperature = 2.0
@@ -170,6 +173,7 @@ _NOT_NEGATIVE = (
     "ewc.decay",
     "si.strength",
     "lwf.strength",
+    "imm.l2",
     "mas.strength",
     "random_bias.norm",
     "gem.margin",

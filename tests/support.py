@@ -18,11 +18,11 @@ def digits_config(method, **changes):
     config.sequence.num_tasks = 3
     config.model.hidden = (16,)
     config.train.batch_size = 48
-    config.train.learning_rate = 1e-2
-    config.train.epochs = 8
+    config.train.learning_rate = 3e-3
+    config.train.epochs = 16
     config.bd.hidden_dim = 8
     config.bd.learning_rate = 3e-3
-    config.ewc.strength = 50.0
+    config.ewc.strength = 5.0
     config.mas.strength = 0.01
     config.random_bias.norm = 1.0
     config.gem.memories = 40

@@ -1,6 +1,6 @@
 """The methods: one file each, one line in the registry."""
 
-from bpnjax.methods import bd, controls, er, ewc, gem, joint, lwf, mas, psp, sgd, si, stl, xdg
+from bpnjax.methods import bd, controls, er, ewc, gem, imm, joint, lwf, mas, psp, sgd, si, stl, xdg
 from bpnjax.methods.base import Ended, Method, Spec, Step, chain
 
 BPN = "Wen et al. 2020, arXiv 2009.13954"
@@ -15,6 +15,8 @@ REGISTRY: dict[str, Method] = {
         ewc.EWC_ONLINE,
         si.SI,
         mas.MAS,
+        imm.MEAN,
+        imm.MODE,
         lwf.LWF,
         gem.GEM,
         gem.AGEM,

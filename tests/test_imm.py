@@ -1,0 +1,77 @@
+"""Merging by hand; heads that are never mixed; the pull of the L2-transfer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import Jitted, digits_config
+
+from bpnjax.methods import imm
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+
+def state_of(thetas, fishers, done, classes):
+    def tree(leaf):
+        return {"hidden": jnp.asarray(leaf), "output": jnp.asarray(leaf)}
+
+    heads = {"hidden": jnp.float32(0), "output": jnp.float32(1)}
+    return imm.ImmState(tree(thetas), None if fishers is None else tree(fishers),
+                        jnp.asarray(done, jnp.float32), jnp.asarray(classes), heads,
+                        jnp.float32(0))  # fmt: skip
+
+
+def test_merging_by_hand():
+    rng = np.random.default_rng(0)
+    thetas, fishers = rng.normal(size=(3, 2, 4)), rng.gamma(1.0, size=(3, 2, 4))
+    every = np.ones((3, 4), bool)
+    mean = imm.MEAN.for_eval(None, state_of(thetas, None, [1, 1, 0], every), 0)
+    np.testing.assert_allclose(mean["hidden"], thetas[:2].mean(0), rtol=1e-5)
+    mode = imm.MODE.for_eval(None, state_of(thetas, fishers, [1, 1, 1], every), 0)
+    expected = (fishers * thetas).sum(0) / fishers.sum(0)
+    np.testing.assert_allclose(mode["hidden"], expected, rtol=1e-4)
+    np.testing.assert_allclose(mode["output"], expected, rtol=1e-4)
+
+
+def test_equal_fishers_give_the_mean():
+    thetas = np.random.default_rng(1).normal(size=(3, 2, 4))
+    every = np.ones((3, 4), bool)
+    mode = imm.MODE.for_eval(None, state_of(thetas, 0 * thetas + 0.7, [1, 1, 1], every), 0)
+    np.testing.assert_allclose(mode["hidden"], thetas.mean(0), rtol=1e-5)
+
+
+def test_heads_of_different_tasks_are_never_mixed():
+    thetas = np.random.default_rng(2).normal(size=(2, 3, 4))
+    classes = np.array([[1, 1, 0, 0], [0, 0, 1, 1]], bool)
+    merged = imm.MEAN.for_eval(None, state_of(thetas, None, [1, 1], classes), 0)
+    np.testing.assert_allclose(merged["output"][:, :2], thetas[0][:, :2], rtol=1e-5)
+    np.testing.assert_allclose(merged["output"][:, 2:], thetas[1][:, 2:], rtol=1e-5)
+    np.testing.assert_allclose(merged["hidden"], thetas.mean(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["imm_mean", "imm_mode"])
+def test_after_one_task_the_merged_network_is_the_trained_one(method):
+    jitted = Jitted(digits_config(method))
+    key = jax.random.key(0)
+    state, _ = jitted.train(key, [0], epochs=2)
+    merged = jitted.problem.method.for_eval(state.core, state.method, 0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+                 merged, state.core)  # fmt: skip
+
+
+def test_l2_transfer_pulls_to_the_last_task_alone():
+    jitted = Jitted(digits_config("imm_mean", imm__l2=0.5, ewc__form="gradient"))
+    key = jax.random.key(0)
+    state, _ = jitted.train(key, [0], epochs=1)
+    moved = jax.tree.map(lambda p: p + 0.1, state.core)
+    zero = jax.tree.map(jnp.zeros_like, moved)
+
+    class Step:
+        task, size = jnp.int32(1), 0.0
+
+    pull = jitted.problem.method.gradient(zero, moved, state.method, Step)
+    # d/dtheta of 0.5 |theta - theta_0|^2 is theta - theta_0.
+    jax.tree.map(lambda g: np.testing.assert_allclose(g, 0.1, rtol=1e-3), pull)
+    Step.task = jnp.int32(0)
+    first = jitted.problem.method.gradient(zero, moved, state.method, Step)
+    assert all(not g.any() for g in jax.tree.leaves(first))
