@@ -64,7 +64,7 @@ def test_jit_equals_no_jit(method):
 
     def short(jitted):
         state = jitted.begin_task(key, jitted.init(key), 0)
-        state, _ = jitted.run_steps(key, state, jitted.data, 0, 0, 0, 2)
+        state, _ = jitted.run_steps(key, state, jitted.data, 0, 0, 0, 1)
         state = jitted.end_task(key, state, jitted.data, 0)
         state = jitted.begin_task(key, state, 1)
         return jitted.run_steps(key, state, jitted.data, 1, 0, 0, 1)[0]
@@ -84,11 +84,13 @@ def test_vmap_over_seeds_equals_single_runs(method):
 
     def short(key):
         problem, data = jitted.problem, jitted.data
-        state = programs.begin_task(problem, key, programs.init_state(problem, key), 0)
-        state, _ = programs.run_steps(problem, key, state, data, 0, 0, 0, 3)
-        state = programs.end_task(problem, key, state, data, 0)
-        state = programs.begin_task(problem, key, state, 1)
-        return programs.run_steps(problem, key, state, data, 1, 0, 0, 2)[0].core
+
+        def one_task(task, state):
+            state = programs.begin_task(problem, key, state, task)
+            state, _ = programs.run_steps(problem, key, state, data, task, 0, 0, 2)
+            return programs.end_task(problem, key, state, data, task)
+
+        return jax.lax.fori_loop(0, 2, one_task, programs.init_state(problem, key)).core
 
     both = jax.jit(jax.vmap(short))(keys)
     for i, key in enumerate(keys):
