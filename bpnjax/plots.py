@@ -133,7 +133,7 @@ def comparison(path: pathlib.Path, results: list[dict]) -> pathlib.Path:
     axis.grid(axis="x", alpha=0.3)
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     seeds = results[0]["num_seeds"]
-    figure.suptitle(f"{results[0]['name']}, {seeds} seed{'s' if seeds > 1 else ''}", y=1.02)
+    axis.set_title(f"{results[0]['name']}, {seeds} seed{'s' if seeds > 1 else ''}", pad=28)
     figure.savefig(path, dpi=120, bbox_inches="tight")
     pyplot.close(figure)
     return path
