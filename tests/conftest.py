@@ -5,6 +5,8 @@ import pathlib
 
 # Before the first import of JAX, here and in the processes that tests start.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Two test processes share two cores: one thread each for a matrix product.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 import pytest
 
