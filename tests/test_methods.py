@@ -33,7 +33,7 @@ def test_learns_three_tasks(trained):
     )
     assert float(sums.correct / sums.examples) > 0.7  # the task just learned
     if not jitted.problem.method.name.startswith("imm"):  # answers with a merge of three networks
-        assert found["task_told"][2] > 0.6  # one in six by chance
+        assert found["task_told"][2] > 0.9
     assert found["task_masked"][2] >= found["task_told"][2]
     assert all(np.isfinite(v).all() for v in found.values())
     assert int(sums.bad_step) == -1
