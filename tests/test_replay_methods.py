@@ -125,10 +125,11 @@ def test_gem_and_replay_remember_what_sgd_forgets():
     key = jax.random.key(0)
     told = {}
     for method in ("sgd", "gem", "agem", "er", "derpp"):
-        jitted = Jitted(digits_config(method))
+        # A rate at which sgd forgets in so short a sequence.
+        jitted = Jitted(digits_config(method, train__learning_rate=1e-2, train__epochs=8))
         state, _ = jitted.train(key, [0, 1])
         told[method] = jitted.test(key, state, 1)["task_told"]
-    assert told["sgd"][0] < 0.6
+    assert told["sgd"][0] < 0.2
     for method in ("gem", "er", "derpp"):
-        assert told[method][0] > told["sgd"][0] + 0.3, (method, told)
+        assert told[method][0] > told["sgd"][0] + 0.5, (method, told)
     assert told["agem"][0] > told["sgd"][0], told
