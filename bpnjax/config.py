@@ -35,12 +35,15 @@ def default() -> ConfigDict:
     c.sequence.classes_per_task = 2  # class_split
     c.sequence.order_seed = -1  # class_split: -1 keeps the set's class order, else shuffles it
     c.sequence.classes = ""  # class_split: the tasks spelled out, "0,1;0,2", instead of the above
+    c.sequence.heads = "single"  # single (one output layer for all), multi (each task has its own)
+    c.sequence.examples_per_task = 0  # > 0: so many training examples of each task, drawn once
     c.sequence.first_identity = True  # permuted: the first task keeps the pixels' order
 
     c.model = ConfigDict()
     c.model.name = "mlp"  # mlp or convnet
     c.model.hidden = (300, 300, 300, 300, 300)  # widths of the hidden layers
     c.model.channels = (32, 64)  # convnet: widths of the convolutions before them
+    c.model.kernel_init = "lecun_normal"  # lecun, he or glorot, each _normal or _uniform
     c.model.dtype = "float32"  # of the computation; parameters stay float32
 
     c.train = ConfigDict()
@@ -76,6 +79,8 @@ def default() -> ConfigDict:
 
     c.imm = ConfigDict()
     c.imm.l2 = 1e-4  # lambda of lambda |theta - theta of the last task|^2; 0 is weight-transfer
+
+    c.imm.drop = 0.0  # share of the hidden units that a step leaves at the last task's weights
 
     c.lwf = ConfigDict()
     c.lwf.strength = 1.0  # lambda, weight of the earlier answers
@@ -123,10 +128,15 @@ def default() -> ConfigDict:
 # Fields that do not change what a run computes: a workdir may be taken up again with others.
 FREE_FIELDS = ("dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir", "checkpoint", "paper")
 
+KERNEL_INITS = tuple(
+    f"{who}_{how}" for who in ("lecun", "he", "glorot") for how in ("normal", "uniform")
+)
 _CHOICES = {
     "dataset.normalize": ("standard", "unit", "none"),
     "sequence.kind": ("class_split", "permuted", "datasets"),
     "model.name": ("mlp", "convnet"),
+    "sequence.heads": ("single", "multi"),
+    "model.kernel_init": KERNEL_INITS,
     "model.dtype": ("float32", "bfloat16"),
     "ewc.fisher": ("empirical", "true", "sampled"),
     "ewc.anchors": ("latest", "per_task"),
@@ -144,6 +154,7 @@ _AT_LEAST = {
     "sequence.num_tasks": 1,
     "sequence.classes_per_task": 1,
     "sequence.order_seed": -1,
+    "sequence.examples_per_task": 0,
     "train.epochs": 1,
     "train.batch_size": 1,
     "bd.hidden_dim": 1,
@@ -302,12 +313,9 @@ def validate(config: ConfigDict) -> None:
     for field in _NOT_NEGATIVE:
         if not (flat[field] >= 0 and math.isfinite(flat[field])):
             raise UserError(f"{field}: {flat[field]} is negative or not finite; give 0 or more")
-    if not 0 <= flat["xdg.gated"] < 1:
-        raise UserError(f"xdg.gated: {flat['xdg.gated']} is no share; give 0 up to below 1")
-    if not 0 <= flat["dataset.validation"] < 1:
-        raise UserError(
-            f"dataset.validation: {flat['dataset.validation']} is no share; give 0 up to below 1"
-        )
+    for field in ("xdg.gated", "dataset.validation", "imm.drop"):
+        if not 0 <= flat[field] < 1:
+            raise UserError(f"{field}: {flat[field]} is no share; give 0 up to below 1")
     for field in ("model.hidden", "model.channels"):
         if any(not isinstance(width, int) or width < 1 for width in flat[field]):
             raise UserError(f"{field}: {flat[field]} has a width below 1; give positive integers")

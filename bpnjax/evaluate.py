@@ -14,7 +14,7 @@ import numpy as np
 
 from bpnjax import modulation
 from bpnjax.programs import Problem, TrainState
-from bpnjax.view import Data, make_view
+from bpnjax.view import FAR_BELOW, Data, make_view
 
 
 class Correct(NamedTuple):
@@ -116,6 +116,8 @@ def evaluate(
             def try_mode(mode_task, best):
                 entropy, answer = best
                 logits = logits_of(view, mode_task, x)
+                if view.multi_head:  # to try a mode is to try its head
+                    logits = jnp.where(data.classes[mode_task], logits, FAR_BELOW)
                 log_p = jax.nn.log_softmax(logits)
                 its = -jnp.sum(jnp.exp(log_p) * log_p, -1)
                 if config.evaluate.infer == "batch":

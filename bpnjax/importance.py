@@ -14,19 +14,43 @@ from flax import traverse_util
 
 from bpnjax import modulation
 
-__all__ = ["FISHER_KINDS", "fisher", "fisher_sum", "sensitivity", "sensitivity_sum"]
+__all__ = [
+    "FISHER_KINDS",
+    "NEURON_KINDS",
+    "fisher",
+    "fisher_sum",
+    "neurons",
+    "neurons_sum",
+    "one_pass_layers",
+    "sensitivity",
+    "sensitivity_sum",
+]
 
 FISHER_KINDS = ("empirical", "true", "sampled")
+NEURON_KINDS = ("loss", "output_norm")
+_FAR_BELOW = -1e9  # instead of a logit outside the head
 
 
-def _one_pass_layers(model, params, x) -> dict[str, modulation.Layer]:
-    """The layers that the outer-product identity covers: Dense, called once, on [n, d]."""
-    layers = modulation.find_layers(model, params, x)
+def one_pass_layers(layers: dict[str, modulation.Layer]) -> dict[str, modulation.Layer]:
+    """Those of the layers that the outer-product identity covers: Dense, called once, on [n, d]."""
     return {
         path: layer
         for path, layer in layers.items()
         if layer.kind == "dense" and layer.calls == 1 and layer.rank == 2
     }
+
+
+def _probe(model, params, mode, x):
+    """Logits, their vector-Jacobian product for the outputs of the covered layers, and inputs."""
+    layers = one_pass_layers(modulation.find_layers(model, params, x))
+    probes = {path: jnp.zeros(layer.output_shape) for path, layer in layers.items()}
+
+    def forward(probes):
+        logits, inputs = modulation.tapped_apply(model, params, mode, x, probes)
+        return logits.astype(jnp.float32), inputs
+
+    logits, backward, inputs = jax.vjp(forward, probes, has_aux=True)
+    return logits, lambda cotangent: backward(cotangent)[0], inputs
 
 
 def _dense_sums(model, params, mode, x, weights, magnitudes, element):
@@ -35,16 +59,9 @@ def _dense_sums(model, params, mode, x, weights, magnitudes, element):
     ``element`` is a square or an absolute value, so that of an outer product is the outer product
     of those of its factors. ``magnitudes(logits, backward)`` gives element(delta) per layer.
     """
-    layers = _one_pass_layers(model, params, x)
-    probes = {path: jnp.zeros(layer.output_shape) for path, layer in layers.items()}
-
-    def forward(probes):
-        logits, inputs = modulation.tapped_apply(model, params, mode, x, probes)
-        return logits.astype(jnp.float32), inputs
-
-    logits, backward, inputs = jax.vjp(forward, probes, has_aux=True)
+    logits, backward, inputs = _probe(model, params, mode, x)
     sums = {}
-    for path, size in magnitudes(logits, lambda cotangent: backward(cotangent)[0]).items():
+    for path, size in magnitudes(logits, backward).items():
         weighted = weights[:, None] * size
         (layer_input,) = inputs[path]
         prefix = f"{path}/" if path else ""
@@ -106,7 +123,17 @@ def _all_sums(model, params, mode, x, labels, weights, chunk, magnitudes, elemen
 
 
 def fisher_sum(
-    model, params, mode, x, labels, *, kind="empirical", weights=None, key=None, chunk=32
+    model,
+    params,
+    mode,
+    x,
+    labels,
+    *,
+    kind="empirical",
+    weights=None,
+    key=None,
+    chunk=32,
+    classes=None,
 ) -> Any:
     """Sum over a batch of squared per-example gradients of the log-likelihood; see `fisher`.
 
@@ -120,6 +147,7 @@ def fisher_sum(
       weights: f32 ``[n]``, 0 for examples that are padding; all 1 by default.
       key: typed PRNG key; needed by ``kind="sampled"``.
       chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
+      classes: bool ``[C]``, the head whose softmax is meant; all outputs by default.
 
     Returns:
       A tree like ``params``, f32.
@@ -132,31 +160,37 @@ def fisher_sum(
     if kind == "sampled" and key is None:
         raise ValueError("the sampled Fisher draws labels: pass key=jax.random.key(...)")
     weights = jnp.ones(x.shape[0]) if weights is None else weights
+
+    def within_head(logits):
+        return logits if classes is None else jnp.where(classes, logits, _FAR_BELOW)
+
     if kind == "sampled":
-        labels = jax.random.categorical(key, modulation.modulated_apply(model, params, mode, x))
+        answers = modulation.modulated_apply(model, params, mode, x).astype(jnp.float32)
+        labels = jax.random.categorical(key, within_head(answers))
 
     def magnitudes(logits, backward):
         # d(-log p_y)/d logits = p - onehot(y); everything upstream of the logits is linear in it.
-        p, classes = jax.nn.softmax(logits), logits.shape[-1]
+        p, width = jax.nn.softmax(within_head(logits)), logits.shape[-1]
         if kind != "true":
-            return jax.tree.map(jnp.square, backward(p - jax.nn.one_hot(labels, classes)))
+            return jax.tree.map(jnp.square, backward(p - jax.nn.one_hot(labels, width)))
 
         def add(c, sums):
-            deltas = backward(p - jax.nn.one_hot(c, classes))
+            deltas = backward(p - jax.nn.one_hot(c, width))
             return jax.tree.map(lambda s, d: s + p[:, c, None] * jnp.square(d), sums, deltas)
 
         zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(backward, p))
-        return jax.lax.fori_loop(0, classes, add, zeros)
+        return jax.lax.fori_loop(0, width, add, zeros)
 
     def magnitude(logits_of, free, label):
         def squares(y):
             return jax.tree.map(
-                jnp.square, jax.grad(lambda f: jax.nn.log_softmax(logits_of(f))[y])(free)
+                jnp.square,
+                jax.grad(lambda f: jax.nn.log_softmax(within_head(logits_of(f)))[y])(free),
             )
 
         if kind != "true":
             return squares(label)
-        p = jax.nn.softmax(logits_of(free))
+        p = jax.nn.softmax(within_head(logits_of(free)))
 
         def add(c, sums):
             return jax.tree.map(lambda s, q: s + p[c] * q, sums, squares(c))
@@ -231,7 +265,7 @@ def _mean(sum_of_batch, params, x, labels, batch_size):
     return jax.tree.map(lambda s: s / n, sums)
 
 
-def sensitivity_sum(model, params, mode, x, *, weights=None, chunk=32) -> Any:
+def sensitivity_sum(model, params, mode, x, *, weights=None, chunk=32, classes=None) -> Any:
     """Sum over a batch of absolute per-example gradients of the squared output norm.
 
     Args:
@@ -241,17 +275,19 @@ def sensitivity_sum(model, params, mode, x, *, weights=None, chunk=32) -> Any:
       x: inputs ``[n, ...]``.
       weights: f32 ``[n]``, 0 for examples that are padding; all 1 by default.
       chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
+      classes: bool ``[C]``, the head whose outputs are meant; all outputs by default.
 
     Returns:
       A tree like ``params``, f32.
     """
     weights = jnp.ones(x.shape[0]) if weights is None else weights
+    counted = 1.0 if classes is None else classes.astype(jnp.float32)
 
     def magnitudes(outputs, backward):
-        return jax.tree.map(jnp.abs, backward(2.0 * outputs))
+        return jax.tree.map(jnp.abs, backward(2.0 * counted * outputs))
 
     def magnitude(outputs_of, free, _):
-        gradient = jax.grad(lambda f: jnp.sum(jnp.square(outputs_of(f))))(free)
+        gradient = jax.grad(lambda f: jnp.sum(counted * jnp.square(outputs_of(f))))(free)
         return jax.tree.map(jnp.abs, gradient)
 
     labels = jnp.zeros(x.shape[0], jnp.int32)  # not used by MAS
@@ -295,3 +331,74 @@ def sensitivity(model, params, mode, x, *, batch_size=512, chunk=32) -> Any:
         ),
         params, x, labels, batch_size,
     )  # fmt: skip
+
+
+def neurons_sum(
+    model, params, mode, x, labels, *, of="output_norm", weights=None, classes=None
+) -> dict[str, jax.Array]:
+    """Sum over a batch of absolute gradients for the units' inputs; see `neurons`.
+
+    Args:
+      model: a Linen module that maps ``x`` to logits ``[n, C]``.
+      params: its parameters, a dict tree.
+      mode: as in `bpnjax.modulated_apply`, one task for the whole batch; ``{}`` for none.
+      x: inputs ``[n, ...]``.
+      labels: int ``[n]``; read by ``of="loss"`` only.
+      of: ``"output_norm"`` or ``"loss"``.
+      weights: f32 ``[n]``, 0 for examples that are padding; all 1 by default.
+      classes: bool ``[C]``, the head whose outputs are meant; all outputs by default.
+
+    Returns:
+      ``{path: f32 [outputs]}`` for every Dense layer that is called once on ``[n, d]``.
+
+    Raises:
+      ValueError: unknown ``of``.
+    """
+    if of not in NEURON_KINDS:
+        raise ValueError(f"unknown importance {of!r}; use one of {', '.join(NEURON_KINDS)}")
+    weights = jnp.ones(x.shape[0]) if weights is None else weights
+    logits, backward, _ = _probe(model, params, mode, x)
+    counted = jnp.ones(logits.shape[-1]) if classes is None else classes.astype(jnp.float32)
+    if of == "output_norm":
+        cotangent = 2.0 * counted * logits
+    else:
+        p = jax.nn.softmax(jnp.where(counted > 0, logits, _FAR_BELOW))
+        cotangent = p - jax.nn.one_hot(labels, logits.shape[-1])
+    return {path: weights @ jnp.abs(delta) for path, delta in backward(cotangent).items()}
+
+
+def neurons(model, params, mode, x, labels, *, of="output_norm") -> dict[str, jax.Array]:
+    r"""Importance of the units: how much what is measured depends on the input of each.
+
+    .. math:: a_i = \frac{1}{n} \sum_b \Big| \frac{\partial s(x_b)}{\partial z_i} \Big|
+
+    ``z_i`` is the sum that unit i of a Dense layer puts into its nonlinearity. ``of="output_norm"``
+    takes ``s = ||F(x)||^2`` (with MAS), ``of="loss"`` the negative log-likelihood of the label
+    (with EWC).
+
+    Args:
+      model: a Linen module that maps ``x`` to logits ``[n, C]``.
+      params: its parameters, a dict tree.
+      mode: as in `bpnjax.modulated_apply`; ``{}`` for none.
+      x: inputs ``[n, ...]``.
+      labels: int ``[n]``; read by ``of="loss"`` only.
+      of: ``"output_norm"`` or ``"loss"``.
+
+    Returns:
+      ``{path: f32 [outputs]}`` for every Dense layer that is called once on ``[n, d]``.
+
+    Raises:
+      ValueError: unknown ``of``.
+
+    Example:
+      >>> import jax.numpy as jnp, flax.linen as nn
+      >>> from bpnjax import importance
+      >>> net, params = nn.Dense(1), {"kernel": jnp.array([[3.0]]), "bias": jnp.zeros(1)}
+      >>> x = jnp.array([[1.0], [-1.0]])
+      >>> importance.neurons(net, params, {}, x, jnp.zeros(2, int))[""].tolist()  # |2 z| = 6
+      [6.0]
+
+    Source: Aljundi et al. 2019 (arXiv 1806.05421), Sec. 4.2: the importance of neurons in SLNID.
+    """
+    sums = neurons_sum(model, params, mode, x, labels, of=of)
+    return {path: s / x.shape[0] for path, s in sums.items()}

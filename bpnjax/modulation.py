@@ -23,7 +23,9 @@ from bpnjax.keys import is_seed
 
 __all__ = [
     "Layer",
+    "apply_from",
     "find_layers",
+    "layer_inputs",
     "matching",
     "merge",
     "modulated_apply",
@@ -71,7 +73,7 @@ def _variables(params):
     return params if "params" in params else {"params": params}
 
 
-def _run(model, params, mode, args, kwargs, probes=None, record=None):
+def _run(model, params, mode, args, kwargs, probes=None, record=None, replaced=None):
     unused = set(mode)
 
     def intercept(next_call, call_args, call_kwargs, context):
@@ -84,6 +86,8 @@ def _run(model, params, mode, args, kwargs, probes=None, record=None):
         x, *rest = call_args
         if "key" in layer_mode:
             x = x * _align(layer_mode["key"], x)
+        if replaced is not None and path in replaced:
+            x = replaced[path].reshape(x.shape).astype(x.dtype)
         y = next_call(x, *rest, **call_kwargs)
         if "bias" in layer_mode:
             y = y + _align(layer_mode["bias"], y)
@@ -173,6 +177,55 @@ def tapped_apply(model: nn.Module, params, mode, x, probes):
 
     out = _run(model, params, mode, (x,), {}, probes, record)
     return out, inputs
+
+
+def layer_inputs(model: nn.Module, params, mode, x, paths) -> dict[str, jax.Array]:
+    """Runs a network in a mode up to some layers and returns what goes into them.
+
+    Args:
+      model: any Linen module.
+      params: its parameter collection.
+      mode: as in `modulated_apply`.
+      x: the batch, ``[n, ...]``.
+      paths: of Dense or Conv layers.
+
+    Returns:
+      ``{path: input of the layer's last call}``, what multiplies the kernel, hence after the key.
+
+    Raises:
+      ValueError: the network did not call such a layer.
+    """
+    inputs = {}
+
+    def record(path, kind, layer_input, _):
+        del kind
+        if path in paths:
+            inputs[path] = layer_input
+
+    _run(model, params, mode, (x,), {}, None, record)
+    missing = [path for path in paths if path not in inputs]
+    if missing:
+        raise ValueError(f"the network did not call {', '.join(missing)}; see find_layers")
+    return inputs
+
+
+def apply_from(model: nn.Module, params, mode, x, path, layer_input):
+    """Runs a network in a mode with the input of one layer replaced, as `layer_inputs` gives it.
+
+    What comes before that layer and is not used otherwise costs nothing once compiled.
+
+    Args:
+      model: any Linen module.
+      params: its parameter collection.
+      mode: as in `modulated_apply`.
+      x: the batch, ``[n, ...]``; only its shape matters where all goes through that layer.
+      path: of a Dense or Conv layer.
+      layer_input: what multiplies its kernel; reshaped to the layer's input.
+
+    Returns:
+      What ``model.apply`` returns.
+    """
+    return _run(model, params, mode, (x,), {}, replaced={path: layer_input})
 
 
 def find_layers(model: nn.Module, params, x) -> dict[str, Layer]:

@@ -15,6 +15,7 @@ from bpnjax import importance, models, modulation, optim, prng
 from bpnjax.data.sequence import Split, TaskSequence
 from bpnjax.errors import UserError
 from bpnjax.methods import REGISTRY, Ended, Method, Spec, Step
+from bpnjax.recall import make_examples
 from bpnjax.view import Data, make_view
 
 
@@ -147,23 +148,21 @@ def run_steps(
     view = make_view(problem, key, data, task)
     mode = view.mode(method.mode(state.method, task))
 
-    def loss(params, x, y, weight):
+    def loss(params, mine, weight, kept, step_key):
         core, learned = params
+        core = method.train_core(core, kept, task, step_key)
+        x, y = view.examples(data.train, mine)
         logits = modulation.modulated_apply(
             problem.model, view.params(core), method.train_mode(learned, mode), x
         ).astype(jnp.float32)
+        logits = view.within_head(data.train, mine, logits)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
         correct = jnp.sum(weight * (jnp.argmax(logits, -1) == y))
         return jnp.sum(weight * losses), correct
 
     step_size = config.train.learning_rate if config.ewc.form == "proximal" else 0.0
-    step_key = prng.fold(key, prng.STEP, task, epoch)
-    anywhere = make_view(problem, key, data, None)
-
-    def recall(core, slots):
-        x, y = anywhere.examples(data.train, slots)
-        logits = modulation.modulated_apply(problem.model, core, {}, x)
-        return logits.astype(jnp.float32), y
+    epoch_key = prng.fold(key, prng.STEP, task, epoch)
+    examples = make_examples(problem, key, data)
 
     def whole_batch(i):
         position = i * batch + jnp.arange(batch)
@@ -176,13 +175,14 @@ def run_steps(
         position = i * batch + offset
         weight = ((offset < batch) & (position < count)).astype(jnp.float32)
         mine = slots[jnp.minimum(position, slots.shape[0] - 1)]
-        x, y = view.examples(data.train, mine)
-        params = (state.core, state.learned)
-        (total, correct), grads = jax.value_and_grad(loss, has_aux=True)(params, x, y, weight)
+        step_key = prng.fold(epoch_key, i)
+        (total, correct), grads = jax.value_and_grad(loss, has_aux=True)(
+            (state.core, state.learned), mine, weight, state.method, step_key
+        )
         # Sum over devices before anything that is not linear in the gradient (the sign).
-        total, correct, examples, grads = everywhere((total, correct, jnp.sum(weight), grads))
-        core_grads, learned_grads = jax.tree.map(lambda g: g / examples, grads)
-        seen = Step(task, epoch, prng.fold(step_key, i), step_size, *whole_batch(i), recall, config)
+        total, correct, count_here, grads = everywhere((total, correct, jnp.sum(weight), grads))
+        core_grads, learned_grads = jax.tree.map(lambda g: g / count_here, grads)
+        seen = Step(task, epoch, step_key, step_size, *whole_batch(i), examples, config)
         core_updates, core_optimizer = problem.core_optimizer.update(
             method.gradient(core_grads, state.core, state.method, seen),
             state.core_optimizer,
@@ -200,7 +200,7 @@ def run_steps(
             learned_optimizer,
             method.after_step(state.method, state.core, core, core_grads, seen),
         )
-        sums = Sums(sums.loss + total, sums.correct + correct, sums.examples + examples, bad)
+        sums = Sums(sums.loss + total, sums.correct + correct, sums.examples + count_here, bad)
         return state, sums
 
     zero = jnp.float32(0)
@@ -222,9 +222,9 @@ def end_task(problem: Problem, key, state: TrainState, data: Data, task) -> Trai
 
     draw = prng.fold(key, prng.ORDER, task, problem.config.train.epochs - 1)
     slots, count = _epoch_slots(problem, draw, data.train, task)
-    labels = data.train.labels[data.train.index.reshape(-1)[slots]]
     measures = _task_importance(problem, key, state.core, mode, data, task)
-    ended = Ended(*measures, slots, labels, count)
+    examples = make_examples(problem, key, data)
+    ended = Ended(*measures, slots, count, examples, prng.fold(key, prng.ENDED, task))
     kept = method.consolidate(state.core, kept, task, ended, problem.spec)
     # The factors have done their work; zeros keep the state's structure.
     dropped = jax.tree.map(jnp.zeros_like, state.learned)
@@ -259,32 +259,44 @@ def _task_importance(problem: Problem, key, core, mode, data: Data, task):
     width = split.index.shape[1]
     batch = min(512, width)
     count = split.count[task]
+    head = data.classes[task] if view.multi_head else None
 
-    def mean(sum_of_batch):
+    def mean(sum_of_batch, like=core):
         def add(i, sums):
             within = i * batch + jnp.arange(batch)
             x, y = view.examples(split, task * width + jnp.minimum(within, width - 1))
             weights = (within < count).astype(jnp.float32)
             return jax.tree.map(jnp.add, sums, sum_of_batch(i, x, y, weights))
 
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), core)
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), like)
         sums = jax.lax.fori_loop(0, -(-count // batch), add, zeros)
-        return view.restore(jax.tree.map(lambda s: s / count, sums))
+        return jax.tree.map(lambda s: s / count, sums)
 
     def fisher(kind):
         def one(i, x, y, weights):
             draw = prng.fold(key, prng.FISHER, task, i)
             return importance.fisher_sum(
-                problem.model, params, mode, x, y, kind=kind, weights=weights, key=draw
-            )
+                problem.model, params, mode, x, y,
+                kind=kind, weights=weights, key=draw, classes=head,
+            )  # fmt: skip
 
-        return mean(one)
+        return view.restore(mean(one))
 
     def sensitivity():
-        return mean(
-            lambda i, x, y, weights: importance.sensitivity_sum(
-                problem.model, params, mode, x, weights=weights
+        def one(i, x, y, weights):
+            return importance.sensitivity_sum(
+                problem.model, params, mode, x, weights=weights, classes=head
             )
-        )
 
-    return fisher, sensitivity
+        return view.restore(mean(one))
+
+    def neurons(of):
+        def one(i, x, y, weights):
+            return importance.neurons_sum(
+                problem.model, params, mode, x, y, of=of, weights=weights, classes=head
+            )
+
+        covered = importance.one_pass_layers(problem.spec.layers)
+        return mean(one, {path: jnp.zeros(layer.outputs) for path, layer in covered.items()})
+
+    return fisher, sensitivity, neurons

@@ -16,6 +16,8 @@ from bpnjax.data.permutation import (
 )
 from bpnjax.data.sequence import Split, TaskSequence
 
+FAR_BELOW = -1e9  # instead of a logit that must not count; finite, so that 0 times it is 0
+
 
 class Data(NamedTuple):
     """A sequence on the device."""
@@ -23,6 +25,7 @@ class Data(NamedTuple):
     train: Split
     test: Split
     classes: jax.Array  # bool [T, C]
+    columns: jax.Array  # int32 [T, K], the output that stands for a class of the sets in a task
     scale: jax.Array  # f32 [channels]
     shift: jax.Array
 
@@ -31,7 +34,14 @@ def put_on_device(sequence: TaskSequence) -> Data:
     """Copies a sequence to the default device, pictures as they are stored."""
     return jax.tree.map(
         jnp.asarray,
-        Data(sequence.train, sequence.test, sequence.classes, sequence.scale, sequence.shift),
+        Data(
+            sequence.train,
+            sequence.test,
+            sequence.classes,
+            sequence.columns,
+            sequence.scale,
+            sequence.shift,
+        ),
     )
 
 
@@ -42,6 +52,7 @@ class View(NamedTuple):
     pixels: Any  # PixelOrder by which the first kernel's rows move; None where nothing moves
     orders: Any  # int32 [T, inputs], pixels are gathered by it; None where none are
     input_layer: str
+    multi_head: bool
 
     def params(self, core):
         return core if self.pixels is None else permute_input(core, self.input_layer, self.pixels)
@@ -60,7 +71,19 @@ class View(NamedTuple):
             flat = x.reshape(x.shape[0], -1)
             tasks = slots // split.index.shape[1]
             x = jnp.take_along_axis(flat, self.orders[tasks], axis=1).reshape(x.shape)
-        return x, split.labels[rows]
+        return x, self.labels(split, slots)
+
+    def labels(self, split: Split, slots):
+        """The outputs int32 [n] that stand for the classes of some slots."""
+        task = slots // split.index.shape[1]
+        return self.data.columns[task, split.labels[split.index.reshape(-1)[slots]]]
+
+    def within_head(self, split: Split, slots, logits):
+        """Logits f32 [n, C], with those outside the head of each slot's task far below."""
+        if not self.multi_head:
+            return logits
+        heads = self.data.classes[slots // split.index.shape[1]]
+        return jnp.where(heads, logits, FAR_BELOW)
 
 
 def make_view(problem, key, data: Data, task) -> View:
@@ -68,8 +91,9 @@ def make_view(problem, key, data: Data, task) -> View:
 
     With ``task`` None the view serves examples of any task at once.
     """
+    multi_head = problem.config.sequence.heads == "multi"
     if not problem.permuted:
-        return View(data, None, None, "")
+        return View(data, None, None, "", multi_head)
     size = math.prod(data.train.images.shape[1:])
     first_identity = problem.config.sequence.first_identity
 
@@ -78,6 +102,8 @@ def make_view(problem, key, data: Data, task) -> View:
 
     # A joint batch mixes tasks, and not every network starts with a Dense layer on flat pixels.
     if task is None or problem.method.joint or not problem.input_layer:
-        return View(data, None, jax.vmap(order_of)(jnp.arange(problem.num_tasks)), "")
+        orders = jax.vmap(order_of)(jnp.arange(problem.num_tasks))
+        return View(data, None, orders, "", multi_head)
     order = order_of(task)
-    return View(data, PixelOrder(order, jnp.argsort(order)), None, problem.input_layer)
+    pixels = PixelOrder(order, jnp.argsort(order))
+    return View(data, pixels, None, problem.input_layer, multi_head)

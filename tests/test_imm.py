@@ -18,7 +18,7 @@ def state_of(thetas, fishers, done, classes):
     heads = {"hidden": jnp.float32(0), "output": jnp.float32(1)}
     return imm.ImmState(tree(thetas), None if fishers is None else tree(fishers),
                         jnp.asarray(done, jnp.float32), jnp.asarray(classes), heads,
-                        jnp.float32(0))  # fmt: skip
+                        jnp.float32(0), jnp.float32(0))  # fmt: skip
 
 
 def test_merging_by_hand():
@@ -75,3 +75,28 @@ def test_l2_transfer_pulls_to_the_last_task_alone():
     Step.task = jnp.int32(0)
     first = jitted.problem.method.gradient(zero, moved, state.method, Step)
     assert all(not g.any() for g in jax.tree.leaves(first))
+
+
+def test_dropped_units_are_those_of_the_last_task_and_the_others_move_further():
+    core = {"hidden_0": {"kernel": jnp.full((3, 2000), 2.0), "bias": jnp.full(2000, 5.0)},
+            "output": {"kernel": jnp.full((2000, 2), 2.0)}}  # fmt: skip
+    previous = jax.tree.map(lambda p: p - 1.0, core)
+    is_head = {"hidden_0": {"kernel": 0.0, "bias": 0.0}, "output": {"kernel": 1.0}}
+    found = imm.drop_transfer(core, previous, is_head, jnp.float32(0.2), jax.random.key(0))
+    kernel, bias = found["hidden_0"]["kernel"], found["hidden_0"]["bias"]
+    dropped = np.asarray(kernel[0]) == 1.0
+    np.testing.assert_allclose(kernel, np.where(dropped, 1.0, 1.0 + 1 / 0.8)[None].repeat(3, 0))
+    np.testing.assert_allclose(bias, np.where(dropped, 4.0, 4.0 + 1 / 0.8))
+    assert abs(dropped.mean() - 0.2) < 0.04
+    np.testing.assert_array_equal(found["output"]["kernel"], core["output"]["kernel"])
+
+
+def test_drop_transfer_leaves_the_first_task_alone_and_changes_the_second():
+    key = jax.random.key(0)
+    cores = {}
+    for drop in (0.0, 0.5):
+        jitted = Jitted(digits_config("imm_mean", imm__drop=drop))
+        for tasks in ([0], [0, 1]):
+            cores[drop, len(tasks)] = jitted.train(key, tasks, epochs=1)[0].core
+    jax.tree.map(np.testing.assert_array_equal, cores[0.0, 1], cores[0.5, 1])
+    assert not np.allclose(cores[0.0, 2]["output"]["kernel"], cores[0.5, 2]["output"]["kernel"])

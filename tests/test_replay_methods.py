@@ -51,15 +51,20 @@ def test_replayed_gradient_by_hand(method, alpha, beta):
     x = {0: jnp.array([1.0, 2.0]), 1: jnp.array([-1.0, 0.5])}
     labels = jnp.array([2, 0])
 
-    def recall(core, slots):
-        return jnp.stack([x[0], x[1]])[slots] @ core, labels[slots]
+    def logits(core, slots):
+        return jnp.stack([x[0], x[1]])[slots] @ core
+
+    def losses(core, slots):
+        log_p = jax.nn.log_softmax(logits(core, slots))
+        return -jnp.take_along_axis(log_p, labels[slots][:, None], 1)[:, 0]
 
     core = jnp.array([[0.1, 0.2, 0.3], [0.3, -0.1, 0.2]])
     kept = jnp.array([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
     memory = replay.Reservoir(jnp.array([0, 1]), kept, jnp.int32(2))
     state = er.ReplayState(memory, jnp.float32(3.0), jnp.float32(beta))
     config = SimpleNamespace(replay=SimpleNamespace(batch_size=40))
-    step = SimpleNamespace(key=jax.random.key(5), recall=recall, config=config)
+    examples = SimpleNamespace(logits=logits, losses=losses)
+    step = SimpleNamespace(key=jax.random.key(5), examples=examples, config=config)
     found = getattr(er, method.upper()).gradient(jnp.ones((2, 3)), core, state, step)
 
     first, second = jax.random.split(jax.random.fold_in(step.key, 0))
@@ -112,7 +117,8 @@ def test_examples_enter_with_the_logits_before_the_step():
 def test_gem_keeps_the_last_examples_of_the_stream(per):
     slots = jnp.arange(100, 112)
     labels = jnp.array([0, 1, 0, 0, 0, 1, 0, 0, 0, 9, 9, 9])  # the last three are padding
-    ended = SimpleNamespace(slots=slots, labels=labels, count=jnp.int32(9))
+    examples = SimpleNamespace(labels=lambda slots: labels[slots - 100])
+    ended = SimpleNamespace(slots=slots, examples=examples, count=jnp.int32(9))
     kept, real = gem.last_examples(ended, 4, 2 if per == "class" else 0, 10)
     chosen = set(np.asarray(kept)[np.asarray(real) > 0].tolist())
     # Per class the last two of class 0 and of class 1; per task simply the last four.

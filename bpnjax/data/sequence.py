@@ -19,20 +19,21 @@ class Split(NamedTuple):
     """The examples of one split of a sequence."""
 
     images: np.ndarray  # [n, ...], as stored (uint8 for pictures)
-    labels: np.ndarray  # int32 [n], class in the sequence's numbering
+    labels: np.ndarray  # int32 [n], one of the K classes that the sequence uses
     index: np.ndarray  # int32 [T, N], example numbers of each task, padded with 0
     count: np.ndarray  # int32 [T], how many of a row are real
 
 
 class TaskSequence(NamedTuple):
-    """A sequence of T tasks over C classes that share one output layer."""
+    """A sequence of T tasks with C outputs: all their classes, or a head of its own for each."""
 
     train: Split
     test: Split  # the validation part where evaluate.on is "validation"
-    classes: np.ndarray  # bool [T, C], the classes of each task
+    classes: np.ndarray  # bool [T, C], the outputs of each task's classes
     class_names: tuple[str, ...]  # [C]
     scale: np.ndarray  # f32 [channels]; the network's input is image * scale + shift
     shift: np.ndarray
+    columns: np.ndarray  # int32 [T, K], the output that stands for a class of the sets in a task
     permuted: bool  # does each task see the pixels in an order of its own?
 
     @property
@@ -146,9 +147,10 @@ def _assemble(arrays: Arrays, groups, config, permuted: bool) -> TaskSequence:
     used = list(dict.fromkeys(int(c) for group in groups for c in group))
     renumber = np.full(len(arrays.class_names), -1, np.int32)
     renumber[used] = np.arange(len(used))
-    classes = np.zeros((len(groups), len(used)), bool)
+    members = np.zeros((len(groups), len(used)), bool)  # [T, K]
     for task, group in enumerate(groups):
-        classes[task, renumber[group]] = True
+        members[task, renumber[group]] = True
+    classes, columns, output_class = _outputs(members, config.sequence.heads)
 
     train = np.flatnonzero(renumber[arrays.train_labels] >= 0)
     fraction = config.dataset.validation
@@ -172,10 +174,18 @@ def _assemble(arrays: Arrays, groups, config, permuted: bool) -> TaskSequence:
 
     scale, shift = _normalisation(arrays, train, config.dataset.normalize)
     sequence = TaskSequence(
-        train=_split(arrays.train_images, arrays.train_labels, train, renumber, classes),
-        test=_split(test_images, test_labels, test, renumber, classes),
+        train=_split(
+            arrays.train_images,
+            arrays.train_labels,
+            train,
+            renumber,
+            members,
+            config.sequence.examples_per_task,
+        ),
+        test=_split(test_images, test_labels, test, renumber, members),
         classes=classes,
-        class_names=tuple(arrays.class_names[c] for c in used),
+        class_names=tuple(arrays.class_names[used[c]] for c in output_class),
+        columns=columns,
         scale=scale,
         shift=shift,
         permuted=permuted,
@@ -200,17 +210,44 @@ def _stratified(labels, fraction) -> np.ndarray:
     return marked
 
 
-def _split(images, labels, rows, renumber, classes) -> Split:
+def _outputs(members, heads: str):
+    """Lays out the outputs for a table of which tasks have which classes, bool [T, K].
+
+    Returns the outputs of each task bool [T, C], the output of a class in a task int32 [T, K], and
+    the class of each output int [C].
+    """
+    tasks, used = members.shape
+    if heads == "single":
+        return members, np.tile(np.arange(used, dtype=np.int32), (tasks, 1)), np.arange(used)
+    task_of, class_of = np.nonzero(members)
+    classes = task_of == np.arange(tasks)[:, None]
+    columns = np.zeros(members.shape, np.int32)
+    columns[task_of, class_of] = np.arange(len(task_of))
+    return classes, columns, class_of
+
+
+def _split(images, labels, rows, renumber, classes, most=0) -> Split:
     # Only what the sequence uses goes to the device; the whole set stays as it is, uncopied.
     if len(rows) < len(images):
         images, labels = images[rows], labels[rows]
     labels = renumber[labels]
     members = [np.flatnonzero(row[labels]).astype(np.int32) for row in classes]
+    if most:
+        members = [_draw(task, m, most) for task, m in enumerate(members)]
     count = np.array([len(m) for m in members], np.int32)
     index = np.zeros((len(members), count.max()), np.int32)
     for row, m in zip(index, members, strict=True):
         row[: len(m)] = m
     return Split(images, labels, index, count)
+
+
+def _draw(task: int, members, most: int):
+    if most > len(members):
+        raise UserError(
+            f"sequence.examples_per_task: {most}, but task {task + 1} has {len(members)} training "
+            "examples; use at most that"
+        )
+    return np.sort(np.random.default_rng([task]).permutation(members)[:most])
 
 
 def _normalisation(arrays: Arrays, rows, how: str):

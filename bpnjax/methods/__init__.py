@@ -1,7 +1,7 @@
 """The methods: one file each, one line in the registry."""
 
 from bpnjax.methods import bd, controls, er, ewc, gem, imm, joint, lwf, mas, psp, sgd, si, stl, xdg
-from bpnjax.methods.base import Ended, Method, Spec, Step, chain
+from bpnjax.methods.base import Ended, Examples, Method, Spec, Step, chain
 
 BPN = "Wen et al. 2020, arXiv 2009.13954"
 
@@ -37,4 +37,4 @@ REGISTRY: dict[str, Method] = {
     )
 }
 
-__all__ = ["REGISTRY", "Ended", "Method", "Spec", "Step", "chain"]
+__all__ = ["REGISTRY", "Ended", "Examples", "Method", "Spec", "Step", "chain"]

@@ -23,6 +23,25 @@ class Spec(NamedTuple):
     config: Any  # the run's ConfigDict
 
 
+class Examples(NamedTuple):
+    """What a hook may ask about examples of the sequence, of any tasks, named by slots.
+
+    All answers are those of the plain network with the shared parameters ``core``; they can be
+    differentiated for ``core``.
+    """
+
+    labels: Callable[[jax.Array], jax.Array]
+    """(slots) -> int32 [m], the output that stands for the example's class."""
+    logits: Callable[[Any, jax.Array], jax.Array]
+    """(core, slots) -> f32 [m, C]."""
+    losses: Callable[[Any, jax.Array], jax.Array]
+    """(core, slots) -> f32 [m], the cross-entropy that training minimises, within its head."""
+    features: Callable[[Any, jax.Array, tuple[str, ...]], dict[str, jax.Array]]
+    """(core, slots, paths) -> the input of each of these layers, f32 [m, ...]."""
+    losses_from: Callable[[Any, jax.Array, str, jax.Array], jax.Array]
+    """(core, slots, path, features) -> as losses, with the input of a layer replaced."""
+
+
 class Step(NamedTuple):
     """One step of training, as the hooks see it. Examples are named by slots, not copied."""
 
@@ -32,8 +51,7 @@ class Step(NamedTuple):
     size: Any  # the learning rate for the proximal form of an anchor, 0 for the explicit one
     slots: jax.Array  # int32 [n], the whole batch
     weight: jax.Array  # f32 [n], 0 where the batch is not full
-    recall: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
-    """(core, slots) -> (logits f32 [m, C], labels int32 [m]) of any examples of the sequence."""
+    examples: Examples
     config: Any  # the run's ConfigDict
 
 
@@ -42,9 +60,11 @@ class Ended(NamedTuple):
 
     fisher: Callable[[str], Any]  # kind -> as `bpnjax.importance.fisher`
     sensitivity: Callable[[], Any]  # as `bpnjax.importance.sensitivity`
+    neurons: Callable[[str], dict[str, jax.Array]]  # as `bpnjax.importance.neurons`
     slots: jax.Array  # int32 [N], its examples in the order of the last epoch, padding last
-    labels: jax.Array  # int32 [N]
     count: jax.Array  # int scalar, how many are real
+    examples: Examples
+    key: jax.Array  # PRNG key of this task's end
 
 
 class Method(NamedTuple):
@@ -69,6 +89,8 @@ class Method(NamedTuple):
     """(config, optimizer) -> ((path pattern, optax transform), ...) for the leaves of learned."""
     mode: Callable = lambda state, task: {}
     """(state, task) -> the stored mode of a task; ``{}`` is the plain network."""
+    train_core: Callable = lambda core, state, task, key: core
+    """(core, state, task, key of the step) -> the shared parameters that the loss is taken of."""
     train_mode: Callable = lambda learned, mode: mode
     """(learned, mode) -> the mode while the task is trained; differentiated for learned."""
     gradient: Callable = lambda grads, core, state, step: grads
@@ -114,6 +136,11 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
 
     def mode(states, task):
         return modulation.merge(*(m.mode(s, task) for m, s in zip(methods, states, strict=True)))
+
+    def train_core(core, states, task, key):
+        for method, state in zip(methods, states, strict=True):
+            core = method.train_core(core, state, task, key)
+        return core
 
     def train_mode(learned, mode):
         for method in methods:
@@ -161,6 +188,7 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
         fresh=fresh,
         rules=rules,
         mode=mode,
+        train_core=train_core,
         train_mode=train_mode,
         gradient=gradient,
         after_step=after_step,

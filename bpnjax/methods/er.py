@@ -45,7 +45,7 @@ def _make(name, paper, labels, logits):
             slots, kept, there = replay.draw(state.memory, first, size)
 
             def distance(core):
-                return jnp.mean(jnp.square(step.recall(core, slots)[0] - kept))
+                return jnp.mean(jnp.square(step.examples.logits(core, slots) - kept))
 
             grads = replay.add(grads, jax.grad(distance)(core), state.alpha * there)
         if labels:
@@ -56,7 +56,7 @@ def _make(name, paper, labels, logits):
 
     def after_step(state, old, new, grads, step):
         del new, grads
-        answers = step.recall(old, step.slots)[0] if logits else None
+        answers = step.examples.logits(old, step.slots) if logits else None
         key = jax.random.fold_in(step.key, 1)
         memory = replay.offer(state.memory, key, step.slots, step.weight, answers)
         return state._replace(memory=memory)

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.flatten_util import ravel_pytree
 
 from bpnjax import projection
@@ -51,10 +50,11 @@ def last_examples(ended: Ended, size: int, per_class: int, num_classes: int):
     position = jnp.arange(ended.slots.shape[0])
     chosen = (position < ended.count) & (position >= ended.count - size)
     if per_class:
-        is_class = jax.nn.one_hot(ended.labels, num_classes, dtype=jnp.int32)
+        labels = ended.examples.labels(ended.slots)
+        is_class = jax.nn.one_hot(labels, num_classes, dtype=jnp.int32)
         is_class = is_class * (position < ended.count)[:, None]
         from_end = jnp.cumsum(is_class[::-1], axis=0)[::-1]  # 1 for the last of a class
-        rank = jnp.take_along_axis(from_end, ended.labels[:, None], axis=1)[:, 0]
+        rank = jnp.take_along_axis(from_end, labels[:, None], axis=1)[:, 0]
         chosen = (position < ended.count) & (rank <= per_class)
     places = jnp.argsort(~chosen, stable=True)[:size]
     short = size - places.shape[0]  # a memory larger than any task
@@ -72,8 +72,7 @@ def consolidate(core, state, task, ended, spec):
 
 def _memory_gradient(core, step, slots, weight):
     def loss(core):
-        logits, labels = step.recall(core, slots)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        losses = step.examples.losses(core, slots)
         return jnp.sum(weight * losses) / jnp.maximum(jnp.sum(weight), 1.0)
 
     return ravel_pytree(jax.grad(loss)(core))[0]

@@ -5,14 +5,19 @@ r"""IMM, incremental moment matching: the networks after each task are merged in
   with 1e-8 added to each Fisher.
 
 All tasks learned so far weigh the same. Each task starts from the last one's parameters
-(weight-transfer), with a pull towards them, :math:`\lambda |\theta - \theta_{k-1}|^2`
-(L2-transfer, `imm.l2`; 0 switches it off). Training goes on from the unmerged network; what
-answers is the merged one. A class's column of the output layer is merged over the tasks that have
-the class, so that heads of different tasks are never mixed.
+(weight-transfer), on request with
+
+- a pull towards them, :math:`\lambda |\theta - \theta_{k-1}|^2` (L2-transfer, `imm.l2`),
+- a random part of the hidden units put back to them in each step (drop-transfer, `imm.drop`, the
+  share of those units; see `drop_transfer`).
+
+Training goes on from the unmerged network; what answers is the merged one. A class's column of the
+output layer is merged over the tasks that have the class, so that heads of different tasks are
+never mixed.
 
 Source: Lee et al. 2017 (arXiv 1703.08475), Eq. 3, 4, 6 and Sec. 3.2. Variant: the Fisher of
 `imm_mode` is exact per example, with one sampled label each (the authors' code squares means of
-1,000); drop-transfer is not here.
+1,000); the units to drop are drawn once a step, where the code draws them for each example.
 """
 
 from typing import Any, NamedTuple
@@ -31,6 +36,7 @@ class ImmState(NamedTuple):
     classes: jax.Array  # bool [T, C]
     is_head: Any  # like the shared parameters, 1.0 for the output layer's, else 0.0
     strength: jax.Array  # lambda of the L2-transfer, shape=()
+    drop: jax.Array  # rate of the drop-transfer, shape=()
 
 
 def merge(theta, share):
@@ -50,6 +56,39 @@ def merge(theta, share):
     ).astype(theta.dtype)
 
 
+def drop_transfer(core, previous, is_head, rate, key):
+    r"""Replaces a random part of the hidden units by what they were after the last task.
+
+    .. math:: \hat\theta_i = \theta'_i + \frac{m_i}{1 - p} (\theta_i - \theta'_i)
+
+    with :math:`m_i` 0 with probability p, else 1, one for all weights and the bias of unit i; its
+    expectation is :math:`\theta`.
+
+    Args:
+      core: parameters, a dict of layers, each a dict of leaves ``[..., units]``.
+      previous: those after the last task, same tree.
+      is_head: same tree, 1.0 for the output layer, which drops nothing.
+      rate: p, scalar in [0, 1).
+      key: typed PRNG key.
+
+    Returns:
+      Parameters, same tree.
+
+    Source: Lee et al. 2017 (arXiv 1703.08475), Eq. 8.
+    """
+    mixed = {}
+    for i, (layer, leaves) in enumerate(core.items()):
+        width = next(iter(leaves.values())).shape[-1]
+        kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1.0 - rate, (width,))
+        scale = kept / (1.0 - rate)
+
+        def one(new, old, head, scale=scale):
+            return jnp.where(head > 0, new, old + scale * (new - old)).astype(new.dtype)
+
+        mixed[layer] = jax.tree.map(one, leaves, previous[layer], is_head[layer])
+    return mixed
+
+
 def _make(name, mode):
     def init(key, core, spec):
         del key
@@ -67,7 +106,14 @@ def _make(name, mode):
             classes=jnp.asarray(spec.classes),
             is_head=jax.tree_util.tree_map_with_path(is_head, core),
             strength=jnp.float32(spec.config.imm.l2),
+            drop=jnp.float32(spec.config.imm.drop),
         )
+
+    def train_core(core, state, task, key):
+        last = jnp.maximum(task - 1, 0)
+        previous = jax.tree.map(lambda t: t[last], state.thetas)
+        rate = jnp.where(task > 0, state.drop, 0.0)
+        return drop_transfer(core, previous, state.is_head, rate, key)
 
     def gradient(grads, core, state, step):
         last = jnp.maximum(step.task - 1, 0)
@@ -111,6 +157,7 @@ def _make(name, mode):
         name=name,
         paper="Lee et al. 2017, arXiv 1703.08475",
         init=init,
+        train_core=train_core,
         gradient=gradient,
         consolidate=consolidate,
         for_eval=for_eval,

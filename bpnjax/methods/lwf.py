@@ -77,10 +77,10 @@ def gradient(grads, core, state, step):
     heads = state.classes & earlier[:, None]
     if options.heads == "seen":
         heads = heads.any(0, keepdims=True)
-    old, _ = step.recall(state.teacher, step.slots)
+    old = step.examples.logits(state.teacher, step.slots)
 
     def loss(core):
-        new, _ = step.recall(core, step.slots)
+        new = step.examples.logits(core, step.slots)
         return distillation(new, old, heads, options.temperature, step.weight)
 
     grads = replay.add(grads, jax.grad(loss)(core), state.strength)

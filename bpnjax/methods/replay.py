@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from bpnjax.methods.base import Step
 
@@ -80,8 +79,7 @@ def draw(memory: Reservoir, key, size: int):
 
 def cross_entropy(core, step: Step, slots) -> jax.Array:
     """Mean cross-entropy of some examples of earlier tasks, f32 scalar."""
-    logits, labels = step.recall(core, slots)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return step.examples.losses(core, slots).mean()
 
 
 def add(grads: Any, more: Any, share) -> Any:

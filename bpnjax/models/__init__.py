@@ -1,5 +1,6 @@
 """Plain Flax networks; they know nothing of tasks."""
 
+import flax.linen as nn
 import jax.numpy as jnp
 
 from bpnjax.models.convnet import ConvNet
@@ -15,6 +16,7 @@ def build(config, num_classes: int):
     """The network of a run's `config.model`, with ``num_classes`` outputs."""
     dtype = jnp.dtype(config.dtype)
     hidden = tuple(config.hidden)
+    kernel_init = getattr(nn.initializers, config.kernel_init)()
     if config.name == "mlp":
-        return MLP(hidden, num_classes, dtype)
-    return ConvNet(tuple(config.channels), hidden, num_classes, dtype)
+        return MLP(hidden, num_classes, dtype, kernel_init)
+    return ConvNet(tuple(config.channels), hidden, num_classes, dtype, kernel_init)

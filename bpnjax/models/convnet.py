@@ -1,5 +1,8 @@
 """A small convolutional network."""
 
+from collections.abc import Callable
+from functools import partial
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -14,13 +17,17 @@ class ConvNet(nn.Module):
     hidden: tuple[int, ...]
     num_classes: int
     dtype: jnp.dtype = jnp.float32
+    kernel_init: Callable = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x):
+        options = {"dtype": self.dtype, "kernel_init": self.kernel_init}
+        conv = partial(nn.Conv, **options)
+        dense = partial(nn.Dense, **options)
         for i, width in enumerate(self.channels):
-            x = nn.relu(nn.Conv(width, (3, 3), dtype=self.dtype, name=f"conv_{i}")(x))
+            x = nn.relu(conv(width, (3, 3), name=f"conv_{i}")(x))
             x = nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.hidden):
-            x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"hidden_{i}")(x))
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="output")(x)
+            x = nn.relu(dense(width, name=f"hidden_{i}")(x))
+        return dense(self.num_classes, name="output")(x)

@@ -1,5 +1,8 @@
 """The paper's network: fully connected, ReLU."""
 
+from collections.abc import Callable
+from functools import partial
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -13,11 +16,14 @@ class MLP(nn.Module):
     hidden: tuple[int, ...]
     num_classes: int
     dtype: jnp.dtype = jnp.float32
+    kernel_init: Callable = nn.initializers.lecun_normal()
     input_layer = "hidden_0"  # its kernel's rows are the input's elements, in order
 
     @nn.compact
     def __call__(self, x):
+        options = {"dtype": self.dtype, "kernel_init": self.kernel_init}
+        dense = partial(nn.Dense, **options)
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.hidden):
-            x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"hidden_{i}")(x))
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="output")(x)
+            x = nn.relu(dense(width, name=f"hidden_{i}")(x))
+        return dense(self.num_classes, name="output")(x)
