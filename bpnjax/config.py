@@ -77,6 +77,12 @@ def default() -> ConfigDict:
     c.mas = ConfigDict()
     c.mas.strength = 1.0  # lambda, of lambda sum Omega (theta - anchor)^2
 
+    c.slnid = ConfigDict()
+    c.slnid.strength = 1e-3  # of the inhibition between units
+    c.slnid.scale = 6.0  # the inhibition reaches (width of the layer) / scale units far; 0: all
+    c.slnid.discount = "sum"  # of important units: sum (the paper's), max (the code's)
+    c.slnid.on = "mas"  # the anchor that it is combined with: mas, ewc, with their fields
+
     c.imm = ConfigDict()
     c.imm.l2 = 1e-4  # lambda of lambda |theta - theta of the last task|^2; 0 is weight-transfer
 
@@ -87,6 +93,14 @@ def default() -> ConfigDict:
     c.lwf.temperature = 2.0
     c.lwf.heads = "tasks"  # tasks (one head an earlier task), seen (all earlier classes together)
     c.lwf.warmup_epochs = 0  # of a later task in which only the output layer is trained
+
+    c.ebll = ConfigDict()  # with the fields of lwf
+    c.ebll.layer = ""  # the layer whose input is encoded, by its path; "" is the last one
+    c.ebll.code = 100  # width of the codes
+    c.ebll.strength = 0.1  # alpha, of alpha/2 |difference of codes|^2
+    c.ebll.reconstruction = 0.01  # weight of |x - reconstruction|^2 in an autoencoder's objective
+    c.ebll.epochs = 10  # of an autoencoder
+    c.ebll.learning_rate = 1e-3  # of an autoencoder, with Adam
 
     c.gem = ConfigDict()  # gem and agem
     c.gem.memories = 256  # examples kept of each task, or of each of its classes:
@@ -141,6 +155,8 @@ _CHOICES = {
     "ewc.fisher": ("empirical", "true", "sampled"),
     "ewc.anchors": ("latest", "per_task"),
     "ewc.form": ("proximal", "gradient"),
+    "slnid.discount": ("sum", "max"),
+    "slnid.on": ("mas", "ewc"),
     "lwf.heads": ("tasks", "seen"),
     "gem.per": ("task", "class"),
     "si.clamp": ("sum", "increment", "none"),
@@ -159,6 +175,8 @@ _AT_LEAST = {
     "train.batch_size": 1,
     "bd.hidden_dim": 1,
     "lwf.warmup_epochs": 0,
+    "ebll.code": 1,
+    "ebll.epochs": 1,
     "gem.memories": 1,
     "gem.batch_size": 1,
     "replay.memory_size": 1,
@@ -178,12 +196,17 @@ _POSITIVE = (
     "bd.learning_rate",
     "si.damping",
     "lwf.temperature",
+    "ebll.learning_rate",
 )
 _NOT_NEGATIVE = (
     "ewc.strength",
     "ewc.decay",
     "si.strength",
     "lwf.strength",
+    "ebll.strength",
+    "ebll.reconstruction",
+    "slnid.strength",
+    "slnid.scale",
     "imm.l2",
     "mas.strength",
     "random_bias.norm",

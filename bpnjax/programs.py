@@ -56,7 +56,7 @@ def make_problem(config, sequence: TaskSequence) -> Problem:
     """Builds network, method and optimizers; touches shapes only, no data.
 
     Raises:
-      UserError: a pattern for layers matches none.
+      UserError: a pattern for layers matches none, or the method cannot serve this network.
     """
     method = REGISTRY[config.method]
     model = models.build(config.model, sequence.num_classes)
@@ -71,12 +71,14 @@ def make_problem(config, sequence: TaskSequence) -> Problem:
             modulation.matching(layers, config[field].layers)
         except ValueError as error:
             raise UserError(f"{field}.layers: {error}; mend the pattern") from error
+    spec = Spec(sequence.num_tasks, sequence.classes, layers, init, config)
+    method.check(spec)
     optimizer = optim.OPTIMIZERS[config.train.optimizer]
     return Problem(
         config=config,
         method=method,
         model=model,
-        spec=Spec(sequence.num_tasks, sequence.classes, layers, init, config),
+        spec=spec,
         core_optimizer=optimizer(config.train.learning_rate),
         learned_optimizer=optim.partition_by_path(method.rules(config, optimizer)),
         num_tasks=sequence.num_tasks,
@@ -182,7 +184,7 @@ def run_steps(
         # Sum over devices before anything that is not linear in the gradient (the sign).
         total, correct, count_here, grads = everywhere((total, correct, jnp.sum(weight), grads))
         core_grads, learned_grads = jax.tree.map(lambda g: g / count_here, grads)
-        seen = Step(task, epoch, step_key, step_size, *whole_batch(i), examples, config)
+        seen = Step(task, epoch, step_key, step_size, *whole_batch(i), examples, problem.spec)
         core_updates, core_optimizer = problem.core_optimizer.update(
             method.gradient(core_grads, state.core, state.method, seen),
             state.core_optimizer,

@@ -64,7 +64,8 @@ def test_replayed_gradient_by_hand(method, alpha, beta):
     state = er.ReplayState(memory, jnp.float32(3.0), jnp.float32(beta))
     config = SimpleNamespace(replay=SimpleNamespace(batch_size=40))
     examples = SimpleNamespace(logits=logits, losses=losses)
-    step = SimpleNamespace(key=jax.random.key(5), examples=examples, config=config)
+    spec = SimpleNamespace(config=config)
+    step = SimpleNamespace(key=jax.random.key(5), examples=examples, spec=spec)
     found = getattr(er, method.upper()).gradient(jnp.ones((2, 3)), core, state, step)
 
     first, second = jax.random.split(jax.random.fold_in(step.key, 0))

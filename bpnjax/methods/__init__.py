@@ -1,6 +1,23 @@
 """The methods: one file each, one line in the registry."""
 
-from bpnjax.methods import bd, controls, er, ewc, gem, imm, joint, lwf, mas, psp, sgd, si, stl, xdg
+from bpnjax.methods import (
+    bd,
+    controls,
+    ebll,
+    er,
+    ewc,
+    gem,
+    imm,
+    joint,
+    lwf,
+    mas,
+    psp,
+    sgd,
+    si,
+    slnid,
+    stl,
+    xdg,
+)
 from bpnjax.methods.base import Ended, Examples, Method, Spec, Step, chain
 
 BPN = "Wen et al. 2020, arXiv 2009.13954"
@@ -15,9 +32,11 @@ REGISTRY: dict[str, Method] = {
         ewc.EWC_ONLINE,
         si.SI,
         mas.MAS,
+        slnid.SLNID,
         imm.MEAN,
         imm.MODE,
         lwf.LWF,
+        ebll.EBLL,
         gem.GEM,
         gem.AGEM,
         er.ER,

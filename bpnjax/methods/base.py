@@ -52,7 +52,7 @@ class Step(NamedTuple):
     slots: jax.Array  # int32 [n], the whole batch
     weight: jax.Array  # f32 [n], 0 where the batch is not full
     examples: Examples
-    config: Any  # the run's ConfigDict
+    spec: Spec
 
 
 class Ended(NamedTuple):
@@ -81,6 +81,8 @@ class Method(NamedTuple):
     restarts: bool = False  # starts each task from fresh shared parameters
     layer_fields: tuple[str, ...] = ()  # groups of the configuration with a pattern `layers`
 
+    check: Callable = lambda spec: None
+    """(spec) -> None; raises `UserError` for a network or sequence that it cannot serve."""
     init: Callable = lambda key, core, spec: ()
     """(key, core, spec) -> state, allocated for all tasks."""
     fresh: Callable = lambda key, spec: {}
@@ -123,6 +125,9 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
 
     def each(hook, *args):
         return tuple(getattr(method, hook)(*args) for method in methods)
+
+    def check(spec):
+        each("check", spec)
 
     def init(key, core, spec):
         return tuple(m.init(jax.random.fold_in(key, i), core, spec) for i, m in enumerate(methods))
@@ -184,6 +189,7 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
         joint=any(m.joint for m in methods),
         restarts=any(m.restarts for m in methods),
         layer_fields=sum((m.layer_fields for m in methods), ()),
+        check=check,
         init=init,
         fresh=fresh,
         rules=rules,

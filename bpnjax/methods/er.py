@@ -39,7 +39,7 @@ def _make(name, paper, labels, logits):
         )
 
     def gradient(grads, core, state, step):
-        size = step.config.replay.batch_size
+        size = step.spec.config.replay.batch_size
         first, second = jax.random.split(jax.random.fold_in(step.key, 0))
         if logits:
             slots, kept, there = replay.draw(state.memory, first, size)

@@ -86,7 +86,7 @@ def _gem_gradient(grads, core, state, step):
         return rows.at[k].set(_memory_gradient(core, step, state.slots[k], state.real[k]))
 
     rows = jax.lax.fori_loop(0, step.task, row, jnp.zeros((tasks, flat.size)))
-    options = step.config.gem
+    options = step.spec.config.gem
     earlier = jnp.arange(tasks) < step.task
     return restore(projection.gem(flat, rows, earlier, options.margin, options.damping))
 
@@ -95,7 +95,7 @@ def _agem_gradient(grads, core, state, step):
     flat, restore = ravel_pytree(grads)
     odds = (state.real * (jnp.arange(state.real.shape[0]) < step.task)[:, None]).reshape(-1)
     places = jax.random.categorical(
-        step.key, jnp.log(odds + 1e-30), shape=(step.config.gem.batch_size,)
+        step.key, jnp.log(odds + 1e-30), shape=(step.spec.config.gem.batch_size,)
     )
     slots, weight = state.slots.reshape(-1)[places], odds[places]
     reference = _memory_gradient(core, step, slots, weight)  # zero while nothing is kept

@@ -71,8 +71,9 @@ def distillation(new, old, heads, temperature, weight) -> jax.Array:
     return jnp.sum(jnp.where(heads.any(1), jax.vmap(head)(heads), 0.0))
 
 
-def gradient(grads, core, state, step):
-    options = step.config.lwf
+def add_distillation(grads, core, state, step):
+    """Adds the gradient of `distillation` for the step's batch to a gradient."""
+    options = step.spec.config.lwf
     earlier = jnp.arange(state.classes.shape[0]) < step.task
     heads = state.classes & earlier[:, None]
     if options.heads == "seen":
@@ -83,9 +84,17 @@ def gradient(grads, core, state, step):
         new = step.examples.logits(core, step.slots)
         return distillation(new, old, heads, options.temperature, step.weight)
 
-    grads = replay.add(grads, jax.grad(loss)(core), state.strength)
-    warming = (step.task > 0) & (step.epoch < options.warmup_epochs)
+    return replay.add(grads, jax.grad(loss)(core), state.strength)
+
+
+def warm_up(grads, state, step):
+    """Leaves of a gradient only the output layer's while a later task warms up."""
+    warming = (step.task > 0) & (step.epoch < step.spec.config.lwf.warmup_epochs)
     return jax.tree.map(lambda g, head: jnp.where(warming, head * g, g), grads, state.is_head)
+
+
+def gradient(grads, core, state, step):
+    return warm_up(add_distillation(grads, core, state, step), state, step)
 
 
 LWF = Method(
