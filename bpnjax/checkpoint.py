@@ -90,24 +90,14 @@ def restore_latest(folder: pathlib.Path, abstract: Any) -> tuple[Position, Any, 
     Raises:
       UserError: there are checkpoints, but all are damaged.
     """
-    import orbax.checkpoint as ocp
-
     manifests = sorted(folder.glob("*.json"), reverse=True)
     for path in manifests:
-        target = (folder / path.stem).resolve()
         try:
-            manifest = json.loads(path.read_text())
-            if _files(target) != manifest["files"]:
-                raise ValueError("its files are not what was written")
-            position = Position(**manifest["position"])
-            with warnings.catch_warnings(), _checkpointer() as checkpointer:
-                warnings.simplefilter("ignore")  # of the sharding, which the target gives
-                state = checkpointer.restore(target, args=ocp.args.StandardRestore(abstract))
-            return position, state, manifest["record"]
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            return _restore(path, abstract)
+        except _DAMAGE as error:
             why = str(error).split("\n", 1)[0] or type(error).__name__
             warnings.warn(
-                f"checkpoint {target.name} is damaged ({why}); going back to the one before it",
+                f"checkpoint {path.stem} is damaged ({why}); going back to the one before it",
                 stacklevel=2,
             )
     if manifests:
@@ -116,6 +106,46 @@ def restore_latest(folder: pathlib.Path, abstract: Any) -> tuple[Position, Any, 
             "--overwrite to start afresh"
         )
     return None
+
+
+_DAMAGE = (ValueError, KeyError, TypeError, OSError)
+
+
+def _restore(manifest_path: pathlib.Path, abstract):
+    import orbax.checkpoint as ocp
+
+    target = manifest_path.with_suffix("").resolve()
+    manifest = json.loads(manifest_path.read_text())
+    if _files(target) != manifest["files"]:
+        raise ValueError("its files are not what was written")
+    position = Position(**manifest["position"])
+    with warnings.catch_warnings(), _checkpointer() as checkpointer:
+        warnings.simplefilter("ignore")  # of the sharding, which the target gives
+        state = checkpointer.restore(target, args=ocp.args.StandardRestore(abstract))
+    return position, state, manifest["record"]
+
+
+def restore_at(folder: pathlib.Path, position: Position, abstract: Any) -> Any:
+    """Reads the state of one checkpoint.
+
+    Args:
+      folder: the run's checkpoint folder.
+      position: where the run stood.
+      abstract: the state's structure, shapes and dtypes (`jax.eval_shape`).
+
+    Returns:
+      The state.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged.
+    """
+    try:
+        return _restore(folder / f"{_name(position)}.json", abstract)[1]
+    except _DAMAGE as error:
+        raise UserError(
+            f"workdir: no whole checkpoint {_name(position)} in {folder}; delete that run's folder "
+            "and run again"
+        ) from error
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

@@ -82,7 +82,24 @@ def parse_flags(arguments: list[str], more: dict[str, str] | None = None):
         else "".join(arguments[at + 1 : at + 2])
     )
     rest = [a for i, a in enumerate(arguments) if i != at and ("=" in arguments[at] or i != at + 1)]
-    config = configuration.load_file(path)
+    return parse_fields(configuration.load_file(path), rest, more)
+
+
+def parse_fields(config, rest: list[str], more: dict[str, str] | None = None):
+    """Reads ``--config.FIELD=VALUE``, ``--workdir``, ``--overwrite`` and further flags.
+
+    Args:
+      config: the configuration that the fields change.
+      rest: the arguments, without the program's name and ``--config``.
+      more: names and defaults of further flags with a text as value.
+
+    Returns:
+      The configuration, not validated yet, and the flags' values as attributes.
+
+    Raises:
+      UserError: anything that cannot be understood.
+    """
+    names = [a.lstrip("-").split("=", 1)[0] if a.startswith("-") else "" for a in rest]
     for name in names:
         if name.startswith("config."):
             configuration.check_field(config, name.removeprefix("config."))

@@ -1,0 +1,110 @@
+"""The command: an artefact's name in, its picture, its table and the runs behind them out.
+
+python -m bpnjax.paper --artefact=fig6a --workdir=runs/paper
+"""
+
+import os
+import pathlib
+import sys
+
+from bpnjax import config as configuration
+from bpnjax import main as command
+from bpnjax.errors import UserError
+
+USAGE = """usage: python -m bpnjax.paper --artefact=NAME[,NAME...] [--workdir=DIR] [--num_seeds=N]
+                              [--configs=DIR] [--config.FIELD=VALUE ...]
+
+  --artefact=NAME         fig5 fig6a fig6b fig6c table1 fig7 controls hidden_dim strength, or all,
+                          which also makes report/index.html
+  --workdir=DIR           for runs, pictures and tables (default: runs/paper)
+  --num_seeds=N           of each run, instead of what the artefact asks for
+  --configs=DIR           the folder of configuration files (default: that of the repository)
+  --config.FIELD=VALUE    changes a field in all runs, as --config.dataset.data_dir=DIR"""
+
+
+def artefacts() -> dict:
+    """The functions that make them, by name."""
+    from bpnjax.paper import controls, incremental, permuted, regions, sweeps
+
+    return {
+        "fig5": regions.fig5,
+        "fig6a": incremental.fig6a,
+        "fig6b": incremental.fig6b,
+        "fig6c": incremental.fig6c,
+        "table1": incremental.table1,
+        "fig7": permuted.fig7,
+        "controls": controls.controls,
+        "hidden_dim": sweeps.hidden_dim,
+        "strength": sweeps.strength,
+    }
+
+
+def _parse(arguments):
+    more = {"artefact": "", "num_seeds": "", "configs": ""}
+    config, values = command.parse_fields(configuration.default(), arguments, more)
+    fields = [a.lstrip("-").split("=", 1)[0] for a in arguments if a.startswith("--config.")]
+    flat = configuration.flatten(config)
+    given = [f.removeprefix("config.") for f in fields]
+    seeds = values.num_seeds
+    if seeds and not (seeds.isdecimal() and int(seeds) > 0):
+        raise UserError(f"--num_seeds: {seeds!r} is no number above 0; give one")
+    home = pathlib.Path(values.configs or pathlib.Path(__file__).resolve().parents[2] / "configs")
+    if not (home / "mnist.py").is_file():
+        raise UserError(f"--configs: no mnist.py in {home}; name the repository's folder configs")
+    known = artefacts()
+    names = [name.strip() for name in values.artefact.split(",") if name.strip()]
+    if not names:
+        raise UserError(f"--artefact: missing; name one of: {', '.join(known)}, all")
+    whole = names == ["all"]
+    names = list(known) if whole else names
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"--artefact: unknown artefact {name!r}; choose from: {', '.join(known)}, all"
+            )
+    folder = pathlib.Path(values.workdir or os.path.join("runs", "paper"))
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise UserError(f"--workdir: {existing} is a file; name a folder")
+    overrides = {field: flat[field] for field in given}
+    return names, whole, folder, home, int(seeds or 0), overrides
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    try:
+        if command.asks_for_help(arguments):
+            print(USAGE)
+            return 0
+        names, whole, folder, home, seeds, overrides = _parse(arguments)
+        from bpnjax.checkpoint import write_atomically
+        from bpnjax.paper import report
+        from bpnjax.paper.runs import Runner
+
+        runner = Runner(folder, home, seeds, overrides)
+        made = []
+        for name in names:
+            print(f"[{name}]", file=sys.stderr, flush=True)
+            made.append(artefacts()[name](runner))
+            path = report.write(folder / name, made[-1])
+            for header, rows in made[-1].tables:
+                print(report.markdown_table(header, rows))
+            print(f"{path} and the picture beside it")
+        if whole:
+            (folder / "report").mkdir(exist_ok=True)
+            write_atomically(folder / "report" / "index.html", report.page(made))
+            print(folder / "report" / "index.html")
+    except UserError as error:
+        print(f"bpnjax: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"bpnjax: {error}; the same command goes on where it was", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bpnjax: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,82 @@
+"""Is it the direction, the step, the extra dimensions or being told the task?"""
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from bpnjax.metrics import mean_and_sd
+from bpnjax.paper import drawing, runs
+from bpnjax.paper.report import Report, number
+
+SEQUENCES = (
+    ("MNIST", "mnist.py", 5, {}),
+    ("CIFAR-10", "cifar10.py", 3, {}),
+    ("CIFAR-100", "cifar100.py", 3, {}),
+    ("20 permuted MNIST", "permuted_mnist.py", 3, {"sequence__num_tasks": 20,
+                                                "train__learning_rate": 3e-4}),
+)  # fmt: skip
+METHODS = (
+    ("bd_ewc", "the paper's: sign of M's gradient"),
+    ("gd_ewc", "M follows its gradient"),
+    ("gd_matched_ewc", "M's gradient, steps as long as BD's"),
+    ("bias_ewc", "a plain bias, trained by its gradient"),
+    ("random_bias_ewc", "a random bias, never trained"),
+    ("ewc_masked", "no bias; the task is told by a mask on the outputs"),
+    ("ewc", "no bias, not told the task"),
+)
+_TEXT = """EWC with every kind of task bias, on the same networks with the same learning rates.
+Average over tasks after the last one, all classes competing (task_told), and the length of the
+stored bias vectors, averaged over layers, tasks and seeds."""
+
+
+def bias_length(run) -> float:
+    """Mean length of a run's stored task biases; NaN where it stores none."""
+    lengths = [
+        np.linalg.norm(array, axis=-1).mean()
+        for path in sorted(run.folder.glob("model*.safetensors"))
+        for name, array in load_file(path).items()
+        if name.startswith("bank/") and name.endswith("/bias")
+    ]
+    return float(np.mean(lengths)) if lengths else float("nan")
+
+
+def controls(runner) -> Report:
+    """The control methods beside BD+EWC."""
+    done, averages = [], {}
+    for sequence, config_file, seeds, fields in SEQUENCES:
+        more = {"evaluate__inferred_rows": "last"}
+        if config_file in ("mnist.py", "cifar10.py"):
+            more["evaluate__every_epochs"] = 1  # the runs of fig. 6 are the same
+        for method, _ in METHODS:
+            run = runs.complete(runner, method, config_file, method, seeds, **fields, **more)
+            averages[sequence, method] = run
+            done.append(run)
+    rows = []
+    for method, what in METHODS:
+        row = [f"`{method}`", what]
+        for sequence, *_ in SEQUENCES:
+            run = averages[sequence, method]
+            found = mean_and_sd(runs.matrix(run)[:, -1].mean(1))
+            length = bias_length(run)
+            row.append(number(found["mean"], found["sd"]))
+            row.append("-" if np.isnan(length) else f"{length:.1f}")
+        rows.append(row)
+    header = ["method", "its bias"]
+    for sequence, *_ in SEQUENCES:
+        header += [sequence, "length"]
+    path = drawing.picture_path(runner.folder, "controls")
+    with drawing.panels(path, 1, 1, (9, 4.5)) as (axis,):
+        width = 0.8 / len(METHODS)
+        for k, (method, _) in enumerate(METHODS):
+            found = [runs.matrix(averages[s, method])[:, -1].mean(1) for s, *_ in SEQUENCES]
+            means = [f.mean() for f in found]
+            sds = [f.std(ddof=1) if len(f) > 1 else 0.0 for f in found]
+            x = np.arange(len(SEQUENCES)) + (k - (len(METHODS) - 1) / 2) * width
+            axis.bar(x, means, width, yerr=sds, capsize=1.5, label=method)
+        axis.set_xticks(range(len(SEQUENCES)), [s for s, *_ in SEQUENCES])
+        axis.set_ylabel("average accuracy (task_told)")
+        drawing.legend(axis)
+    return Report(
+        "controls", "Controls: what is it that helps?", _TEXT, [(header, rows)], [path],
+        "python -m bpnjax.paper --artefact=controls", [run.command for run in done],
+        runs.seconds(done),
+    )  # fmt: skip

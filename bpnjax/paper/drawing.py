@@ -1,0 +1,49 @@
+"""What the paper's pictures share: panels, colours of the methods, bands of mean ± sd."""
+
+import contextlib
+import pathlib
+
+import numpy as np
+
+from bpnjax.plots import _pyplot
+
+COLORS = {
+    "STL": "0.35", "BD+PSP": "#d62728", "BD+EWC": "#1f77b4", "PSP": "#ff7f0e", "EWC": "#2ca02c",
+    "GD+EWC": "#9467bd", "GEM(256)": "#8c564b", "GEM(209)": "#7f7f7f", "GEM(150)": "#bcbd22",
+    "GEM(10)": "#17becf", "SGD": "#e377c2",
+}  # fmt: skip
+
+
+def color(label: str) -> str | None:
+    """The colour of a method, the same in every picture; None lets matplotlib choose."""
+    return COLORS.get(label)
+
+
+def picture_path(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Where an artefact's picture goes."""
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    return folder / name / f"{name}.png"
+
+
+@contextlib.contextmanager
+def panels(path: pathlib.Path, rows: int, columns: int, size, **options):
+    """Axes of a picture as a flat list; saves it at the end."""
+    pyplot = _pyplot()
+    options = {"sharex": rows > 1, "squeeze": False} | options
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, **options)
+    yield list(axes.ravel())
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def band(axis, x, values, label: str) -> None:
+    """A line of means with a band of ± one sd: values float ``[points, seeds]``."""
+    shown = ~np.isnan(values).any(1)
+    x, mean, sd = x[shown], values[shown].mean(1), values[shown].std(1, ddof=values.shape[1] > 1)
+    (line,) = axis.plot(x, mean, "o-", ms=2.5, lw=1.3, label=label, color=color(label))
+    axis.fill_between(x, mean - sd, mean + sd, color=line.get_color(), alpha=0.18, lw=0)
+
+
+def legend(axis) -> None:
+    """A legend above the axes."""
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False, fontsize=8)

@@ -1,0 +1,92 @@
+"""Fig. 5: where a network that learned two tasks in the plane sees the black cluster."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpnjax import checkpoint, programs, train
+from bpnjax import config as configuration
+from bpnjax.checkpoint import Position
+from bpnjax.data import embedded, load_sequence
+from bpnjax.metrics import mean_and_sd
+from bpnjax.modulation import modulated_apply
+from bpnjax.paper import drawing, runs
+from bpnjax.paper.report import Cell, Report, beside_paper
+
+METHODS = (("plain SGD", "sgd"), ("GD+EWC", "gd_ewc"), ("BD+EWC", "bd_ewc"))
+_TEXT = """Probability of the black cluster (yellow: high, blue: low). Task 1 is black against red,
+task 2 black against light blue; rows: after task 1 in its mode, after task 2 in the mode of task 1
+and in that of task 2. The paper gives neither clusters nor network; ours are in `configs/toy.py`.
+
+The paper shows GD+EWC forgetting task 1 like plain SGD. Ours does not forget it: with a bias per
+task, trained by its gradient, these clusters are easy."""
+
+
+def probabilities(run: runs.Run, config, points) -> dict[tuple[int, int], np.ndarray]:
+    """Probability of the first class at some points, first seed.
+
+    Args:
+      run: a complete run of two tasks whose checkpoints after both are there.
+      config: its configuration.
+      points: f32 ``[n, 2]``.
+
+    Returns:
+      ``{(tasks learned, mode): f32 [n]}``.
+    """
+    sequence = load_sequence(config)
+    problem = programs.make_problem(config, sequence)
+
+    def init(keys):
+        one = lambda key: programs.init_state(problem, key)  # noqa: E731
+        return jax.vmap(one)(keys) if config.num_seeds > 1 else one(keys)
+
+    abstract = checkpoint.abstract_like(jax.eval_shape(init, train.seed_keys(config)))
+    x = jnp.asarray(points) * sequence.scale + sequence.shift
+    found = {}
+    for learned, mode_of in ((1, 0), (2, 0), (2, 1)):
+        place = Position(learned, 0, 0)
+        state = checkpoint.restore_at(run.folder / "checkpoints", place, abstract)
+        if config.num_seeds > 1:
+            state = jax.tree.map(lambda leaf: leaf[0], state)
+        mode = problem.method.mode(state.method, mode_of)
+        logits = modulated_apply(problem.model, state.core, mode, x)
+        found[learned, mode_of] = np.asarray(jax.nn.softmax(logits)[:, 0])
+    return found
+
+
+def fig5(runner) -> Report:
+    """Classification regions after task 1 and task 2."""
+    done, cells, pictures = [], [], {}
+    side = np.linspace(-4, 4, 161)
+    points = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2).astype(np.float32)
+    for label, method in METHODS:
+        run = runs.complete(runner, label, "toy.py", method, 3)
+        config = configuration.load_file(str(runner.configs / "toy.py"))
+        config.update_from_flattened_dict(configuration.flatten(run.result["config"]))
+        pictures[label] = probabilities(run, config, points)
+        found = mean_and_sd(runs.matrix(run)[:, -1, 0])
+        cells.append(Cell(label, found["mean"], found["sd"]))
+        done.append(run)
+    data = embedded.gaussians()
+    path = drawing.picture_path(runner.folder, "fig5")
+    with drawing.panels(path, 3, len(METHODS), (9, 9), sharey=True) as axes:
+        rows = {(1, 0): "after task 1", (2, 0): "after task 2,\nmode of task 1",
+                (2, 1): "after task 2,\nmode of task 2"}  # fmt: skip
+        for i, (place, row_label) in enumerate(rows.items()):
+            for j, (label, _) in enumerate(METHODS):
+                axis = axes[i * len(METHODS) + j]
+                heat = pictures[label][place].reshape(len(side), len(side))
+                axis.imshow(heat, origin="lower", extent=(-4, 4, -4, 4), vmin=0, vmax=1)
+                for c, tint in enumerate(("black", "red", "lightskyblue")):
+                    shown = data.test_images[data.test_labels == c][:80]
+                    axis.scatter(*shown.T, s=3, color=tint)
+                if i == 0:
+                    axis.set_title(label)
+                if j == 0:
+                    axis.set_ylabel(row_label)
+    table = beside_paper(cells, "task 1 after task 2")
+    return Report(
+        "fig5", "Fig. 5: classification regions of three clusters", _TEXT, [table], [path],
+        "python -m bpnjax.paper --artefact=fig5", [run.command for run in done],
+        runs.seconds(done),
+    )  # fmt: skip

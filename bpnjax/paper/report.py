@@ -1,0 +1,136 @@
+"""What an artefact leaves: Markdown with a table, a picture, the commands; and one page of all."""
+
+import base64
+import html
+import pathlib
+from typing import NamedTuple
+
+from bpnjax.checkpoint import write_atomically
+
+CLOSE = 0.02  # a figure is reproduced within this, or above
+
+
+class Cell(NamedTuple):
+    """One figure beside the paper's."""
+
+    label: str
+    mean: float
+    sd: float | None
+    paper: float | None = None
+
+
+class Report(NamedTuple):
+    """An artefact, made."""
+
+    name: str
+    title: str
+    text: str  # what it shows and what we found, Markdown without headings
+    tables: list[tuple[list[str], list[list[str]]]]  # header and rows
+    pictures: list[pathlib.Path]
+    command: str
+    runs: list[str]  # the commands of its runs
+    seconds: float
+
+
+def state(mean: float, paper: float | None) -> str:
+    """Whether a figure agrees with the paper's.
+
+    Args:
+      mean: ours.
+      paper: theirs, None if they give none.
+
+    Returns:
+      ``"-"``, ``"reproduced"`` (within 0.02), ``"reproduced, higher"`` or ``"differs"``. Where the
+      paper has 0, that a method fails, higher is different.
+    """
+    if paper is None:
+        return "-"
+    if abs(mean - paper) <= CLOSE:
+        return "reproduced"
+    return "reproduced, higher" if mean > paper > 0 else "differs"
+
+
+def number(mean: float, sd: float | None, digits: int = 3) -> str:
+    """``mean ± sd``."""
+    return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
+
+
+def beside_paper(cells: list[Cell], what: str) -> tuple[list[str], list[list[str]]]:
+    """A table of figures with the paper's, the difference and the state."""
+    rows = []
+    for cell in cells:
+        paper = "-" if cell.paper is None else f"{cell.paper:.3f}"
+        difference = "-" if cell.paper is None else f"{cell.mean - cell.paper:+.3f}"
+        rows.append(
+            [
+                cell.label,
+                number(cell.mean, cell.sd),
+                paper,
+                difference,
+                state(cell.mean, cell.paper),
+            ]
+        )
+    return [what, "ours", "paper", "difference", "state"], rows
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def markdown(report: Report) -> str:
+    """A report as Markdown; pictures are beside the file."""
+    parts = [f"# {report.title}", report.text.strip()]
+    parts += [markdown_table(*table) for table in report.tables]
+    parts += [f"![{report.title}]({picture.name})" for picture in report.pictures]
+    parts.append(f"    {report.command}\n\nmakes this from")
+    parts.append("\n".join(f"    {run}" for run in report.runs))
+    parts.append(f"in {report.seconds / 60:.1f} minutes of computing.")
+    return "\n\n".join(parts) + "\n"
+
+
+def write(folder: pathlib.Path, report: Report) -> pathlib.Path:
+    """Writes ``NAME.md`` beside the pictures."""
+    path = folder / f"{report.name}.md"
+    write_atomically(path, markdown(report))
+    return path
+
+
+_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
+color:#222}table{border-collapse:collapse;margin:1rem 0}td,th{border:1px solid #ccc;
+padding:.25rem .6rem;text-align:left}img{max-width:100%}pre{background:#f5f5f5;padding:.6rem;
+overflow-x:auto}nav a{margin-right:1rem}"""
+
+
+def page(reports: list[Report]) -> str:
+    """All reports as one self-contained HTML page."""
+    sections = []
+    for report in reports:
+        text = "".join(f"<p>{html.escape(p)}</p>" for p in report.text.strip().split("\n\n"))
+        tables = "".join(_html_table(*table) for table in report.tables)
+        pictures = "".join(
+            f'<img alt="{html.escape(report.title)}" src="data:image/png;base64,'
+            f'{base64.b64encode(picture.read_bytes()).decode()}">'
+            for picture in report.pictures
+        )
+        commands = html.escape("\n".join([report.command, "", *report.runs]))
+        sections.append(
+            f'<section id="{report.name}"><h2>{html.escape(report.title)}</h2>{text}{tables}'
+            f"{pictures}<pre>{commands}</pre>"
+            f"<p>{report.seconds / 60:.1f} minutes of computing.</p></section>"
+        )
+    links = "".join(f'<a href="#{r.name}">{html.escape(r.name)}</a>' for r in reports)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f"<title>bpnjax: the paper's results</title><style>{_STYLE}</style></head><body>"
+        "<h1>The results of the BPN paper (arXiv 2009.13954), run again</h1>"
+        f"<nav>{links}</nav>{''.join(sections)}</body></html>\n"
+    )
+
+
+def _html_table(header, rows) -> str:
+    def line(cells, tag):
+        inside = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+        return f"<tr>{inside}</tr>"
+
+    return f"<table>{line(header, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"

@@ -1,0 +1,109 @@
+"""The runs behind an artefact: ordinary runs of ordinary configurations, each in its folder."""
+
+import json
+import pathlib
+import shlex
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bpnjax import config as configuration
+from bpnjax import train, workdir
+from bpnjax.errors import UserError
+from bpnjax.writers import plain_nan
+
+
+class Runner(NamedTuple):
+    """Where runs go and what a user changed about all of them."""
+
+    folder: pathlib.Path
+    configs: pathlib.Path  # the folder of configuration files
+    num_seeds: int = 0  # 0: what the artefact asks for
+    overrides: dict[str, Any] = {}  # noqa: RUF012  a default that nobody changes
+
+
+class Run(NamedTuple):
+    """A complete run."""
+
+    label: str
+    result: dict  # result.json
+    metrics: list[dict]  # metrics.jsonl
+    folder: pathlib.Path
+    command: str
+
+
+def complete(
+    runner: Runner, label: str, config_file: str, method: str, seeds: int, **fields
+) -> Run:
+    """Runs a method on a configuration unless its folder already holds that run, complete.
+
+    Args:
+      runner: where, and changes to all runs.
+      label: what the run is called in tables.
+      config_file: a file of the folder of configurations, as ``"mnist.py"``.
+      method: a name of the registry.
+      seeds: how many, unless the runner says so.
+      **fields: further changes, ``gem__memories=10`` for ``gem.memories``.
+
+    Returns:
+      `Run`.
+
+    Raises:
+      UserError: no such configuration, or it cannot be run.
+    """
+    changes = {name.replace("__", "."): value for name, value in fields.items()}
+    config = configuration.load_file(str(runner.configs / config_file))
+    config.method = method
+    config.num_seeds = runner.num_seeds or seeds
+    for field, value in (changes | runner.overrides).items():
+        configuration.check_field(config, field)
+        config.update_from_flattened_dict({field: value})
+    configuration.validate(config)
+    marks = [f"{k}={v}" for k, v in changes.items() if not k.startswith("evaluate.")]
+    folder = runner.folder / config.name / "-".join([method, *marks]).replace("/", "_")
+    if not workdir.check(folder, config, overwrite=False):
+        train.train_and_evaluate(config, folder)
+    flags = [f"--config.{name}={value}" for name, value in changes.items()]
+    command = shlex.join(
+        ["python", "-m", "bpnjax.main", f"--config=configs/{config_file}",
+         f"--config.method={method}", f"--config.num_seeds={config.num_seeds}", *flags]
+    )  # fmt: skip
+    return read(folder, label, command)
+
+
+def read(folder: pathlib.Path, label: str, command: str) -> Run:
+    """Reads a complete run from its folder."""
+    result = json.loads((folder / "result.json").read_text())
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return Run(label, result, [json.loads(line) for line in lines], folder, command)
+
+
+def matrix(run: Run, kind: str = "task_told") -> np.ndarray:
+    """Accuracies of a run, float ``[seeds, T, T]``, NaN where not tested."""
+    return np.asarray(plain_nan(run.result["accuracy"][kind]), float)
+
+
+def by_epoch(run: Run, kind: str = "task_told") -> tuple[np.ndarray, np.ndarray]:
+    """Accuracies after each epoch of the sequence.
+
+    Args:
+      run: made with ``evaluate.every_epochs=1``.
+      kind: which of the three accuracies.
+
+    Returns:
+      The epochs, int ``[E]``, counted from 1 through all tasks, and float ``[E, seeds, T]``.
+
+    Raises:
+      UserError: the run was not tested after each epoch.
+    """
+    lines = [m for m in run.metrics if m["kind"] == "evaluate" and not m["task_finished"]]
+    if not lines:
+        raise UserError(f"{run.folder}: was not tested after each epoch; run the artefact again")
+    values = np.array([plain_nan(line[kind]) for line in lines], float)
+    return np.arange(1, len(lines) + 1), values
+
+
+def seconds(runs) -> float:
+    """Training and testing time of several runs together."""
+    names = ("train_seconds", "evaluate_seconds", "compile_seconds")
+    return sum(run.result["time"][name] for run in runs for name in names)
