@@ -51,6 +51,7 @@ def default() -> ConfigDict:
     c.train.batch_size = 128
     c.train.optimizer = "adam"  # of the shared parameters: a name of bpnjax.optim.OPTIMIZERS
     c.train.learning_rate = 3e-4  # of the shared parameters
+    c.train.rate_decay = 0.0  # d: in task t = 0, 1, ... that rate is divided by 1 + d t
     c.train.reset_optimizer = True  # forget the shared optimizer's state at each new task
 
     c.bd = ConfigDict()
@@ -199,6 +200,7 @@ _POSITIVE = (
     "ebll.learning_rate",
 )
 _NOT_NEGATIVE = (
+    "train.rate_decay",
     "ewc.strength",
     "ewc.decay",
     "si.strength",

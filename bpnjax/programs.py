@@ -162,7 +162,8 @@ def run_steps(
         correct = jnp.sum(weight * (jnp.argmax(logits, -1) == y))
         return jnp.sum(weight * losses), correct
 
-    step_size = config.train.learning_rate if config.ewc.form == "proximal" else 0.0
+    slower = 1.0 / (1.0 + config.train.rate_decay * jnp.asarray(task, jnp.float32))
+    step_size = config.train.learning_rate * slower if config.ewc.form == "proximal" else 0.0
     epoch_key = prng.fold(key, prng.STEP, task, epoch)
     examples = make_examples(problem, key, data)
 
@@ -190,6 +191,8 @@ def run_steps(
             state.core_optimizer,
             state.core,
         )
+        if config.train.rate_decay:
+            core_updates = jax.tree.map(lambda u: slower.astype(u.dtype) * u, core_updates)
         core = optax.apply_updates(state.core, core_updates)
         learned_updates, learned_optimizer = problem.learned_optimizer.update(
             learned_grads, state.learned_optimizer, state.learned

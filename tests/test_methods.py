@@ -1,5 +1,7 @@
 """Conformance over the registry: what every method must do, and the closed forms of each."""
 
+import pathlib
+import textwrap
 from functools import partial
 
 import jax
@@ -223,6 +225,18 @@ def test_strength_2000_with_plain_sgd_is_finite_in_the_proximal_form_only():
     assert not np.isfinite(final("gradient")).all()
 
 
+def test_the_rate_falls_from_task_to_task():
+    """A step of task 2 (t = 1) is that without decay, divided by 1 + d."""
+    key = jax.random.key(0)
+    moves = []
+    for decay in (0.0, 0.5):
+        jitted = Jitted(digits_config("sgd", train__optimizer="sgd", train__rate_decay=decay))
+        state = jitted.begin_task(key, jitted.init(key), 1)
+        moved, _ = jitted.run_steps(key, state, jitted.data, 1, 0, 0, 1)
+        moves.append(moved.core["output"]["kernel"] - state.core["output"]["kernel"])
+    np.testing.assert_allclose(moves[0] / 1.5, moves[1], rtol=1e-3, atol=1e-8)
+
+
 def test_stl_keeps_every_network():
     jitted = Jitted(digits_config("stl"))
     key = jax.random.key(0)
@@ -288,3 +302,16 @@ def test_layers_of_the_specification_are_those_of_the_network():
     state, _ = jitted.train(jax.random.key(0), [0, 1], epochs=1)
     bank = jitted.problem.method.stored(state.method)["bank"]
     assert bank["conv_0"]["bias"].shape == (3, 4)
+
+
+def test_the_method_of_the_contributing_guide_works(monkeypatch):
+    """Its code, as it stands there: it learns, and pulls from the second task on."""
+    guide = (pathlib.Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text()
+    code = guide.split("For example, L2", 1)[1].split("\n2. ", 1)[0].split("\n", 2)[2]
+    scope = {}
+    exec(textwrap.dedent(code), scope)
+    monkeypatch.setitem(REGISTRY, "l2", scope["L2"])
+    key = jax.random.key(0)
+    cores = {m: Jitted(digits_config(m)).train(key, [0, 1], epochs=2)[0].core
+             for m in ("sgd", "l2")}  # fmt: skip
+    assert not np.allclose(cores["l2"]["output"]["kernel"], cores["sgd"]["output"]["kernel"])

@@ -46,6 +46,7 @@ REGISTRY: dict[str, Method] = {
         xdg.XDG,
         chain("bd_ewc", bd.BD, ewc.EWC, paper=BPN),
         chain("bd_psp", bd.BD, psp.PSP, paper=BPN),
+        chain("bd_psp_ewc", bd.BD, psp.PSP, ewc.EWC, paper="both of its protections at once"),
         chain("gd_ewc", bd.GD, ewc.EWC, paper=BPN),
         # Fair peers and controls: who else knows the task, and what is it that helps?
         chain("xdg_ewc", xdg.XDG, ewc.EWC, paper="Masse et al. 2018, arXiv 1802.01569"),

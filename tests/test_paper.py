@@ -1,0 +1,152 @@
+"""The paper's artefacts on digits in its place: files, tables, statistics, refusals."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bpnjax.errors import UserError
+from bpnjax.paper import __main__ as command
+from bpnjax.paper import controls, incremental, permuted, report, runs, sweeps
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+CONFIG = """
+from bpnjax.config import default
+
+
+def get_config():
+    config = default()
+    config.name = {name!r}
+    config.dataset.name = "digits"
+    config.sequence.kind = {kind!r}
+    config.sequence.num_tasks = {tasks}
+    config.model.hidden = (8,)
+    config.train.epochs = 2
+    config.train.batch_size = 64
+    config.train.learning_rate = 3e-3
+    config.bd.hidden_dim = 4
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    """Configurations of the paper's names, each small and on digits."""
+    folder = tmp_path_factory.mktemp("configs")
+    for name in ("mnist", "cifar10", "cifar100", "permuted_mnist"):
+        kind, tasks = ("permuted", 12) if name == "permuted_mnist" else ("class_split", 2)
+        text = CONFIG.format(name=name, kind=kind, tasks=tasks)
+        (folder / f"{name}.py").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("paper")
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Two or three methods an artefact."""
+    for name in ("MNIST", "CIFAR10", "CIFAR100"):
+        lines = [l for l in getattr(incremental, name) if l.label in ("BD+EWC", "EWC", "GEM(10)")]
+        monkeypatch.setattr(incremental, name, tuple(lines))
+    monkeypatch.setattr(permuted, "METHODS", permuted.METHODS[:2])
+    monkeypatch.setattr(controls, "METHODS", controls.METHODS[:1])
+    monkeypatch.setattr(sweeps, "HIDDEN_DIMS", (1, 4))
+    monkeypatch.setattr(sweeps, "STRENGTHS", (0.0, 2000.0))
+
+
+def test_every_artefact_and_the_page(configs, folder, few, monkeypatch, capsys):
+    known = command.artefacts()
+    monkeypatch.setattr(
+        command, "artefacts", lambda: {k: f for k, f in known.items() if k != "fig5"}
+    )
+    flags = ["--artefact=all", f"--workdir={folder}", f"--configs={configs}", "--num_seeds=1",
+             "--config.train.batch_size=48"]  # fmt: skip
+    assert command.run(flags) == 0
+    for name in command.artefacts():
+        text = (folder / name / f"{name}.md").read_text()
+        assert f"python -m bpnjax.paper --artefact={name}" in text and str(folder) not in text
+        assert (folder / name / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    page = (folder / "report" / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == len(command.artefacts())
+    assert "<td>BD+EWC</td>" in page and "http" not in page.replace("http-equiv", "")
+    config = (folder / "mnist" / "bd_ewc" / "config.json").read_text()
+    assert '"batch_size": 48' in config  # the override reached the runs
+    # All is there: nothing is trained again.
+    capsys.readouterr()
+    monkeypatch.setattr("bpnjax.train.train_and_evaluate", None)
+    assert command.run(flags) == 0
+
+
+def test_figures_are_those_of_the_result_files(configs, folder, few):
+    """After the test above, whose runs are taken up."""
+    runner = runs.Runner(folder, configs, 1, {"train.batch_size": 48})
+    made = incremental.fig6a(runner)
+    (header, rows) = made.tables[0]
+    assert header == ["task 1 after all tasks", "ours", "paper", "difference", "state"]
+    by_label = {row[0]: row for row in rows}
+    for line in incremental.MNIST:
+        marks = [f"{k.replace('__', '.')}={v}" for k, v in line.fields.items()]
+        run = runs.read(folder / "mnist" / "-".join([line.method, *marks]), "", "")
+        value = runs.matrix(run, line.kind)[0, -1, 0]
+        assert by_label[line.label][1] == f"{value:.3f}"
+        epochs, values = runs.by_epoch(run, line.kind)
+        assert epochs.tolist() == [1, 2, 3, 4] and values.shape == (4, 1, 2)
+        assert np.isnan(values[:2, 0, 1]).all() and not np.isnan(values[2:]).any()
+
+
+def test_group_of_ten_and_so_far(configs, folder):
+    runner = runs.Runner(folder, configs, 1, {"train.batch_size": 48})
+    label, method, fields, _ = permuted.METHODS[0]
+    run = runs.complete(runner, label, "permuted_mnist.py", method, 5, **fields)
+    count, averages = permuted.so_far(run)
+    found = runs.matrix(run)
+    assert count.tolist() == list(range(1, 13)) and averages.shape == (12, 1)
+    assert averages[3, 0] == pytest.approx(found[0, 3, :4].mean())
+
+
+def test_holm_against_its_definition():
+    p = np.random.default_rng(0).uniform(0, 0.1, 6)
+    expected, worst = {}, 0.0
+    for rank, i in enumerate(np.argsort(p)):
+        worst = max(worst, (6 - rank) * p[i])
+        expected[i] = min(worst, 1.0)
+    np.testing.assert_allclose(permuted.holm(p), [expected[i] for i in range(6)])
+    assert [permuted.stars(p) for p in (5e-4, 5e-3, 0.03, 0.2)] == ["***", "**", "*", "n.s."]
+    assert stats.ttest_ind([1, 2, 3.0], [1, 2, 3.1], equal_var=False).pvalue > 0.05
+
+
+@pytest.mark.parametrize(
+    "mean, paper, expected",
+    [(0.5, None, "-"), (0.49, 0.5, "reproduced"), (0.6, 0.5, "reproduced, higher"),
+     (0.4, 0.5, "differs"), (0.01, 0.0, "reproduced"), (0.8, 0.0, "differs")],
+)  # fmt: skip
+def test_state_of_a_figure(mean, paper, expected):
+    assert report.state(mean, paper) == expected
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "--artefact: missing"),
+        (["--artefact=fig9"], "--artefact: unknown artefact 'fig9'; choose from: fig5"),
+        (["--artefact=fig5", "--num_seeds=0"], "--num_seeds: '0' is no number above 0"),
+        (["--artefact=fig5", "--configs=/nowhere"], "--configs: no mnist.py in /nowhere"),
+        (["--artefact=fig5", "--config.train.epoch=1"], "train.epoch: unknown config field"),
+        (["--artefact=fig5", "--nonsense=1"], "nonsense"),
+    ],
+)
+def test_refusals(flags, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command.run(flags) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("bpnjax: ") and message in error and "\n" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_not_tested_by_epoch_cannot_be_drawn(tmp_path):
+    run = runs.Run("x", {}, [{"kind": "train"}], tmp_path, "")
+    with pytest.raises(UserError, match="was not tested after each epoch"):
+        runs.by_epoch(run)
