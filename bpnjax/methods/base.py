@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from bpnjax import modulation
 
@@ -109,6 +110,17 @@ class Method(NamedTuple):
     """(state) -> how many training examples its memory has room for."""
     stored: Callable = lambda state: {}
     """(state) -> what must be kept to answer tasks later, a dict of trees: a ``bank``, ..."""
+
+
+def head_mask(core, spec: Spec):
+    """A tree like ``core``: 1.0 for the leaves of the output layer, 0.0 for all others."""
+    *_, output = spec.layers
+
+    def is_head(path, _):
+        joined = "/".join(str(part.key) for part in path)
+        return jnp.float32(joined.startswith(f"{output}/"))
+
+    return jax.tree_util.tree_map_with_path(is_head, core)
 
 
 def chain(name: str, *methods: Method, paper: str = "") -> Method:

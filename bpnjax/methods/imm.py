@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from bpnjax import optim
-from bpnjax.methods.base import Method
+from bpnjax.methods.base import Method, head_mask
 
 
 class ImmState(NamedTuple):
@@ -92,19 +92,13 @@ def drop_transfer(core, previous, is_head, rate, key):
 def _make(name, mode):
     def init(key, core, spec):
         del key
-        *_, output = spec.layers
-
-        def is_head(path, _):
-            joined = "/".join(str(part.key) for part in path)
-            return jnp.float32(joined.startswith(f"{output}/"))
-
         slots = jax.tree.map(lambda p: jnp.zeros((spec.num_tasks, *p.shape), p.dtype), core)
         return ImmState(
             thetas=slots,
             fishers=slots if mode else None,
             done=jnp.zeros(spec.num_tasks),
             classes=jnp.asarray(spec.classes),
-            is_head=jax.tree_util.tree_map_with_path(is_head, core),
+            is_head=head_mask(core, spec),
             strength=jnp.float32(spec.config.imm.l2),
             drop=jnp.float32(spec.config.imm.drop),
         )

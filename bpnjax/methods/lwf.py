@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from bpnjax.methods import replay
-from bpnjax.methods.base import Method
+from bpnjax.methods.base import Method, head_mask
 
 
 class LwfState(NamedTuple):
@@ -34,16 +34,10 @@ class LwfState(NamedTuple):
 
 def init(key, core, spec):
     del key
-    *_, output = spec.layers
-
-    def is_head(path, _):
-        name = "/".join(str(part.key) for part in path)
-        return jnp.float32(name.startswith(f"{output}/"))
-
     return LwfState(
         core,
         jnp.asarray(spec.classes),
-        jax.tree_util.tree_map_with_path(is_head, core),
+        head_mask(core, spec),
         jnp.float32(spec.config.lwf.strength),
     )
 
