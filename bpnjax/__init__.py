@@ -2,12 +2,15 @@
 
 from bpnjax import importance, keys, metrics, modulation, optim
 from bpnjax.modulation import modulated_apply, select
+from bpnjax.predict import Predictor, load
 from bpnjax.version import __version__
 
 __all__ = [
+    "Predictor",
     "__version__",
     "importance",
     "keys",
+    "load",
     "metrics",
     "modulated_apply",
     "modulation",

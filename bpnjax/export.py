@@ -9,6 +9,7 @@ from flax import traverse_util
 from safetensors.numpy import save
 
 from bpnjax.checkpoint import write_atomically
+from bpnjax.data import TaskSequence
 from bpnjax.keys import is_seed
 from bpnjax.programs import Problem, TrainState
 
@@ -24,29 +25,48 @@ def _plain_arrays(tree, prefix: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def save_models(workdir: pathlib.Path, problem: Problem, state: TrainState, num_seeds: int) -> None:
+FORMAT = "bpnjax-2"
+
+
+def save_models(
+    workdir: pathlib.Path,
+    problem: Problem,
+    state: TrainState,
+    num_seeds: int,
+    sequence: TaskSequence,
+) -> None:
     """Writes ``model.safetensors`` (the first seed) and ``model_seed_<i>.safetensors`` (others).
 
     Names in the file: ``core/<path>`` the shared parameters; ``bank/<layer>/bias`` f32 [T, K];
     ``bank/<layer>/key_seed`` uint32 [2], from which `bpnjax.keys.KeySeeds` draws the layer's
-    keys; ``cores/<path>`` [T, ...] for stl. The metadata hold the configuration as JSON.
+    keys; ``cores/<path>`` [T, ...] for stl. The metadata hold the configuration and what is needed
+    to read pictures and name answers, as JSON. `bpnjax.load` reads the file.
 
     Args:
       workdir: the run's folder.
       problem: the static side of the run.
       state: the final state, with a leading seed axis if there are several.
       num_seeds: how many.
+      sequence: what was learned.
     """
     config = problem.config
     metadata = {
-        "format": "bpnjax-1",
+        "format": FORMAT,
         "method": config.method,
         "num_tasks": str(problem.num_tasks),
         "config": json.dumps(config.to_dict()),
+        "outputs": json.dumps([np.flatnonzero(row).tolist() for row in sequence.classes]),
+        "class_names": json.dumps(sequence.class_names),
+        "input_shape": json.dumps(sequence.train.images.shape[1:]),
+        "scale": json.dumps(sequence.scale.tolist()),
+        "shift": json.dumps(sequence.shift.tolist()),
     }
     for seed in range(num_seeds):
         one = state if num_seeds == 1 else jax.tree.map(lambda leaf, s=seed: leaf[s], state)
-        arrays = _plain_arrays(one.core, "core")
+        # What answers is kept: after imm's merging, say. stl's networks are among the stored.
+        last = problem.num_tasks - 1
+        core = problem.method.for_eval(one.core, one.method, last)
+        arrays = _plain_arrays(core, "core")
         for name, tree in problem.method.stored(one.method).items():
             arrays |= _plain_arrays(tree, name)
         name = "model" if seed == 0 else f"model_seed_{config.seed + seed}"

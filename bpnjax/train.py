@@ -281,7 +281,7 @@ class _Run:
                 for row in self.sequence.classes
             ],
         }
-        export.save_models(self.workdir, self.problem, self.state, config.num_seeds)
+        export.save_models(self.workdir, self.problem, self.state, config.num_seeds, self.sequence)
         from bpnjax import plots
 
         plots.draw(self.workdir, writers.plain(result))

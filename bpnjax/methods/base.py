@@ -78,6 +78,7 @@ class Method(NamedTuple):
     name: str
     paper: str = ""
     told_task: bool = False  # does it act differently for each task, hence must be told (or infer)?
+    masks_outputs: bool = False  # is it told by a mask on the outputs of other tasks?
     joint: bool = False  # trains once, on all tasks together
     restarts: bool = False  # starts each task from fresh shared parameters
     layer_fields: tuple[str, ...] = ()  # groups of the configuration with a pattern `layers`

@@ -98,6 +98,7 @@ def output_mask(name: str, method: Method) -> Method:
         name=name,
         paper="control",
         told_task=True,
+        masks_outputs=True,
         init=init,
         gradient=lambda grads, core, state, step: method.gradient(grads, core, state[1], step),
         after_step=after_step,

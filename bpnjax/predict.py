@@ -1,0 +1,354 @@
+"""A trained model in use: told the task, one task for each picture, or not told.
+
+    predictor = bpnjax.load("runs/mnist/bd_ewc")
+    predictor(images, task=3)
+    predictor(images, task=task_ids)
+    predictor(images)
+
+As a command:
+
+    python -m bpnjax.predict --model=runs/mnist/bd_ewc --input=images.npz --output=answers.csv
+
+`images.npz` holds ``images`` as the set stores them (uint8 for pictures) and, if the tasks are
+known, ``task``, one number from 1 for each. The answers are a line for each picture: its task,
+whether that was told, the class and its probability.
+"""
+
+import csv
+import io
+import json
+import pathlib
+import sys
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import traverse_util
+from ml_collections import ConfigDict
+from safetensors import SafetensorError, safe_open
+
+from bpnjax import models, modulation, prng
+from bpnjax.data.permutation import pixel_order
+from bpnjax.errors import UserError
+from bpnjax.keys import GateSeeds, KeySeeds
+
+BATCH = 1000
+FORMATS = ("bpnjax-2",)
+_FAR_BELOW = -1e9  # instead of a logit that must not win
+
+
+class Guess(NamedTuple):
+    """Answers of a model that nobody told the task."""
+
+    task: np.ndarray  # int32 [n], of the mode that was surest, from 0
+    outputs: np.ndarray  # int32 [n], the answers in that mode
+    scores: np.ndarray  # f32 [n, T], minus the predictive entropy in each mode, nats
+
+
+class Predictor(NamedTuple):
+    """A trained network and its modes. Calling it answers pictures.
+
+    Tasks count from 0 here, as in all functions of the package.
+    """
+
+    model: Any  # the Linen module
+    core: Any  # its shared parameters
+    bank: dict  # the modes of all tasks
+    cores: Any  # one network for each task instead, leading axis [T] (stl); else None
+    orders: Any  # int32 [T, inputs], each task's order of pixels; None where they keep theirs
+    outputs: np.ndarray  # bool [T, C], the outputs of each task's classes
+    class_names: tuple[str, ...]  # of the outputs
+    restricted: bool  # does a task's mode answer with its own outputs only (heads, masks)?
+    input_shape: tuple[int, ...]  # of one picture
+    scale: np.ndarray  # f32 [channels]; the network sees picture * scale + shift
+    shift: np.ndarray
+    metadata: dict[str, str]  # of the file: method, seed, configuration, ...
+
+    @property
+    def num_tasks(self) -> int:
+        return self.outputs.shape[0]
+
+    def logits(self, images, task) -> np.ndarray:
+        """The network's outputs.
+
+        Args:
+          images: ``[n, ...]`` as the set stores them.
+          task: int, or int ``[n]``, from 0.
+
+        Returns:
+          f32 ``[n, C]``; where a task answers with its own outputs only, the others are -1e9.
+
+        Raises:
+          ValueError: pictures of another shape, or a task that the model does not have.
+        """
+        images, task = self._checked(images, task)
+        if self.cores is None:
+            return _in_batches(partial(_logits, self), images, task)
+        out = np.empty((len(images), self.outputs.shape[1]), np.float32)
+        for one in np.unique(task):
+            rows = np.flatnonzero(task == one)
+            network = self._replace(core=jax.tree.map(lambda p, t=one: p[t], self.cores))
+            out[rows] = _in_batches(partial(_logits, network), images[rows], task[rows])
+        return out
+
+    def probabilities(self, images, task) -> np.ndarray:
+        """Softmax of `logits`, f32 ``[n, C]``."""
+        return np.asarray(jax.nn.softmax(jnp.asarray(self.logits(images, task))))
+
+    def infer(self, images) -> Guess:
+        """Tries the modes of all tasks and takes, per picture, the one of lowest entropy.
+
+        Args:
+          images: ``[n, ...]`` as the set stores them.
+
+        Returns:
+          `Guess`.
+        """
+        scores, answers = [], []
+        for task in range(self.num_tasks):
+            logits = self.logits(images, task)
+            log_p = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)))
+            scores.append((np.exp(log_p) * log_p).sum(-1))
+            answers.append(logits.argmax(-1))
+        scores, answers = np.array(scores).T, np.array(answers).T
+        task = scores.argmax(1)
+        outputs = answers[np.arange(len(task)), task]
+        return Guess(task.astype(np.int32), outputs.astype(np.int32), scores)
+
+    def __call__(self, images, task=None) -> np.ndarray:
+        """The answers, int32 ``[n]``, numbers in `class_names`; without ``task`` it is inferred."""
+        if task is None:
+            return self.infer(images).outputs
+        return self.logits(images, task).argmax(-1).astype(np.int32)
+
+    def _checked(self, images, task):
+        images = np.asarray(images)
+        if images.shape[1:] != self.input_shape:
+            raise ValueError(
+                f"pictures of shape {images.shape[1:]}; this model reads {self.input_shape}"
+            )
+        task = np.broadcast_to(np.asarray(task, np.int32), (len(images),))
+        if len(task) and not (task.min() >= 0 and task.max() < self.num_tasks):
+            raise ValueError(
+                f"task {task.min() if task.min() < 0 else task.max()}; this model has tasks 0 to "
+                f"{self.num_tasks - 1}"
+            )
+        return images, task
+
+
+def _logits(predictor: Predictor, images, task):
+    return _run(
+        predictor.model, predictor.restricted, predictor.core, predictor.bank, predictor.orders,
+        predictor.outputs, predictor.scale, predictor.shift, images, task,
+    )  # fmt: skip
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _run(model, restricted, core, bank, orders, outputs, scale, shift, images, task):
+    x = images.astype(jnp.float32) * scale + shift
+    if orders is not None:
+        flat = x.reshape(x.shape[0], -1)
+        x = jnp.take_along_axis(flat, orders[task], axis=1).reshape(x.shape)
+    mode = modulation.select(bank, task)
+    logits = modulation.modulated_apply(model, core, mode, x).astype(jnp.float32)
+    return jnp.where(outputs[task], logits, _FAR_BELOW) if restricted else logits
+
+
+def _in_batches(answer, images, task) -> np.ndarray:
+    """Answers batches of one size, the last one padded, so that one program serves them all."""
+    size = min(BATCH, 1 << max(len(images) - 1, 0).bit_length())
+    parts = []
+    for start in range(0, len(images), size):
+        x, t = images[start : start + size], task[start : start + size]
+        pad = size - len(x)
+        x = np.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1))
+        parts.append(np.asarray(answer(x, np.pad(t, (0, pad))))[: size - pad])
+    return np.concatenate(parts)
+
+
+def load(path, seed: int | None = None) -> Predictor:
+    """Loads a trained model.
+
+    Args:
+      path: the folder of a run, or one of its ``.safetensors`` files.
+      seed: of the folder's models, the one of this seed; the first by default.
+
+    Returns:
+      A `Predictor`.
+
+    Raises:
+      UserError: there is no model, or it was not written by this package.
+    """
+    from bpnjax.methods import REGISTRY
+
+    file = pathlib.Path(path)
+    if file.is_dir():
+        first = file / "model.safetensors"
+        file = first if seed is None else file / f"model_seed_{seed}.safetensors"
+        if seed is not None and first.is_file() and _metadata(first).get("seed") == str(seed):
+            file = first
+    if not file.is_file():
+        raise UserError(f"no model {file}; name the folder of a complete run, or its .safetensors")
+    metadata = _metadata(file)
+    if metadata.get("format") not in FORMATS:
+        raise UserError(
+            f"{file} has the format {metadata.get('format')!r}; this version reads "
+            f"{', '.join(FORMATS)}: run the training again"
+        )
+    with safe_open(file, "np") as tensors:
+        arrays = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+    config = ConfigDict(json.loads(metadata["config"]))
+    method = REGISTRY[config.method]
+    trees = {
+        group: traverse_util.unflatten_dict(
+            {n.split("/", 1)[1]: a for n, a in arrays.items() if n.startswith(f"{group}/")},
+            sep="/",
+        )
+        for group in ("core", "cores")
+    }
+    groups = json.loads(metadata["outputs"])
+    names = json.loads(metadata["class_names"])
+    outputs = np.zeros((len(groups), len(names)), bool)
+    for row, group in zip(outputs, groups, strict=True):
+        row[group] = True
+    shape = tuple(json.loads(metadata["input_shape"]))
+    orders = None
+    if config.sequence.kind == "permuted":
+        key = prng.fold(jax.random.key(int(metadata["seed"])), prng.PIXELS)
+        orders = jax.vmap(
+            lambda t: pixel_order(key, t, int(np.prod(shape)), config.sequence.first_identity)
+        )(jnp.arange(len(groups)))
+    return Predictor(
+        model=models.build(config.model, len(names)),
+        core=jax.tree.map(jnp.asarray, trees["core"]),
+        bank=_bank(arrays, trees["core"], config),
+        cores=jax.tree.map(jnp.asarray, trees["cores"]) or None,
+        orders=orders,
+        outputs=outputs,
+        class_names=tuple(names),
+        restricted=method.masks_outputs or config.sequence.heads == "multi",
+        input_shape=shape,
+        scale=np.asarray(json.loads(metadata["scale"]), np.float32),
+        shift=np.asarray(json.loads(metadata["shift"]), np.float32),
+        metadata=metadata,
+    )
+
+
+def _metadata(file) -> dict[str, str]:
+    try:
+        with safe_open(file, "np") as tensors:
+            return tensors.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is no safetensors file ({error}); train again") from error
+
+
+def _bank(arrays, core, config) -> dict:
+    """The modes in a file: biases as they are, keys and gates drawn from their seeds again."""
+    flat = traverse_util.flatten_dict(core, sep="/")
+    bank: dict[str, dict] = {}
+    for name, array in arrays.items():
+        if not name.startswith("bank/"):
+            continue
+        path, what = name.removeprefix("bank/").rsplit("/", 1)
+        layer = bank.setdefault(path, {})
+        if what == "key_seed":
+            seed = jax.random.wrap_key_data(jnp.asarray(array))
+            width = flat[f"{path}/kernel"].shape[-2]
+            gates = config.method.startswith("xdg")
+            layer["key"] = (
+                GateSeeds(seed, width, config.xdg.gated) if gates else KeySeeds(seed, width)
+            )
+        else:
+            layer[what] = jnp.asarray(array)
+    return bank
+
+
+USAGE = """usage: python -m bpnjax.predict --model=DIR --input=FILE.npz --output=FILE.csv
+                                [--task=N] [--seed=N]
+
+  --model=DIR        the folder of a complete run, or one of its .safetensors files
+  --input=FILE.npz   holds `images`, and `task` (from 1, one for each) if the tasks are known
+  --output=FILE.csv  gets a line for each picture: task, whether it was told, class, probability
+  --task=N           one task, from 1, for all pictures
+  --seed=N           of a run with several seeds, the model of this one"""
+
+
+def _read_pictures(path: str):
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            contents = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise UserError(f"--input: cannot read {path} as .npz ({error}); write it with np.savez")\
+            from error  # fmt: skip
+    if "images" not in contents:
+        raise UserError(
+            f"--input: {path} holds {', '.join(contents) or 'nothing'}; it needs `images`"
+        )
+    return contents["images"], contents.get("task")
+
+
+def answers(predictor: Predictor, images, task=None) -> str:
+    """Answers as CSV: picture, task (from 1), told or not, class, its name and probability."""
+    told = task is not None
+    task = predictor.infer(images).task if task is None else np.asarray(task)
+    p = predictor.probabilities(images, task)
+    task = np.broadcast_to(task, (len(p),))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["picture", "task", "told", "output", "class", "probability"])
+    for i, (t, row) in enumerate(zip(task, p, strict=True)):
+        c = int(row.argmax())
+        told_text = "yes" if told else "no"
+        writer.writerow([i, t + 1, told_text, c, predictor.class_names[c], f"{row[c]:.6f}"])
+    return text.getvalue()
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    from bpnjax.checkpoint import write_atomically
+
+    if {"--help", "-h", "--helpfull"} & set(arguments):
+        print(USAGE)
+        return 0
+    values = flags.FlagValues()
+    for name in ("model", "input", "output"):
+        flags.DEFINE_string(name, "", "", flag_values=values)
+    for name in ("task", "seed"):
+        flags.DEFINE_integer(name, None, "", flag_values=values)
+    try:
+        try:
+            left = values(["bpnjax", *arguments])
+        except flags.Error as error:
+            raise UserError(f"{' '.join(str(error).split())}; see --help") from error
+        if left[1:]:
+            raise UserError(f"{left[1]!r} is no flag; see --help")
+        for name in ("model", "input", "output"):
+            if not values[name].value:
+                raise UserError(f"--{name}: missing; see --help")
+        images, task = _read_pictures(values.input)
+        if values.task is not None:
+            task = values.task
+        predictor = load(values.model, values.seed)
+        try:
+            text = answers(predictor, images, None if task is None else np.asarray(task) - 1)
+        except ValueError as error:
+            raise UserError(f"--input: {error} (on the command line tasks count from 1)") from error
+        output = pathlib.Path(values.output)
+        if not output.absolute().parent.is_dir():
+            raise UserError(f"--output: no folder {output.parent}; make it first")
+        write_atomically(output, text)
+    except UserError as error:
+        print(f"bpnjax: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"bpnjax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(f"{text.count(chr(10)) - 1} answers in {values.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
