@@ -119,6 +119,9 @@ def default() -> ConfigDict:
     c.xdg = ConfigDict()
     c.xdg.gated = 0.8  # share of the hidden units that are silent in a task
 
+    c.plain_bias = ConfigDict()
+    c.plain_bias.learning_rate = 1e-2  # of bias_ewc's biases, with the optimizer above
+
     c.random_bias = ConfigDict()
     c.random_bias.norm = 2.4  # length of each layer's bias vector
 
@@ -195,6 +198,7 @@ _POSITIVE = (
     "train.learning_rate",
     "bd.epsilon",
     "bd.learning_rate",
+    "plain_bias.learning_rate",
     "si.damping",
     "lwf.temperature",
     "ebll.learning_rate",

@@ -147,7 +147,7 @@ def test_random_biases_have_the_chosen_norm_and_stay():
 
 
 def test_a_plain_bias_follows_its_gradient_and_is_frozen():
-    config = digits_config("bias_ewc", train__optimizer="sgd", bd__learning_rate=0.5)
+    config = digits_config("bias_ewc", train__optimizer="sgd", plain_bias__learning_rate=0.5)
     jitted = Jitted(config)
     key = jax.random.key(0)
     state = jitted.begin_task(key, jitted.init(key), 0)

@@ -1,6 +1,7 @@
 """Controls for an honest reading of BPN: what is due to the direction, the step, the oracle?
 
-- `PLAIN_BIAS`: one plain bias per task and layer, zero at first, trained by its gradient.
+- `PLAIN_BIAS`: one plain bias per task and layer, zero at first, trained by its gradient at the
+  rate `plain_bias.learning_rate`.
 - `RANDOM_BIAS`: one random bias per task and layer, never trained, of the norm
   `random_bias.norm`.
 - `output_mask`: a method without modes, told the task when it answers, by a mask on its outputs.
@@ -40,7 +41,7 @@ PLAIN_BIAS = Method(
     layer_fields=("bd",),
     init=bd.init,
     fresh=_fresh,
-    rules=lambda config, optimizer: ((f"^{GROUP}/", optimizer(config.bd.learning_rate)),),
+    rules=lambda config, optimizer: ((f"^{GROUP}/", optimizer(config.plain_bias.learning_rate)),),
     mode=modulation.select,
     train_mode=lambda learned, mode: modulation.merge(mode, learned[GROUP]),
     store=_store,
