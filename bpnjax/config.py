@@ -20,6 +20,8 @@ def default() -> ConfigDict:
     c.num_seeds = 1  # seeds seed, seed + 1, ... trained in one program
     c.devices = "all"  # "all" or a number: the batch is spread over these devices
 
+    c.compilation_cache = True  # keep compiled programs in the cache folder, for the next run
+
     c.dataset = ConfigDict()
     c.dataset.name = "mnist"  # a TFDS set, "digits" or "gaussians"; several separated by commas
     c.dataset.data_dir = ""  # where prepared TFDS sets are; "" is TFDS's default
@@ -144,7 +146,10 @@ def default() -> ConfigDict:
 
 
 # Fields that do not change what a run computes: a workdir may be taken up again with others.
-FREE_FIELDS = ("dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir", "checkpoint", "paper")
+FREE_FIELDS = (
+    "compilation_cache", "dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir",
+    "checkpoint", "paper",
+)  # fmt: skip
 
 KERNEL_INITS = tuple(
     f"{who}_{how}" for who in ("lecun", "he", "glorot") for how in ("normal", "uniform")

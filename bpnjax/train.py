@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpnjax import checkpoint, export, memory, metrics, parallel, programs, writers
+from bpnjax import checkpoint, compiled, export, memory, metrics, parallel, programs, writers
 from bpnjax.checkpoint import Position
 from bpnjax.data import TaskSequence, load_sequence
 from bpnjax.evaluate import KINDS, accuracies, evaluate
@@ -94,6 +94,7 @@ def train_and_evaluate(config, workdir: str | pathlib.Path, overwrite: bool = Fa
       LossNotFinite: the loss was NaN or infinite; the last good checkpoint stays.
     """
     workdir = pathlib.Path(workdir)
+    compiled.keep(config)
     num_devices = parallel.choose_devices(config.devices, config.train.batch_size)
     sequence = load_sequence(config)
     run = _Run(config, workdir, sequence, num_devices)

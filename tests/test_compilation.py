@@ -1,9 +1,13 @@
 """A sequence of any length compiles each program once."""
 
 import logging
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
+from conftest import ROOT
 
 from bpnjax import config as configuration
 from bpnjax import train
@@ -36,3 +40,21 @@ def test_one_compilation_for_3_tasks_and_for_30(tmp_path, caplog, method):
     for program in ("run_steps", "begin_task", "end_task", "evaluate"):
         for names in (few, many):
             assert sum(program in name for name in names) == 1, (program, names)
+
+
+def test_a_second_process_compiles_nothing_again(tmp_path, tiny_flags):
+    def run(name, *more):
+        env = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+        env |= {"BPNJAX_CACHE_DIR": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-m", "bpnjax.main", *tiny_flags(method="bd_psp"), *more]
+        subprocess.run([*command, f"--workdir={tmp_path / name}"], check=True, env=env,
+                       capture_output=True, cwd=ROOT)  # fmt: skip
+        return {p.name for p in (tmp_path / "cache" / "compiled").glob("*-cache")}
+
+    assert run("off", "--config.compilation_cache=False") == set()
+    first = run("one")
+    assert any("run_steps" in name for name in first)
+    assert run("two") == first
+    # Compiled or read from disk, it is the same program.
+    results = [(tmp_path / n / "accuracy.csv").read_bytes() for n in ("off", "one", "two")]
+    assert len(set(results)) == 1
