@@ -18,7 +18,7 @@ def default() -> ConfigDict:
     c.method = "bd_ewc"  # a name of bpnjax.methods.REGISTRY
     c.seed = 0  # of the first seed
     c.num_seeds = 1  # seeds seed, seed + 1, ... trained in one program
-    c.devices = "all"  # "all" or a number: the batch is spread over these devices
+    c.devices = "all"  # "all" or a number of devices to spread the work over
 
     c.compilation_cache = True  # keep compiled programs in the cache folder, for the next run
 
@@ -127,6 +127,10 @@ def default() -> ConfigDict:
     c.random_bias = ConfigDict()
     c.random_bias.norm = 2.4  # length of each layer's bias vector
 
+    c.parallel = ConfigDict()
+    c.parallel.axis = "batch"  # what is spread over devices: batch (and its gradients), or seeds
+    c.parallel.backend = "pmap"  # pmap or shard_map, which maps it
+
     c.evaluate = ConfigDict()
     c.evaluate.on = "test"  # test, or validation for choosing hyper-parameters
     c.evaluate.batch_size = 1000
@@ -169,6 +173,8 @@ _CHOICES = {
     "lwf.heads": ("tasks", "seen"),
     "gem.per": ("task", "class"),
     "si.clamp": ("sum", "increment", "none"),
+    "parallel.axis": ("batch", "seeds"),
+    "parallel.backend": ("pmap", "shard_map"),
     "evaluate.on": ("test", "validation"),
     "evaluate.infer": ("example", "batch"),
     "evaluate.inferred_rows": ("all", "last"),

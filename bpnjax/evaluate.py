@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpnjax import modulation
+from bpnjax import across, modulation
 from bpnjax.programs import Problem, TrainState
 from bpnjax.view import FAR_BELOW, Data, make_view
 
@@ -53,7 +53,7 @@ def accuracies(correct: Correct, count, inferred_examples: int = 0) -> dict[str,
 
 
 def evaluate(
-    problem: Problem, key, state: TrainState, data: Data, row, infer, in_training=False
+    problem: Problem, key, state: TrainState, data: Data, row, infer, in_training=False, axis=None
 ) -> Correct:
     """Tests tasks 0 to ``row`` in one program.
 
@@ -65,6 +65,7 @@ def evaluate(
       row: int scalar, may be traced: the last task trained.
       infer: bool scalar, may be traced: whether to measure task_inferred, which costs a pass per
         mode and task.
+      axis: name of the mapped device axis; each device takes its share of the test examples.
       in_training: static; the last task has not been stored yet, take its mode from ``learned``.
 
     Returns:
@@ -100,7 +101,7 @@ def evaluate(
             hits = [jnp.sum(real & (jnp.argmax(z, -1) == y)) for z in (logits, masked)]
             return correct + jnp.array(hits)
 
-        correct = jax.lax.fori_loop(0, -(-count // batch), one, jnp.zeros(2, jnp.int32))
+        correct = across.sum_loop(axis, -(-count // batch), one, jnp.zeros(2, jnp.int32))
         return correct_of.at[:, task].set(correct)
 
     limit = min(config.evaluate.inferred_examples or width, width)
@@ -130,7 +131,7 @@ def evaluate(
             _, answer = jax.lax.fori_loop(0, row + 1, try_mode, start)
             return correct + jnp.sum(real & (answer == y))
 
-        correct = jax.lax.fori_loop(0, -(-count // infer_batch), one, jnp.int32(0))
+        correct = across.sum_loop(axis, -(-count // infer_batch), one, jnp.int32(0))
         return correct_of.at[task].set(correct)
 
     unknown = jnp.full((2, problem.num_tasks), -1, jnp.int32)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bpnjax import importance, models, modulation, optim, prng
+from bpnjax import across, importance, models, modulation, optim, prng
 from bpnjax.data.sequence import Split, TaskSequence
 from bpnjax.errors import UserError
 from bpnjax.methods import REGISTRY, Ended, Method, Spec, Step
@@ -139,13 +139,9 @@ def run_steps(
     """
     config, method = problem.config, problem.method
     batch = config.train.batch_size
-    devices = 1 if axis is None else jax.lax.axis_size(axis)
+    devices, me = across.devices(axis)
     share = -(-batch // devices)
-    first = 0 if axis is None else jax.lax.axis_index(axis) * share
-
-    def everywhere(tree):
-        return tree if axis is None else jax.lax.psum(tree, axis)
-
+    first = me * share
     slots, count = _epoch_slots(problem, prng.fold(key, prng.ORDER, task, epoch), data.train, task)
     view = make_view(problem, key, data, task)
     mode = view.mode(method.mode(state.method, task))
@@ -183,7 +179,9 @@ def run_steps(
             (state.core, state.learned), mine, weight, state.method, step_key
         )
         # Sum over devices before anything that is not linear in the gradient (the sign).
-        total, correct, count_here, grads = everywhere((total, correct, jnp.sum(weight), grads))
+        total, correct, count_here, grads = across.total(
+            (total, correct, jnp.sum(weight), grads), axis
+        )
         core_grads, learned_grads = jax.tree.map(lambda g: g / count_here, grads)
         seen = Step(task, epoch, step_key, step_size, *whole_batch(i), examples, problem.spec)
         core_updates, core_optimizer = problem.core_optimizer.update(
@@ -218,7 +216,7 @@ def run_steps(
     return state, sums._replace(bad_step=bad)
 
 
-def end_task(problem: Problem, key, state: TrainState, data: Data, task) -> TrainState:
+def end_task(problem: Problem, key, state: TrainState, data: Data, task, axis=None) -> TrainState:
     """Freezes the task's mode, drops what was learned for it, and updates the protection."""
     method = problem.method
     # Importance is that of the network as it was trained, before its mode goes into the bank.
@@ -227,7 +225,7 @@ def end_task(problem: Problem, key, state: TrainState, data: Data, task) -> Trai
 
     draw = prng.fold(key, prng.ORDER, task, problem.config.train.epochs - 1)
     slots, count = _epoch_slots(problem, draw, data.train, task)
-    measures = _task_importance(problem, key, state.core, mode, data, task)
+    measures = _task_importance(problem, key, state.core, mode, data, task, axis)
     examples = make_examples(problem, key, data)
     ended = Ended(*measures, slots, count, examples, prng.fold(key, prng.ENDED, task))
     kept = method.consolidate(state.core, kept, task, ended, problem.spec)
@@ -256,7 +254,7 @@ def _epoch_slots(problem: Problem, key, split: Split, task):
     return slots[jnp.argsort(draws)], jnp.sum(real)
 
 
-def _task_importance(problem: Problem, key, core, mode, data: Data, task):
+def _task_importance(problem: Problem, key, core, mode, data: Data, task, axis):
     """The functions of `bpnjax.importance`, bound to the data and the mode of a task."""
     view = make_view(problem, key, data, task)
     params, mode = view.params(core), view.mode(mode)
@@ -274,7 +272,7 @@ def _task_importance(problem: Problem, key, core, mode, data: Data, task):
             return jax.tree.map(jnp.add, sums, sum_of_batch(i, x, y, weights))
 
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), like)
-        sums = jax.lax.fori_loop(0, -(-count // batch), add, zeros)
+        sums = across.sum_loop(axis, -(-count // batch), add, zeros)
         return jax.tree.map(lambda s: s / count, sums)
 
     def fisher(kind):

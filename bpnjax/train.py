@@ -34,7 +34,7 @@ class Programs(NamedTuple):
     evaluate_in_training: Any
 
 
-def compile_programs(problem, clock, num_seeds: int, num_devices: int) -> Programs:
+def compile_programs(problem, clock, num_seeds: int, layout: parallel.Layout) -> Programs:
     """Wraps the per-seed functions for seeds and devices; nothing is compiled before its use."""
 
     takes_state_over = (programs.begin_task, programs.run_steps, programs.end_task)
@@ -43,15 +43,15 @@ def compile_programs(problem, clock, num_seeds: int, num_devices: int) -> Progra
         static = {"in_training": True} if options.pop("in_training", False) else {}
         donate = (1,) if function in takes_state_over else ()
         bound = partial(function, problem, **static)
-        return parallel.program(bound, clock, num_seeds, num_devices, donate=donate, **options)
+        return parallel.program(bound, clock, num_seeds, layout, donate=donate, **options)
 
     return Programs(
         init=make(programs.init_state, over_seeds=(0,)),
         begin_task=make(programs.begin_task),
         run_steps=make(programs.run_steps, split=True),
-        end_task=make(programs.end_task),
-        evaluate=make(evaluate),
-        evaluate_in_training=make(evaluate, in_training=True),
+        end_task=make(programs.end_task, split=True),
+        evaluate=make(evaluate, split=True),
+        evaluate_in_training=make(evaluate, split=True, in_training=True),
     )
 
 
@@ -95,9 +95,9 @@ def train_and_evaluate(config, workdir: str | pathlib.Path, overwrite: bool = Fa
     """
     workdir = pathlib.Path(workdir)
     compiled.keep(config)
-    num_devices = parallel.choose_devices(config.devices, config.train.batch_size)
+    layout = parallel.choose_layout(config)
     sequence = load_sequence(config)
-    run = _Run(config, workdir, sequence, num_devices)
+    run = _Run(config, workdir, sequence, layout)
     claim(workdir, config, overwrite)
     run.restore_or_start()
     try:
@@ -110,11 +110,11 @@ def train_and_evaluate(config, workdir: str | pathlib.Path, overwrite: bool = Fa
 class _Run:
     """The host side of one run: position, record and files, threaded through the loop."""
 
-    def __init__(self, config, workdir, sequence: TaskSequence, num_devices: int):
+    def __init__(self, config, workdir, sequence: TaskSequence, layout):
         self.config, self.workdir, self.sequence = config, workdir, sequence
         self.problem = programs.make_problem(config, sequence)
         self.clock = parallel.Clock()
-        self.programs = compile_programs(self.problem, self.clock, config.num_seeds, num_devices)
+        self.programs = compile_programs(self.problem, self.clock, config.num_seeds, layout)
         self.data = put_on_device(sequence)
         self.keys = seed_keys(config)
         self.stages = (
