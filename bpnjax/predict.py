@@ -71,11 +71,30 @@ class Predictor(NamedTuple):
     def num_tasks(self) -> int:
         return self.outputs.shape[0]
 
+    def permuted(self, images, task) -> np.ndarray:
+        """Pictures as a sequence of permuted pixels shows them in a task.
+
+        The order of the pixels belongs to the data, not to the modes: a picture that comes as its
+        task shows it needs no permutation, and `infer` is not told of any.
+
+        Args:
+          images: ``[n, ...]`` as the set stores them.
+          task: int, or int ``[n]``, from 0.
+
+        Returns:
+          ``[n, ...]``; the pictures themselves where the tasks do not permute.
+        """
+        images, task = self._checked(images, task)
+        if self.orders is None:
+            return images
+        flat = images.reshape(len(images), -1)
+        return np.take_along_axis(flat, np.asarray(self.orders)[task], 1).reshape(images.shape)
+
     def logits(self, images, task) -> np.ndarray:
         """The network's outputs.
 
         Args:
-          images: ``[n, ...]`` as the set stores them.
+          images: ``[n, ...]`` as the set stores them; of permuted pixels, as `permuted` gives them.
           task: int, or int ``[n]``, from 0.
 
         Returns:
@@ -102,7 +121,7 @@ class Predictor(NamedTuple):
         """Tries the modes of all tasks and takes, per picture, the one of lowest entropy.
 
         Args:
-          images: ``[n, ...]`` as the set stores them.
+          images: as for `logits`.
 
         Returns:
           `Guess`.
@@ -141,17 +160,14 @@ class Predictor(NamedTuple):
 
 def _logits(predictor: Predictor, images, task):
     return _run(
-        predictor.model, predictor.restricted, predictor.core, predictor.bank, predictor.orders,
-        predictor.outputs, predictor.scale, predictor.shift, images, task,
+        predictor.model, predictor.restricted, predictor.core, predictor.bank, predictor.outputs,
+        predictor.scale, predictor.shift, images, task,
     )  # fmt: skip
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _run(model, restricted, core, bank, orders, outputs, scale, shift, images, task):
+def _run(model, restricted, core, bank, outputs, scale, shift, images, task):
     x = images.astype(jnp.float32) * scale + shift
-    if orders is not None:
-        flat = x.reshape(x.shape[0], -1)
-        x = jnp.take_along_axis(flat, orders[task], axis=1).reshape(x.shape)
     mode = modulation.select(bank, task)
     logits = modulation.modulated_apply(model, core, mode, x).astype(jnp.float32)
     return jnp.where(outputs[task], logits, _FAR_BELOW) if restricted else logits

@@ -29,7 +29,8 @@ value taken marked *; where all values give the same told, by masked:
     ebll.strength        0.01 .198/.994   *0.1 .198/.996   1 .198/.996
     gem.margin           0 .669/.990   *0.5 .817/.988
     replay.alpha, der    *0.1 .874/.990   0.5 .853/.983   1 .853/.981
-    alpha, beta, derpp   *0.1, 0.5 .871/.993   0.1, 1 .868/.990   0.5, 1 .881/.991   1, 0.5 .861/.990
+    alpha, beta, derpp   *0.1, 0.5 .871/.993   0.1, 1 .868/.990   0.5, 1 .881/.991
+                         1, 0.5 .861/.990
     xdg.gated, xdg       0.5 .827   0.8 .967   *0.9 .982
     xdg.gated, xdg_ewc   0.5 .993   0.8 .991   *0.9 .986   (one value serves both)
     random_bias.norm     1 .197/.985   2.4 .198/.944   10 .491/.907   *30 .593/.811

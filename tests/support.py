@@ -25,6 +25,8 @@ def digits_config(method, **changes):
     config.ewc.strength = 5.0
     config.mas.strength = 0.01
     config.random_bias.norm = 1.0
+    config.ebll.code = 8
+    config.ebll.epochs = 2
     config.gem.memories = 40
     config.replay.memory_size = 60
     config.replay.batch_size = 24

@@ -50,7 +50,8 @@ def test_answers_are_those_that_the_run_counted(trained):
         for task in range(3):
             rows = split.index[task, : split.count[task]]
             labels = sequence.columns[task, split.labels[rows]]
-            logits = predictor.logits(split.images[rows], task)
+            images = predictor.permuted(split.images[rows], task)
+            logits = predictor.logits(images, task)
             answers = np.where(sequence.classes[task], logits, -np.inf).argmax(1)
             for kind, given in (("task_masked", answers), ("task_told", logits.argmax(1))):
                 if kind == "task_told" and config.sequence.heads == "multi":
