@@ -21,7 +21,7 @@ value taken marked *; where all values give the same told, by masked:
 
     si.strength          1 .071/.566   10 .071/.548   *100 .074/.600
     mas.strength         0.1 .072/.733   1 .078/.708   *10 .139/.601
-    slnid.strength       *1e-5 .077/.703   1e-4 .074/.720   (with mas.strength 1)
+    slnid.strength       1e-5 .077/.703   *1e-4 .074/.720   (with mas.strength 1)
     imm.l2, imm_mean     1e-4 .118/.677   *1e-3 .121/.687   1e-2 .113/.699
     imm.l2, imm_mode     1e-4 .122/.712   *1e-3 .128/.701   1e-2 .123/.720
     lwf.strength         0.3 .071/.679   1 .072/.748   *3 .073/.774
@@ -30,7 +30,7 @@ value taken marked *; where all values give the same told, by masked:
     replay.alpha, der    0.1 .072/.696   *0.5 .148/.764
     alpha, beta, derpp   0.1, 0.5 .187/.781   *0.5, 1 .244/.781
     xdg.gated, xdg       *0.5 .664   0.8 .540   0.9 .522
-    xdg.gated, xdg_ewc   0.8 .574
+    xdg.gated, xdg_ewc   0.8 .574   (taken: 0.5, for xdg)
     random_bias.norm     2.4 .081/.652   10 .125/.583   *30 .172/.586
     plain_bias rate      1e-2 .803/.803   *0.1 .808/.808
 
@@ -51,7 +51,7 @@ def get_config():
     config.bd.learning_rate = 1e-3
     config.si.strength = 100.0
     config.mas.strength = 10.0
-    config.slnid.strength = 1e-5
+    config.slnid.strength = 1e-4
     config.imm.l2 = 1e-3
     config.lwf.strength = 3.0
     config.ebll.strength = 1.0
