@@ -23,28 +23,44 @@ from bpnjax.methods.base import Method
 GROUP = "bd"
 
 
+def empty_bank(layers, num_tasks: int):
+    """A bank of zero biases ``{path: {"bias": f32 [T, K]}}`` for layers as `find_layers` gives."""
+    return {path: {"bias": jnp.zeros((num_tasks, layer.outputs))} for path, layer in layers.items()}
+
+
+def init_factors(key, layers, hidden_dim: int):
+    """Factors for a new task: M zero, W uniform in +-1/sqrt(H).
+
+    Args:
+      key: typed PRNG key.
+      layers: ``{path: Layer}`` as `bpnjax.modulation.find_layers` gives.
+      hidden_dim: H.
+
+    Returns:
+      ``{path: {"M": f32 [1, H], "W": f32 [H, K]}}``; ``bpnjax.optim.beneficial_perturbation`` is
+      the transform that trains them, `product` the biases they stand for.
+    """
+    bound = hidden_dim**-0.5
+    factors = {}
+    for layer_key, (path, layer) in zip(
+        jax.random.split(key, len(layers)), layers.items(), strict=True
+    ):
+        shape = (hidden_dim, layer.outputs)
+        factors[path] = {
+            "M": jnp.zeros((1, hidden_dim)),
+            "W": jax.random.uniform(layer_key, shape, minval=-bound, maxval=bound),
+        }
+    return factors
+
+
 def init(key, core, spec):
     del key, core
-    layers = modulation.matching(spec.layers, spec.config.bd.layers)
-    return {
-        path: {"bias": jnp.zeros((spec.num_tasks, layer.outputs))} for path, layer in layers.items()
-    }
+    return empty_bank(modulation.matching(spec.layers, spec.config.bd.layers), spec.num_tasks)
 
 
 def fresh(key, spec):
-    hidden = spec.config.bd.hidden_dim
-    bound = hidden**-0.5
     layers = modulation.matching(spec.layers, spec.config.bd.layers)
-    factors = {}
-    keys = jax.random.split(key, len(layers))
-    for layer_key, (path, layer) in zip(keys, layers.items(), strict=True):
-        factors[path] = {
-            "M": jnp.zeros((1, hidden)),
-            "W": jax.random.uniform(
-                layer_key, (hidden, layer.outputs), minval=-bound, maxval=bound
-            ),
-        }
-    return {GROUP: factors}
+    return {GROUP: init_factors(key, layers, spec.config.bd.hidden_dim)}
 
 
 def product(factors):
@@ -56,13 +72,17 @@ def train_mode(learned, mode):
     return modulation.merge(mode, product(learned[GROUP]))
 
 
-def store(core, learned, state, task):
-    del core
-    biases = product(learned[GROUP])
+def freeze(bank, biases, task):
+    """The bank with the biases of a task put in, as `product` gives them."""
     return {
         path: {"bias": kept["bias"].at[task].set(biases[path]["bias"])}
-        for path, kept in state.items()
+        for path, kept in bank.items()
     }
+
+
+def store(core, learned, state, task):
+    del core
+    return freeze(state, product(learned[GROUP]), task)
 
 
 def _make(name, rules):

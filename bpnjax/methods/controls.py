@@ -28,10 +28,7 @@ def _fresh(key, spec):
 
 def _store(core, learned, state, task):
     del core
-    return {
-        path: {"bias": kept["bias"].at[task].set(learned[GROUP][path]["bias"])}
-        for path, kept in state.items()
-    }
+    return bd.freeze(state, learned[GROUP], task)
 
 
 PLAIN_BIAS = Method(

@@ -1,0 +1,39 @@
+"""Every notebook runs from start to end, as Jupyter runs it, on a CPU and without network."""
+
+import os
+
+import pytest
+from conftest import ROOT
+
+nbclient = pytest.importorskip("nbclient")
+nbformat = pytest.importorskip("nbformat")
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def text_of(notebook) -> str:
+    """What its cells printed."""
+    return "\n".join(
+        output.get("text", "")
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+    )
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs(path, monkeypatch, tmp_path):
+    monkeypatch.setenv("BPNJAX_CONFIGS", str(ROOT / "configs"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert all(not c.get("outputs") for c in notebook.cells), "committed with outputs; clear them"
+    nbclient.NotebookClient(
+        notebook, timeout=400, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    assert text_of(notebook)
+
+
+def test_the_notebooks_are_there():
+    names = {path.stem for path in NOTEBOOKS}
+    assert names >= {"quickstart", "beneficial_transform", "add_a_method", "paper_figures"}
