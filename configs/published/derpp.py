@@ -3,12 +3,12 @@
     python -m bpnjax.main --config=configs/published/derpp.py --config.num_seeds=3
 
 Original (aimagelab/mammoth): 784-100-100-10, Xavier uniform initialisation, all tasks permuted,
-pixels / 255, SGD at 0.2, one epoch of 60,000 examples a task in batches of 128, 128 examples from the
-memory for each of the two terms, alpha 1, beta 0.5. All of it is kept.
+pixels / 255, SGD at 0.2, one epoch of 60,000 examples a task in batches of 128, 128 examples from
+the memory for each of the two terms, alpha 1, beta 0.5. All of it is kept.
 
 Published average over the tasks after the last: 0.882 (Table 2 of the paper, P-MNIST, buffer 500;
-quoted from memory, the table was not at hand). Ours, 3 seeds: 0.879 +- 0.004 (0.875, 0.880, 0.883),
-136 s on one core, all seeds in one program.
+quoted from memory, the table was not at hand). Ours, 3 seeds: 0.879 +- 0.004 (0.875, 0.880,
+0.883), 136 s on one core, all seeds in one program.
 
 What deviates: the authors draw from the memory without replacement, we with.
 """

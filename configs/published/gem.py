@@ -2,17 +2,17 @@
 
     python -m bpnjax.main --config=configs/published/gem.py --config.num_seeds=3
 
-Original (the authors' code and run_experiments.sh): 784-100-100-10, Xavier initialisation, all tasks
-permuted, pixels / 255, SGD at 0.1, one pass over 1,000 examples a task in batches of 10, 256 memories
-a task, margin 0.5. All of it is kept.
+Original (the authors' code and run_experiments.sh): 784-100-100-10, Xavier initialisation, all
+tasks permuted, pixels / 255, SGD at 0.1, one pass over 1,000 examples a task in batches of 10,
+256 memories a task, margin 0.5. All of it is kept.
 
 Published average over the tasks after the last: 0.83 (given to two digits by the reproductions of
 ContinualAI/continual-learning-baselines, which get 0.80). Ours, 3 seeds: 0.825 +- 0.003 (0.827,
 0.826, 0.821), 127 s on one core, all seeds in one program.
 
-What deviates: the authors' ring of memories does not start anew at each task, ours does (with 1,000
-examples and 256 places the same number of examples is kept); their testing loop leaves out the last
-example of each batch. Neither is visible at this precision.
+What deviates: the authors' ring of memories does not start anew at each task, ours does (with
+1,000 examples and 256 places the same number of examples is kept); their testing loop leaves out
+the last example of each batch. Neither is visible at this precision.
 """
 
 from bpnjax.config import default
