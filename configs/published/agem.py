@@ -5,7 +5,8 @@
 Original (facebookresearch/agem): 784-256-256-10, all tasks permuted, pixels / 255, SGD at 0.1,
 one pass in batches of 10 over the 55,000 examples of the TensorFlow tutorial's training split, 25
 memories of each class and task, 256 of them in the reference gradient, 17 tasks after 3 for the
-choice of hyper-parameters. All of it is kept, with 55,000 of the 60,000 examples drawn for each task.
+choice of hyper-parameters. All of it is kept, with 55,000 of the 60,000 examples drawn for each
+task.
 
 Published average over the tasks after the last: 0.891 (0.8912, printed by the authors' plotting
 notebook; GEM 0.8958 there). Ours, seed 0: 0.899, 499 s on one core.
