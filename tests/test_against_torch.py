@@ -206,12 +206,12 @@ def test_agem():
         ref.step(ref.gradients(ref.loss(x, y)))
     x, y = stream(first)
     memory = x[-50:], y[-50:]
-    odds = np.zeros(3 * 50)  # three tasks, of which the first has its memory
-    odds[:50] = 1
     conflicts = 0
     for i, (x, y) in enumerate(second[:STEPS]):
         key = prng.fold(jax.random.key(0), prng.STEP, 1, 0, i)
-        places = jax.random.categorical(key, np.log(odds + 1e-30), shape=(size,)).tolist()
+        # Three tasks, of which the first has its memory: its places with the largest lots.
+        lots = np.asarray(jax.random.uniform(key, (3 * 50,)))[:50]
+        places = np.argsort(-lots)[:size].tolist()
         g = flat(ref.gradients(ref.loss(x, y)))
         old = flat(ref.gradients(ref.loss(memory[0][places], memory[1][places])))
         if g @ old < 0:

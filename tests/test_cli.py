@@ -24,7 +24,7 @@ from bpnjax.data import cache, prepare
 from bpnjax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
 FILES = (
     "accuracy.csv", "accuracy_matrix.png", "checkpoints", "config.json", "learning_curves.png",
     "metrics.jsonl", "model.json", "model.safetensors", "result.json",
@@ -274,7 +274,7 @@ def test_shipped_config_and_its_command(path, tmp_path, monkeypatch):
     docstring = compile(source, path.name, "exec").co_consts[0]
     command = re.search(r"^ *python -m bpnjax\.main (.*)$", docstring, re.MULTILINE)
     assert command, "its docstring says how to run it"
-    assert f"--config=configs/{path.name}" in command[1]
+    assert f"--config={path.relative_to(ROOT)}" in command[1]
     monkeypatch.chdir(ROOT)
     parsed, workdir, overwrite = main.parse(command[1].split())
     assert workdir == pathlib.Path("runs", parsed.name, parsed.method) and not overwrite

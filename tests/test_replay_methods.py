@@ -128,6 +128,23 @@ def test_gem_keeps_the_last_examples_of_the_stream(per):
     assert kept.shape == (20,) and float(real.sum()) == 9
 
 
+def test_agem_draws_examples_of_earlier_tasks_once():
+    slots = jnp.arange(24).reshape(4, 6)
+    real = jnp.ones((4, 6)).at[1, 4:].set(0.0)  # the second task had four examples
+    memory, earlier = gem.Memory(slots, real), jnp.array([True, True, False, False])
+    keys = jax.random.split(jax.random.key(0), 2000)
+    found, weight = jax.jit(jax.vmap(lambda key: gem.draw(memory, earlier, key, 5)))(keys)
+    assert (weight == 1).all() and all(len(set(row)) == 5 for row in np.asarray(found).tolist())
+    counts = np.bincount(np.asarray(found).ravel(), minlength=24)
+    assert (counts[10:] == 0).all()
+    assert np.abs(counts[:10] - 1000).max() < 5 * np.sqrt(1000)
+    for size, places in ((20, 20), (30, 24)):  # more than there are: all of them
+        found, weight = gem.draw(memory, earlier, keys[0], size)
+        assert found.shape == (places,)
+        assert sorted(np.asarray(found)[np.asarray(weight) > 0].tolist()) == list(range(10))
+    assert not gem.draw(memory, earlier & False, keys[0], 5)[1].any()
+
+
 def test_gem_and_replay_remember_what_sgd_forgets():
     key = jax.random.key(0)
     told = {}

@@ -91,13 +91,30 @@ def _gem_gradient(grads, core, state, step):
     return restore(projection.gem(flat, rows, earlier, options.margin, options.damping))
 
 
+def draw(memory: Memory, earlier, key, size: int):
+    """Draws examples of earlier tasks' memories, none twice.
+
+    Args:
+      memory: all tasks' memories.
+      earlier: bool ``[T]``, which tasks to draw from.
+      key: typed PRNG key.
+      size: how many.
+
+    Returns:
+      Slots int32 ``[n]`` and f32 ``[n]``, 0 for places beyond what the memories hold; n is `size`,
+      or all places if there are fewer.
+    """
+    real = (memory.real * earlier[:, None]).reshape(-1)
+    # The places with the largest of independent numbers: one number a place, not one a draw.
+    lots = jnp.where(real > 0, jax.random.uniform(key, real.shape), -1.0)
+    places = jax.lax.top_k(lots, min(size, real.shape[0]))[1]
+    return memory.slots.reshape(-1)[places], real[places]
+
+
 def _agem_gradient(grads, core, state, step):
     flat, restore = ravel_pytree(grads)
-    odds = (state.real * (jnp.arange(state.real.shape[0]) < step.task)[:, None]).reshape(-1)
-    places = jax.random.categorical(
-        step.key, jnp.log(odds + 1e-30), shape=(step.spec.config.gem.batch_size,)
-    )
-    slots, weight = state.slots.reshape(-1)[places], odds[places]
+    earlier = jnp.arange(state.real.shape[0]) < step.task
+    slots, weight = draw(state, earlier, step.key, step.spec.config.gem.batch_size)
     reference = _memory_gradient(core, step, slots, weight)  # zero while nothing is kept
     return restore(projection.agem(flat, reference))
 
