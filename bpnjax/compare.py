@@ -142,16 +142,17 @@ def write(folder: pathlib.Path, config, rows: list[Row], line: str) -> None:
     from bpnjax.checkpoint import write_atomically
 
     seeds = f"{config.num_seeds} seed" + ("s" if config.num_seeds > 1 else "")
+    done = [row.result for row in rows if row.result is not None]
+    picture = "![the three accuracies of each method](compare.png)\n\n" if done else ""
     text = (
         f"# {config.name}, {seeds}\n\n{markdown(rows)}\n\n"
         "Accuracies after the last task, averaged over tasks; mean ± standard deviation over\n"
         "seeds. told: the task's mode is active; masked: the same, restricted to the task's\n"
         "classes; inferred: nobody tells the task.\n\n"
-        f"    {line}\n"
+        f"{picture}    {line}\n"
     )
     write_atomically(folder / "compare.md", text)
     write_atomically(folder / "compare.csv", comma_separated(rows))
-    done = [row.result for row in rows if row.result is not None]
     if done:
         plots.comparison(folder / "compare.png", done)
 
