@@ -79,7 +79,7 @@ def _number(summary, digits=4) -> str:
 
 HEADER = (
     "method", "average told", "average masked", "average inferred", "task 1 told", "forgetting",
-    "bytes a task", "training s",
+    "bytes a task", "examples kept, bytes", "training s",
 )  # fmt: skip
 
 
@@ -98,6 +98,7 @@ def markdown(rows: list[Row]) -> str:
                 _number(summary["task_told"]["first_task_accuracy"]),
                 _number(summary["task_told"]["forgetting"]),
                 f"{row.result['memory']['bytes_per_task']:,}",
+                f"{row.result['memory']['replay_bytes']:,}",
                 f"{row.result['time']['train_seconds']:.0f}",
             ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -112,10 +113,10 @@ def comma_separated(rows: list[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [f"{kind}_{name}_{part}" for kind, name in columns for part in ("mean", "sd")]
-    writer.writerow(["method", *names, "bytes_per_task", "train_seconds", "error"])
+    writer.writerow(["method", *names, "bytes_per_task", "replay_bytes", "train_seconds", "error"])
     for row in rows:
         if row.result is None:
-            writer.writerow([row.method, *("" for _ in names), "", "", row.error])
+            writer.writerow([row.method, *("" for _ in names), "", "", "", row.error])
             continue
         values = [
             row.result["summary"][kind][name][part]
@@ -125,7 +126,9 @@ def comma_separated(rows: list[Row]) -> str:
         cells = ["" if v is None else f"{v:.6f}" for v in values]
         memory, time = row.result["memory"], row.result["time"]
         seconds = f"{time['train_seconds']:.3f}"
-        writer.writerow([row.method, *cells, memory["bytes_per_task"], seconds, ""])
+        writer.writerow(
+            [row.method, *cells, memory["bytes_per_task"], memory["replay_bytes"], seconds, ""]
+        )
     return text.getvalue()
 
 
@@ -148,7 +151,8 @@ def write(folder: pathlib.Path, config, rows: list[Row], line: str) -> None:
         f"# {config.name}, {seeds}\n\n{markdown(rows)}\n\n"
         "Accuracies after the last task, averaged over tasks; mean ± standard deviation over\n"
         "seeds. told: the task's mode is active; masked: the same, restricted to the task's\n"
-        "classes; inferred: nobody tells the task.\n\n"
+        "classes; inferred: nobody tells the task. Bytes a task: what must be kept to answer it;\n"
+        "examples kept: what a memory needs to go on learning.\n\n"
         f"{picture}    {line}\n"
     )
     write_atomically(folder / "compare.md", text)
