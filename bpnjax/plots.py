@@ -109,7 +109,7 @@ def learning_curves(workdir: pathlib.Path, result: dict) -> pathlib.Path:
 
 
 def comparison(path: pathlib.Path, results: list[dict]) -> pathlib.Path:
-    """Draws the average of each of the three accuracies of several methods, with sd over seeds.
+    """Draws several methods side by side: accuracies and forgetting with sd, bytes, time.
 
     Args:
       path: of the picture.
@@ -120,21 +120,39 @@ def comparison(path: pathlib.Path, results: list[dict]) -> pathlib.Path:
     """
     pyplot = _pyplot()
     kinds = list(results[0]["summary"])
-    figure, axis = pyplot.subplots(figsize=(8, 1.2 + 0.55 * len(results)))
+    figure, axes = pyplot.subplots(
+        1, 4, figsize=(11, 1.2 + 0.42 * len(results)), sharey=True, width_ratios=(4, 1.3, 1.3, 1.3)
+    )
     rows = np.arange(len(results))[::-1]
+
+    def bars(axis, summaries, offset=0.0, height=0.6, **options):
+        means = [np.nan if s["mean"] is None else s["mean"] for s in summaries]
+        sds = [s["sd"] or 0.0 for s in summaries]
+        axis.barh(rows + offset, means, height, xerr=sds, capsize=2, **options)
+
     for i, kind in enumerate(kinds):
         averages = [r["summary"][kind]["average_accuracy"] for r in results]
-        means = [np.nan if a["mean"] is None else a["mean"] for a in averages]
-        sds = [a["sd"] or 0.0 for a in averages]
-        axis.barh(rows + 0.26 * (1 - i), means, 0.24, xerr=sds, label=kind, capsize=2)
-    axis.set_yticks(rows, [r["method"] for r in results])
-    axis.set_xlim(0, 1)
-    axis.set_xlabel("average accuracy after all tasks")
-    axis.grid(axis="x", alpha=0.3)
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+        bars(axes[0], averages, 0.26 * (1 - i), 0.24, label=kind)
+    bars(axes[1], [r["summary"]["task_told"]["forgetting"] for r in results], color="0.5")
+    axes[2].barh(rows, [r["memory"]["bytes_per_task"] for r in results], 0.6, color="0.5")
+    axes[3].barh(rows, [r["time"]["train_seconds"] for r in results], 0.6, color="0.5")
+    axes[0].set_yticks(rows, [r["method"] for r in results])
+    axes[0].set_ylim(-0.6, len(results) - 0.4)
+    axes[0].set_xlim(0, 1)
+    axes[2].set_xscale("symlog", linthresh=1000)
+    axes[2].set_xticks([0, 1e3, 1e5])
+    for axis, label in zip(
+        axes,
+        ("average accuracy after all tasks", "forgetting (told)", "bytes a task", "training, s"),
+        strict=True,
+    ):
+        axis.set_xlabel(label)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     seeds = results[0]["num_seeds"]
-    axis.set_title(f"{results[0]['name']}, {seeds} seed{'s' if seeds > 1 else ''}", pad=28)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    title = f"{results[0]['name']}, {seeds} seed{'s' if seeds > 1 else ''}"
+    axes[0].set_title(title, pad=28)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     pyplot.close(figure)
     return path
 
