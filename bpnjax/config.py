@@ -70,7 +70,7 @@ def default() -> ConfigDict:
     c.ewc.fisher = "empirical"  # empirical, true, sampled
     c.ewc.anchors = "latest"  # latest, per_task
     c.ewc.decay = 1.0  # ewc_online: factor on earlier Fishers
-    c.ewc.form = "proximal"  # proximal (cannot diverge), gradient; also of si and mas
+    c.ewc.form = "proximal"  # proximal (cannot diverge), gradient; also of every other anchor
 
     c.si = ConfigDict()
     c.si.strength = 0.1  # c, of c sum Omega (theta - anchor)^2
@@ -88,7 +88,6 @@ def default() -> ConfigDict:
 
     c.imm = ConfigDict()
     c.imm.l2 = 1e-4  # lambda of lambda |theta - theta of the last task|^2; 0 is weight-transfer
-
     c.imm.drop = 0.0  # share of the hidden units that a step leaves at the last task's weights
 
     c.lwf = ConfigDict()

@@ -12,7 +12,8 @@ import numpy as np
 from bpnjax.writers import plain_nan
 
 
-def _pyplot():
+def headless_pyplot():
+    """matplotlib's pyplot for files; imported when the first picture is drawn."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -31,7 +32,7 @@ def accuracy_matrix(workdir: pathlib.Path, result: dict) -> pathlib.Path:
     Returns:
       The picture's path.
     """
-    pyplot = _pyplot()
+    pyplot = headless_pyplot()
     kinds = {k: np.asarray(plain_nan(m), float).mean(0) for k, m in result["accuracy"].items()}
     tasks = len(next(iter(kinds.values())))
     side = 3.4 if tasks <= 20 else 4.2
@@ -72,7 +73,7 @@ def learning_curves(workdir: pathlib.Path, result: dict) -> pathlib.Path:
     Returns:
       The picture's path.
     """
-    pyplot = _pyplot()
+    pyplot = headless_pyplot()
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     train = [line for line in lines if line["kind"] == "train"]
     tests = [line for line in lines if line["kind"] == "evaluate"]
@@ -118,7 +119,7 @@ def comparison(path: pathlib.Path, results: list[dict]) -> pathlib.Path:
     Returns:
       ``path``.
     """
-    pyplot = _pyplot()
+    pyplot = headless_pyplot()
     kinds = list(results[0]["summary"])
     figure, axes = pyplot.subplots(
         1, 4, figsize=(11, 1.2 + 0.42 * len(results)), sharey=True, width_ratios=(4, 1.3, 1.3, 1.3)

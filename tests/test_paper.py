@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from bpnjax.errors import UserError
 from bpnjax.paper import __main__ as command
@@ -115,7 +114,6 @@ def test_holm_against_its_definition():
         expected[i] = min(worst, 1.0)
     np.testing.assert_allclose(permuted.holm(p), [expected[i] for i in range(6)])
     assert [permuted.stars(p) for p in (5e-4, 5e-3, 0.03, 0.2)] == ["***", "**", "*", "n.s."]
-    assert stats.ttest_ind([1, 2, 3.0], [1, 2, 3.1], equal_var=False).pvalue > 0.05
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from bpnjax.plots import _pyplot
+from bpnjax.plots import headless_pyplot
 
 COLORS = {
     "STL": "0.35", "BD+PSP": "#d62728", "BD+EWC": "#1f77b4", "PSP": "#ff7f0e", "EWC": "#2ca02c",
@@ -28,7 +28,7 @@ def picture_path(folder: pathlib.Path, name: str) -> pathlib.Path:
 @contextlib.contextmanager
 def panels(path: pathlib.Path, rows: int, columns: int, size, **options):
     """Axes of a picture as a flat list; saves it at the end."""
-    pyplot = _pyplot()
+    pyplot = headless_pyplot()
     options = {"sharex": rows > 1, "squeeze": False} | options
     figure, axes = pyplot.subplots(rows, columns, figsize=size, **options)
     yield list(axes.ravel())

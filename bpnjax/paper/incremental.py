@@ -6,7 +6,7 @@ import numpy as np
 
 from bpnjax.metrics import mean_and_sd
 from bpnjax.paper import drawing, runs
-from bpnjax.paper.report import Cell, Report, beside_paper, number
+from bpnjax.paper.report import Cell, Report, beside_paper
 
 
 class Line(NamedTuple):
@@ -192,6 +192,3 @@ def table1(runner) -> Report:
         [(header, rows)], [path], "python -m bpnjax.paper --artefact=table1",
         [run.command for run in everything], runs.seconds(everything),
     )  # fmt: skip
-
-
-__all__ = ["fig6a", "fig6b", "fig6c", "number", "table1"]

@@ -10,8 +10,8 @@ from bpnjax.paper import drawing, runs
 from bpnjax.paper.report import Cell, Report, beside_paper
 
 GROUP = 10  # tasks
-# Label, method, what differs from configs/permuted_mnist.py (searched; docs/REPRODUCTION.md),
-# the paper's average over all tasks.
+# Label, method, what differs from configs/permuted_mnist.py (first values, not searched yet), the
+# paper's average over all tasks.
 METHODS = (
     ("BD+PSP", "bd_psp", {"train__learning_rate": 3e-5}, 0.626),
     ("PSP", "psp", {"train__learning_rate": 3e-5}, 0.481),

@@ -1,5 +1,7 @@
 """Fig. 5: where a network that learned two tasks in the plane sees the black cluster."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,10 +38,8 @@ def probabilities(run: runs.Run, config, points) -> dict[tuple[int, int], np.nda
     sequence = load_sequence(config)
     problem = programs.make_problem(config, sequence)
 
-    def init(keys):
-        one = lambda key: programs.init_state(problem, key)  # noqa: E731
-        return jax.vmap(one)(keys) if config.num_seeds > 1 else one(keys)
-
+    init = partial(programs.init_state, problem)
+    init = jax.vmap(init) if config.num_seeds > 1 else init
     abstract = checkpoint.abstract_like(jax.eval_shape(init, train.seed_keys(config)))
     x = jnp.asarray(points) * sequence.scale + sequence.shift
     found = {}

@@ -18,8 +18,8 @@ class Runner(NamedTuple):
 
     folder: pathlib.Path
     configs: pathlib.Path  # the folder of configuration files
-    num_seeds: int = 0  # 0: what the artefact asks for
-    overrides: dict[str, Any] = {}  # noqa: RUF012  a default that nobody changes
+    num_seeds: int  # 0: what the artefact asks for
+    overrides: dict[str, Any]  # {field: value}
 
 
 class Run(NamedTuple):
