@@ -2,7 +2,7 @@
 
 from bpnjax import importance, keys, metrics, modulation, optim
 from bpnjax.modulation import modulated_apply, select
-from bpnjax.predict import Predictor, load
+from bpnjax.predictor import Predictor, load
 from bpnjax.version import __version__
 
 __all__ = [

@@ -85,7 +85,9 @@ HEADER = (
 
 def markdown(rows: list[Row]) -> str:
     """The table as Markdown: means ± standard deviations over seeds after all tasks."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
+    from bpnjax.writers import markdown_table
+
+    lines = []
     for row in rows:
         if row.result is None:
             cells = [f"`{row.method}`", f"failed: {row.error}".replace("|", "/")]
@@ -101,8 +103,8 @@ def markdown(rows: list[Row]) -> str:
                 f"{row.result['memory']['replay_bytes']:,}",
                 f"{row.result['time']['train_seconds']:.0f}",
             ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(HEADER, lines)
 
 
 def comma_separated(rows: list[Row]) -> str:

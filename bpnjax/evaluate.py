@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpnjax import across, modulation
+from bpnjax.heads import within_head
 from bpnjax.programs import Problem, TrainState
-from bpnjax.view import FAR_BELOW, Data, make_view
+from bpnjax.view import Data, make_view
 
 
 class Correct(NamedTuple):
@@ -118,7 +119,7 @@ def evaluate(
                 entropy, answer = best
                 logits = logits_of(view, mode_task, x)
                 if view.multi_head:  # to try a mode is to try its head
-                    logits = jnp.where(data.classes[mode_task], logits, FAR_BELOW)
+                    logits = within_head(logits, data.classes[mode_task])
                 log_p = jax.nn.log_softmax(logits)
                 its = -jnp.sum(jnp.exp(log_p) * log_p, -1)
                 if config.evaluate.infer == "batch":

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from bpnjax import modulation
+from bpnjax.heads import within_head
 
 __all__ = [
     "FISHER_KINDS",
@@ -28,7 +29,6 @@ __all__ = [
 
 FISHER_KINDS = ("empirical", "true", "sampled")
 NEURON_KINDS = ("loss", "output_norm")
-_FAR_BELOW = -1e9  # instead of a logit outside the head
 
 
 def one_pass_layers(layers: dict[str, modulation.Layer]) -> dict[str, modulation.Layer]:
@@ -161,16 +161,13 @@ def fisher_sum(
         raise ValueError("the sampled Fisher draws labels: pass key=jax.random.key(...)")
     weights = jnp.ones(x.shape[0]) if weights is None else weights
 
-    def within_head(logits):
-        return logits if classes is None else jnp.where(classes, logits, _FAR_BELOW)
-
     if kind == "sampled":
         answers = modulation.modulated_apply(model, params, mode, x).astype(jnp.float32)
-        labels = jax.random.categorical(key, within_head(answers))
+        labels = jax.random.categorical(key, within_head(answers, classes))
 
     def magnitudes(logits, backward):
         # d(-log p_y)/d logits = p - onehot(y); everything upstream of the logits is linear in it.
-        p, width = jax.nn.softmax(within_head(logits)), logits.shape[-1]
+        p, width = jax.nn.softmax(within_head(logits, classes)), logits.shape[-1]
         if kind != "true":
             return jax.tree.map(jnp.square, backward(p - jax.nn.one_hot(labels, width)))
 
@@ -185,12 +182,12 @@ def fisher_sum(
         def squares(y):
             return jax.tree.map(
                 jnp.square,
-                jax.grad(lambda f: jax.nn.log_softmax(within_head(logits_of(f)))[y])(free),
+                jax.grad(lambda f: jax.nn.log_softmax(within_head(logits_of(f), classes))[y])(free),
             )
 
         if kind != "true":
             return squares(label)
-        p = jax.nn.softmax(within_head(logits_of(free)))
+        p = jax.nn.softmax(within_head(logits_of(free), classes))
 
         def add(c, sums):
             return jax.tree.map(lambda s, q: s + p[c] * q, sums, squares(c))
@@ -358,11 +355,10 @@ def neurons_sum(
         raise ValueError(f"unknown importance {of!r}; use one of {', '.join(NEURON_KINDS)}")
     weights = jnp.ones(x.shape[0]) if weights is None else weights
     logits, backward, _ = _probe(model, params, mode, x)
-    counted = jnp.ones(logits.shape[-1]) if classes is None else classes.astype(jnp.float32)
     if of == "output_norm":
-        cotangent = 2.0 * counted * logits
+        cotangent = 2.0 * logits * (1.0 if classes is None else classes)
     else:
-        p = jax.nn.softmax(jnp.where(counted > 0, logits, _FAR_BELOW))
+        p = jax.nn.softmax(within_head(logits, classes))
         cotangent = p - jax.nn.one_hot(labels, logits.shape[-1])
     return {path: weights @ jnp.abs(delta) for path, delta in backward(cotangent).items()}
 

@@ -15,8 +15,7 @@ from bpnjax.data.permutation import (
     restore_rows,
 )
 from bpnjax.data.sequence import Split, TaskSequence
-
-FAR_BELOW = -1e9  # instead of a logit that must not count; finite, so that 0 times it is 0
+from bpnjax.heads import within_head
 
 
 class Data(NamedTuple):
@@ -82,8 +81,7 @@ class View(NamedTuple):
         """Logits f32 [n, C], with those outside the head of each slot's task far below."""
         if not self.multi_head:
             return logits
-        heads = self.data.classes[slots // split.index.shape[1]]
-        return jnp.where(heads, logits, FAR_BELOW)
+        return within_head(logits, self.data.classes[slots // split.index.shape[1]])
 
 
 def make_view(problem, key, data: Data, task) -> View:

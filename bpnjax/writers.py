@@ -101,6 +101,12 @@ def table(result: dict, class_names: list[list[str]]) -> str:
     return "\n".join([text[0], rule, *text[1:-1], rule, text[-1]])
 
 
+def markdown_table(header, rows) -> str:
+    """A table as Markdown: header and rows are sequences of text."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
+
+
 def plain_nan(value):
     """The reverse of `plain` for matrices: null becomes NaN."""
     if isinstance(value, list):

@@ -1,9 +1,12 @@
 """Task sequences: no example in two tasks, none lost, right classes, clear refusals."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bpnjax import config as configuration
+from bpnjax import models
 from bpnjax.data import cache, embedded, load_sequence
 from bpnjax.data.arrays import Arrays
 from bpnjax.errors import UserError
@@ -133,3 +136,34 @@ def test_cache_returns_what_was_written_and_notices_damage(tmp_path):
     (folder / "images.npy").write_bytes((folder / "images.npy").read_bytes()[:-1])
     with pytest.raises(UserError, match="damaged .* delete that folder"):
         cache.read(folder)
+
+
+@pytest.mark.parametrize("kind", ["class_split", "permuted"])
+def test_so_many_examples_of_each_task(kind):
+    whole = load_sequence(config_for(sequence__kind=kind))
+    few = load_sequence(config_for(sequence__kind=kind, sequence__examples_per_task=50))
+    assert few.train.count.tolist() == [50] * 5 and few.train.index.shape == (5, 50)
+    for task in range(5):
+        chosen = rows(few.train, task)
+        assert len(set(chosen)) == 50 and set(chosen) <= set(rows(whole.train, task))
+    if kind == "permuted":  # each task draws its own
+        assert set(rows(few.train, 0)) != set(rows(few.train, 1))
+    np.testing.assert_array_equal(few.test.count, whole.test.count)
+    again = load_sequence(config_for(sequence__kind=kind, sequence__examples_per_task=50))
+    np.testing.assert_array_equal(few.train.index, again.train.index)
+
+
+def test_more_examples_than_a_task_has_are_refused():
+    with pytest.raises(UserError, match="sequence.examples_per_task: 300, but task 1 has 2.. tr"):
+        load_sequence(config_for(sequence__examples_per_task=300))
+
+
+def test_the_kernels_start_as_chosen():
+    """Their spread against the variance in the initializer's name: 1/in, 2/in, 2/(in + out)."""
+    variance = {"lecun": 1 / 50, "he": 2 / 50, "glorot": 2 / 80}
+    for name in configuration.KERNEL_INITS:
+        config = configuration.default().model
+        config.kernel_init, config.hidden = name, (30,)
+        params = models.build(config, 4).init(jax.random.key(0), jnp.zeros((1, 50)))["params"]
+        spread = float(params["hidden_0"]["kernel"].std())
+        assert spread == pytest.approx(variance[name.split("_")[0]] ** 0.5, rel=0.1), name

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from bpnjax import modulation
+from bpnjax.heads import FAR_BELOW
 from bpnjax.methods import bd
 from bpnjax.methods.base import Method
 
 GROUP = "plain_bias"
-_FAR_BELOW = -1e9  # added to a logit that must not win
 
 
 def _fresh(key, spec):
@@ -83,7 +83,7 @@ def output_mask(name: str, method: Method) -> Method:
 
     def init(key, core, spec):
         *_, output = spec.layers
-        mask = jnp.where(jnp.asarray(spec.classes), 0.0, _FAR_BELOW)
+        mask = jnp.where(jnp.asarray(spec.classes), 0.0, FAR_BELOW)
         return {output: {"bias": mask}}, method.init(key, core, spec)
 
     def after_step(state, old, new, grads, step):

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bpnjax.heads import within_head
 from bpnjax.methods import replay
 from bpnjax.methods.base import Method, head_mask
 
@@ -57,7 +58,7 @@ def distillation(new, old, heads, temperature, weight) -> jax.Array:
     """
 
     def head(classes):
-        masked = [jnp.where(classes, z / temperature, -1e30) for z in (old, new)]
+        masked = [within_head(z / temperature, classes) for z in (old, new)]
         p, log_q = jax.nn.softmax(masked[0]), jax.nn.log_softmax(masked[1])
         each = -jnp.sum(jnp.where(classes, p * log_q, 0.0), -1)
         return jnp.sum(weight * each) / jnp.sum(weight)

@@ -80,6 +80,7 @@ def run(arguments: list[str]) -> int:
         from bpnjax.checkpoint import write_atomically
         from bpnjax.paper import report
         from bpnjax.paper.runs import Runner
+        from bpnjax.writers import markdown_table
 
         runner = Runner(folder, home, seeds, overrides)
         made = []
@@ -88,7 +89,7 @@ def run(arguments: list[str]) -> int:
             made.append(artefacts()[name](runner))
             path = report.write(folder / name, made[-1])
             for header, rows in made[-1].tables:
-                print(report.markdown_table(header, rows))
+                print(markdown_table(header, rows))
             print(f"{path} and the picture beside it")
         if whole:
             (folder / "report").mkdir(exist_ok=True)

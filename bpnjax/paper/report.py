@@ -6,6 +6,7 @@ import pathlib
 from typing import NamedTuple
 
 from bpnjax.checkpoint import write_atomically
+from bpnjax.writers import markdown_table
 
 CLOSE = 0.02  # a figure is reproduced within this, or above
 
@@ -71,11 +72,6 @@ def beside_paper(cells: list[Cell], what: str) -> tuple[list[str], list[list[str
             ]
         )
     return [what, "ours", "paper", "difference", "state"], rows
-
-
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def markdown(report: Report) -> str:
