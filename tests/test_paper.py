@@ -52,8 +52,8 @@ def few(monkeypatch):
         monkeypatch.setattr(incremental, name, tuple(lines))
     monkeypatch.setattr(permuted, "METHODS", permuted.METHODS[:2])
     monkeypatch.setattr(controls, "METHODS", controls.METHODS[:1])
-    monkeypatch.setattr(sweeps, "HIDDEN_DIMS", (1, 4))
-    monkeypatch.setattr(sweeps, "STRENGTHS", (0.0, 2000.0))
+    monkeypatch.setattr(sweeps, "HIDDEN_DIMS", ((1, 4),))
+    monkeypatch.setattr(sweeps, "STRENGTHS", ((0.0, 2000.0),))
 
 
 def test_every_artefact_and_the_page(configs, folder, few, monkeypatch, capsys):
@@ -76,6 +76,7 @@ def test_every_artefact_and_the_page(configs, folder, few, monkeypatch, capsys):
     # All is there: nothing is trained again.
     capsys.readouterr()
     monkeypatch.setattr("bpnjax.train.train_and_evaluate", None)
+    monkeypatch.setattr("bpnjax.sweep.sweep", None)
     assert command.run(flags) == 0
 
 

@@ -32,6 +32,18 @@ class Run(NamedTuple):
     command: str
 
 
+def configured(runner: Runner, config_file: str, method: str, seeds: int, changes: dict):
+    """The configuration of a run: that of the file, with the artefact's and the user's changes."""
+    config = configuration.load_file(str(runner.configs / config_file))
+    config.method = method
+    config.num_seeds = runner.num_seeds or seeds
+    for field, value in (changes | runner.overrides).items():
+        configuration.check_field(config, field)
+        config.update_from_flattened_dict({field: value})
+    configuration.validate(config)
+    return config
+
+
 def complete(
     runner: Runner, label: str, config_file: str, method: str, seeds: int, **fields
 ) -> Run:
@@ -52,13 +64,7 @@ def complete(
       UserError: no such configuration, or it cannot be run.
     """
     changes = {name.replace("__", "."): value for name, value in fields.items()}
-    config = configuration.load_file(str(runner.configs / config_file))
-    config.method = method
-    config.num_seeds = runner.num_seeds or seeds
-    for field, value in (changes | runner.overrides).items():
-        configuration.check_field(config, field)
-        config.update_from_flattened_dict({field: value})
-    configuration.validate(config)
+    config = configured(runner, config_file, method, seeds, changes)
     marks = [f"{k}={v}" for k, v in changes.items() if not k.startswith("evaluate.")]
     folder = runner.folder / config.name / "-".join([method, *marks]).replace("/", "_")
     if not workdir.check(folder, config, overwrite=False):

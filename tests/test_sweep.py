@@ -1,0 +1,67 @@
+"""A whole run in one program, and many at once, against the ordinary loop and by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import Jitted, digits_config
+
+from bpnjax import sweep
+from bpnjax.errors import UserError
+from bpnjax.methods import bd, ewc
+
+
+def told_after_all(config):
+    """Accuracies (task_told) after the last task, by the ordinary programs, a seed each."""
+    jitted = Jitted(config)
+    found = []
+    for seed in range(config.seed, config.seed + config.num_seeds):
+        key = jax.random.key(seed)
+        state, _ = jitted.train(key)
+        found.append(jitted.test(key, state, 2)["task_told"])
+    return np.array(found)
+
+
+def test_a_sweep_over_strengths_is_the_ordinary_runs():
+    config = digits_config("bd_ewc", num_seeds=2, train__epochs=4)
+    values = (0.0, 5.0, 500.0)
+    found = sweep.sweep(config, values, sweep.strength)["task_told"]
+    assert found.shape == (3, 2, 3, 3)
+    assert np.isnan(found[:, :, 0, 1:]).all() and not np.isnan(found[:, :, 2]).any()
+    for value, row in zip(values, found, strict=True):
+        config.ewc.strength = value
+        np.testing.assert_allclose(row[:, -1], told_after_all(config), atol=0.02)
+    assert not np.allclose(found[0, :, -1], found[2, :, -1], atol=0.02)
+
+
+def test_the_widest_value_of_a_sweep_is_the_ordinary_run():
+    config = digits_config("bd_ewc", bd__hidden_dim=8, train__epochs=4)
+    found = sweep.sweep(config, (2, 8), sweep.hidden_dim)["task_told"]
+    np.testing.assert_allclose(found[1, :, -1], told_after_all(config), atol=0.02)
+    assert not np.array_equal(found[0], found[1])
+
+
+def test_rows_cut_off_stay_zero_and_the_others_are_factors_of_that_width():
+    jitted = Jitted(digits_config("bd_ewc", bd__hidden_dim=8))
+    key = jax.random.key(0)
+    state = sweep.hidden_dim(jitted.begin_task(key, jitted.init(key), 0), 2)
+    bound = 2**-0.5
+    for factors in state.learned[bd.GROUP].values():
+        kept = np.abs(factors["W"][:2])
+        assert kept.max() <= bound and kept.max() > 0.8 * bound  # uniform in +-1/sqrt(2)
+    state, _ = jitted.run_steps(key, state, jitted.data, 0, 0, 0, 5)
+    for factors in state.learned[bd.GROUP].values():
+        assert not np.any(factors["W"][2:]) and not np.any(factors["M"][:, 2:])
+        assert np.all(factors["M"][:, :2] != 0)
+
+
+def test_strength_reaches_every_anchor_of_a_composition():
+    jitted = Jitted(digits_config("bd_psp_ewc"))
+    state = sweep.strength(jitted.init(jax.random.key(0)), jnp.float32(7.0))
+    anchors = [part for part in state.method if isinstance(part, ewc.EwcState)]
+    assert [float(part.strength) for part in anchors] == [7.0]
+
+
+def test_a_joint_method_cannot_be_swept():
+    with pytest.raises(UserError, match="joint has no tasks one after another"):
+        sweep.sweep(digits_config("joint"), (1.0,), sweep.strength)
