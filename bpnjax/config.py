@@ -69,9 +69,15 @@ def default() -> ConfigDict:
     c.ewc = ConfigDict()
     c.ewc.strength = 2000.0  # lambda, of lambda/2 sum F (theta - anchor)^2
     c.ewc.fisher = "empirical"  # empirical, true, sampled
+    c.ewc.examples = 0  # of a task, drawn once, that its Fisher is the mean over; 0 is all
     c.ewc.anchors = "latest"  # latest, per_task
     c.ewc.decay = 1.0  # ewc_online: factor on earlier Fishers
     c.ewc.form = "proximal"  # proximal (cannot diverge), gradient; also of every other anchor
+
+    c.ewc_kfac = ConfigDict()
+    c.ewc_kfac.strength = 10.0  # lambda, of lambda/2 tr(D^T A D G), D = theta - anchor
+    c.ewc_kfac.examples = 5000  # of a task, drawn once, for its factors; 0 is all
+    c.ewc_kfac.every = 4  # updates of the optimizer for one pull towards the anchor
 
     c.si = ConfigDict()
     c.si.strength = 0.1  # c, of c sum Omega (theta - anchor)^2
@@ -190,6 +196,9 @@ _AT_LEAST = {
     "train.epochs": 1,
     "train.batch_size": 1,
     "bd.hidden_dim": 1,
+    "ewc.examples": 0,
+    "ewc_kfac.examples": 0,
+    "ewc_kfac.every": 1,
     "lwf.warmup_epochs": 0,
     "ebll.code": 1,
     "ebll.epochs": 1,

@@ -40,8 +40,20 @@ def one_pass_layers(layers: dict[str, modulation.Layer]) -> dict[str, modulation
     }
 
 
-def _probe(model, params, mode, x):
-    """Logits, their vector-Jacobian product for the outputs of the covered layers, and inputs."""
+def probe(model, params, mode, x):
+    """What the outer-product identity needs of a batch.
+
+    Args:
+      model: a Linen module that maps ``x`` to logits ``[n, C]``.
+      params: its parameters, a dict tree.
+      mode: as in `bpnjax.modulated_apply`, one task for the whole batch; ``{}`` for none.
+      x: inputs ``[n, ...]``.
+
+    Returns:
+      Logits f32 ``[n, C]``; a function from a cotangent of them to ``{path: f32 [n, outputs]}``,
+      the derivative for the output of each of `one_pass_layers`; and the layers' inputs,
+      ``{path: ([n, d],)}``.
+    """
     layers = one_pass_layers(modulation.find_layers(model, params, x))
     probes = {path: jnp.zeros(layer.output_shape) for path, layer in layers.items()}
 
@@ -59,7 +71,7 @@ def _dense_sums(model, params, mode, x, weights, magnitudes, element):
     ``element`` is a square or an absolute value, so that of an outer product is the outer product
     of those of its factors. ``magnitudes(logits, backward)`` gives element(delta) per layer.
     """
-    logits, backward, inputs = _probe(model, params, mode, x)
+    logits, backward, inputs = probe(model, params, mode, x)
     sums = {}
     for path, size in magnitudes(logits, backward).items():
         weighted = weights[:, None] * size
@@ -354,7 +366,7 @@ def neurons_sum(
     if of not in NEURON_KINDS:
         raise ValueError(f"unknown importance {of!r}; use one of {', '.join(NEURON_KINDS)}")
     weights = jnp.ones(x.shape[0]) if weights is None else weights
-    logits, backward, _ = _probe(model, params, mode, x)
+    logits, backward, _ = probe(model, params, mode, x)
     if of == "output_norm":
         cotangent = 2.0 * logits * (1.0 if classes is None else classes)
     else:

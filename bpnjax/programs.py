@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bpnjax import across, importance, models, modulation, optim, prng
+from bpnjax import across, importance, kronecker, models, modulation, optim, prng
 from bpnjax.data.sequence import Split, TaskSequence
 from bpnjax.errors import UserError
 from bpnjax.methods import REGISTRY, Ended, Method, Spec, Step
@@ -193,7 +193,9 @@ def run_steps(
         pace = left_to_do(i)
         rate = config.train.learning_rate * slower * pace
         step_size = rate if config.ewc.form == "proximal" else 0.0
-        seen = Step(task, epoch, step_key, step_size, *whole_batch(i), examples, problem.spec)
+        seen = Step(
+            task, epoch, i, step_key, rate, step_size, *whole_batch(i), examples, problem.spec
+        )
         core_updates, core_optimizer = problem.core_optimizer.update(
             method.gradient(core_grads, state.core, state.method, seen),
             state.core_optimizer,
@@ -202,6 +204,7 @@ def run_steps(
         if config.train.rate_decay or config.train.schedule != "constant":
             core_updates = jax.tree.map(lambda u: (slower * pace).astype(u.dtype) * u, core_updates)
         core = optax.apply_updates(state.core, core_updates)
+        core = method.after_update(core, state.method, seen)
         learned_updates, learned_optimizer = problem.learned_optimizer.update(
             learned_grads, state.learned_optimizer, state.learned
         )
@@ -237,7 +240,7 @@ def end_task(problem: Problem, key, state: TrainState, data: Data, task, axis=No
 
     draw = prng.fold(key, prng.ORDER, task, problem.config.train.epochs - 1)
     slots, count = _epoch_slots(problem, draw, data.train, task)
-    measures = _task_importance(problem, key, state.core, mode, data, task, axis)
+    measures = _task_importance(problem, key, state.core, mode, data, task, slots, axis)
     examples = make_examples(problem, key, data)
     ended = Ended(*measures, slots, count, examples, prng.fold(key, prng.ENDED, task))
     kept = method.consolidate(state.core, kept, task, ended, problem.spec)
@@ -266,20 +269,21 @@ def _epoch_slots(problem: Problem, key, split: Split, task):
     return slots[jnp.argsort(draws)], jnp.sum(real)
 
 
-def _task_importance(problem: Problem, key, core, mode, data: Data, task, axis):
+def _task_importance(problem: Problem, key, core, mode, data: Data, task, slots, axis):
     """The functions of `bpnjax.importance`, bound to the data and the mode of a task."""
     view = make_view(problem, key, data, task)
     params, mode = view.params(core), view.mode(mode)
     split = data.train
-    width = split.index.shape[1]
-    batch = min(512, width)
-    count = split.count[task]
+    batch = min(512, slots.shape[0])
     head = data.classes[task] if view.multi_head else None
 
-    def mean(sum_of_batch, like=core):
+    def mean(sum_of_batch, like=core, examples=0):
+        limit = min(examples or slots.shape[0], slots.shape[0])
+        count = jnp.minimum(split.count[task], limit)
+
         def add(i, sums):
             within = i * batch + jnp.arange(batch)
-            x, y = view.examples(split, task * width + jnp.minimum(within, width - 1))
+            x, y = view.examples(split, slots[jnp.minimum(within, limit - 1)])
             weights = (within < count).astype(jnp.float32)
             return jax.tree.map(jnp.add, sums, sum_of_batch(i, x, y, weights))
 
@@ -287,7 +291,7 @@ def _task_importance(problem: Problem, key, core, mode, data: Data, task, axis):
         sums = across.sum_loop(axis, -(-count // batch), add, zeros)
         return jax.tree.map(lambda s: s / count, sums)
 
-    def fisher(kind):
+    def fisher(kind, examples=0):
         def one(i, x, y, weights):
             draw = prng.fold(key, prng.FISHER, task, i)
             return importance.fisher_sum(
@@ -295,7 +299,22 @@ def _task_importance(problem: Problem, key, core, mode, data: Data, task, axis):
                 kind=kind, weights=weights, key=draw, classes=head,
             )  # fmt: skip
 
-        return view.restore(mean(one))
+        return view.restore(mean(one, examples=examples))
+
+    def factors(examples=0):
+        def one(i, x, y, weights):
+            return kronecker.factors_sum(
+                problem.model, params, mode, x, y, weights=weights, classes=head
+            )
+
+        covered = importance.one_pass_layers(problem.spec.layers)
+        empty = {
+            path: kronecker.Factors(
+                jnp.zeros((layer.inputs + 1,) * 2), jnp.zeros((layer.outputs,) * 2)
+            )
+            for path, layer in covered.items()
+        }
+        return view.restore_factors(mean(one, empty, examples))
 
     def sensitivity():
         def one(i, x, y, weights):
@@ -314,4 +333,4 @@ def _task_importance(problem: Problem, key, core, mode, data: Data, task, axis):
         covered = importance.one_pass_layers(problem.spec.layers)
         return mean(one, {path: jnp.zeros(layer.outputs) for path, layer in covered.items()})
 
-    return fisher, sensitivity, neurons
+    return fisher, factors, sensitivity, neurons

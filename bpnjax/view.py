@@ -62,6 +62,15 @@ class View(NamedTuple):
     def restore(self, tree):
         return tree if self.pixels is None else restore_rows(tree, self.input_layer, self.pixels)
 
+    def restore_factors(self, factors):
+        """Kronecker factors of the layers, those of moved inputs back in their places."""
+        if self.pixels is None:
+            return factors
+        moved = factors[self.input_layer]
+        places = jnp.append(self.pixels.order, self.pixels.order.size)  # the bias stays last
+        back = moved._replace(inputs=moved.inputs[places][:, places])
+        return {**factors, self.input_layer: back}
+
     def examples(self, split: Split, slots):
         """Inputs f32 [n, ...] and labels int32 [n] of some slots."""
         rows = split.index.reshape(-1)[slots]

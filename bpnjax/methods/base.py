@@ -48,7 +48,9 @@ class Step(NamedTuple):
 
     task: jax.Array  # int scalar
     epoch: jax.Array  # int scalar
+    index: jax.Array  # int scalar, of the step in its epoch
     key: jax.Array  # PRNG key of this step
+    rate: jax.Array  # the learning rate of the shared parameters at this step
     size: Any  # the learning rate for the proximal form of an anchor, 0 for the explicit one
     slots: jax.Array  # int32 [n], the whole batch
     weight: jax.Array  # f32 [n], 0 where the batch is not full
@@ -59,7 +61,8 @@ class Step(NamedTuple):
 class Ended(NamedTuple):
     """The task that just ended: importance over its data, and the data themselves."""
 
-    fisher: Callable[[str], Any]  # kind -> as `bpnjax.importance.fisher`
+    fisher: Callable[..., Any]  # (kind, of how many examples) -> as `bpnjax.importance.fisher`
+    factors: Callable[..., Any]  # (of how many examples) -> as `bpnjax.kronecker.factors`
     sensitivity: Callable[[], Any]  # as `bpnjax.importance.sensitivity`
     neurons: Callable[[str], dict[str, jax.Array]]  # as `bpnjax.importance.neurons`
     slots: jax.Array  # int32 [N], its examples in the order of the last epoch, padding last
@@ -99,6 +102,8 @@ class Method(NamedTuple):
     """(learned, mode) -> the mode while the task is trained; differentiated for learned."""
     gradient: Callable = lambda grads, core, state, step: grads
     """(gradient of the task's loss for core, core, state, `Step`) -> gradient."""
+    after_update: Callable = lambda core, state, step: core
+    """(core after the optimizer's update, state, `Step`) -> core."""
     after_step: Callable = lambda state, old, new, grads, step: state
     """(state, core before, core after, gradient of the task's loss, `Step`) -> state."""
     store: Callable = lambda core, learned, state, task: state
@@ -170,6 +175,11 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
             grads = method.gradient(grads, core, state, step)
         return grads
 
+    def after_update(core, states, step):
+        for method, state in zip(methods, states, strict=True):
+            core = method.after_update(core, state, step)
+        return core
+
     def after_step(states, old, new, grads, step):
         return tuple(
             m.after_step(s, old, new, grads, step) for m, s in zip(methods, states, strict=True)
@@ -210,6 +220,7 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
         train_core=train_core,
         train_mode=train_mode,
         gradient=gradient,
+        after_update=after_update,
         after_step=after_step,
         store=store,
         consolidate=consolidate,

@@ -99,6 +99,7 @@ def output_mask(name: str, method: Method) -> Method:
         masks_outputs=True,
         init=init,
         gradient=lambda grads, core, state, step: method.gradient(grads, core, state[1], step),
+        after_update=lambda core, state, step: method.after_update(core, state[1], step),
         after_step=after_step,
         consolidate=consolidate,
         mode=lambda state, task: modulation.select(state[0], task),

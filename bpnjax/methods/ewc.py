@@ -78,7 +78,8 @@ def _make(name, paper, online):
         options = spec.config.ewc
         decay = options.decay if online else 1.0
         anchors = "latest" if online else options.anchors
-        return accumulate(state, core, ended.fisher(options.fisher), decay, anchors)
+        new = ended.fisher(options.fisher, options.examples)
+        return accumulate(state, core, new, decay, anchors)
 
     return Method(name=name, paper=paper, init=init, gradient=gradient, consolidate=consolidate)
 
