@@ -54,7 +54,6 @@ def default() -> ConfigDict:
     c.train.optimizer = "adam"  # of the shared parameters: a name of bpnjax.optim.OPTIMIZERS
     c.train.learning_rate = 3e-4  # of the shared parameters
     c.train.rate_decay = 0.0  # d: in task t = 0, 1, ... that rate is divided by 1 + d t
-    c.train.schedule = "constant"
     c.train.reset_optimizer = True  # forget the shared optimizer's state at each new task
 
     c.bd = ConfigDict()
@@ -171,7 +170,6 @@ _CHOICES = {
     "sequence.heads": ("single", "multi"),
     "model.kernel_init": KERNEL_INITS,
     "model.dtype": ("float32", "bfloat16"),
-    "train.schedule": ("constant", "linear", "linear_core"),
     "ewc.fisher": ("empirical", "true", "sampled"),
     "ewc.anchors": ("latest", "per_task"),
     "ewc.form": ("proximal", "gradient"),

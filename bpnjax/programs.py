@@ -159,14 +159,8 @@ def run_steps(
         return jnp.sum(weight * losses), correct
 
     slower = 1.0 / (1.0 + config.train.rate_decay * jnp.asarray(task, jnp.float32))
-    per_epoch = jnp.ceil(count / batch)
-
-    def left_to_do(i):
-        """Share of the task's steps that are still to come; 1 under a constant rate."""
-        if config.train.schedule == "constant":
-            return jnp.float32(1)
-        return 1.0 - (epoch * per_epoch + i) / (config.train.epochs * per_epoch)
-
+    rate = config.train.learning_rate * slower
+    step_size = rate if config.ewc.form == "proximal" else 0.0
     epoch_key = prng.fold(key, prng.STEP, task, epoch)
     examples = make_examples(problem, key, data)
 
@@ -190,9 +184,6 @@ def run_steps(
             (total, correct, jnp.sum(weight), grads), axis
         )
         core_grads, learned_grads = jax.tree.map(lambda g: g / count_here, grads)
-        pace = left_to_do(i)
-        rate = config.train.learning_rate * slower * pace
-        step_size = rate if config.ewc.form == "proximal" else 0.0
         seen = Step(
             task, epoch, i, step_key, rate, step_size, *whole_batch(i), examples, problem.spec
         )
@@ -201,15 +192,13 @@ def run_steps(
             state.core_optimizer,
             state.core,
         )
-        if config.train.rate_decay or config.train.schedule != "constant":
-            core_updates = jax.tree.map(lambda u: (slower * pace).astype(u.dtype) * u, core_updates)
+        if config.train.rate_decay:
+            core_updates = jax.tree.map(lambda u: slower.astype(u.dtype) * u, core_updates)
         core = optax.apply_updates(state.core, core_updates)
         core = method.after_update(core, state.method, seen)
         learned_updates, learned_optimizer = problem.learned_optimizer.update(
             learned_grads, state.learned_optimizer, state.learned
         )
-        if config.train.schedule == "linear":
-            learned_updates = jax.tree.map(lambda u: pace.astype(u.dtype) * u, learned_updates)
         bad = jnp.where((sums.bad_step < 0) & ~jnp.isfinite(total), i, sums.bad_step)
         state = TrainState(
             core,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support import Jitted, digits_config
 
-from bpnjax import prng, programs
+from bpnjax import importance, prng, programs
 from bpnjax.evaluate import accuracies, evaluate
 from bpnjax.methods import REGISTRY, ewc
 from bpnjax.modulation import find_layers, modulated_apply
@@ -203,6 +203,19 @@ def test_accumulated_anchors_equal_the_sum_of_penalties(anchors):
     per_task = (fishers * (theta - points)).sum(0)
     latest = fishers.sum(0) * (theta - points[-1])
     np.testing.assert_allclose(got, per_task if anchors == "per_task" else latest, rtol=1e-4)
+
+
+def test_a_fisher_of_some_examples_is_their_mean():
+    """Of the first ones in the order of the task's last epoch."""
+    jitted = Jitted(digits_config("ewc", train__epochs=2, ewc__examples=50))
+    key = jax.random.key(0)
+    state, _ = jitted.train(key, [0])
+    x, y = (np.concatenate(part)[:50] for part in zip(*jitted.epoch(key, 0, 1), strict=True))
+    expected = importance.fisher(jitted.problem.model, state.core, {}, x, y)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-8),
+        state.method.importance, expected,
+    )  # fmt: skip
 
 
 def test_online_ewc_forgets_by_its_decay():

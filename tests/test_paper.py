@@ -99,8 +99,8 @@ def test_figures_are_those_of_the_result_files(configs, folder, few):
 
 def test_group_of_ten_and_so_far(configs, folder):
     runner = runs.Runner(folder, configs, 1, {"train.batch_size": 48})
-    label, method, fields, _ = permuted.METHODS[0]
-    run = runs.complete(runner, label, "permuted_mnist.py", method, 5, **fields)
+    line = permuted.METHODS[0]
+    run = runs.complete(runner, line.label, "permuted_mnist.py", line.method, 5, **line.fields)
     count, averages = permuted.so_far(run)
     found = runs.matrix(run)
     assert count.tolist() == list(range(1, 13)) and averages.shape == (12, 1)
