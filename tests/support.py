@@ -3,12 +3,23 @@
 from functools import partial
 
 import jax
+import pytest
 
 from bpnjax import config as configuration
 from bpnjax import prng, programs
 from bpnjax.data import load_sequence
 from bpnjax.evaluate import accuracies, evaluate
+from bpnjax.methods import REGISTRY
 from bpnjax.view import make_view, put_on_device
+
+# Compositions whose every part is in another method of the registry, with nothing of their own.
+COMPOSED = ("bd_ewc_kfac", "bd_psp_ewc", "bd_psp_ewc_kfac", "gd_ewc", "gd_matched_ewc", "xdg_ewc")
+
+
+def whole_registry():
+    """All methods for a costly test; those made of others' parts are left to ``-m slow``."""
+    marks = {True: pytest.mark.slow, False: ()}
+    return [pytest.param(m, marks=marks[m in COMPOSED]) for m in sorted(REGISTRY)]
 
 
 def digits_config(method, **changes):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import Jitted, digits_config
+from support import Jitted, digits_config, whole_registry
 
 from bpnjax import importance, prng, programs
 from bpnjax.evaluate import accuracies, evaluate
@@ -59,7 +59,7 @@ def test_keeps_structure_shapes_and_dtypes(trained):
     assert all(jax.tree.leaves(same))
 
 
-@pytest.mark.parametrize("method", sorted(REGISTRY))
+@pytest.mark.parametrize("method", whole_registry())
 def test_jit_equals_no_jit(method):
     jitted = Jitted(digits_config(method, train__batch_size=8))
     key = jax.random.key(1)

@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import Jitted, digits_config
+from support import Jitted, digits_config, whole_registry
 
 from bpnjax import importance
 from bpnjax.data import load_sequence
-from bpnjax.methods import REGISTRY
 from bpnjax.models import MLP, ConvNet
 from bpnjax.recall import make_examples
 
@@ -34,7 +33,7 @@ def test_permuted_tasks_have_ten_outputs_each():
     assert single.classes.all() and single.classes.shape == (3, 10)
 
 
-@pytest.mark.parametrize("method", sorted(REGISTRY))
+@pytest.mark.parametrize("method", whole_registry())
 def test_every_method_learns_with_a_head_a_task(method):
     jitted = Jitted(multi(method, sequence__num_tasks=2))
     key = jax.random.key(0)

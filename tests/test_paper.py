@@ -52,6 +52,7 @@ def few(monkeypatch):
         monkeypatch.setattr(incremental, name, tuple(lines))
     monkeypatch.setattr(permuted, "METHODS", permuted.METHODS[:2])
     monkeypatch.setattr(controls, "METHODS", controls.METHODS[:1])
+    monkeypatch.setattr(controls, "RATES", controls.RATES[:1])
     monkeypatch.setattr(sweeps, "HIDDEN_DIMS", ((1, 4),))
     monkeypatch.setattr(sweeps, "STRENGTHS", ((0.0, 2000.0),))
 

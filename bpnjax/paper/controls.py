@@ -23,9 +23,12 @@ METHODS = (
     ("ewc_masked", "no bias; the task is told by a mask on the outputs"),
     ("ewc", "no bias, not told the task"),
 )
+# Learning rates of the factors of gd_ewc: is the paper's 0 on task 1 a matter of their length?
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 _TEXT = """EWC with every kind of task bias, on the same networks with the same learning rates.
 Average over tasks after the last one, all classes competing (task_told), and the length of the
-stored bias vectors, averaged over layers, tasks and seeds."""
+stored bias vectors, averaged over layers, tasks and seeds. The second table is GD+EWC at several
+learning rates of its factors: task 1 after all tasks, beside the length of its biases."""
 
 
 def bias_length(run) -> float:
@@ -37,6 +40,27 @@ def bias_length(run) -> float:
         if name.startswith("bank/") and name.endswith("/bias")
     ]
     return float(np.mean(lengths)) if lengths else float("nan")
+
+
+def by_rate(runner) -> tuple[tuple[list[str], list[list[str]]], list[runs.Run]]:
+    """GD+EWC at several rates of its factors: a table, and its runs."""
+    sets = [s for s in SEQUENCES if s[0] in ("MNIST", "CIFAR-10")]
+    rows, done = [], []
+    for rate in RATES:
+        row = [f"{rate:g}"]
+        for _, config_file, *_ in sets:
+            run = runs.complete(
+                runner, "GD+EWC", config_file, "gd_ewc", 3,
+                bd__learning_rate=rate, evaluate__inferred_rows="last",
+            )  # fmt: skip
+            found = mean_and_sd(runs.matrix(run)[:, -1, 0])
+            row += [number(found["mean"], found["sd"]), f"{bias_length(run):.1f}"]
+            done.append(run)
+        rows.append(row)
+    header = ["rate of GD's factors"]
+    for name, *_ in sets:
+        header += [f"{name}, task 1", "length"]
+    return (header, rows), done
 
 
 def controls(runner) -> Report:
@@ -63,6 +87,8 @@ def controls(runner) -> Report:
     header = ["method", "its bias"]
     for sequence, *_ in SEQUENCES:
         header += [sequence, "length"]
+    rates, more_runs = by_rate(runner)
+    done += more_runs
     path = drawing.picture_path(runner.folder, "controls")
     with drawing.panels(path, 1, 1, (9, 4.5)) as (axis,):
         width = 0.8 / len(METHODS)
@@ -76,7 +102,7 @@ def controls(runner) -> Report:
         axis.set_ylabel("average accuracy (task_told)")
         drawing.legend(axis)
     return Report(
-        "controls", "Controls: what is it that helps?", _TEXT, [(header, rows)], [path],
+        "controls", "Controls: what is it that helps?", _TEXT, [(header, rows), rates], [path],
         "python -m bpnjax.paper --artefact=controls", [run.command for run in done],
         runs.seconds(done),
     )  # fmt: skip
