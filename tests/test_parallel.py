@@ -11,6 +11,8 @@ from bpnjax import parallel
 from bpnjax.config import default
 from bpnjax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 CHANGES = [
     "--config=configs/digits.py",
     "--config.sequence.num_tasks=2",
