@@ -43,7 +43,7 @@ CIFAR10 = (
 )  # fmt: skip
 CIFAR100 = (
     Line(*STL, 0.86), Line(*BD_PSP, 0.85, 20776), Line(*BD_EWC, 0.845, 4808),
-    Line(*PSP, 0.83, 15968), _gem(256, 0.79, 4718592), _gem(209, 0.775, 3852288),
+    Line(*PSP, 0.83, 15968), _gem(256, 0.79, 4718592),
     _gem(10, 0.69), Line(*EWC, 0.0), Line(*GD_EWC, None),
 )  # fmt: skip
 

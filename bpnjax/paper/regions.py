@@ -18,7 +18,8 @@ from bpnjax.paper.report import Cell, Report, beside_paper
 METHODS = (("plain SGD", "sgd"), ("GD+EWC", "gd_ewc"), ("BD+EWC", "bd_ewc"))
 _TEXT = """Probability of the black cluster (yellow: high, blue: low). Task 1 is black against red,
 task 2 black against light blue; rows: after task 1 in its mode, after task 2 in the mode of task 1
-and in that of task 2. The paper gives neither clusters nor network; ours are in `configs/toy.py`."""
+and in that of task 2. The paper gives neither clusters nor network; ours are in `configs/toy.py`.
+"""
 
 
 def probabilities(run: runs.Run, config, points) -> dict[tuple[int, int], np.ndarray]:
