@@ -26,7 +26,11 @@ class Line(NamedTuple):
 # How the values were found: docs/REPRODUCTION.md.
 METHODS = (
     Line("BD+PSP", "bd_psp", {"train__learning_rate": 1e-4, "train__rate_decay": 0.1}, 0.626),
-    Line("PSP", "psp", {"train__learning_rate": 3e-5}, 0.481),
+    Line(
+        "PSP", "psp",
+        {"train__learning_rate": 1e-3, "train__optimizer": "momentum", "train__rate_decay": 0.1},
+        0.481,
+    ),
     Line(
         "BD+EWC", "bd_ewc",
         {"train__learning_rate": 3e-4, "model__kernel_init": "he_normal", "ewc__strength": 30.0},
