@@ -6,7 +6,7 @@ import pathlib
 import shutil
 
 from bpnjax.checkpoint import write_atomically
-from bpnjax.config import differences, flatten
+from bpnjax.config import default, differences, flatten
 from bpnjax.errors import UserError
 from bpnjax.writers import plain
 
@@ -61,7 +61,8 @@ def check(workdir: pathlib.Path, config, overwrite: bool) -> bool:
             f"--workdir: {workdir / 'config.json'} is damaged ({error}); pass --overwrite to start "
             "afresh"
         ) from error
-    found = differences(old, flatten(config))
+    # What an earlier version did not ask, it did as the default does.
+    found = differences(flatten(default()) | old, flatten(config))
     if found:
         raise UserError(
             f"--workdir: {workdir} holds a run of another configuration ({'; '.join(found)}); "

@@ -301,6 +301,21 @@ def test_fields_that_change_no_result_are_no_other_configuration(run, copied):
     assert contents(workdir) == before
 
 
+def test_a_field_that_an_earlier_version_did_not_have_counts_as_its_default(copied, tiny):
+    from bpnjax import workdir as folders
+
+    workdir, _ = copied
+    path = workdir / "config.json"
+    saved = json.loads(path.read_text())
+    del saved["ewc"]["examples"]
+    path.write_text(json.dumps(saved))
+    tiny.update_from_flattened_dict(configuration.flatten(saved))
+    assert folders.check(workdir, tiny, overwrite=False)
+    tiny.ewc.examples = 5
+    with pytest.raises(UserError, match=r"ewc.examples: 0 -> 5"):
+        folders.check(workdir, tiny, overwrite=False)
+
+
 def test_workdir_is_a_file(refused, tiny_flags, tmp_path):
     (tmp_path / "file").write_text("mine")
     refused([*tiny_flags(), "--workdir=file"], "--workdir", "file", "name a folder")

@@ -28,7 +28,7 @@ METHODS = (
     Line("BD+PSP", "bd_psp", {"train__learning_rate": 1e-4, "train__rate_decay": 0.1}, 0.626),
     Line(
         "PSP", "psp",
-        {"train__learning_rate": 1e-3, "train__optimizer": "momentum", "train__rate_decay": 0.1},
+        {"train__learning_rate": 1e-3, "train__optimizer": "momentum", "train__rate_decay": 0.05},
         0.481,
     ),
     Line(
@@ -38,7 +38,7 @@ METHODS = (
     ),
     Line(
         "EWC", "ewc",
-        {"train__learning_rate": 1e-3, "train__optimizer": "momentum", "ewc__strength": 10.0},
+        {"train__learning_rate": 3e-4, "train__optimizer": "momentum", "ewc__strength": 10.0},
         0.344,
     ),
 )  # fmt: skip

@@ -1,0 +1,49 @@
+"""Speed, as ratios within one run.
+
+python benchmarks/run.py --parts=steps,torch --output=benchmarks/results
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+from machine import describe, matrix_multiply_rate
+from parts import PARTS
+
+from bpnjax.writers import markdown_table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--output", default="", help="a folder for results.json and results.md")
+    options = parser.parse_args()
+    names = options.parts.split(",")
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        parser.error(f"--parts: no part {unknown[0]!r}; choose from {', '.join(PARTS)}")
+    machine = describe()
+    limit = matrix_multiply_rate()
+    found = {"machine": machine, "matrix_multiply_gflops": limit / 1e9, "tables": {}}
+    text = [
+        f"{machine['cores']} cores, {machine['device']}, jax {machine['jax']}; matrix product "
+        f"{limit / 1e9:.0f} GFLOP/s"
+    ]
+    print(text[0], flush=True)
+    for name in names:
+        title, header, rows = PARTS[name](limit)
+        rows = [[str(cell) for cell in row] for row in rows]
+        found["tables"][name] = {"title": title, "header": header, "rows": rows}
+        text += [f"**{title}**", markdown_table(header, rows)]
+        print(f"\n{title}\n{markdown_table(header, rows)}", flush=True)
+    if options.output:
+        folder = pathlib.Path(options.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+        (folder / "results.md").write_text("\n\n".join(text) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
