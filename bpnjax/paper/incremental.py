@@ -179,14 +179,14 @@ def table1(runner) -> Report:
                 if row[0] == sequence:
                     x = max(int(row[6].replace(",", "")), 1)
                     y = float(row[2].split(" ")[0])
-                    axis.plot(x, y, mark, color=drawing.color(row[1]), ms=7)
-                    axis.annotate(row[1], (x, y), fontsize=6, xytext=(4, 4),
-                                  textcoords="offset points")  # fmt: skip
+                    axis.plot(x, y, mark, color=drawing.color(row[1]), ms=7, alpha=0.8)
             axis.plot([], [], mark, color="0.4", label=sequence)
+        for label in dict.fromkeys(row[1] for row in rows):
+            axis.plot([], [], "D", color=drawing.color(label), label=label)
         axis.set_xscale("log")
         axis.set_xlabel("bytes kept for each further task (1 stands for 0)")
         axis.set_ylabel("accuracy of task 1 after all tasks")
-        axis.legend(fontsize=8)
+        drawing.legend(axis)
     return Report(
         "table1", "Table I: task 1 after all tasks, and bytes per task", _TABLE1,
         [(header, rows)], [path], "python -m bpnjax.paper --artefact=table1",
