@@ -9,7 +9,8 @@ What is set here is for bd_psp without a search. About a minute of training and 
 minute of testing for 100 tasks on 2 CPU cores.
 
 Tested after every tenth task; task_inferred after the last, on 100 test pictures a task. Fishers
-are means over 5,000 pictures, which changes no accuracy by 0.001 and takes half of EWC's time.
+are means over 5,000 pictures: bd_psp_ewc with 5,000 and with all has the same 0.826 (held-out part,
+one seed) in 79 and 138 s.
 """
 
 from bpnjax.config import default
