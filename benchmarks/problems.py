@@ -67,11 +67,10 @@ class Timed:
         self.problem = programs.make_problem(self.config, self.sequence)
         self.data = put_on_device(self.sequence)
         self.key = jax.random.key(0)
-        bind = partial
-        self.init = jax.jit(bind(programs.init_state, self.problem))
-        self.begin_task = jax.jit(bind(programs.begin_task, self.problem), donate_argnums=1)
-        self.run_steps = jax.jit(bind(programs.run_steps, self.problem), donate_argnums=1)
-        self.end_task = jax.jit(bind(programs.end_task, self.problem), donate_argnums=1)
+        self.init = jax.jit(partial(programs.init_state, self.problem))
+        self.begin_task = jax.jit(partial(programs.begin_task, self.problem), donate_argnums=1)
+        self.run_steps = jax.jit(partial(programs.run_steps, self.problem), donate_argnums=1)
+        self.end_task = jax.jit(partial(programs.end_task, self.problem), donate_argnums=1)
 
     def second_task(self, steps: int = 20):
         """A state in the second task, where anchors, memories and banks are at work."""

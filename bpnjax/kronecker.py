@@ -18,9 +18,17 @@ import jax
 import jax.numpy as jnp
 
 from bpnjax.heads import within_head
-from bpnjax.importance import probe
+from bpnjax.importance import one_pass_layers, probe
 
-__all__ = ["Basis", "Factors", "diagonalise", "factors", "factors_sum", "pull_back"]
+__all__ = [
+    "Basis",
+    "Factors",
+    "diagonalise",
+    "empty_factors",
+    "factors",
+    "factors_sum",
+    "pull_back",
+]
 
 
 class Factors(NamedTuple):
@@ -36,6 +44,14 @@ class Basis(NamedTuple):
     inputs: jax.Array  # f32 [d + 1, d + 1], eigenvectors of A in columns
     outputs: jax.Array  # f32 [k, k], of G
     curvature: jax.Array  # f32 [d + 1, k], products of their eigenvalues, not negative
+
+
+def empty_factors(layers) -> dict[str, Factors]:
+    """Zeros to add to, for every Dense layer of ``layers`` (`find_layers`) that is called once."""
+    return {
+        path: Factors(jnp.zeros((layer.inputs + 1,) * 2), jnp.zeros((layer.outputs,) * 2))
+        for path, layer in one_pass_layers(layers).items()
+    }
 
 
 def factors_sum(

@@ -296,13 +296,7 @@ def _task_importance(problem: Problem, key, core, mode, data: Data, task, slots,
                 problem.model, params, mode, x, y, weights=weights, classes=head
             )
 
-        covered = importance.one_pass_layers(problem.spec.layers)
-        empty = {
-            path: kronecker.Factors(
-                jnp.zeros((layer.inputs + 1,) * 2), jnp.zeros((layer.outputs,) * 2)
-            )
-            for path, layer in covered.items()
-        }
+        empty = kronecker.empty_factors(problem.spec.layers)
         return view.restore_factors(mean(one, empty, examples))
 
     def sensitivity():

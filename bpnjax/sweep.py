@@ -93,7 +93,15 @@ def sweep(
 
 
 def strength(state: TrainState, value) -> TrainState:
-    """The state with another strength of EWC."""
+    """The state with another strength of EWC.
+
+    Args:
+      state: of a method that EWC is a part of.
+      value: lambda, f32 scalar, may be traced.
+
+    Returns:
+      The state; unchanged where no part is EWC's.
+    """
 
     def is_ewc(part):
         return isinstance(part, ewc.EwcState)
@@ -110,6 +118,13 @@ def hidden_dim(state: TrainState, value) -> TrainState:
     Rows of W beyond it are zero. They stay so: what leads to M there passes through W and is zero,
     what leads to W passes through M, which starts at zero and takes no step where its gradient
     has no sign. So factors of the largest width hold those of every smaller one.
+
+    Args:
+      state: of a method with BD, at the start of a task (M zero).
+      value: H, scalar from 1 to `bd.hidden_dim`, may be traced.
+
+    Returns:
+      The state, W uniform in +-1/sqrt(H) in its first H rows.
     """
 
     def cut(factors):

@@ -118,6 +118,37 @@ def test_the_pull_comes_every_so_many_updates():
     assert not np.allclose(pulled, ewc_kfac.joined(twos[1]["output"]))
 
 
+def test_a_composition_passes_the_pull_on():
+    """bd_ewc_kfac moves the shared weights as ewc_kfac's pull says, and not without strength."""
+    jitted = Jitted(digits_config("bd_ewc_kfac", train__epochs=1, ewc_kfac__every=1))
+    key = jax.random.key(0)
+    state, _ = jitted.train(key, [0])
+    state = jitted.begin_task(key, state, 1)
+    bank, anchored = state.method
+    free = state._replace(method=(bank, anchored._replace(strength=jnp.float32(0))))
+    pulled, moved = (
+        jitted.run_steps(key, s, jitted.data, 1, 0, 0, 1)[0].core["output"] for s in (state, free)
+    )
+    expected = kronecker.pull_back(
+        ewc_kfac.joined(moved),
+        ewc_kfac.joined(state.core["output"]),
+        anchored.basis["output"],
+        jitted.config.train.learning_rate * jitted.config.ewc_kfac.strength,
+    )
+    np.testing.assert_allclose(ewc_kfac.joined(pulled), expected, rtol=1e-5, atol=1e-7)
+    assert not np.allclose(ewc_kfac.joined(moved), expected, atol=1e-7)
+
+
+def test_the_pull_stays_a_branch_under_vmap():
+    """As a select it would be paid for at every step."""
+    jitted = Jitted(digits_config("ewc_kfac"))
+    keys = jnp.stack([jax.random.key(s) for s in (0, 1)])
+    states = jax.vmap(partial(programs.init_state, jitted.problem))(keys)
+    steps = jax.vmap(partial(programs.run_steps, jitted.problem), (0, 0, *[None] * 5))
+    program = jax.make_jaxpr(steps)(keys, states, jitted.data, 1, 0, 0, 5)
+    assert " cond[" in str(program)
+
+
 def test_moved_rows_give_the_factors_of_permuted_pictures():
     def factors(moves_rows):
         config = digits_config("ewc_kfac", sequence__kind="permuted", train__optimizer="sgd",

@@ -71,10 +71,10 @@ def _layers(tree, paths):
 
 def init(key, core, spec):
     del key
-    total, basis = {}, {}
-    for path, layer in importance.one_pass_layers(spec.layers).items():
-        d, k = layer.inputs + 1, layer.outputs
-        total[path] = kronecker.Factors(jnp.zeros((d, d)), jnp.zeros((k, k)))
+    total = kronecker.empty_factors(spec.layers)
+    basis = {}
+    for path, (inputs, outputs) in total.items():
+        d, k = len(inputs), len(outputs)
         basis[path] = kronecker.Basis(jnp.eye(d), jnp.eye(k), jnp.zeros((d, k)))
     strength = jnp.float32(spec.config.ewc_kfac.strength)
     return KfacState(total, basis, core, jnp.int32(0), strength)
