@@ -16,6 +16,7 @@ import zlib
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from bpnjax.errors import UserError
 
@@ -44,7 +45,13 @@ def _checkpointer():
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").setLevel(logging.ERROR)
-    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    # One host writes and reads by itself; without this it would wait for all others.
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"host{me}"
+    )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def save(folder: pathlib.Path, position: Position, state: Any, record: dict, keep: int) -> None:
@@ -64,6 +71,8 @@ def save(folder: pathlib.Path, position: Position, state: Any, record: dict, kee
 
     folder.mkdir(parents=True, exist_ok=True)
     target = (folder / _name(position)).resolve()
+    if jax.process_count() > 1:  # Orbax would look for the other hosts' parts of them
+        state = jax.tree.map(np.asarray, state)
     with _checkpointer() as checkpointer:
         checkpointer.save(target, args=ocp.args.StandardSave(state), force=True)
     manifest = {"position": position._asdict(), "record": record, "files": _files(target)}

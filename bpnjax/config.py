@@ -29,6 +29,7 @@ def default() -> ConfigDict:
     c.dataset.cache_dir = ""  # where decoded pictures go; "" is the user's cache folder
     c.dataset.validation = 0.0  # share of each class's training examples held out
     c.dataset.normalize = "standard"  # standard (zero mean, unit sd per channel), unit, none
+    c.dataset.device_mb = 0  # pictures of a split beyond it stream; 0: half of an accelerator's
     c.dataset.resize = ()  # (height, width, channels) for sets of other or mixed sizes
 
     c.sequence = ConfigDict()
@@ -135,6 +136,7 @@ def default() -> ConfigDict:
     c.parallel = ConfigDict()
     c.parallel.axis = "batch"  # what is spread over devices: batch (and its gradients), or seeds
     c.parallel.backend = "pmap"  # pmap or shard_map, which maps it
+    c.parallel.seeds = "auto"  # a device's seeds: vmap (at once), map (in turn); auto: CPU in turn
 
     c.evaluate = ConfigDict()
     c.evaluate.on = "test"  # test, or validation for choosing hyper-parameters
@@ -157,7 +159,7 @@ def default() -> ConfigDict:
 # Fields that do not change what a run computes: a workdir may be taken up again with others.
 FREE_FIELDS = (
     "compilation_cache", "dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir",
-    "checkpoint", "paper",
+    "dataset.device_mb", "checkpoint", "paper",
 )  # fmt: skip
 
 KERNEL_INITS = tuple(
@@ -180,6 +182,7 @@ _CHOICES = {
     "si.clamp": ("sum", "increment", "none"),
     "parallel.axis": ("batch", "seeds"),
     "parallel.backend": ("pmap", "shard_map"),
+    "parallel.seeds": ("auto", "vmap", "map"),
     "evaluate.on": ("test", "validation"),
     "evaluate.infer": ("example", "batch"),
     "evaluate.inferred_rows": ("all", "last"),
@@ -187,6 +190,7 @@ _CHOICES = {
 _AT_LEAST = {
     "num_seeds": 1,
     "seed": 0,
+    "dataset.device_mb": 0,
     "sequence.num_tasks": 1,
     "sequence.classes_per_task": 1,
     "sequence.order_seed": -1,

@@ -15,13 +15,18 @@ from bpnjax import config as configuration
 from bpnjax.errors import UserError
 
 USAGE = """usage: python -m bpnjax.main --config=FILE [--config.FIELD=VALUE ...]
-                             [--workdir=DIR] [--overwrite]
+                             [--workdir=DIR] [--overwrite] [--distributed]
 
   --config=FILE          a Python file with get_config(), as configs/digits.py
   --config.FIELD=VALUE   changes a field of it, as --config.train.epochs=3
   --workdir=DIR          where results go (default: runs/<name>/<method>)
   --overwrite            start afresh in a folder that holds a run
+  --distributed          one run on several hosts: the same command on each; where they do not
+                         find each other, also --coordinator=HOST:PORT --hosts=N --host=0..N-1
   --help                 this text, and the fields with their defaults"""
+
+
+_HOSTS = {"distributed": False, "coordinator": "", "hosts": "", "host": ""}
 
 
 def asks_for_help(arguments: list[str]) -> bool:
@@ -43,26 +48,30 @@ def parse(arguments: list[str]):
       arguments: without the program's name.
 
     Returns:
-      The configuration, the workdir (a `pathlib.Path`) and whether to overwrite; None for
-      ``--help``.
+      The configuration, the workdir (a `pathlib.Path`) and the flags' values; None for ``--help``.
 
     Raises:
       UserError: anything that cannot be understood.
     """
     if asks_for_help(arguments):
         return None
-    config, values = parse_flags(arguments)
+    config, values = parse_flags(arguments, _HOSTS)
     configuration.validate(config)
+    for name in ("hosts", "host"):
+        if values[name].value and not values[name].value.isdecimal():
+            raise UserError(f"--{name}: {values[name].value!r} is no number; give one from 0")
+    if not values.distributed and (values.coordinator or values.hosts or values.host):
+        raise UserError("--coordinator, --hosts, --host: they go with --distributed; add it")
     workdir = values.workdir or os.path.join("runs", config.name, config.method)
-    return config, pathlib.Path(workdir), values.overwrite
+    return config, pathlib.Path(workdir), values
 
 
-def parse_flags(arguments: list[str], more: dict[str, str] | None = None):
+def parse_flags(arguments: list[str], more: dict[str, str | bool] | None = None):
     """Reads ``--config``, its overrides, ``--workdir``, ``--overwrite`` and further flags.
 
     Args:
       arguments: without the program's name.
-      more: names and defaults of further flags with a text as value.
+      more: names and defaults of further flags, a text or a boolean each.
 
     Returns:
       The configuration, not validated yet, and the flags' values as attributes.
@@ -85,13 +94,13 @@ def parse_flags(arguments: list[str], more: dict[str, str] | None = None):
     return parse_fields(configuration.load_file(path), rest, more)
 
 
-def parse_fields(config, rest: list[str], more: dict[str, str] | None = None):
+def parse_fields(config, rest: list[str], more: dict[str, str | bool] | None = None):
     """Reads ``--config.FIELD=VALUE``, ``--workdir``, ``--overwrite`` and further flags.
 
     Args:
       config: the configuration that the fields change.
       rest: the arguments, without the program's name and ``--config``.
-      more: names and defaults of further flags with a text as value.
+      more: names and defaults of further flags, a text or a boolean each.
 
     Returns:
       The configuration, not validated yet, and the flags' values as attributes.
@@ -111,8 +120,9 @@ def parse_fields(config, rest: list[str], more: dict[str, str] | None = None):
     argv = ["bpnjax", *rest]
     flags.DEFINE_string("workdir", "", "", flag_values=values)
     flags.DEFINE_boolean("overwrite", False, "", flag_values=values)
-    for name, text in (more or {}).items():
-        flags.DEFINE_string(name, text, "", flag_values=values)
+    for name, value in (more or {}).items():
+        define = flags.DEFINE_boolean if isinstance(value, bool) else flags.DEFINE_string
+        define(name, value, "", flag_values=values)
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
         left = values(argv)
@@ -141,15 +151,18 @@ def run(arguments: list[str]) -> int:
         if parsed is None:
             print_help(USAGE)
             return 0
-        config, folder, overwrite = parsed
+        config, folder, values = parsed
         # Imported late: --help and a wrong flag need not wait for JAX.
-        from bpnjax import train, workdir, writers
+        from bpnjax import hosts, train, workdir, writers
 
-        if workdir.check(folder, config, overwrite):
+        if values.distributed:
+            numbers = [int(text) if text else None for text in (values.hosts, values.host)]
+            hosts.join(values.coordinator, *numbers)
+        if hosts.first_asks(lambda: workdir.check(folder, config, values.overwrite)):
             print(f"{folder} holds this run, complete; pass --overwrite to run it again")
             return 0
         try:
-            result = train.train_and_evaluate(config, folder, overwrite)
+            result = train.train_and_evaluate(config, folder, values.overwrite)
         except train.LossNotFinite as error:
             print(f"bpnjax: {error}", file=sys.stderr)
             return 1
@@ -168,8 +181,9 @@ def run(arguments: list[str]) -> int:
             "bpnjax: interrupted; the same command goes on at the last checkpoint", file=sys.stderr
         )
         return 1
-    print(writers.table(result, result["class_names"]))
-    print(f"results in {folder}")
+    if hosts.is_first():
+        print(writers.table(result, result["class_names"]))
+        print(f"results in {folder}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Many seeds by vmap, many devices by pmap: the only place that names either.
+"""Many seeds by vmap or one after another, many devices by pmap: the only place that names them.
 
 The programs themselves are per seed and per device; they receive the name of the device axis and
 sum what must be summed.
@@ -22,9 +22,10 @@ AXIS = "devices"
 class Layout(NamedTuple):
     """How a run uses devices."""
 
-    number: int = 1
-    axis: str = "batch"  # or "seeds"
+    number: int = 1  # of devices, those of all hosts
+    axis: str = "batch"  # what they share: batch or seeds
     backend: str = "pmap"  # or "shard_map"
+    seeds: str = "vmap"  # how a device runs its seeds: vmap (at once) or map (in turn)
 
 
 def choose_layout(config) -> Layout:
@@ -37,28 +38,83 @@ def choose_layout(config) -> Layout:
       `Layout`. "all" takes as many as have something to do.
 
     Raises:
-      UserError: more than there are or than have something to do, or none.
+      UserError: more than there are or than have something to do, or none; or several hosts and a
+        layout that they cannot have.
     """
-    have, axis = jax.local_device_count(), config.parallel.axis
+    have, axis = jax.device_count(), config.parallel.axis
+    hosts, batch = jax.process_count(), config.train.batch_size
     if config.devices == "all":
-        most = min(have, config.num_seeds if axis == "seeds" else config.train.batch_size)
+        most = min(have, config.num_seeds if axis == "seeds" else batch)
         even = axis == "batch"
         number = max(n for n in range(1, most + 1) if even or config.num_seeds % n == 0)
-        return Layout(number, axis, config.parallel.backend)
-    number = int(config.devices)
-    if not 1 <= number <= have:
-        raise UserError(f"devices: {number} asked for, {have} there; give 'all' or 1 to {have}")
+    else:
+        number = int(config.devices)
+        if not 1 <= number <= have:
+            raise UserError(f"devices: {number} asked for, {have} there; give 'all' or 1 to {have}")
     if axis == "seeds" and config.num_seeds % number:
         raise UserError(
             f"devices: {number} devices cannot share {config.num_seeds} seeds evenly; make "
             "num_seeds a multiple, or set --config.parallel.axis=batch"
         )
-    if axis == "batch" and number > config.train.batch_size:
+    if axis == "batch" and number > batch:
         raise UserError(
-            f"devices: {number} devices share a batch of {config.train.batch_size}; use at most "
-            f"{config.train.batch_size} or raise train.batch_size"
+            f"devices: {number} devices share a batch of {batch}; use at most {batch} or raise "
+            "train.batch_size"
         )
-    return Layout(number, axis, config.parallel.backend)
+    if hosts > 1 and axis == "seeds":
+        raise UserError(
+            "parallel.axis: 'seeds' works on one host; start one run a host instead, each with a "
+            "--config.seed of its own, or use batch"
+        )
+    if hosts > 1 and number < have:
+        raise UserError(
+            f"devices: {hosts} hosts share the work of all their {have} devices, {number} would "
+            "leave some out; give 'all', and a train.batch_size of at least as many"
+        )
+    seeds = config.parallel.seeds
+    if seeds == "auto":  # measured: a core gains nothing from a batch of small products
+        seeds = "map" if jax.default_backend() == "cpu" else "vmap"
+    return Layout(number, axis, config.parallel.backend, seeds)
+
+
+def place(tree, layout: Layout):
+    """Copies a tree to every device of a layout, once, so that no call has to.
+
+    Args:
+      tree: arrays, the same on all hosts.
+      layout: of the devices.
+
+    Returns:
+      The tree on the devices; as it was where the layout has one device.
+    """
+    if layout.number == 1:
+        return tree
+    return _put(tree, NamedSharding(_mesh(layout), PartitionSpec()))
+
+
+def _mesh(layout: Layout) -> Mesh:
+    return Mesh(np.array(jax.devices()[: layout.number]), (AXIS,))
+
+
+def _put(tree, sharding):
+    """`jax.device_put`, also to a sharding over several hosts (then every host has the whole)."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def one(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(one(jax.random.key_data(leaf)))
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return leaf  # there already
+        copies = [jax.device_put(leaf, device) for device in sharding.addressable_devices]
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, copies)
+
+    return jax.tree.map(one, tree)
+
+
+def _here(tree):
+    """Arrays of several hosts, each the same everywhere, as arrays of this host."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
 class Clock:
@@ -86,15 +142,14 @@ def program(
         results have a leading axis ``[num_seeds]``.
       layout: of the devices. With the axis "seeds" each device runs its seeds by itself.
       split: whether the function can divide its work over the devices and sums over the axis by
-        itself. Else, with the axis "batch", each device does all of it.
+        itself. Else, with the axis "batch", each device (and each host) does all of it.
       over_seeds: positions of the arguments with a seed axis.
       donate: positions of the arguments whose buffers may be reused.
 
     Returns:
       The compiled callable.
     """
-    devices = jax.local_devices()[: layout.number]
-    mesh = Mesh(np.array(devices), (AXIS,))
+    mesh = _mesh(layout)
     by_seeds = layout.number > 1 and layout.axis == "seeds"
     by_batch = layout.number > 1 and layout.axis == "batch" and split
     compiled = None
@@ -105,65 +160,90 @@ def program(
     def build(args):
         mapped = partial(function, axis=AXIS) if by_batch else function
         if num_seeds > 1:
-            mapped = jax.vmap(mapped, tuple(0 if i in over_seeds else None for i in _range(args)))
+            mapped = _OVER_SEEDS[layout.seeds](mapped, over_seeds)
         if not (by_seeds or by_batch):
-            return jax.jit(mapped, donate_argnums=donate)
+            return _compile(jax.jit(mapped, donate_argnums=donate), args, clock)
+        specs = tuple(spec(i) for i in range(len(args)))
         if layout.backend == "pmap":
-            return _pmap(mapped, devices, [spec(i) for i in _range(args)], by_seeds, donate)
-        return jax.jit(
-            jax.shard_map(
-                mapped,
-                mesh=mesh,
-                in_specs=tuple(spec(i) for i in _range(args)),
-                out_specs=PartitionSpec(AXIS) if by_seeds else PartitionSpec(),
-                check_vma=False,  # with it the gradient of what is shared would be summed twice
-            ),
-            donate_argnums=donate,
+            return _pmap(mapped, list(mesh.devices), specs, by_seeds, donate, args, clock)
+        on_devices = jax.shard_map(
+            mapped,
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=PartitionSpec(AXIS) if by_seeds else PartitionSpec(),
+            check_vma=False,  # with it the gradient of what is shared would be summed twice
         )
+        return _compile(jax.jit(on_devices, donate_argnums=donate), args, clock)
 
     def call(*args):
         nonlocal compiled
-        if layout.number > 1:  # moves only what is not there yet
-            args = tuple(
-                jax.device_put(arg, NamedSharding(mesh, spec(i))) for i, arg in enumerate(args)
-            )
+        if by_seeds or by_batch:  # moves only what is not there yet
+            args = tuple(_put(arg, NamedSharding(mesh, spec(i))) for i, arg in enumerate(args))
         if compiled is None:
             compiled = build(args)
-            if hasattr(compiled, "lower"):
-                started = time.perf_counter()
-                compiled = compiled.lower(*args).compile()
-                clock.compile_seconds += time.perf_counter() - started
-        return compiled(*args)
+        out = compiled(*args)
+        return _here(out) if mesh.is_multi_process else out
 
     return call
 
 
-def _range(args):
-    return range(len(args))
+def _at_once(function, over_seeds):
+    def mapped(*args):
+        axes = tuple(0 if i in over_seeds else None for i in range(len(args)))
+        return jax.vmap(function, axes)(*args)
+
+    return mapped
 
 
-def _pmap(mapped, devices, specs, by_seeds: bool, donate):
+def _in_turn(function, over_seeds):
+    """A seed after the other, by the program of a single seed: bit for bit what it gives alone."""
+
+    def mapped(*args):
+        def one(of_seed):
+            its = dict(zip(over_seeds, of_seed, strict=True))
+            return function(*(its.get(i, arg) for i, arg in enumerate(args)))
+
+        return jax.lax.map(one, tuple(args[i] for i in over_seeds))
+
+    return mapped
+
+
+_OVER_SEEDS = {"vmap": _at_once, "map": _in_turn}
+
+
+def _compile(function, args, clock: Clock):
+    started = time.perf_counter()
+    compiled = function.lower(*args).compile()
+    clock.compile_seconds += time.perf_counter() - started
+    return compiled
+
+
+def _pmap(mapped, devices, specs, by_seeds: bool, donate, args, clock: Clock):
     """`jax.pmap` with shared arguments, and arguments whose seeds are dealt out to the devices."""
     over = [spec != PartitionSpec() for spec in specs]
-
-    def deal(leaf):
-        return leaf.reshape(len(devices), -1, *leaf.shape[1:])
-
     # pmap wants at least one mapped argument: the number of the device, which nothing reads.
+    here = jnp.arange(sum(d.process_index == jax.process_index() for d in devices))
+
+    def deal(args):
+        def one(leaf):
+            return leaf.reshape(len(devices), -1, *leaf.shape[1:])
+
+        return [jax.tree.map(one, arg) if of else arg for arg, of in zip(args, over, strict=True)]
+
     on_devices = jax.pmap(
         lambda _, *shared: mapped(*shared),
         axis_name=AXIS,
         devices=devices,
-        in_axes=(0, *(0 if mine else None for mine in over)),
+        in_axes=(0, *(0 if of else None for of in over)),
         out_axes=0 if by_seeds else None,
         donate_argnums=() if by_seeds else tuple(i + 1 for i in donate),
     )
+    # Compiled beforehand it would want the arguments of all hosts from each; called, its own.
+    several = len(here) < len(devices)
+    compiled = on_devices if several else _compile(on_devices, (here, *deal(args)), clock)
 
     def call(*args):
-        dealt = [
-            jax.tree.map(deal, arg) if mine else arg for arg, mine in zip(args, over, strict=True)
-        ]
-        out = on_devices(jnp.arange(len(devices)), *dealt)
+        out = compiled(here, *deal(args))
         if by_seeds:
             out = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
         return out

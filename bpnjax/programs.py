@@ -142,7 +142,7 @@ def run_steps(
     devices, me = across.devices(axis)
     share = -(-batch // devices)
     first = me * share
-    slots, count = _epoch_slots(problem, prng.fold(key, prng.ORDER, task, epoch), data.train, task)
+    slots, count = epoch_order(problem, key, data.train, task, epoch)
     view = make_view(problem, key, data, task)
     mode = view.mode(method.mode(state.method, task))
 
@@ -227,8 +227,7 @@ def end_task(problem: Problem, key, state: TrainState, data: Data, task, axis=No
     mode = method.train_mode(state.learned, method.mode(state.method, task))
     kept = method.store(state.core, state.learned, state.method, task)
 
-    draw = prng.fold(key, prng.ORDER, task, problem.config.train.epochs - 1)
-    slots, count = _epoch_slots(problem, draw, data.train, task)
+    slots, count = epoch_order(problem, key, data.train, task, problem.config.train.epochs - 1)
     measures = _task_importance(problem, key, state.core, mode, data, task, slots, axis)
     examples = make_examples(problem, key, data)
     ended = Ended(*measures, slots, count, examples, prng.fold(key, prng.ENDED, task))
@@ -245,16 +244,29 @@ def steps_per_epoch(problem: Problem, sequence: TaskSequence, task: int) -> int:
     return -(-examples // problem.config.train.batch_size)
 
 
-def _epoch_slots(problem: Problem, key, split: Split, task):
-    """The epoch's order: slots (places in the flat index table), the real ones first, shuffled."""
+def epoch_order(problem: Problem, key, split: Split, task, epoch):
+    """The order in which an epoch takes its examples.
+
+    Args:
+      problem: the static side.
+      key: the seed's typed PRNG key.
+      split: the training set; only ``index`` and ``count`` are looked at.
+      task: int scalar, may be traced.
+      epoch: int scalar, may be traced.
+
+    Returns:
+      Slots (places in the flat index table) int32 ``[N]``, shuffled, padding last; and how many
+      are real, int scalar.
+    """
     tasks, width = split.index.shape
     if problem.method.joint:
         slots = jnp.arange(tasks * width, dtype=jnp.int32)
-        real = slots % width < split.count[slots // width]
+        real = slots % width < jnp.asarray(split.count)[slots // width]
     else:
         slots = task * width + jnp.arange(width, dtype=jnp.int32)
-        real = jnp.arange(width) < split.count[task]
-    draws = jnp.where(real, jax.random.bits(key, slots.shape) >> 1, jnp.uint32(0xFFFFFFFF))
+        real = jnp.arange(width) < jnp.asarray(split.count)[task]
+    bits = jax.random.bits(prng.fold(key, prng.ORDER, task, epoch), slots.shape)
+    draws = jnp.where(real, bits >> 1, jnp.uint32(0xFFFFFFFF))
     return slots[jnp.argsort(draws)], jnp.sum(real)
 
 

@@ -11,7 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpnjax import checkpoint, compiled, export, memory, metrics, parallel, programs, writers
+from bpnjax import (
+    checkpoint,
+    compiled,
+    export,
+    feed,
+    hosts,
+    memory,
+    metrics,
+    parallel,
+    programs,
+    writers,
+)
 from bpnjax.checkpoint import Position
 from bpnjax.data import TaskSequence, load_sequence
 from bpnjax.evaluate import KINDS, accuracies, evaluate
@@ -97,14 +108,15 @@ def train_and_evaluate(config, workdir: str | pathlib.Path, overwrite: bool = Fa
     compiled.keep(config)
     layout = parallel.choose_layout(config)
     sequence = load_sequence(config)
-    run = _Run(config, workdir, sequence, layout)
-    claim(workdir, config, overwrite)
-    run.restore_or_start()
-    try:
-        run.all_tasks()
-    finally:
-        run.progress.close()
-    return run.finish()
+    with hosts.own_folder(workdir) as folder:
+        run = _Run(config, folder, sequence, layout)
+        claim(folder, config, overwrite)
+        run.restore_or_start()
+        try:
+            run.all_tasks()
+        finally:
+            run.progress.close()
+        return run.finish()
 
 
 class _Run:
@@ -115,20 +127,21 @@ class _Run:
         self.problem = programs.make_problem(config, sequence)
         self.clock = parallel.Clock()
         self.programs = compile_programs(self.problem, self.clock, config.num_seeds, layout)
-        self.data = put_on_device(sequence)
+        self.data = parallel.place(put_on_device(sequence, feed.most_bytes(config)), layout)
         self.keys = seed_keys(config)
         self.stages = (
             [sequence.num_tasks - 1] if self.problem.method.joint else range(sequence.num_tasks)
         )
         self.steps = {t: programs.steps_per_epoch(self.problem, sequence, t) for t in self.stages}
+        self.chunk_steps, self.feed = feed.make_feed(
+            self.problem, self.keys, sequence, self.data, layout, max(self.steps.values())
+        )
 
     def restore_or_start(self):
         self.state = self.programs.init(self.keys)
         self.record = new_record(self.config, self.sequence.num_tasks)
         self.position = Position(self.stages[0], 0, 0)
-        found = checkpoint.restore_latest(
-            self.workdir / "checkpoints", checkpoint.abstract_like(self.state)
-        )
+        found = self.restore()
         if found is not None:
             self.position, self.state, self.record = found
             self.record["accuracy"] = {
@@ -146,6 +159,25 @@ class _Run:
                 f"step {step} (checkpoint in {self.workdir / 'checkpoints'})"
             )
 
+    def restore(self):
+        """Position, state and record of the last checkpoint, which the first host reads for all."""
+        state = self.state
+
+        def read():
+            nonlocal state
+            folder = self.workdir / "checkpoints"
+            found = checkpoint.restore_latest(folder, checkpoint.abstract_like(state))
+            if found is None:
+                return None
+            position, state, record = found
+            return [position, record]
+
+        found = hosts.first_asks(read)
+        if found is None:
+            return None
+        position, record = found
+        return Position(*position), hosts.tell_arrays(state), record
+
     def all_tasks(self):
         for task in self.stages:
             if task < self.position.task:
@@ -161,39 +193,48 @@ class _Run:
             if last or (task + 1) % self.config.checkpoint.every_tasks == 0:
                 self.save()
 
-    def timed(self, kind, program, task, *more):
+    def timed(self, kind, program, task, *more, data=None):
         """Runs a program on the state and adds its time, without compiling, to the record."""
+        data = self.data if data is None else data
         compiled, started = self.clock.compile_seconds, time.perf_counter()
         numbers = [jnp.int32(n) for n in more]
-        out = program(self.keys, self.state, self.data, jnp.int32(task), *numbers)
+        out = program(self.keys, self.state, data, jnp.int32(task), *numbers)
         jax.block_until_ready(out)
         compiling = self.clock.compile_seconds - compiled
         self.record[kind] += time.perf_counter() - started - compiling
         return out
 
+    def ranges(self, task):
+        """The ranges of steps ``(epoch, start, stop)`` that are left of a task."""
+        steps, longest = self.steps[task], self.chunk_steps or self.steps[task]
+        every = self.save_every(task)
+        _, epoch, start = self.position
+        while epoch < self.config.train.epochs:
+            done = epoch * steps + start  # in this task
+            stop = min(steps, start + longest, start + every - done % every)
+            yield epoch, start, stop
+            epoch, start = (epoch + 1, 0) if stop == steps else (epoch, stop)
+
+    def save_every(self, task):
+        return self.config.checkpoint.every_steps or self.config.train.epochs * self.steps[task] + 1
+
     def train_task(self, task):
         config, steps = self.config, self.steps[task]
-        every = config.checkpoint.every_steps or config.train.epochs * steps + 1
-        for epoch in range(self.position.epoch, config.train.epochs):
-            step = self.position.step
-            while step < steps:
-                done = epoch * steps + step  # in this task
-                stop = min(steps, step + every - done % every)
-                self.train_range(task, epoch, step, stop)
-                step = stop
-                self.position = Position(task, epoch, step)
-                if (epoch * steps + step) % every == 0 and step < steps:
-                    self.save()
-            self.position = Position(task, epoch + 1, 0)
-            if config.evaluate.every_epochs and (epoch + 1) % config.evaluate.every_epochs == 0:
+        ranges = list(self.ranges(task))
+        for (epoch, start, stop), data in zip(ranges, self.feed(task, ranges), strict=True):
+            self.train_range(task, epoch, start, stop, data)
+            at_end = stop == steps
+            self.position = Position(task, epoch + at_end, 0 if at_end else stop)
+            every = config.evaluate.every_epochs
+            if at_end and every and (epoch + 1) % every == 0:
                 self.test(task, finished=False)
-            if ((epoch + 1) * steps) % every == 0:
+            if (epoch * steps + stop) % self.save_every(task) == 0:
                 self.save()
 
-    def train_range(self, task, epoch, start, stop):
+    def train_range(self, task, epoch, start, stop, data):
         before = self.record["train_seconds"]
         self.state, sums = self.timed(
-            "train_seconds", self.programs.run_steps, task, epoch, start, stop
+            "train_seconds", self.programs.run_steps, task, epoch, start, stop, data=data
         )
         seconds = self.record["train_seconds"] - before
         sums = jax.tree.map(lambda leaf: np.atleast_1d(np.asarray(leaf)), sums)
@@ -243,6 +284,8 @@ class _Run:
             )
 
     def save(self):
+        if not hosts.is_first():
+            return
         self.record["metrics_length"] = self.log.length
         self.record["compile_seconds"] = self.compiled_before + self.clock.compile_seconds
         checkpoint.save(
@@ -282,6 +325,8 @@ class _Run:
                 for row in self.sequence.classes
             ],
         }
+        if not hosts.is_first():
+            return result
         export.save_models(self.workdir, self.problem, self.state, config.num_seeds, self.sequence)
         from bpnjax import plots
 

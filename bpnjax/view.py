@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bpnjax import prng
 from bpnjax.data.permutation import (
@@ -29,13 +30,45 @@ class Data(NamedTuple):
     shift: jax.Array
 
 
-def put_on_device(sequence: TaskSequence) -> Data:
-    """Copies a sequence to the default device, pictures as they are stored."""
+@jax.tree_util.register_static
+class HostImages:
+    """Pictures that stay on the host: what the device asks for by row is fetched when it asks.
+
+    Stands in for the array ``images`` of a `Split`. A program that indexes it waits for the host
+    at that point; training gets its pictures in chunks instead (see `bpnjax.feed`).
+    """
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def __getitem__(self, rows):
+        wanted = jax.ShapeDtypeStruct((*rows.shape, *self.shape[1:]), self.dtype)
+        return jax.pure_callback(
+            lambda r: self.array[np.asarray(r)], wanted, rows, vmap_method="expand_dims"
+        )
+
+
+def put_on_device(sequence: TaskSequence, most_bytes: int | None = None) -> Data:
+    """Copies a sequence to the default device, pictures as they are stored.
+
+    Args:
+      sequence: what `bpnjax.data.load_sequence` gives.
+      most_bytes: pictures of a split that take more stay on the host, as `HostImages`; None: all
+        go to the device.
+
+    Returns:
+      `Data`.
+    """
+
+    def held(split: Split) -> Split:
+        fits = most_bytes is None or split.images.nbytes <= most_bytes
+        return split if fits else split._replace(images=HostImages(split.images))
+
     return jax.tree.map(
         jnp.asarray,
         Data(
-            sequence.train,
-            sequence.test,
+            held(sequence.train),
+            held(sequence.test),
             sequence.classes,
             sequence.columns,
             sequence.scale,

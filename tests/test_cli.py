@@ -276,8 +276,8 @@ def test_shipped_config_and_its_command(path, tmp_path, monkeypatch):
     assert command, "its docstring says how to run it"
     assert f"--config={path.relative_to(ROOT)}" in command[1]
     monkeypatch.chdir(ROOT)
-    parsed, workdir, overwrite = main.parse(command[1].split())
-    assert workdir == pathlib.Path("runs", parsed.name, parsed.method) and not overwrite
+    parsed, workdir, values = main.parse(command[1].split())
+    assert workdir == pathlib.Path("runs", parsed.name, parsed.method) and not values.overwrite
 
 
 # The workdir
