@@ -29,7 +29,7 @@ def default() -> ConfigDict:
     c.dataset.cache_dir = ""  # where decoded pictures go; "" is the user's cache folder
     c.dataset.validation = 0.0  # share of each class's training examples held out
     c.dataset.normalize = "standard"  # standard (zero mean, unit sd per channel), unit, none
-    c.dataset.device_mb = 0  # pictures of a split beyond it stream; 0: half of an accelerator's
+    c.dataset.device_mb = 0.0  # pictures of a split beyond it stream; 0: half of an accelerator's
     c.dataset.resize = ()  # (height, width, channels) for sets of other or mixed sizes
 
     c.sequence = ConfigDict()
@@ -190,7 +190,6 @@ _CHOICES = {
 _AT_LEAST = {
     "num_seeds": 1,
     "seed": 0,
-    "dataset.device_mb": 0,
     "sequence.num_tasks": 1,
     "sequence.classes_per_task": 1,
     "sequence.order_seed": -1,
@@ -227,6 +226,7 @@ _POSITIVE = (
     "ebll.learning_rate",
 )
 _NOT_NEGATIVE = (
+    "dataset.device_mb",
     "train.rate_decay",
     "ewc.strength",
     "ewc.decay",

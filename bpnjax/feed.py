@@ -23,7 +23,7 @@ _SHARE = 4  # of the memory for pictures, a chunk's part: one at work, one ahead
 def most_bytes(config) -> int | None:
     """How many bytes of pictures of a split may lie on the device; None where it has no limit."""
     if config.dataset.device_mb:
-        return config.dataset.device_mb * 2**20
+        return int(config.dataset.device_mb * 2**20)
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats["bytes_limit"] // 2 if "bytes_limit" in stats else None
 
@@ -66,10 +66,10 @@ def _steps_per_chunk(problem, data: Data) -> int | None:
     batch = config.train.batch_size * images.array[0].nbytes
     steps = most_bytes(config) // _SHARE // batch
     if steps == 0:
-        least = -(-batch * _SHARE // 2**20)
+        least = batch * _SHARE / 2**20
         raise UserError(
             f"dataset.device_mb: {config.dataset.device_mb} MB cannot hold {_SHARE} batches of "
-            f"{config.train.batch_size} pictures; give at least {least}, or lower train.batch_size"
+            f"{config.train.batch_size} pictures; give {least:.3g} or more, or smaller batches"
         )
     return steps
 

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from bpnjax import config as configuration
-from bpnjax import prng, programs
+from bpnjax import programs
 from bpnjax.data import load_sequence
 from bpnjax.evaluate import accuracies, evaluate
 from bpnjax.methods import REGISTRY
@@ -88,8 +88,7 @@ class Jitted:
 
     def epoch(self, key, task, epoch):
         """The batches of an epoch in their order: NumPy inputs and labels."""
-        draw = prng.fold(key, prng.ORDER, task, epoch)
-        slots, count = programs._epoch_slots(self.problem, draw, self.data.train, task)
+        slots, count = programs.epoch_order(self.problem, key, self.data.train, task, epoch)
         view = make_view(self.problem, key, self.data, task)
         x, y = view.examples(self.data.train, slots[: int(count)])
         size = self.config.train.batch_size

@@ -1,0 +1,67 @@
+"""Sets that do not fit the device: the same run as with all pictures on it, bit for bit."""
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from bpnjax import errors, feed, train
+from bpnjax.view import HostImages
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+
+def run(config, workdir, **fields):
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    result = train.train_and_evaluate(config, workdir)
+    models = {path.name: load_file(path) for path in workdir.glob("*.safetensors")}
+    return result["accuracy"], models
+
+
+# Methods that see the batch only, that look at other tasks' pictures, and that train on all tasks;
+# whole batches and, after a checkpoint, chunks that are not full.
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "bd_ewc", "checkpoint__every_steps": 7},
+        {"method": "gem", "gem__memories": 20},
+        {"method": "joint"},
+        {"method": "bd_psp", "sequence__kind": "permuted", "num_seeds": 2},
+    ],
+    ids=lambda fields: fields["method"],
+)
+def test_streaming_changes_nothing(tiny, tmp_path, fields, monkeypatch):
+    tiny.model.hidden = (16,)
+    chunks = []
+    monkeypatch.setattr(feed, "_chunks", spy(feed._chunks, chunks))
+    whole = run(tiny, tmp_path / "whole", **fields)
+    assert not chunks
+    # A batch of 32 takes 2 kB: four steps a chunk.
+    streamed = run(tiny, tmp_path / "streamed", **fields, dataset__device_mb=0.034)
+    by_chunks = fields["method"] in ("bd_ewc", "joint")
+    assert chunks == ([4] if by_chunks else [])
+    for kind, accuracy in whole[0].items():
+        np.testing.assert_array_equal(accuracy, streamed[0][kind])
+    jax.tree.map(np.testing.assert_array_equal, whole[1], streamed[1])
+
+
+def spy(function, seen):
+    def spied(*args):
+        seen.append(args[-1])
+        return function(*args)
+
+    return spied
+
+
+def test_too_little_for_a_batch_is_refused(tiny, tmp_path):
+    with pytest.raises(errors.UserError, match="dataset.device_mb: 0.001 MB cannot hold 4 batches"):
+        run(tiny, tmp_path, dataset__device_mb=0.001)
+
+
+def test_pictures_on_the_host_are_indexed_like_an_array():
+    array = np.arange(24, dtype=np.uint8).reshape(6, 2, 2)
+    held = HostImages(array)
+    rows = np.array([[5, 0], [3, 3]])
+    np.testing.assert_array_equal(jax.jit(lambda r: held[r])(rows), array[rows])
+    np.testing.assert_array_equal(jax.vmap(lambda r: held[r])(rows), array[rows])
