@@ -28,6 +28,7 @@ templates_path = ["_templates"]
 html_theme = "furo"
 html_title = "bpnjax"
 html_math_renderer = "mathml"
+smartquotes = False  # -- is two hyphens here
 default_role = "py:obj"  # `name` in a docstring is a link where that name is documented
 myst_heading_anchors = 3
 # Pages of results appear in the navigation once they are there.

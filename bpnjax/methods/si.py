@@ -28,6 +28,8 @@ CLAMPS = ("sum", "increment", "none")
 
 
 class SiState(NamedTuple):
+    """What SI keeps, however many tasks there were."""
+
     path: Any  # w, like the shared parameters
     importance: Any  # Omega, like the shared parameters
     anchor: Any  # theta at the end of the last task; before the first, its start
