@@ -31,11 +31,8 @@ html_math_renderer = "mathml"
 smartquotes = False  # -- is two hyphens here
 default_role = "py:obj"  # `name` in a docstring is a link where that name is documented
 myst_heading_anchors = 3
-# Pages of results appear in the navigation once they are there.
-suppress_warnings = ["toc.empty_glob"]
 
 autosummary_generate = True
-autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_numpy_docstring = False
@@ -73,7 +70,9 @@ def indented_is_literal(app, what, name, obj, options, lines):
 def _mathml(translator, node, as_block):
     """Formulas as MathML, which browsers show without a script."""
     try:
-        text = latex2mathml.tex2mathml(node.astext(), as_block=as_block)
+        # It does not know these; parentheses grow by themselves.
+        source = re.sub(r"\\[Bb]ig+(?![a-z])", "", node.astext())
+        text = latex2mathml.tex2mathml(source, as_block=as_block)
     except math.MathError as error:
         logging.getLogger(__name__).warning("%s: %s", node.astext(), error, location=node)
         text = f"<code>{translator.encode(node.astext())}</code>"

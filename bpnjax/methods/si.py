@@ -2,7 +2,7 @@ r"""SI, synaptic intelligence: an anchor weighted by each parameter's share of t
 
 While a task is trained,
 
-.. math:: w_j \mathrel{+}= -g_j \, \Delta\theta_j
+.. math:: w_j \leftarrow w_j - g_j \, \Delta\theta_j
 
 with g the gradient of the task's own loss (the anchor's pull left out) and :math:`\Delta\theta` the
 step that the optimizer really made. After the task
