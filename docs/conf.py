@@ -40,7 +40,7 @@ napoleon_use_rtype = False
 napoleon_custom_sections = [("Source", "notes_style")]
 
 _ALIAS = re.compile(r"Alias for field number \d+")
-_FIELD = re.compile(r"^    (\w+):[^#]*#\s*(.+)$", re.MULTILINE)
+_FIELD = re.compile(r"^    (\w+):[^#\n]*#\s*(.+)$", re.MULTILINE)
 
 
 def describe_fields(app, what, name, obj, options, lines):
