@@ -12,7 +12,12 @@ from bpnjax.errors import UserError
 
 
 def default() -> ConfigDict:
-    """The default configuration; files in ``configs/`` change a few fields of it."""
+    """The default configuration; files in ``configs/`` change a few fields of it.
+
+    Returns:
+      A `ConfigDict` of all fields. Those read from files are locked: a field that is not here
+      cannot be set.
+    """
     c = ConfigDict()
     c.name = "run"  # of the experiment; part of the default workdir
     c.method = "bd_ewc"  # a name of bpnjax.methods.REGISTRY
@@ -247,7 +252,15 @@ _NOT_NEGATIVE = (
 
 
 def flatten(config, prefix: str = "") -> dict:
-    """A configuration, or the nested dict of one, as ``{"a.b": value}``."""
+    """A configuration as one flat dict.
+
+    Args:
+      config: a `ConfigDict`, or the nested dict of one.
+      prefix: put before each name.
+
+    Returns:
+      ``{"a.b": value}``.
+    """
     flat = {}
     for key, value in config.items():
         if isinstance(value, (ConfigDict, dict)):

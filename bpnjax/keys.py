@@ -25,7 +25,14 @@ class KeySeeds:
     width: int = struct.field(pytree_node=False)
 
     def row(self, task) -> jax.Array:
-        """The key of one task: f32[width], each element +1 or -1 with probability 1/2."""
+        """The key of one task.
+
+        Args:
+          task: int scalar, may be traced.
+
+        Returns:
+          f32 ``[width]``, each element +1 or -1 with probability 1/2.
+        """
         words = jax.random.bits(jax.random.fold_in(self.seed, task), ((self.width + 31) // 32,))
         bits = (words[:, None] >> jnp.arange(32, dtype=words.dtype)) & 1
         return 1.0 - 2.0 * bits.reshape(-1)[: self.width].astype(jnp.float32)
@@ -40,7 +47,14 @@ class GateSeeds:
     gated: float = struct.field(pytree_node=False)  # probability of 0
 
     def row(self, task) -> jax.Array:
-        """The gate of one task: f32[width], each element 0 with probability ``gated``, else 1."""
+        """The gate of one task.
+
+        Args:
+          task: int scalar, may be traced.
+
+        Returns:
+          f32 ``[width]``, each element 0 with probability ``gated``, else 1.
+        """
         open_ = jax.random.bernoulli(
             jax.random.fold_in(self.seed, task), 1.0 - self.gated, (self.width,)
         )

@@ -24,6 +24,8 @@ def report(problem: Problem, state: TrainState, example_bytes: int = 0) -> dict:
       example_bytes: of one training example as it is stored.
 
     Returns:
+      A dict of numbers.
+
       - core_parameters: numbers in the shared parameters.
       - parameters_per_task, bytes_per_task: what must be kept on disk for each further task to
         answer it later (mode biases, a whole network for stl). Keys come from one seed for all

@@ -1,9 +1,11 @@
 """A trained model in use: told the task, one task for each picture, or not told.
 
-predictor = bpnjax.load("runs/mnist/bd_ewc")
-predictor(images, task=3)
-predictor(images, task=task_ids)
-predictor(images)
+    predictor = bpnjax.load("runs/mnist/bd_ewc")
+    predictor(images, task=3)
+    predictor(images, task=task_ids)
+    predictor(images)
+
+Tasks count from 0, as in all functions of the package.
 """
 
 import json
@@ -57,6 +59,7 @@ class Predictor(NamedTuple):
 
     @property
     def num_tasks(self) -> int:
+        """How many tasks the model has modes for."""
         return self.outputs.shape[0]
 
     def permuted(self, images, task) -> np.ndarray:
@@ -102,7 +105,15 @@ class Predictor(NamedTuple):
         return out
 
     def probabilities(self, images, task) -> np.ndarray:
-        """Softmax of `logits`, f32 ``[n, C]``."""
+        """Softmax of `logits`.
+
+        Args:
+          images: as for `logits`.
+          task: int, or int ``[n]``, from 0.
+
+        Returns:
+          f32 ``[n, C]``, rows that sum to 1.
+        """
         return np.asarray(jax.nn.softmax(jnp.asarray(self.logits(images, task))))
 
     def infer(self, images) -> Guess:

@@ -38,11 +38,13 @@ class MetricsLog:
             f.truncate(min(length, f.tell()))
 
     def write(self, **values) -> None:
+        """Appends a line."""
         with self._path.open("a") as f:
             f.write(json.dumps(plain(values)) + "\n")
 
     @property
     def length(self) -> int:
+        """Bytes of the file."""
         return self._path.stat().st_size
 
 
@@ -126,17 +128,20 @@ class Progress:
         self._lines = not quiet_lines
 
     def update(self, steps: int, task, tasks, epoch, epochs, loss, rate) -> None:
+        """Moves the bar on by some steps; where there is no bar, nothing."""
         if self._bar is not None:
             self._bar.set_description(f"task {task}/{tasks} epoch {epoch}/{epochs}")
             self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} examples/s")
             self._bar.update(steps)
 
     def line(self, text: str) -> None:
+        """Prints a line, above the bar if there is one."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
+        """Removes the bar."""
         if self._bar is not None:
             self._bar.close()

@@ -38,10 +38,12 @@ class TaskSequence(NamedTuple):
 
     @property
     def num_tasks(self) -> int:
+        """T."""
         return self.classes.shape[0]
 
     @property
     def num_classes(self) -> int:
+        """C."""
         return self.classes.shape[1]
 
 

@@ -24,7 +24,15 @@ GROUP = "bd"
 
 
 def empty_bank(layers, num_tasks: int):
-    """A bank of zero biases ``{path: {"bias": f32 [T, K]}}`` for layers as `find_layers` gives."""
+    """A bank of zero biases: every task's mode is the plain network until it is frozen.
+
+    Args:
+      layers: ``{path: Layer}`` as `bpnjax.modulation.find_layers` gives, or a part of it.
+      num_tasks: T.
+
+    Returns:
+      ``{path: {"bias": f32 [T, K]}}``.
+    """
     return {path: {"bias": jnp.zeros((num_tasks, layer.outputs))} for path, layer in layers.items()}
 
 
@@ -64,7 +72,25 @@ def fresh(key, spec):
 
 
 def product(factors):
-    """The biases that factors stand for: ``{path: {"bias": (M @ W)[0]}}``, ``[K]`` each."""
+    r"""The biases that factors stand for.
+
+    .. math:: bias = M W
+
+    Args:
+      factors: ``{path: {"M": [1, H], "W": [H, K]}}`` as `init_factors` gives.
+
+    Returns:
+      A mode, ``{path: {"bias": [K]}}``, differentiable for the factors.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.methods import bd
+      >>> factors = {"out": {"M": jnp.array([[1.0, -1.0]]), "W": jnp.array([[3.0], [1.0]])}}
+      >>> bd.product(factors)["out"]["bias"].tolist()
+      [2.0]
+
+    Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V.
+    """
     return {path: {"bias": (f["M"] @ f["W"])[0]} for path, f in factors.items()}
 
 
@@ -73,7 +99,23 @@ def train_mode(learned, mode):
 
 
 def freeze(bank, biases, task):
-    """The bank with the biases of a task put in, as `product` gives them."""
+    """Puts the biases of a task into a bank, where nothing changes them any more.
+
+    Args:
+      bank: ``{path: {"bias": [T, K]}}`` as `empty_bank` gives.
+      biases: ``{path: {"bias": [K]}}`` as `product` gives.
+      task: int scalar, may be traced; one beyond T changes nothing.
+
+    Returns:
+      The new bank.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.methods import bd
+      >>> bank = {"out": {"bias": jnp.zeros((2, 1))}}
+      >>> bd.freeze(bank, {"out": {"bias": jnp.array([2.0])}}, 1)["out"]["bias"].tolist()
+      [[0.0], [2.0]]
+    """
     return {
         path: {"bias": kept["bias"].at[task].set(biases[path]["bias"])}
         for path, kept in bank.items()

@@ -29,11 +29,15 @@ from bpnjax.methods.base import Ended, Method
 
 
 class Encoder(NamedTuple):
+    """The half of an autoencoder that is kept: ``code(x) = sigmoid(A^T x + a)``."""
+
     kernel: jax.Array  # A, f32 [(T,) features, code]
     bias: jax.Array  # a, f32 [(T,) code]
 
 
 class EbllState(NamedTuple):
+    """What EBLL keeps: LwF's state and an encoder a task."""
+
     lwf: lwf.LwfState
     encoders: Encoder  # of all tasks
     strength: jax.Array  # alpha, shape=()

@@ -22,6 +22,8 @@ from bpnjax.methods.base import Method
 
 
 class ReplayState(NamedTuple):
+    """What ER, DER and DER++ keep."""
+
     memory: replay.Reservoir
     alpha: jax.Array  # weight of the logits, shape=()
     beta: jax.Array  # weight of the labels, shape=()

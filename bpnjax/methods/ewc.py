@@ -32,6 +32,8 @@ from bpnjax.methods.base import Method
 
 
 class EwcState(NamedTuple):
+    """What EWC keeps, however many tasks there were."""
+
     importance: Any  # like the shared parameters, f32; zeros before the first task ends
     anchor: Any  # like the shared parameters
     strength: jax.Array  # lambda, shape=(); an array so that sweeps can vmap over it

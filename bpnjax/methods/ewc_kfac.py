@@ -32,6 +32,8 @@ from bpnjax.methods.base import Method
 
 
 class KfacState(NamedTuple):
+    """What EWC with Kronecker factors keeps, however many tasks there were."""
+
     total: dict[str, kronecker.Factors]  # sums over tasks, a layer each
     basis: dict[str, kronecker.Basis]
     anchor: Any  # like the shared parameters

@@ -23,6 +23,8 @@ from bpnjax.methods.base import Ended, Method
 
 
 class Memory(NamedTuple):
+    """The examples that GEM and A-GEM keep of each task, by their slots."""
+
     slots: jax.Array  # int32 [T, M]
     real: jax.Array  # f32 [T, M], 0 where a task has fewer examples
 

@@ -30,6 +30,8 @@ from bpnjax.methods.base import Method, head_mask
 
 
 class ImmState(NamedTuple):
+    """What IMM keeps: the network of each task, to be merged for a test."""
+
     thetas: Any  # like the shared parameters with a leading axis [T]
     fishers: Any  # the same, or None for the mean
     done: jax.Array  # f32 [T], 1 for tasks learned

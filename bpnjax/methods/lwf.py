@@ -27,6 +27,8 @@ from bpnjax.methods.base import Method, head_mask
 
 
 class LwfState(NamedTuple):
+    """What LwF keeps: the network after the last task, which teaches."""
+
     teacher: Any  # the shared parameters after the last task
     classes: jax.Array  # bool [T, C]
     is_head: Any  # like the shared parameters, 1.0 for the output layer's, else 0.0

@@ -2,7 +2,7 @@ r"""SI, synaptic intelligence: an anchor weighted by each parameter's share of t
 
 While a task is trained,
 
-.. math:: w_j \mathrel{+}= -g_j \, \Delta\theta_j
+.. math:: w_j \leftarrow w_j - g_j \, \Delta\theta_j
 
 with g the gradient of the task's own loss (the anchor's pull left out) and :math:`\Delta\theta` the
 step that the optimizer really made. After the task
@@ -28,6 +28,8 @@ CLAMPS = ("sum", "increment", "none")
 
 
 class SiState(NamedTuple):
+    """What SI keeps, however many tasks there were."""
+
     path: Any  # w, like the shared parameters
     importance: Any  # Omega, like the shared parameters
     anchor: Any  # theta at the end of the last task; before the first, its start

@@ -30,6 +30,8 @@ _ANCHORS = {"mas": (mas.MAS, "output_norm"), "ewc": (ewc.EWC, "loss")}
 
 
 class SlnidState(NamedTuple):
+    """What SLNID keeps beside the anchor it is combined with."""
+
     anchored: Any  # the state of MAS or EWC
     importance: dict[str, jax.Array]  # {hidden layer: f32 [K]}, summed over tasks
     strength: jax.Array  # lambda, shape=()

@@ -13,7 +13,15 @@ __all__ = ["DTYPES", "MLP", "NAMES", "ConvNet", "build"]
 
 
 def build(config, num_classes: int):
-    """The network of a run's `config.model`, with ``num_classes`` outputs."""
+    """The network that a run's configuration names.
+
+    Args:
+      config: the group `config.model`.
+      num_classes: outputs of the last layer.
+
+    Returns:
+      A Linen module, not initialised.
+    """
     dtype = jnp.dtype(config.dtype)
     hidden = tuple(config.hidden)
     kernel_init = getattr(nn.initializers, config.kernel_init)()

@@ -1,0 +1,79 @@
+"""The examples in docs/ do what the pages say: code and commands run in their order, in small."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+from bpnjax import compare, main, methods, plots, predict
+from bpnjax.data import embedded
+
+PAGES = [ROOT / "docs" / "start.md", *sorted((ROOT / "docs" / "howto").glob("*.md"))]
+FENCE = re.compile(r"^```(python|sh)( skip)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"# (\w+\.py)\n")
+COMMANDS = {"bpnjax.main": main.run, "bpnjax.compare": compare.run, "bpnjax.predict": predict.run}
+SMALL = [
+    "--config.train.epochs=1",
+    "--config.model.hidden=(16,)",
+    "--config.checkpoint.every_tasks=9",
+]
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+
+def blocks(page):
+    """The page's code as (language, is it to be run?, text)."""
+    text = page.read_text()
+    found = [(m[1], not m[2], m[3]) for m in FENCE.finditer(text)]
+    assert len(found) == len(re.findall(r"^```(?:python|sh)", text, re.MULTILINE)), page
+    return found
+
+
+def arguments(line):
+    """Module and arguments of a command, without the variables set before it."""
+    words = shlex.split(line, comments=True)
+    at = words.index("python")
+    assert words[at + 1] == "-m", line
+    return words[at + 2], words[at + 3 :]
+
+
+@pytest.fixture
+def as_it_was(monkeypatch):
+    """What examples register is gone afterwards."""
+    monkeypatch.setattr(embedded, "SETS", dict(embedded.SETS))
+    before = dict(methods.REGISTRY)
+    yield
+    methods.REGISTRY.clear()
+    methods.REGISTRY.update(before)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_examples(page, tmp_path, monkeypatch, as_it_was):
+    monkeypatch.chdir(tmp_path)
+    for picture in ("draw", "comparison"):  # other tests look at these
+        monkeypatch.setattr(plots, picture, lambda *_: None)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    space = {"__name__": "__main__"}
+    for language, run, text in blocks(page):
+        if language == "python":
+            file = FILE.match(text)
+            if file:
+                (tmp_path / file[1]).write_text(text)
+            elif run:
+                exec(compile(text, str(page), "exec"), space)
+            continue
+        for line in text.splitlines():
+            module, words = arguments(line)
+            if not run:
+                main.parse(words)  # needs a set or devices; at least all its fields are right
+                continue
+            small = [] if module == "bpnjax.predict" else SMALL
+            assert COMMANDS[module](words + small) == 0, line
+
+
+def test_links_lead_somewhere():
+    """Sphinx checks the site's links; these are read on the repository's pages too."""
+    for page in (ROOT / "docs").rglob("*.md"):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page}: {target}"
