@@ -102,9 +102,9 @@ def _dense_sums(model, params, mode, x, weights, magnitudes, element):
     for path, size in magnitudes(logits, backward).items():
         weighted = weights[:, None] * size
         (layer_input,) = inputs[path]
-        prefix = f"{path}/" if path else ""
-        sums[f"{prefix}kernel"] = element(layer_input.astype(jnp.float32)).T @ weighted
-        sums[f"{prefix}bias"] = weighted.sum(0)
+        at = tuple(path.split("/")) if path else ()
+        sums[(*at, "kernel")] = element(layer_input.astype(jnp.float32)).T @ weighted
+        sums[(*at, "bias")] = weighted.sum(0)
     return sums
 
 
@@ -114,7 +114,7 @@ def _other_sums(model, params, mode, names, chunk, x, weights, labels, magnitude
     ``magnitude(logits_of, free, label)`` gives element(gradient) of one example, where
     ``logits_of(free)`` are its logits as a function of the named leaves.
     """
-    flat = traverse_util.flatten_dict(params, sep="/")
+    flat = traverse_util.flatten_dict(params)
     fixed = {name: leaf for name, leaf in flat.items() if name not in names}
     free = {name: flat[name] for name in names}
 
@@ -122,7 +122,7 @@ def _other_sums(model, params, mode, names, chunk, x, weights, labels, magnitude
         x_i, label, weight = example
 
         def logits_of(free):
-            tree = traverse_util.unflatten_dict({**fixed, **free}, sep="/")
+            tree = traverse_util.unflatten_dict({**fixed, **free})
             logits = modulation.modulated_apply(model, tree, mode, x_i[None])[0]
             return logits.astype(jnp.float32)
 
@@ -146,7 +146,7 @@ def _in_pieces(arrays, size):
 
 
 def _all_sums(model, params, mode, x, labels, weights, chunk, magnitudes, element, magnitude):
-    flat = traverse_util.flatten_dict(params, sep="/")
+    flat = traverse_util.flatten_dict(params)
     sums = {
         name: value
         for name, value in _dense_sums(model, params, mode, x, weights, magnitudes, element).items()
@@ -157,7 +157,7 @@ def _all_sums(model, params, mode, x, labels, weights, chunk, magnitudes, elemen
         chunk = min(chunk, x.shape[0])
         sums |= _other_sums(model, params, mode, rest, chunk, x, weights, labels, magnitude)
     sums = {name: sums[name].astype(jnp.float32) for name in flat}
-    return traverse_util.unflatten_dict(sums, sep="/")
+    return traverse_util.unflatten_dict(sums)
 
 
 @_named_remedy()

@@ -57,7 +57,7 @@ class Call(NamedTuple):
 
     path: str
     kind: str
-    contracted: tuple[int, ...]  # axes of the input, in the order of the kernel's axes
+    contracted: tuple[int, ...]  # axes of the input, ascending, as the kernel has them
     features: int  # how many of the output's last axes
 
 
@@ -73,7 +73,7 @@ def layer_call(context, x) -> Call | None:
         return Call(path, KINDS[base], (x.ndim - 1,), 1)
     if _as_tuple(module.batch_dims):
         return None  # each row of the batch has a kernel of its own
-    contracted = tuple(axis % x.ndim for axis in _as_tuple(module.axis))
+    contracted = tuple(sorted(axis % x.ndim for axis in _as_tuple(module.axis)))
     return Call(path, KINDS[base], contracted, len(_as_tuple(module.features)))
 
 
@@ -104,8 +104,7 @@ def _align(call, name, vector, array, axes):
     ``[K]`` serves the whole batch; ``[n, K]`` (one task id per example) gets unit axes for those
     between the batch and the features.
     """
-    widths = tuple(array.shape[axis] for axis in axes)
-    width, rows = math.prod(widths), vector.shape[:-1]
+    width, rows = math.prod(array.shape[axis] for axis in axes), vector.shape[:-1]
     if vector.ndim not in (1, 2) or vector.shape[-1] != width:
         raise ValueError(
             f"the {name} of layer {call.path!r} has shape {vector.shape}; it must have [{width}], "
@@ -117,11 +116,8 @@ def _align(call, name, vector, array, axes):
             f"batch of {rows[0]} examples with a mode each (the network reshapes its batch, or "
             "nn.vmap took the axis away); call the network once per task instead"
         )
-    order = sorted(range(len(axes)), key=lambda i: axes[i])
-    vector = vector.reshape(rows + widths)
-    vector = vector.transpose([*range(len(rows)), *(len(rows) + i for i in order)])
-    shape = [widths[axes.index(axis)] if axis in axes else 1 for axis in range(array.ndim)]
-    return vector.reshape(list(rows) + shape[len(rows) :]).astype(array.dtype)
+    shape = [size if axis in axes else 1 for axis, size in enumerate(array.shape)]
+    return vector.reshape([*rows, *shape[len(rows) :]]).astype(array.dtype)
 
 
 def own_kernel(params, path: str):

@@ -85,6 +85,8 @@ def _run(model, params, mode, args, kwargs, probes=None, record=None, replaced=N
     outside = current_trace()
 
     def intercept(next_call, call_args, call_kwargs, context):
+        if context.module.scope is None:  # unbound: without parameters, as some identities are
+            return next_call(*call_args, **call_kwargs)
         classes["/".join(context.module.path)] = type(context.module).__name__
         if context.method_name != "__call__" or not (call_args or "inputs" in call_kwargs):
             return next_call(*call_args, **call_kwargs)

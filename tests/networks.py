@@ -43,6 +43,8 @@ class EncoderBlock(nn.Module):
 class ViT(nn.Module):
     """Attention, layer norm, dropout, and parameters of its own: class token and positions."""
 
+    depth: int = 1
+
     @nn.compact
     def __call__(self, x, train=False):
         x = nn.Conv(6, (2, 2), strides=(2, 2), name="patches")(x)
@@ -50,7 +52,7 @@ class ViT(nn.Module):
         token = self.param("token", nn.initializers.normal(), (1, 1, 6))
         x = jnp.concatenate([jnp.tile(token, (x.shape[0], 1, 1)), x], 1)
         x = x + self.param("positions", nn.initializers.normal(), (1, x.shape[1], 6))
-        for i in range(2):
+        for i in range(self.depth):
             x = EncoderBlock(name=f"block_{i}")(x, train)
         return nn.Dense(3, name="head")(nn.LayerNorm()(x)[:, 0])
 
@@ -88,7 +90,7 @@ class Shapes(nn.Module):
     def __call__(self, x):  # [n, 4, 4, 2]
         x = nn.ConvTranspose(3, (3, 3), name="transposed")(x)
         x = nn.ConvLocal(3, (2, 2), name="local")(x)
-        x = nn.DenseGeneral((2, 5), axis=(3, 1), name="general")(x)  # kernel [3, rows, 2, 5]
+        x = nn.DenseGeneral((2, 5), axis=(3, 1), name="general")(x)  # kernel [4, 3, 2, 5]
         x = Activated(4, name="activated")(x)
         return nn.Dense(3, name="head")(x.reshape(x.shape[0], -1))
 

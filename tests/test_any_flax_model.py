@@ -18,6 +18,8 @@ ROWS = jax.random.normal(jax.random.key(1), (4, 5))
 TOKENS = jnp.array([[1, 2, 3], [0, 0, 6], [5, 4, 3], [2, 2, 1]])
 LABELS = jnp.array([0, 2, 1, 1])
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 MODELS = {
     "resnet": (networks.ResNet(), PICTURES, {"train": False}),
     "vit": (networks.ViT(), PICTURES, {}),
@@ -32,7 +34,7 @@ MODELS = {
 
 def started(name):
     model, x, kwargs = MODELS[name]
-    variables = model.init(jax.random.key(2), x, **kwargs)
+    variables = jax.jit(lambda key: model.init(key, x, **kwargs))(jax.random.key(2))
     return model, variables, x, kwargs
 
 
@@ -87,10 +89,11 @@ def test_a_mode_equals_the_parameters_that_absorb_it(name):
     assert layers
     mode = modes_of(variables, layers)
     changed = {**variables, "params": absorbed(variables["params"], layers, mode)}
-    expected = model.apply(changed, x, **kwargs)
+    apply = jax.jit(lambda v: model.apply(v, x, **kwargs))
+    expected = apply(changed)
     run = jax.jit(lambda v, m: modulated_apply(model, v, m, x, **kwargs))
     np.testing.assert_allclose(run(variables, mode), expected, rtol=1e-4, atol=1e-5)
-    plain = model.apply(variables, x, **kwargs)
+    plain = apply(variables)
     assert np.abs(expected - plain).max() > 1e-2
     np.testing.assert_allclose(run(variables, {}), plain, rtol=1e-5, atol=1e-6)
 
@@ -101,16 +104,15 @@ def test_a_batch_of_mixed_modes_equals_one_call_per_example(name):
     layers = find_layers(model, variables, x, **kwargs)
     bank = random_mode(layers, rows=(3,))
     tasks = jnp.array([2, 0, 1, 2])
-    mixed = modulated_apply(model, variables, modulation.select(bank, tasks), x, **kwargs)
-    each = [
-        modulated_apply(model, variables, modulation.select(bank, t), x[i : i + 1], **kwargs)[0]
-        for i, t in enumerate(tasks)
-    ]
+    run = jax.jit(lambda m, x: modulated_apply(model, variables, m, x, **kwargs))
+    mixed = run(modulation.select(bank, tasks), x)
+    each = [run(modulation.select(bank, t), x[i : i + 1])[0] for i, t in enumerate(tasks)]
     np.testing.assert_allclose(mixed, jnp.stack(each), rtol=1e-4, atol=1e-5)
 
 
 def test_attention_gets_flat_vectors_over_heads():
-    model, variables, x, _ = started("vit")
+    model, x = networks.ViT(depth=2), PICTURES
+    variables = jax.jit(model.init)(jax.random.key(2), x)
     layers = find_layers(model, variables, x)
     at = {path.split("/")[-1]: layer for path, layer in layers.items() if "attention" in path}
     assert {name: layer.kind for name, layer in at.items()} == dict.fromkeys(
@@ -160,7 +162,7 @@ def test_learns_a_task_with_factors_and_any_optimizer(name):
     layers = matching(find_layers(model, variables, x, train=False), "(?!head$).*")
     assert "head" not in layers
     params = {"core": variables["params"], "bd": bd.init_factors(jax.random.key(3), layers, 8)}
-    tx = optim.beneficial_perturbation(optax.adamw(1e-3), 0.02)
+    tx = optim.beneficial_perturbation(optax.adamw(1e-2), 0.02)
 
     def loss(params, others):
         logits, new = modulated_apply(
@@ -182,7 +184,7 @@ def test_learns_a_task_with_factors_and_any_optimizer(name):
         values.append(float(value))
     assert values[-1] < 0.8 * values[0]
     biases = bd.product(params["bd"])
-    assert list(biases) == list(layers)
+    assert set(biases) == set(layers)
     assert all(np.abs(vectors["bias"]).max() > 1e-3 for vectors in biases.values())
     bank = bd.freeze(bd.empty_bank(layers, 2), biases, 1)
     core = {"params": params["core"], **others}
@@ -195,7 +197,7 @@ def test_an_embedding_is_left_alone_and_named_when_asked_for():
     model, variables, x, _ = started("text")
     layers = find_layers(model, variables, x)
     assert "embed" not in layers and layers.others["embed"].kind == "Embed"
-    assert {p.split("/")[0] for p in layers} == {"rnn", "project"}
+    assert {p.split("/")[0] for p in layers} == {"cell", "project"}
     assert list(matching(layers, ".*")) == list(layers)
     with pytest.raises(ValueError, match=r"matches no layer but 'embed' \(Embed\), which take"):
         matching(layers, "embed")
@@ -340,8 +342,10 @@ def test_a_layer_that_has_no_input_of_its_own_cannot_be_taken_out():
 
 
 @pytest.mark.parametrize("family", ["resnet", "vit"])
-def test_a_model_of_a_published_package(family):
+def test_a_model_of_a_published_package(family, monkeypatch):
     """flaim (Flax Image Models) on PyPI: pure Linen, written without knowledge of this library."""
+    # Its release of 2023 names a type, in an annotation, that JAX has since dropped.
+    monkeypatch.setattr(jax.random, "KeyArray", jax.Array, raising=False)
     pytest.importorskip("flaim", reason="pip install flaim, a package of Linen models")
     from flaim.models import resnet, vit
 
@@ -349,12 +353,13 @@ def test_a_model_of_a_published_package(family):
     if family == "vit":
         model, kwargs = vit.ViT(depth=1, token_dim=8, n_heads=2, n_classes=3), {}
     else:
-        model = resnet.ResNet(depths=(1, 1, 1, 1), n_classes=3)
+        model = resnet.ResNet(depths=(1,), n_classes=3)
         kwargs = {"training": False}
-    variables = model.init(jax.random.key(1), x, **kwargs)
-    layers = find_layers(model, variables, x, **kwargs)
-    assert len(layers) > 3
+    variables = jax.jit(lambda key: model.init(key, x, **kwargs))(jax.random.key(1))
+    layers = matching(find_layers(model, variables, x, **kwargs), ".*")
+    assert len(layers) > 4
     mode = modes_of(variables, layers)
     changed = {**variables, "params": absorbed(variables["params"], layers, mode)}
-    got = modulated_apply(model, variables, mode, x, **kwargs)
-    np.testing.assert_allclose(got, model.apply(changed, x, **kwargs), rtol=1e-3, atol=1e-4)
+    got = jax.jit(lambda v, m: modulated_apply(model, v, m, x, **kwargs))(variables, mode)
+    expected = jax.jit(lambda v: model.apply(v, x, **kwargs))(changed)
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
