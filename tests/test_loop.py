@@ -91,7 +91,7 @@ def test_the_example_keeps_the_first_task_with_and_loses_it_without():
         pytest.skip("TFDS_DATA_DIR holds no prepared cifar10")
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, ROOT / "examples" / "two_tasks.py", "5000"],
+        [sys.executable, ROOT / "examples" / "two_tasks.py", "3000"],
         env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
