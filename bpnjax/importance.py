@@ -4,13 +4,24 @@ For a Dense layer called once, with inputs ``a`` [n, d] and output gradients ``d
 batched backward pass, the gradient of example i with respect to the kernel is ``a_i delta_i^T``.
 Its square is ``a_i^2 (delta_i^2)^T``, so the sum over examples is a matrix product and no array of
 size n x parameters exists. Other layers fall back to `jax.vmap` of `jax.grad`, a chunk at a time.
+
+The network maps ``x`` alone to logits. Where it takes more, `bpnjax.modulation.fixed` fills it in:
+``fisher(fixed(model, variables, train=False), variables["params"], ...)``. Only "params" has
+importance; other collections, such as the running averages of BatchNorm, are constants. An example
+must not depend on the others of its batch: BatchNorm on batch statistics is an error.
 """
 
+import contextlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
+from flax.errors import (
+    ModifyScopeVariableError,
+    ScopeCollectionNotFound,
+    ScopeVariableNotFoundError,
+)
 
 from bpnjax import modulation
 from bpnjax.heads import within_head
@@ -32,20 +43,35 @@ NEURON_KINDS = ("loss", "output_norm")
 
 
 def one_pass_layers(layers: dict[str, modulation.Layer]) -> dict[str, modulation.Layer]:
-    """Those of the layers that the outer-product identity covers: Dense, called once, on [n, d]."""
+    """Those that the outer-product identity covers: Dense, called once, on [n, d], not lifted."""
     return {
         path: layer
         for path, layer in layers.items()
-        if layer.kind == "dense" and layer.calls == 1 and layer.rank == 2
+        if layer.kind == "dense" and layer.calls == 1 and layer.rank == 2 and layer.plain
     }
 
 
+@contextlib.contextmanager
+def _named_remedy():
+    """What to do about a network that does not run on ``x`` alone, in words of this library."""
+    try:
+        yield
+    except (ModifyScopeVariableError, ScopeCollectionNotFound, ScopeVariableNotFoundError) as error:
+        raise ValueError(
+            "importance is a sum over single examples, so BatchNorm must use its running averages: "
+            'pass {"params": ..., "batch_stats": ...} for params, or for the model '
+            "modulation.fixed(model, variables, train=False), whatever its call names that "
+            f"argument ({str(error).splitlines()[0]})"
+        ) from error
+
+
+@_named_remedy()
 def probe(model, params, mode, x):
     """What the outer-product identity needs of a batch.
 
     Args:
       model: a Linen module that maps ``x`` to logits ``[n, C]``.
-      params: its parameters, a dict tree.
+      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
       mode: as in `bpnjax.modulated_apply`, one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
 
@@ -76,9 +102,9 @@ def _dense_sums(model, params, mode, x, weights, magnitudes, element):
     for path, size in magnitudes(logits, backward).items():
         weighted = weights[:, None] * size
         (layer_input,) = inputs[path]
-        prefix = f"{path}/" if path else ""
-        sums[f"{prefix}kernel"] = element(layer_input.astype(jnp.float32)).T @ weighted
-        sums[f"{prefix}bias"] = weighted.sum(0)
+        at = tuple(path.split("/")) if path else ()
+        sums[(*at, "kernel")] = element(layer_input.astype(jnp.float32)).T @ weighted
+        sums[(*at, "bias")] = weighted.sum(0)
     return sums
 
 
@@ -88,7 +114,7 @@ def _other_sums(model, params, mode, names, chunk, x, weights, labels, magnitude
     ``magnitude(logits_of, free, label)`` gives element(gradient) of one example, where
     ``logits_of(free)`` are its logits as a function of the named leaves.
     """
-    flat = traverse_util.flatten_dict(params, sep="/")
+    flat = traverse_util.flatten_dict(params)
     fixed = {name: leaf for name, leaf in flat.items() if name not in names}
     free = {name: flat[name] for name in names}
 
@@ -96,7 +122,7 @@ def _other_sums(model, params, mode, names, chunk, x, weights, labels, magnitude
         x_i, label, weight = example
 
         def logits_of(free):
-            tree = traverse_util.unflatten_dict({**fixed, **free}, sep="/")
+            tree = traverse_util.unflatten_dict({**fixed, **free})
             logits = modulation.modulated_apply(model, tree, mode, x_i[None])[0]
             return logits.astype(jnp.float32)
 
@@ -120,7 +146,7 @@ def _in_pieces(arrays, size):
 
 
 def _all_sums(model, params, mode, x, labels, weights, chunk, magnitudes, element, magnitude):
-    flat = traverse_util.flatten_dict(params, sep="/")
+    flat = traverse_util.flatten_dict(params)
     sums = {
         name: value
         for name, value in _dense_sums(model, params, mode, x, weights, magnitudes, element).items()
@@ -131,9 +157,10 @@ def _all_sums(model, params, mode, x, labels, weights, chunk, magnitudes, elemen
         chunk = min(chunk, x.shape[0])
         sums |= _other_sums(model, params, mode, rest, chunk, x, weights, labels, magnitude)
     sums = {name: sums[name].astype(jnp.float32) for name in flat}
-    return traverse_util.unflatten_dict(sums, sep="/")
+    return traverse_util.unflatten_dict(sums)
 
 
+@_named_remedy()
 def fisher_sum(
     model,
     params,
@@ -151,7 +178,7 @@ def fisher_sum(
 
     Args:
       model: a Linen module that maps ``x`` to logits ``[n, C]``.
-      params: its parameters, a dict tree.
+      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
       mode: as in `bpnjax.modulated_apply`, one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
       labels: int ``[n]``; read by ``kind="empirical"`` only.
@@ -162,7 +189,7 @@ def fisher_sum(
       classes: bool ``[C]``, the head whose softmax is meant; all outputs by default.
 
     Returns:
-      A tree like ``params``, f32.
+      A tree like the parameters, f32.
 
     Raises:
       ValueError: unknown ``kind``, or ``"sampled"`` without a key.
@@ -171,6 +198,7 @@ def fisher_sum(
         raise ValueError(f"unknown Fisher kind {kind!r}; use one of {', '.join(FISHER_KINDS)}")
     if kind == "sampled" and key is None:
         raise ValueError("the sampled Fisher draws labels: pass key=jax.random.key(...)")
+    model, params = modulation.split(model, params)
     weights = jnp.ones(x.shape[0]) if weights is None else weights
 
     if kind == "sampled":
@@ -226,7 +254,7 @@ def fisher(
 
     Args:
       model: a Linen module that maps ``x`` to logits ``[n, C]``.
-      params: its parameters, a dict tree.
+      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
       mode: as in `bpnjax.modulated_apply`; ``{}`` for none.
       x: inputs ``[n, ...]``.
       labels: int ``[n]``; read by ``kind="empirical"`` only.
@@ -236,7 +264,7 @@ def fisher(
       chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
 
     Returns:
-      A tree like ``params``, f32, non-negative.
+      A tree like the parameters, f32, non-negative.
 
     Raises:
       ValueError: unknown ``kind``, or ``"sampled"`` without a key.
@@ -252,6 +280,7 @@ def fisher(
 
     Source: Kirkpatrick et al. 2017 (EWC); van de Ven 2025 (arXiv 2502.11756) for the kinds.
     """
+    model, params = modulation.split(model, params)
 
     def one_batch(i, x, labels, weights):
         draw = None if key is None else jax.random.fold_in(key, i)
@@ -279,7 +308,7 @@ def sensitivity_sum(model, params, mode, x, *, weights=None, chunk=32, classes=N
 
     Args:
       model: a Linen module that maps ``x`` to outputs ``[n, C]``.
-      params: its parameters, a dict tree.
+      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
       mode: as in `bpnjax.modulated_apply`, one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
       weights: f32 ``[n]``, 0 for examples that are padding; all 1 by default.
@@ -287,8 +316,9 @@ def sensitivity_sum(model, params, mode, x, *, weights=None, chunk=32, classes=N
       classes: bool ``[C]``, the head whose outputs are meant; all outputs by default.
 
     Returns:
-      A tree like ``params``, f32.
+      A tree like the parameters, f32.
     """
+    model, params = modulation.split(model, params)
     weights = jnp.ones(x.shape[0]) if weights is None else weights
     counted = 1.0 if classes is None else classes.astype(jnp.float32)
 
@@ -314,14 +344,14 @@ def sensitivity(model, params, mode, x, *, batch_size=512, chunk=32) -> Any:
 
     Args:
       model: a Linen module that maps ``x`` to outputs ``[n, C]``.
-      params: its parameters, a dict tree.
+      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
       mode: as in `bpnjax.modulated_apply`; ``{}`` for none.
       x: inputs ``[n, ...]``.
       batch_size: examples in one pass.
       chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
 
     Returns:
-      A tree like ``params``, f32, non-negative.
+      A tree like the parameters, f32, non-negative.
 
     Example:
       >>> import jax.numpy as jnp, flax.linen as nn
@@ -333,6 +363,7 @@ def sensitivity(model, params, mode, x, *, batch_size=512, chunk=32) -> Any:
 
     Source: Aljundi et al. 2018 (MAS), Eq. 2-3.
     """
+    model, params = modulation.split(model, params)
     labels = jnp.zeros(x.shape[0], jnp.int32)
     return _mean(
         lambda _, x, __, weights: sensitivity_sum(
@@ -349,7 +380,7 @@ def neurons_sum(
 
     Args:
       model: a Linen module that maps ``x`` to logits ``[n, C]``.
-      params: its parameters, a dict tree.
+      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
       mode: as in `bpnjax.modulated_apply`, one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
       labels: int ``[n]``; read by ``of="loss"`` only.
@@ -365,6 +396,7 @@ def neurons_sum(
     """
     if of not in NEURON_KINDS:
         raise ValueError(f"unknown importance {of!r}; use one of {', '.join(NEURON_KINDS)}")
+    model, params = modulation.split(model, params)
     weights = jnp.ones(x.shape[0]) if weights is None else weights
     logits, backward, _ = probe(model, params, mode, x)
     if of == "output_norm":
@@ -386,7 +418,7 @@ def neurons(model, params, mode, x, labels, *, of="output_norm") -> dict[str, ja
 
     Args:
       model: a Linen module that maps ``x`` to logits ``[n, C]``.
-      params: its parameters, a dict tree.
+      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
       mode: as in `bpnjax.modulated_apply`; ``{}`` for none.
       x: inputs ``[n, ...]``.
       labels: int ``[n]``; read by ``of="loss"`` only.

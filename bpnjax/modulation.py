@@ -12,97 +12,120 @@ one task or with one task id per example. The network itself is an ordinary Line
 knows nothing of this: `flax.linen.intercept_methods` adds the two vectors while JAX traces.
 """
 
-import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core.tracers import current_trace
 
+from bpnjax.fixed import Fixed, fixed, split
 from bpnjax.keys import is_seed
+from bpnjax.layers import (
+    Layer,
+    Layers,
+    bias_for,
+    describe,
+    inside_nn_jit,
+    key_for,
+    layer_call,
+    matching,
+    others_of,
+    own_kernel,
+)
 
 __all__ = [
+    "Fixed",
     "Layer",
     "apply_from",
     "find_layers",
+    "fixed",
     "layer_inputs",
     "matching",
     "merge",
     "modulated_apply",
     "select",
+    "split",
     "tapped_apply",
 ]
-
-
-class Layer(NamedTuple):
-    """What modes need to know of one Dense or Conv layer of a network."""
-
-    kind: str  # "dense" or "conv"
-    inputs: int  # width of the last axis of the layer's input
-    outputs: int  # width of the last axis of the layer's output
-    calls: int  # how often one forward pass calls it
-    rank: int  # axes of its input, the batch axis included
-    output_shape: tuple  # of one call, the batch axis included
-
-
-_KINDS = {nn.Dense: "dense", nn.Conv: "conv"}
-
-
-def _layer_of(context) -> tuple[str, str] | None:
-    """The path and kind of the layer an intercepted call belongs to; None for other calls."""
-    kind = _KINDS.get(type(context.module))
-    if kind is None or context.method_name != "__call__":
-        return None
-    return "/".join(context.module.path), kind
-
-
-def _align(vector, array):
-    """Shapes a mode's vector so that it broadcasts against a layer's input or output.
-
-    ``[K]`` serves the whole batch; ``[n, K]`` (one task id per example) gets unit axes for the
-    spatial axes between the batch and the channels.
-    """
-    if vector.ndim == 2:
-        vector = vector.reshape(vector.shape[:1] + (1,) * (array.ndim - 2) + vector.shape[1:])
-    else:
-        vector = vector.reshape((1,) * (array.ndim - 1) + vector.shape)
-    return vector.astype(array.dtype)
 
 
 def _variables(params):
     return params if "params" in params else {"params": params}
 
 
-def _run(model, params, mode, args, kwargs, probes=None, record=None, replaced=None):
+def _check(model, mode):
+    """Refuses what could not be run in a mode, by name and with what to do instead."""
+    while isinstance(model, Fixed):
+        model = model.module
+    if not isinstance(model, nn.Module):
+        if isinstance(model, type):
+            raise ValueError(f"model is the class {model.__name__}; pass an instance of it")
+        name = type(model).__name__
+        bases = [base.__module__ for base in type(model).__mro__]
+        nnx = any(base.startswith("flax.nnx") for base in bases)
+        raise ValueError(
+            f"model must be a flax.linen Module, not {'the NNX module ' if nnx else ''}{name}: "
+            "modes are added by intercepting the calls of Linen layers"
+            + ("; write the network with flax.linen (its layers in nnx.bridge.ToLinen stay NNX)"
+               if nnx else "")
+        )  # fmt: skip
+    for path, vectors in mode.items():
+        if wrong := set(vectors) - {"key", "bias"}:
+            raise ValueError(
+                f"the mode of layer {path!r} has {sorted(wrong)}; a layer has a 'key' and a 'bias'"
+            )
+
+
+def _run(model, params, mode, args, kwargs, probes=None, record=None, replaced=None, seen=None):
+    _check(model, mode)
+    classes = {} if seen is None else seen
+    collections = _variables(params)
     unused = set(mode)
+    outside = current_trace()
 
     def intercept(next_call, call_args, call_kwargs, context):
-        found = _layer_of(context)
-        if found is None or not call_args:
+        if context.module.scope is None:  # unbound: without parameters, as some identities are
             return next_call(*call_args, **call_kwargs)
-        path, kind = found
-        layer_mode = mode.get(path, {})
+        classes["/".join(context.module.path)] = type(context.module).__name__
+        if context.method_name != "__call__" or not (call_args or "inputs" in call_kwargs):
+            return next_call(*call_args, **call_kwargs)
+        x, *rest = call_args or (call_kwargs["inputs"],)
+        call = layer_call(context, x)
+        if call is None:
+            return next_call(*call_args, **call_kwargs)
+        call_kwargs = {name: value for name, value in call_kwargs.items() if name != "inputs"}
+        path, layer_mode = call.path, mode.get(call.path, {})
         unused.discard(path)
-        x, *rest = call_args
+        inside = current_trace() != outside
+        if layer_mode and inside and inside_nn_jit():
+            raise ValueError(
+                f"layer {path!r} lies within nn.jit, which would keep this mode for later calls: "
+                "drop nn.jit and jit the whole call with jax.jit"
+            )
         if "key" in layer_mode:
-            x = x * _align(layer_mode["key"], x)
+            x = x * key_for(call, layer_mode["key"], x)
         if replaced is not None and path in replaced:
             x = replaced[path].reshape(x.shape).astype(x.dtype)
         y = next_call(x, *rest, **call_kwargs)
         if "bias" in layer_mode:
-            y = y + _align(layer_mode["bias"], y)
+            y = y + bias_for(call, layer_mode["bias"], y)
         if probes is not None and path in probes:
             y = y + probes[path].astype(y.dtype)
         if record is not None:
-            record(path, kind, x, y)
+            kernel = context.module.get_variable("params", "kernel")
+            plain = not inside and kernel is own_kernel(collections["params"], path)
+            record(path, describe(call, x, y, plain), x)
         return y
 
     with nn.intercept_methods(intercept):
-        out = model.apply(_variables(params), *args, **kwargs)
+        out = model.apply(collections, *args, **kwargs)
     if unused:
+        known = [f"{path!r} is a {classes[path]}" for path in sorted(unused) if path in classes]
         raise ValueError(
-            f"the mode names layers that the network did not call: {', '.join(sorted(unused))}; "
-            "find_layers(model, params, x) lists those it has"
+            f"the mode names layers that the network did not call: {', '.join(sorted(unused))}"
+            + (f" ({', '.join(known)}, which takes neither key nor bias)" if known else "")
+            + "; find_layers(model, params, x) lists those it has"
         )
     return out
 
@@ -110,28 +133,35 @@ def _run(model, params, mode, args, kwargs, probes=None, record=None, replaced=N
 def modulated_apply(model: nn.Module, params, mode, x, *args, **kwargs):
     r"""Runs a Linen network in a mode.
 
-    For every Dense or Conv layer that the mode names,
+    For every layer that the mode names, of the classes `bpnjax.layers.KINDS` (Dense, DenseGeneral,
+    Conv, ConvLocal, ConvTranspose),
 
     .. math:: y = W (x \odot key) + b + bias
 
     and for every other layer the ordinary forward pass. The empty mode ``{}`` is the plain
-    network. A layer that is called several times gets its vectors at each call.
+    network. A layer that is called several times gets its vectors at each call, and so does one
+    within `flax.linen.scan`, whose iterations share the vectors as they share the path. For
+    DenseGeneral, as in the attention of `flax.linen`, the key lies on all axes that its kernel
+    contracts and the bias on all axes of its features, both as one flat vector.
 
     Args:
-      model: any Linen module; its Dense and Conv layers are found by path at trace time.
+      model: any Linen module, or `fixed`; its layers are found by path at trace time.
       params: its parameter collection, or a dict of collections with a ``"params"`` entry.
       mode: ``{path: {"key": [inputs] or [n, inputs], "bias": [outputs] or [n, outputs]}}``; both
         entries optional, any float dtype (cast to that of the layer). With a leading axis ``n``
         each example of the batch has a mode of its own.
       x: the batch, ``[n, ...]``.
       *args: further arguments of the module's call.
-      **kwargs: further keyword arguments of ``model.apply``.
+      **kwargs: further keyword arguments of ``model.apply``: ``train=True``, ``rngs``,
+        ``mutable=["batch_stats"]``, ...
 
     Returns:
       What ``model.apply`` returns.
 
     Raises:
-      ValueError: the mode names a layer that the network did not call.
+      ValueError: the model is not a Linen module; or the mode names a layer that the network did
+        not call, has entries of wrong width or other names, or names a layer within
+        `flax.linen.jit`, whose cache would keep the mode.
 
     Example:
       >>> import jax, jax.numpy as jnp, flax.linen as nn
@@ -162,7 +192,8 @@ def tapped_apply(model: nn.Module, params, mode, x, probes):
       params: its parameter collection.
       mode: as in `modulated_apply`.
       x: the batch, ``[n, ...]``.
-      probes: ``{path: array}``, each of the shape of that layer's output; added to it.
+      probes: ``{path: array}``, each of the shape of that layer's output; added to it. Of layers
+        that `find_layers` calls ``plain``.
 
     Returns:
       The network's output, and ``{path: [input of each call]}`` for the probed layers: what
@@ -170,8 +201,8 @@ def tapped_apply(model: nn.Module, params, mode, x, probes):
     """
     inputs = {}
 
-    def record(path, kind, layer_input, _):
-        del kind
+    def record(path, layer, layer_input):
+        del layer
         if path in probes:
             inputs.setdefault(path, []).append(layer_input)
 
@@ -187,19 +218,23 @@ def layer_inputs(model: nn.Module, params, mode, x, paths) -> dict[str, jax.Arra
       params: its parameter collection.
       mode: as in `modulated_apply`.
       x: the batch, ``[n, ...]``.
-      paths: of Dense or Conv layers.
+      paths: of layers that `find_layers` calls ``plain``.
 
     Returns:
       ``{path: input of the layer's last call}``, what multiplies the kernel, hence after the key.
 
     Raises:
-      ValueError: the network did not call such a layer.
+      ValueError: the network did not call such a layer, or calls it within nn.scan or the like.
     """
     inputs = {}
 
-    def record(path, kind, layer_input, _):
-        del kind
+    def record(path, layer, layer_input):
         if path in paths:
+            if not layer.plain:
+                raise ValueError(
+                    f"layer {path!r} lies within nn.scan, nn.remat, nn.vmap or the like, or its "
+                    "kernel is not the one in params (nn.WeightNorm); its input has no meaning here"
+                )
             inputs[path] = layer_input
 
     _run(model, params, mode, (x,), {}, None, record)
@@ -219,7 +254,7 @@ def apply_from(model: nn.Module, params, mode, x, path, layer_input):
       params: its parameter collection.
       mode: as in `modulated_apply`.
       x: the batch, ``[n, ...]``; only its shape matters where all goes through that layer.
-      path: of a Dense or Conv layer.
+      path: of a layer, as in `layer_inputs`.
       layer_input: what multiplies its kernel; reshaped to the layer's input.
 
     Returns:
@@ -228,45 +263,43 @@ def apply_from(model: nn.Module, params, mode, x, path, layer_input):
     return _run(model, params, mode, (x,), {}, replaced={path: layer_input})
 
 
-def find_layers(model: nn.Module, params, x) -> dict[str, Layer]:
-    """Lists the Dense and Conv layers of a network in the order of their first call.
+def find_layers(model: nn.Module, params, x, *args, **kwargs) -> Layers:
+    """Lists the layers of a network that take a key and a bias, in the order of their first call.
 
     Args:
-      model: any Linen module.
-      params: its parameters, or their shapes (`jax.eval_shape`).
+      model: any Linen module, or `fixed`.
+      params: its parameters or collections, or their shapes (`jax.eval_shape`).
       x: a batch or its shape, ``[n, ...]``; nothing is computed.
+      *args: further arguments of the module's call.
+      **kwargs: further keyword arguments of ``model.apply``.
 
     Returns:
-      ``{path: Layer}``.
-    """
-    layers = {}
-
-    def record(path, kind, layer_input, output):
-        calls = layers[path].calls + 1 if path in layers else 1
-        layers[path] = Layer(
-            kind, layer_input.shape[-1], output.shape[-1], calls, layer_input.ndim, output.shape
-        )
-
-    jax.eval_shape(lambda p, b: _run(model, p, {}, (b,), {}, None, record), params, x)
-    return layers
-
-
-def matching(layers: dict[str, Layer], pattern: str) -> dict[str, Layer]:
-    """The layers whose whole path matches a regular expression, in their order.
-
-    Args:
-      layers: as `find_layers` returns them.
-      pattern: matched against the whole path; ``"(?!output$).*"`` leaves one layer out.
-
-    Returns:
-      The part of ``layers`` that matches.
+      ``{path: Layer}``, a dict whose ``others`` are the modules beside them that have parameters:
+      norms, embeddings and whatever `matching` will refuse.
 
     Raises:
-      ValueError: none does; lists those there are.
+      ValueError: the model is not a Linen module.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, flax.linen as nn
+      >>> from bpnjax.modulation import find_layers
+      >>> net, tokens = nn.MultiHeadDotProductAttention(num_heads=2), jnp.ones((1, 5, 8))
+      >>> params = net.init(jax.random.key(0), tokens)["params"]
+      >>> layers = find_layers(net, params, tokens)
+      >>> list(layers), layers["query"].inputs, layers["query"].outputs
+      (['query', 'key', 'value', 'out'], 8, 8)
     """
-    found = {path: layer for path, layer in layers.items() if re.fullmatch(pattern, path)}
-    if not found:
-        raise ValueError(f"{pattern!r} matches no layer; there are: {', '.join(layers)}")
+    found, classes = Layers(), {}
+
+    def record(path, layer, _):
+        calls = found[path].calls if path in found else 0
+        found[path] = layer._replace(calls=calls + 1)
+
+    def run(params, x):
+        _run(model, params, {}, (x, *args), kwargs, record=record, seen=classes)
+
+    jax.eval_shape(run, params, x)
+    found.others = others_of(_variables(params)["params"], found, classes)
     return found
 
 

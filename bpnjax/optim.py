@@ -32,10 +32,27 @@ OPTIMIZERS = {
 }
 
 
-class BeneficialSignState(NamedTuple):
-    """State of `beneficial_sign` with a schedule."""
+class EpsilonState(NamedTuple):
+    """State of `beneficial_sign` and `matched_step` with a schedule."""
 
     count: jax.Array  # shape=(), dtype=jnp.int32
+
+
+def _of_epsilon(step, epsilon) -> optax.GradientTransformation:
+    """The transformation ``step(updates, size)`` with a fixed size or a schedule of it."""
+    if not callable(epsilon):
+        return optax.stateless(lambda updates, params: step(updates, epsilon))
+
+    def init(params):
+        del params
+        return EpsilonState(jnp.zeros([], jnp.int32))
+
+    def update(updates, state, params=None):
+        del params
+        count = optax.safe_increment(state.count)
+        return step(updates, epsilon(state.count)), EpsilonState(count)
+
+    return optax.GradientTransformation(init, update)
 
 
 def beneficial_sign(epsilon: float | jax.Array | optax.Schedule) -> optax.GradientTransformation:
@@ -71,22 +88,10 @@ def beneficial_sign(epsilon: float | jax.Array | optax.Schedule) -> optax.Gradie
     def step(updates, size):
         return jax.tree.map(lambda g: (-size * jnp.sign(g)).astype(g.dtype), updates)
 
-    if not callable(epsilon):
-        return optax.stateless(lambda updates, params: step(updates, epsilon))
-
-    def init(params):
-        del params
-        return BeneficialSignState(jnp.zeros([], jnp.int32))
-
-    def update(updates, state, params=None):
-        del params
-        count = optax.safe_increment(state.count)
-        return step(updates, epsilon(state.count)), BeneficialSignState(count)
-
-    return optax.GradientTransformation(init, update)
+    return _of_epsilon(step, epsilon)
 
 
-def matched_step(epsilon: float | jax.Array) -> optax.GradientTransformation:
+def matched_step(epsilon: float | jax.Array | optax.Schedule) -> optax.GradientTransformation:
     r"""A step along the gradient, as long as `beneficial_sign`'s: the control for its direction.
 
     .. math:: u = -\epsilon \sqrt{n} \, g / |g|_2
@@ -94,7 +99,7 @@ def matched_step(epsilon: float | jax.Array) -> optax.GradientTransformation:
     per leaf, with n its number of elements, so that ``|u|`` is that of ``epsilon * sign(g)``.
 
     Args:
-      epsilon: the step of the `beneficial_sign` to be matched.
+      epsilon: the step of the `beneficial_sign` to be matched; a schedule as there.
 
     Returns:
       An `optax.GradientTransformation`; a gradient of 0 stays 0.
@@ -109,11 +114,18 @@ def matched_step(epsilon: float | jax.Array) -> optax.GradientTransformation:
     Source: ours; the paper's GD+EWC confounds the direction with the length of the step.
     """
 
-    def one(g):
-        length = jnp.linalg.norm(g.ravel())
-        return (-epsilon * g.size**0.5 * g / jnp.where(length > 0, length, 1.0)).astype(g.dtype)
+    def step(updates, size):
+        def one(g):
+            # Scaled first: squares of small or bf16 gradients would vanish or lose their digits.
+            most = jnp.max(jnp.abs(g), initial=0.0)
+            unit = g.astype(jnp.float32) / jnp.where(most == 0, 1.0, most)
+            length = jnp.sqrt(jnp.sum(jnp.square(unit)))
+            unit = unit / jnp.where(length == 0, 1.0, length)
+            return (-size * g.size**0.5 * unit).astype(g.dtype)
 
-    return optax.stateless(lambda updates, params: jax.tree.map(one, updates))
+        return jax.tree.map(one, updates)
+
+    return _of_epsilon(step, epsilon)
 
 
 def _path_string(path) -> str:
@@ -209,6 +221,11 @@ def beneficial_perturbation(
     return optax.GradientTransformationExtraArgs(init, both.update)
 
 
+def _absent(node) -> bool:
+    """Is this a parameter without a gradient: None, or left out by `optax.masked`?"""
+    return node is None or isinstance(node, optax.MaskedNode)
+
+
 def anchor_penalty(params, anchor, importance, strength) -> jax.Array:
     r"""The quadratic anchor as a loss term.
 
@@ -216,7 +233,7 @@ def anchor_penalty(params, anchor, importance, strength) -> jax.Array:
 
     Args:
       params: parameters, any tree.
-      anchor: the parameters to stay near, same tree.
+      anchor: the parameters to stay near, same tree; None for a leaf that is free.
       importance: non-negative weights, same tree (Fisher for EWC, omega for SI and MAS).
       strength: lambda, a scalar.
 
@@ -232,13 +249,14 @@ def anchor_penalty(params, anchor, importance, strength) -> jax.Array:
     Source: Kirkpatrick et al. 2017, Eq. 3. Variant: with the factor 1/2 (Wen et al. 2020, Alg. 2,
     writes it without: their strength is half of ours).
     """
-    terms = jax.tree.map(
-        lambda p, a, f: jnp.sum(f * jnp.square(p - a), dtype=jnp.float32),
-        params,
-        anchor,
-        importance,
-    )
-    return 0.5 * strength * jax.tree.reduce(jnp.add, terms)
+
+    def one(p, a, f):
+        if _absent(p) or a is None or f is None:
+            return jnp.float32(0)
+        return jnp.sum(f * jnp.square(p - a), dtype=jnp.float32)
+
+    terms = jax.tree.map(one, params, anchor, importance, is_leaf=_absent)
+    return 0.5 * strength * jax.tree.reduce(jnp.add, terms, jnp.float32(0))
 
 
 def anchor_gradient(grads, params, anchor, importance, strength, step_size=0.0):
@@ -258,11 +276,16 @@ def anchor_gradient(grads, params, anchor, importance, strength, step_size=0.0):
     ``eta lambda F = 2``. Both have the same fixed points. Under Adam the division is a constant
     scale per parameter, which Adam takes out again, so there the forms nearly agree.
 
+    Under Adam the pull in the gradient is not what it is under SGD: it passes through the moments,
+    and each parameter moves by about the learning rate however strong its pull is (as L2
+    regularisation does, compared with decoupled weight decay). `add_quadratic_anchor` after
+    `optax.scale_by_adam` is the decoupled form.
+
     Args:
       grads: gradient of the task's loss, any tree.
       params: parameters, same tree.
-      anchor: same tree.
-      importance: same tree, non-negative.
+      anchor: same tree; None for a leaf that is free.
+      importance: same tree, non-negative; None for a leaf that is free.
       strength: lambda, a scalar.
       step_size: eta, a scalar: 0 for the explicit form, the learning rate for the proximal one.
 
@@ -284,14 +307,27 @@ def anchor_gradient(grads, params, anchor, importance, strength, step_size=0.0):
     """
 
     def one(g, p, a, f):
+        if _absent(g) or a is None or f is None:
+            return g
         pull = strength * f
         return ((g + pull * (p - a)) / (1.0 + step_size * pull)).astype(g.dtype)
 
-    return jax.tree.map(one, grads, params, anchor, importance)
+    return jax.tree.map(one, grads, params, anchor, importance, is_leaf=_absent)
 
 
 def add_quadratic_anchor(strength, step_size=0.0) -> optax.GradientTransformationExtraArgs:
-    """`anchor_gradient` as a transformation; put it before the optimizer in `optax.chain`.
+    r"""`anchor_gradient` as a transformation; put it before the optimizer in `optax.chain`.
+
+    Before the optimizer it is the same as `anchor_penalty` in the loss, under any optimizer. Under
+    one that rescales gradients, such as Adam, it matters where it stands, as for weight decay:
+
+    - ``chain(add_quadratic_anchor(s), adam(eta))``: the pull goes through Adam's moments, which
+      take its size out (L2 in the gradient, the loss term; what `ewc` here does).
+    - ``chain(scale_by_adam(), add_quadratic_anchor(s), scale(-eta))``: decoupled, as AdamW; the
+      parameters move by ``-eta s F (theta - anchor)`` whatever the gradients are.
+
+    Under SGD both are one. Leaves that `optax.masked` or `optax.partition` leave out are not
+    pulled, and ``anchor`` and ``importance`` may be the trees of all parameters there.
 
     Args:
       strength: lambda, a scalar.
