@@ -110,8 +110,9 @@ def _remedies(builder, error):
         f"dataset.name={builder.info.full_name!r}: not prepared in {builder.data_dir_root}, and"
         f" cannot be downloaded: {error};{_HINTS.get(builder.name, '')} (1) put the official"
         f" archives{listed} into a folder and pass --config.dataset.manual_dir=DIR, or (2) prepare"
-        " the set on a machine with network access, copy it and pass --config.dataset.data_dir=DIR or set TFDS_DATA_DIR, or"
-        " (3) check the network and the proxy and try again"
+        " the set on a machine with network access, copy it and pass"
+        " --config.dataset.data_dir=DIR or set TFDS_DATA_DIR, or (3) check the network and the"
+        " proxy and try again"
     )
 
 

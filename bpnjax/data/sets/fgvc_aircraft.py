@@ -2,9 +2,10 @@
 
 Disputed: Wen et al. 2020 give 70 classes, the families; others of the same sequence of sets use the
 100 variants. Both are here, as configs. The 10,200 pictures of the paper are those that its README
-speaks of, with 102 variants; release 2013b has 10,000 of 100. To train are its lists for training and
-validation together, 6,667 pictures, to test 3,333. The 20 rows at the bottom of each picture are a
-banner with its author and are cut away, as its README asks; torchvision, for one, leaves them.
+speaks of, with 102 variants; release 2013b has 10,000 of 100. To train are its lists for
+training and validation together, 6,667 pictures, to test 3,333. The 20 rows at the bottom of each
+picture are a banner with its author and are cut away, as its README asks;
+torchvision, for one, leaves them.
 """
 
 from bpnjax.data.archives import Archive, lines, malformed
