@@ -4,6 +4,7 @@ import collections
 import io
 import pickle
 import zipfile
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,8 @@ from bpnjax import models, modulation
 from bpnjax.errors import UserError
 from bpnjax.models import torch_weights
 from bpnjax.models.alexnet import AlexNet, adaptive_average_pool
+
+pytestmark = pytest.mark.usefixtures("compile_once")
 
 CHANNELS, HIDDEN, CLASSES = (6, 8, 10, 9, 7), (20, 18), 5
 SMALL = AlexNet(CLASSES, CHANNELS, HIDDEN)
@@ -412,8 +415,10 @@ def test_fields(changes, message):
         alexnet_config(**changes)
 
 
-def test_a_task_of_a_method():
+def test_a_task_of_a_method(tmp_path):
     """Biases and keys are where the paper has them."""
+    from safetensors.numpy import save_file
+
     from bpnjax import programs
     from bpnjax.data.arrays import Arrays
     from bpnjax.data.sequence import _assemble
@@ -424,8 +429,10 @@ def test_a_task_of_a_method():
     labels = np.tile(np.arange(4, dtype=np.int32), 2)
     names = tuple("abcd")
     arrays = Arrays(images, labels, images, labels, names, 255.0, "1")
+    save_file(random_tensors(), tmp_path / "w.safetensors")  # random ones compile for long
     config = alexnet_config(
-        method="bd_psp_ewc", bd__layers="fc6|fc7|output", psp__layers="fc6|fc7|output",
+        method="bd_psp", bd__layers="fc6|fc7|output", psp__layers="fc6|fc7|output",
+        model__pretrained=str(tmp_path / "w.safetensors"),
         sequence__heads="multi", train__batch_size=4, bd__hidden_dim=3, train__epochs=1,
     )  # fmt: skip
     sequence = _assemble(arrays, [np.array([0, 1]), np.array([2, 3])], config, permuted=False)
@@ -438,7 +445,7 @@ def test_a_task_of_a_method():
         state, sums = programs.run_steps(problem, key, state, data, t, 0, 0, 1)
         return programs.end_task(problem, key, state, data, t), sums
 
-    before = programs.init_state(problem, key)
+    before = jax.jit(partial(programs.init_state, problem))(key)
     state, sums = task(before, 0)
     assert int(sums.bad_step) == -1 and float(sums.loss) > 0
     assert set(before.learned["bd"]) == {"fc6", "fc7", "output"}

@@ -551,3 +551,30 @@ def test_every_set_says_where_it_is_from(tmp_path):
     info = json.loads(builder.info.as_json)
     assert info["configName"] == "family"
     assert "Maji" in info["citation"] and "non-commercial" in json.dumps(info)
+
+
+def test_a_sequence_of_sets(tmp_path):
+    """As `configs/eight_tasks.py` has it: a head each, ImageNet's mean and deviation."""
+    from bpnjax.data import load_sequence
+
+    for write in WRITE.values():
+        write(tmp_path / "archives")
+    for name in NAMES:
+        prepare.ensure_prepared(name, tmp_path / "data", tmp_path / "archives", verify=False)
+    config = default()
+    config.dataset.name = ",".join(NAMES)
+    config.dataset.data_dir, config.dataset.resize = str(tmp_path / "data"), (8, 8, 3)
+    config.dataset.normalize = "imagenet"
+    config.sequence.kind, config.sequence.heads = "datasets", "multi"
+    config.train.batch_size = 8
+    sequence = load_sequence(config)
+    assert sequence.train.count.tolist() == [COUNTS[name][0] for name in NAMES]
+    assert sequence.test.count.tolist() == [COUNTS[name][1] for name in NAMES]
+    assert sequence.classes.sum(1).tolist() == [67, 70, 10, 62]
+    assert sequence.class_names[67] == "fgvc_aircraft/Family 0/0"
+    white = 255 * sequence.scale + sequence.shift
+    np.testing.assert_allclose(white, [0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225], rtol=1e-6)
+    np.testing.assert_allclose(sequence.shift[0], -0.485 / 0.229, rtol=1e-6)
+    config.dataset.resize = (8, 8, 1)
+    with pytest.raises(UserError, match="dataset.normalize: 'imagenet' needs pictures of 3"):
+        load_sequence(config)
