@@ -96,10 +96,10 @@ def test_equal_to_pytorch_layer_by_layer(tmp_path, size):
             inputs, output = (a.transpose(0, 2, 3, 1) for a in (inputs, output))
         elif layer == "fc6":  # channels first there, last here
             inputs = inputs.reshape(3, -1, 36).transpose(0, 2, 1).reshape(3, -1)
-        np.testing.assert_allclose(taken[layer], inputs, atol=1e-4, err_msg=layer)
-        np.testing.assert_allclose(outputs[layer]["__call__"][0], output, atol=1e-4, err_msg=layer)
+        np.testing.assert_allclose(taken[layer], inputs, atol=1e-5, err_msg=layer)
+        np.testing.assert_allclose(outputs[layer]["__call__"][0], output, atol=1e-5, err_msg=layer)
         assert np.abs(output).max() > 1e-2
-    np.testing.assert_allclose(ours, logits, atol=1e-4)
+    np.testing.assert_allclose(ours, logits, atol=1e-5)
 
 
 def test_full_size_has_the_published_shape():

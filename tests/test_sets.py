@@ -148,7 +148,7 @@ def actions():
         add("train", f"2010_{label:06d}", label, {action})
         add("val", f"2011_{label:06d}", label, {action}, {action}, None)
     nothing = [({"other"},), ({"jumping", "phoning"},), ({"jumping"}, {"phoning"}), (set(),)]
-    nothing += [({"jumping"}, {"other"}), (), (None,)]
+    nothing += [({"jumping"}, {"other"}), ({"jumping"}, set()), (), (None,)]
     for i, persons in enumerate(nothing):
         add("train", f"2012_{i:06d}", None, *persons)
     lists["train"][0] += " 1"  # a line may name the person
