@@ -33,7 +33,8 @@ def default() -> ConfigDict:
     c.dataset.manual_dir = ""  # where the official archives are, if they cannot be downloaded
     c.dataset.cache_dir = ""  # where decoded pictures go; "" is the user's cache folder
     c.dataset.validation = 0.0  # share of each class's training examples held out
-    c.dataset.normalize = "standard"  # standard (zero mean, unit sd per channel), unit, none
+    c.dataset.normalize = "standard"  # standard (zero mean, unit sd per channel), imagenet (its
+    # mean and sd, of pictures in colour), unit, none
     c.dataset.device_mb = 0.0  # pictures of a split beyond it stream; 0: half of an accelerator's
     c.dataset.resize = ()  # (height, width, channels) for sets of other or mixed sizes
 
@@ -48,9 +49,11 @@ def default() -> ConfigDict:
     c.sequence.first_identity = True  # permuted: the first task keeps the pixels' order
 
     c.model = ConfigDict()
-    c.model.name = "mlp"  # mlp or convnet
-    c.model.hidden = (300, 300, 300, 300, 300)  # widths of the hidden layers
-    c.model.channels = (32, 64)  # convnet: widths of the convolutions before them
+    c.model.name = "mlp"  # mlp, convnet, alexnet
+    c.model.hidden = (300, 300, 300, 300, 300)  # widths of the hidden layers; two of alexnet
+    c.model.channels = (32, 64)  # widths of the convolutions before them; five of alexnet
+    c.model.dropout = 0.5  # alexnet: share of the inputs of its hidden layers dropped in training
+    c.model.pretrained = ""  # alexnet: starts from this .pth or .safetensors of torchvision's
     c.model.kernel_init = "lecun_normal"  # lecun, he or glorot, each _normal or _uniform
     c.model.dtype = "float32"  # of the computation; parameters stay float32
 
@@ -170,10 +173,12 @@ FREE_FIELDS = (
 KERNEL_INITS = tuple(
     f"{who}_{how}" for who in ("lecun", "he", "glorot") for how in ("normal", "uniform")
 )
+# Widths of the published network, whose layers are as many in any other.
+_ALEXNET = {"model.channels": (64, 192, 384, 256, 256), "model.hidden": (4096, 4096)}
 _CHOICES = {
-    "dataset.normalize": ("standard", "unit", "none"),
+    "dataset.normalize": ("standard", "imagenet", "unit", "none"),
     "sequence.kind": ("class_split", "permuted", "datasets"),
-    "model.name": ("mlp", "convnet"),
+    "model.name": ("mlp", "convnet", "alexnet"),
     "sequence.heads": ("single", "multi"),
     "model.kernel_init": KERNEL_INITS,
     "model.dtype": ("float32", "bfloat16"),
@@ -378,12 +383,28 @@ def validate(config: ConfigDict) -> None:
     for field in _NOT_NEGATIVE:
         if not (flat[field] >= 0 and math.isfinite(flat[field])):
             raise UserError(f"{field}: {flat[field]} is negative or not finite; give 0 or more")
-    for field in ("xdg.gated", "dataset.validation", "imm.drop"):
+    for field in ("xdg.gated", "dataset.validation", "imm.drop", "model.dropout"):
         if not 0 <= flat[field] < 1:
             raise UserError(f"{field}: {flat[field]} is no share; give 0 up to below 1")
     for field in ("model.hidden", "model.channels"):
         if any(not isinstance(width, int) or width < 1 for width in flat[field]):
             raise UserError(f"{field}: {flat[field]} has a width below 1; give positive integers")
+    for field, widths in _ALEXNET.items() if flat["model.name"] == "alexnet" else ():
+        if len(flat[field]) != len(widths):
+            raise UserError(
+                f"{field}: {flat[field]} has {len(flat[field])} widths and alexnet {len(widths)} "
+                f"such layers; the published ones are {widths}"
+            )
+    pretrained = flat["model.pretrained"]
+    if pretrained and flat["model.name"] != "alexnet":
+        raise UserError(
+            f"model.pretrained: {pretrained!r} is for alexnet; clear it or set model.name"
+        )
+    if pretrained and not pathlib.Path(pretrained).is_file():
+        raise UserError(
+            f"model.pretrained: no file {pretrained!r}; download "
+            "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth and name it"
+        )
     resize = flat["dataset.resize"]
     positive = all(isinstance(length, int) and length > 0 for length in resize)
     if resize and not (positive and len(resize) == 3 and resize[2] in (1, 3)):

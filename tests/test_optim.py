@@ -1,5 +1,7 @@
 """The update rules against closed forms and SciPy."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,3 +140,36 @@ def test_anchor_transform_needs_params():
     tx = optim.add_quadratic_anchor(1.0)
     with pytest.raises(ValueError, match="needs params"):
         tx.update(random_tree(0), tx.init(random_tree(0)), anchor=None, importance=None)
+
+
+def test_layer_rates_after_an_optimizer():
+    params = {
+        "conv_0": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+        "block": {"fc6": {"kernel": jnp.ones(3)}},
+        "output": {"kernel": jnp.ones(2, jnp.bfloat16)},
+    }
+    grads = jax.tree.map(lambda p: 3 * p, params)
+    rules = [("conv_.*", 0.0), ("block/fc6", 0.25), (".*", 2.0)]  # the first that matches counts
+    tx = optax.chain(optax.adam(0.1), optim.layer_rates(rules))
+    plain = optax.adam(0.1)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    wanted, _ = plain.update(grads, plain.init(params), params)
+    for layer, factor in (("conv_0", 0.0), ("block", 0.25), ("output", 2.0)):
+        for got, one in zip(*map(jax.tree.leaves, (updates[layer], wanted[layer])), strict=True):
+            np.testing.assert_array_equal(got, (factor * one).astype(one.dtype))
+            assert got.dtype == one.dtype
+    broken = params | {"conv_0": jax.tree.map(lambda p: p * jnp.nan, params["conv_0"])}
+    updates, _ = tx.update(broken, tx.init(params), params)
+    assert not np.any(updates["conv_0"]["kernel"])  # frozen whatever the gradient
+    kept = optim.layer_rates([("conv_0", 3.0)])
+    updates, _ = kept.update(params, kept.init(params))
+    np.testing.assert_array_equal(updates["block"]["fc6"]["kernel"], 1)
+    with pytest.raises(ValueError, match="'fc6' matches no layer; there are: .*block/fc6"):
+        optim.layer_rates([("fc6", 1.0)]).init(params)
+
+
+@pytest.mark.parametrize("text", ["conv_.*", "=1", "a=-1", "a=inf", "a=nan", "(=1", "a=x"])
+def test_rates_that_cannot_be_read(text):
+    assert optim.parse_rates("") == [] and optim.parse_rates(" a=b=2 ;") == [("a=b", 2.0)]
+    with pytest.raises(ValueError, match=re.escape(repr(text))):
+        optim.parse_rates(text)

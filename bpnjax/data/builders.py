@@ -4,31 +4,18 @@ What they write carries the name, version, features and splits of the official T
 `tfds.data_source(name, data_dir=..., split=...)` reads it with nothing of this package imported.
 """
 
-import contextlib
 import gzip
-import hashlib
 import io
 import os
-import pathlib
 import struct
 import tarfile
-import zlib
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from bpnjax.data import archives
+from bpnjax.data.archives import Archive, malformed, unpacking
 from bpnjax.errors import UserError
-
-
-class Archive(NamedTuple):
-    """An official archive: its address, and the size and sha256 that TFDS publishes for it."""
-
-    url: str
-    filename: str
-    size: int
-    sha256: str
-
 
 # Address, then file name, size and sha256 of each archive, as in url_checksums/ of TFDS.
 _PUBLISHED = {
@@ -87,39 +74,25 @@ _CIFAR = {
 }
 
 
-def _malformed(path, what):
-    return UserError(f"{os.fspath(path)}: {what}; replace it with the official archive")
-
-
-@contextlib.contextmanager
-def _unpacking(path):
-    try:
-        yield
-    except EOFError as error:
-        raise _malformed(path, "the gzip file is truncated") from error
-    except (tarfile.TarError, OSError, zlib.error) as error:
-        raise _malformed(path, f"cannot be unpacked ({error})") from error
-
-
 def _read_idx(path, magic, dims):
     """The array of a gzipped idx file of bytes, whose dimensions after the first are `dims`."""
-    with _unpacking(path), gzip.open(os.fspath(path)) as file:
+    with unpacking(path), gzip.open(os.fspath(path)) as file:
         data = file.read()
     header = struct.Struct(f">{2 + len(dims)}I")
     if len(data) < header.size:
-        raise _malformed(path, f"{len(data)} bytes are too few for an idx header")
+        raise malformed(path, f"{len(data)} bytes are too few for an idx header")
     found, count, *shape = header.unpack_from(data)
     if found != magic or tuple(shape) != dims:
-        raise _malformed(path, f"idx magic and item shape are {found} {shape}, not {magic} {dims}")
+        raise malformed(path, f"idx magic and item shape are {found} {shape}, not {magic} {dims}")
     expected = header.size + count * int(np.prod(dims, dtype=int))
     if not count or len(data) != expected:
-        raise _malformed(path, f"{len(data)} bytes for {count} items, not {expected}")
+        raise malformed(path, f"{len(data)} bytes for {count} items, not {expected}")
     return np.frombuffer(data, np.uint8, offset=header.size).reshape(count, *dims)
 
 
 def _check_labels(path, labels, classes):
     if labels.max() >= classes:
-        raise _malformed(path, f"label {labels.max()} is out of range 0..{classes - 1}")
+        raise malformed(path, f"label {labels.max()} is out of range 0..{classes - 1}")
 
 
 def _png(image):
@@ -133,7 +106,7 @@ def _mnist_examples(images_path, labels_path):
     images = _read_idx(images_path, 2051, (28, 28))
     labels = _read_idx(labels_path, 2049, ())
     if len(images) != len(labels):
-        raise _malformed(labels_path, f"{len(labels)} labels for {len(images)} pictures")
+        raise malformed(labels_path, f"{len(labels)} labels for {len(images)} pictures")
     _check_labels(labels_path, labels, 10)
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         yield index, {"image": _png(image), "label": int(label)}
@@ -142,27 +115,27 @@ def _mnist_examples(images_path, labels_path):
 def _read_members(path, names):
     """The contents of the named regular files of a tar.gz, read in one pass in memory."""
     found = {}
-    with _unpacking(path), tarfile.open(os.fspath(path), "r:gz") as tar:
+    with unpacking(path), tarfile.open(os.fspath(path), "r:gz") as tar:
         for member in tar:
             # Links are not followed: a member counts by its own exact name only.
             if member.name in names and member.isreg():
                 found[member.name] = tar.extractfile(member).read()
     if missing := sorted(set(names) - set(found)):
-        raise _malformed(path, f"lacks the member(s) {', '.join(missing)}")
+        raise malformed(path, f"lacks the member(s) {', '.join(missing)}")
     return found
 
 
 def _class_names(path, member, data, classes):
     names = [line for line in data.decode("utf-8", "replace").split("\n") if line]
     if len(names) != classes or len(set(names)) != classes:
-        raise _malformed(path, f"{member} has {len(set(names))} class names, not {classes}")
+        raise malformed(path, f"{member} has {len(set(names))} class names, not {classes}")
     return names
 
 
 def _cifar_records(path, member, data, labels):
     size = len(labels) + 3 * 32 * 32
     if not data or len(data) % size:
-        raise _malformed(path, f"{member} has {len(data)} bytes, not a multiple of {size}")
+        raise malformed(path, f"{member} has {len(data)} bytes, not a multiple of {size}")
     records = np.frombuffer(data, np.uint8).reshape(-1, size)
     for column, (classes, _) in enumerate(labels.values()):
         _check_labels(f"{os.fspath(path)}: {member}", records[:, column], classes)
@@ -221,24 +194,7 @@ def manual_archives(name, manual_dir, verify=True):
     Raises:
         UserError: The folder or an archive is missing, or an archive is not the official one.
     """
-    folder = pathlib.Path(manual_dir).expanduser()
-    paths = {archive.filename: folder / archive.filename for archive in ARCHIVES[name]}
-    if missing := [a for a in ARCHIVES[name] if not paths[a.filename].is_file()]:
-        raise UserError(
-            f"dataset.manual_dir={os.fspath(manual_dir)!r}: lacks"
-            f" {', '.join(a.filename for a in missing)} of dataset {name!r};"
-            f" download there {' '.join(a.url for a in missing)}"
-        )
-    for archive in ARCHIVES[name] if verify else ():
-        path = paths[archive.filename]
-        with path.open("rb") as file:
-            found = path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
-        if found != (archive.size, archive.sha256):
-            raise UserError(
-                f"{path}: {found[0]} bytes with sha256 {found[1]}, the official archive of {name}"
-                f" has {archive.size} and {archive.sha256}; download it again from {archive.url}"
-            )
-    return paths
+    return archives.find(name, ARCHIVES[name], manual_dir, verify)
 
 
 def builder(name, data_dir, manual_dir="", verify=True):

@@ -17,7 +17,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from bpnjax.data import builders
+from bpnjax.data import builders, sets
 from bpnjax.data.prepared import (
     data_roots,
     find,
@@ -32,6 +32,12 @@ from bpnjax.errors import UserError
 PROBE_SECONDS = 10.0
 _PROBED_HOSTS = 4
 _NAMED = 8
+# What else to know where a set cannot be downloaded.
+_HINTS = {
+    # TFDS compares them with its checksums.
+    "cars196": " its host has taken the set down, mirrors keep files of these names, which are"
+    " verified;"
+}
 
 
 def _tls_context():
@@ -90,16 +96,23 @@ def _one_per_host(urls):
     return list(hosts.values())[:_PROBED_HOSTS]
 
 
+def _archives(builder):
+    """The archives of a set as {address: file name}, the name None where it is not known."""
+    named = {url: info.filename for url, info in (builder.url_infos or {}).items()}
+    return named | {a.url: a.filename for a in getattr(builder, "archives", ())}
+
+
 def _remedies(builder, error):
-    files = [info.filename for info in (builder.url_infos or {}).values() if info.filename]
+    files = [filename for filename in _archives(builder).values() if filename]
     more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
     listed = f" ({', '.join(files[:_NAMED])}{more})" if files else ""
     return UserError(
         f"dataset.name={builder.info.full_name!r}: not prepared in {builder.data_dir_root}, and"
-        f" cannot be downloaded: {error}; (1) put the official archives{listed} into a folder and"
-        " pass --config.dataset.manual_dir=DIR, or (2) prepare the set on a machine with network"
-        " access, copy it and pass --config.dataset.data_dir=DIR or set TFDS_DATA_DIR, or"
-        " (3) check the network and the proxy and try again"
+        f" cannot be downloaded: {error};{_HINTS.get(builder.name, '')} (1) put the official"
+        f" archives{listed} into a folder and pass --config.dataset.manual_dir=DIR, or (2) prepare"
+        " the set on a machine with network access, copy it and pass"
+        " --config.dataset.data_dir=DIR or set TFDS_DATA_DIR, or (3) check the network and the"
+        " proxy and try again"
     )
 
 
@@ -109,11 +122,11 @@ def _check_sources(builder, root, manual_dir):
 
     folder = pathlib.Path(manual_dir).expanduser() if manual_dir else root / "downloads" / "manual"
     cache = root / "downloads" / builder.name
-    infos = builder.url_infos or {}
+    infos, named = builder.url_infos or {}, _archives(builder)
     absent = {
-        url: info
-        for url, info in infos.items()
-        if not (info.filename and (folder / info.filename).is_file())
+        url: filename
+        for url, filename in named.items()
+        if not (filename and (folder / filename).is_file())
     }
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not folder.is_dir():
         raise UserError(
@@ -121,18 +134,18 @@ def _check_sources(builder, root, manual_dir):
             " to be downloaded by hand; pass --config.dataset.manual_dir=DIR:"
             f" {one_line(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)}"
         )
-    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS or (manual_dir and len(absent) < len(infos)):
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS or (manual_dir and len(absent) < len(named)):
         return  # TFDS takes what is there; the rest may belong to another config
     if manual_dir and absent:
-        files = [info.filename or url for url, info in absent.items()][:_NAMED]
+        files = [filename or url for url, filename in absent.items()][:_NAMED]
         raise UserError(
             f"dataset.manual_dir={manual_dir!r}: lacks the archives of dataset {builder.name!r};"
             f" put there {', '.join(files)}"
         )
     urls = [
         url
-        for url, info in absent.items()
-        if not (cache / resource.get_dl_fname(url, info.checksum)).exists()
+        for url in absent
+        if not (cache / resource.get_dl_fname(url, url in infos and infos[url].checksum)).exists()
     ]
     if (probed := _one_per_host(urls)) and (why := unreachable(probed)):
         raise _remedies(builder, f"{probed[0]} is not reachable ({why})")
@@ -142,7 +155,7 @@ def _unknown(name, roots):
     import tensorflow_datasets as tfds
 
     dataset = parse_name(name)[0]
-    known = set(tfds.list_builders(with_community_datasets=False)) | set(builders.NAMES)
+    known = set(tfds.list_builders(with_community_datasets=False)) | {*builders.NAMES, *sets.SETS}
     for root in roots:
         if root.is_dir():
             known.update(path.name for path in root.iterdir() if path.is_dir())
@@ -166,6 +179,13 @@ def _unknown(name, roots):
 def _builder(name, roots, manual_dir, verify):
     """The builder that can prepare a set."""
     dataset, config, version = parse_name(name)
+    if dataset in sets.SETS:
+        builder = sets.builder(dataset, config, roots[0], manual_dir, verify)
+        if version and not builder.version.match(version):
+            raise UserError(
+                f"dataset.name={name!r}: no such version; the one there is is {builder.version}"
+            )
+        return builder
     if dataset in builders.NAMES:
         builder = builders.builder(dataset, roots[0], manual_dir, verify)
         if config or (version and not builder.version.match(version)):
@@ -246,9 +266,9 @@ def ensure_prepared(name, data_dir="", manual_dir="", verify=True):
     """Opens a prepared TFDS set, and prepares it first where it is not.
 
     A prepared set is read from its folder alone: it needs no network, no TensorFlow and no
-    builder in TFDS. The sets of `builders.NAMES` are prepared without TensorFlow, any other by the
-    builder of TFDS, as array_record. An interrupted preparation leaves nothing that is taken
-    for a prepared set.
+    builder in TFDS. The sets of `builders.NAMES` and `sets.SETS` are prepared without TensorFlow,
+    any other by the builder of TFDS, as array_record. An interrupted preparation leaves nothing
+    that is taken for a prepared set.
 
     Args:
         name: A name of TFDS or of a prepared set, with a version or a config where wanted:
@@ -256,7 +276,7 @@ def ensure_prepared(name, data_dir="", manual_dir="", verify=True):
         data_dir: The folder of prepared sets; "" is the default of TFDS (TFDS_DATA_DIR as it was
             when TFDS was imported, else ~/tensorflow_datasets).
         manual_dir: A folder with the official archives; "" downloads them.
-        verify: Whether to verify the archives of `builders.NAMES` in `manual_dir`.
+        verify: Whether to verify the archives of these sets in `manual_dir`.
 
     Returns:
         A read-only `tfds.core.DatasetBuilder`.

@@ -12,6 +12,9 @@ from bpnjax.data.arrays import Arrays
 from bpnjax.data.sources import load_arrays
 from bpnjax.errors import UserError
 
+# Mean and standard deviation of ImageNet's red, green and blue between 0 and 1, as those who
+# publish networks trained on it divide by.
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 KINDS = ("class_split", "permuted", "datasets")
 
 
@@ -258,6 +261,14 @@ def _normalisation(arrays: Arrays, rows, how: str):
         return np.ones(channels, np.float32), np.zeros(channels, np.float32)
     if how == "unit":
         return np.full(channels, 1 / arrays.maximum, np.float32), np.zeros(channels, np.float32)
+    if how == "imagenet":
+        if channels != 3:
+            raise UserError(
+                f"dataset.normalize: 'imagenet' needs pictures of 3 channels, not of {channels}; "
+                "use 'standard', or give a dataset.resize in colour"
+            )
+        mean, std = np.array(_IMAGENET)
+        return (1 / (arrays.maximum * std)).astype(np.float32), (-mean / std).astype(np.float32)
     total, squares, n = np.zeros(channels), np.zeros(channels), 0
     for start in range(0, len(rows), 5000):
         block = arrays.train_images[rows[start : start + 5000]].reshape(-1, channels)

@@ -3,13 +3,14 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from bpnjax.models.alexnet import AlexNet
 from bpnjax.models.convnet import ConvNet
 from bpnjax.models.mlp import MLP
 
-NAMES = ("mlp", "convnet")
+NAMES = ("mlp", "convnet", "alexnet")
 DTYPES = ("float32", "bfloat16")
 
-__all__ = ["DTYPES", "MLP", "NAMES", "ConvNet", "build"]
+__all__ = ["DTYPES", "MLP", "NAMES", "AlexNet", "ConvNet", "build"]
 
 
 def build(config, num_classes: int):
@@ -27,4 +28,8 @@ def build(config, num_classes: int):
     kernel_init = getattr(nn.initializers, config.kernel_init)()
     if config.name == "mlp":
         return MLP(hidden, num_classes, dtype, kernel_init)
-    return ConvNet(tuple(config.channels), hidden, num_classes, dtype, kernel_init)
+    channels = tuple(config.channels)
+    if config.name == "alexnet":
+        options = {"dtype": dtype, "kernel_init": kernel_init, "pretrained": config.pretrained}
+        return AlexNet(num_classes, channels, hidden, config.dropout, **options)
+    return ConvNet(channels, hidden, num_classes, dtype, kernel_init)

@@ -1,0 +1,163 @@
+"""Official archives: found in a folder, checked, and read without being unpacked to disk."""
+
+import contextlib
+import hashlib
+import io
+import os
+import pathlib
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+
+from bpnjax.errors import UserError
+
+
+class Archive(NamedTuple):
+    """An official archive: its address, and what is known of its contents from others."""
+
+    url: str
+    filename: str
+    size: int | None = None
+    sha256: str = ""
+    md5: str = ""
+
+
+def malformed(path, what: str) -> UserError:
+    """An error that says what is wrong with an archive, and what to do."""
+    return UserError(f"{os.fspath(path)}: {what}; replace it with the official archive")
+
+
+@contextlib.contextmanager
+def unpacking(path):
+    """Turns whatever the unpacking of an archive raises into a `UserError`."""
+    try:
+        yield
+    except EOFError as error:
+        raise malformed(path, "the gzip file is truncated") from error
+    except (tarfile.TarError, OSError, zlib.error) as error:
+        raise malformed(path, f"cannot be unpacked ({' '.join(str(error).split())})") from error
+
+
+def find(name: str, archives, manual_dir, verify: bool = True) -> dict[str, pathlib.Path]:
+    """Finds the official archives of a set in a folder.
+
+    Args:
+        name: Of the set, for messages.
+        archives: Its `Archive`s.
+        manual_dir: The folder that holds them under their official file names.
+        verify: Whether to `check` them.
+
+    Returns:
+        A dict of file name to path.
+
+    Raises:
+        UserError: The folder or an archive is missing, or an archive is not the official one.
+    """
+    folder = pathlib.Path(manual_dir).expanduser()
+    paths = {archive.filename: folder / archive.filename for archive in archives}
+    if missing := [a for a in archives if not paths[a.filename].is_file()]:
+        raise UserError(
+            f"dataset.manual_dir={os.fspath(manual_dir)!r}: lacks"
+            f" {', '.join(a.filename for a in missing)} of dataset {name!r};"
+            f" download there {' '.join(a.url for a in missing)}"
+        )
+    for archive in archives if verify else ():
+        check(name, archive, paths[archive.filename])
+    return paths
+
+
+def check(name: str, archive: Archive, path: pathlib.Path) -> None:
+    """Compares a file with the size and checksum known of an archive.
+
+    Args:
+        name: Of the set, for messages.
+        archive: What is known.
+        path: The file.
+
+    Raises:
+        UserError: They differ.
+    """
+    kind = "sha256" if archive.sha256 else "md5"
+    wanted = getattr(archive, kind)
+    if not wanted:
+        return
+    with path.open("rb") as file:
+        found = path.stat().st_size, hashlib.file_digest(file, kind).hexdigest()
+    if found != (archive.size or found[0], wanted):
+        has = f"{archive.size} and {wanted}" if archive.size else f"{kind} {wanted}"
+        raise UserError(
+            f"{path}: {found[0]} bytes with {kind} {found[1]}, the official archive of {name}"
+            f" has {has}; download it again from {archive.url}"
+        )
+
+
+def members(path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Reads regular files of a tar archive, compressed or not, in one pass in memory.
+
+    Args:
+        path: The archive.
+        wanted: Whether to read the member of a name, a leading "./" taken away.
+
+    Yields:
+        Names and contents, in the order of the archive. Links are not followed.
+
+    Raises:
+        UserError: The archive cannot be unpacked.
+    """
+    with unpacking(path), tarfile.open(os.fspath(path), "r:*") as tar:
+        for member in tar:
+            name = member.name.removeprefix("./")
+            if member.isreg() and wanted(name):
+                yield name, tar.extractfile(member).read()
+
+
+def lines(path, name: str, data: bytes) -> list[str]:
+    """The lines of a text file that are not empty, each once, without white space around them."""
+    try:
+        stripped = [line.strip() for line in data.decode().splitlines()]
+    except UnicodeDecodeError as error:
+        raise malformed(path, f"{name} is no text in UTF-8") from error
+    return list(dict.fromkeys(line for line in stripped if line))
+
+
+def picture(path, name: str, data: bytes, cut_rows: int = 0) -> io.BytesIO:
+    """A picture as it goes into a prepared set.
+
+    Args:
+        path: The archive it is in, for messages.
+        name: Of the member.
+        data: Its bytes.
+        cut_rows: How many rows at the bottom to take away.
+
+    Returns:
+        The same bytes if they are a JPEG or PNG file in RGB; any other picture as PNG in RGB. A
+        JPEG file that is cut keeps its quantization, so that the blocks above stay nearly as they
+        were.
+
+    Raises:
+        UserError: The picture cannot be decoded, or has too few rows.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise malformed(path, f"{name} is no readable picture") from error
+    width, height = image.size
+    if height <= cut_rows:
+        raise malformed(path, f"{name} has {height} rows, {cut_rows} of them below the picture")
+    if image.mode == "RGB" and image.format in ("JPEG", "PNG") and not cut_rows:
+        return io.BytesIO(data)
+    options = {"format": "PNG"}
+    if image.mode == "RGB" and image.format == "JPEG":
+        from PIL.JpegImagePlugin import get_sampling
+
+        options = {"format": "JPEG", "qtables": image.quantization}
+        if (sampling := get_sampling(image)) >= 0:  # else one that the encoder does not have
+            options["subsampling"] = sampling
+    out = io.BytesIO()
+    image.convert("RGB").crop((0, 0, width, height - cut_rows)).save(out, **options)
+    out.seek(0)
+    return out

@@ -1,0 +1,113 @@
+"""What the builder of a set of pictures in archives needs to know of it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from bpnjax.data import archives
+from bpnjax.data.archives import Archive
+from bpnjax.errors import UserError
+
+
+class Config(NamedTuple):
+    """One way to read a set: its archives, how many classes it has, and what it is."""
+
+    archives: tuple[Archive, ...]
+    classes: int
+    about: str
+
+
+class Example(NamedTuple):
+    """Where a picture is and what it shows."""
+
+    member: str  # in the archive of pictures
+    file_name: str  # as the set's own lists name it; unique in a split
+    label: int
+
+
+class Reading(NamedTuple):
+    """What the small files of a set say: all but the pictures."""
+
+    path: Any  # the archive of pictures
+    class_names: list[str]
+    splits: dict[str, list[Example]]
+    cut_rows: int = 0  # at the bottom of each picture that are none of it
+
+
+class ImageSet(NamedTuple):
+    """A set of pictures that TFDS lacks."""
+
+    version: str
+    configs: dict[str, Config]  # the first is the default; {"": ...} for a set without configs
+    read: Callable[[dict, str], Reading]  # of {file name: path} and the name of a config
+    about: str
+    homepage: str
+    licence: str
+    citation: str
+
+
+def examples(reading: Reading, split: str) -> Iterator[tuple[str, dict]]:
+    """The examples of a split as TFDS takes them, in the order of the archive.
+
+    Args:
+        reading: Of the set.
+        split: A name in ``reading.splits``.
+
+    Yields:
+        A key, and a dict of ``image``, ``label`` and ``file_name``.
+
+    Raises:
+        UserError: A picture is missing or cannot be decoded.
+    """
+    wanted = {example.member: example for example in reading.splits[split]}
+    for name, data in archives.members(reading.path, wanted.__contains__):
+        example = wanted.pop(name, None)
+        if example is None:
+            raise archives.malformed(reading.path, f"has the member {name} twice")
+        image = archives.picture(reading.path, name, data, reading.cut_rows)
+        yield (
+            example.file_name,
+            {"image": image, "label": example.label, "file_name": example.file_name},
+        )
+    if wanted:
+        raise lacking(reading.path, wanted)
+
+
+def lacking(path, names) -> UserError:
+    """An error that names some of the members that an archive lacks, and how many they are."""
+    first = ", ".join(sorted(names)[:3])
+    return archives.malformed(path, f"lacks {len(names)} member(s), as {first}")
+
+
+def texts(path, wanted: Callable[[str], bool], needed=()) -> dict[str, bytes]:
+    """The small members of an archive, by name.
+
+    Args:
+        path: The archive.
+        wanted: Which to read.
+        needed: Names that must be among them.
+
+    Returns:
+        A dict of name to contents.
+
+    Raises:
+        UserError: The archive cannot be unpacked, or one that is needed is missing.
+    """
+    found = dict(archives.members(path, wanted))
+    if missing := set(needed) - set(found):
+        raise lacking(path, missing)
+    return found
+
+
+def check_classes(path, what: str, names, count: int) -> None:
+    """Raises `UserError` where a list does not have the number of classes of the set."""
+    if len(names) != count:
+        raise archives.malformed(path, f"{what} has {len(names)} classes, not {count}")
+
+
+def check_splits(path, class_names, splits: dict[str, list[Example]]) -> None:
+    """Raises `UserError` where a class has no picture in a split."""
+    for split, found in splits.items():
+        present = {example.label for example in found}
+        absent = [name for i, name in enumerate(class_names) if i not in present]
+        if absent:
+            raise archives.malformed(path, f"the split {split} has no picture of {absent[0]!r}")

@@ -1,0 +1,104 @@
+"""AlexNet in one tower, as torchvision has it."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from bpnjax.models import torch_weights
+
+CHANNELS = (64, 192, 384, 256, 256)
+HIDDEN = (4096, 4096)
+SMALLEST = 63  # pixels a side: below it nothing is left for the last pooling
+_GRID = 6  # cells a side that the features are averaged into
+# Of each convolution: size of the kernel, stride, padding, and whether max pooling follows.
+_CONVS = ((11, 4, 2, True), (5, 1, 2, True), (3, 1, 1, False), (3, 1, 1, False), (3, 1, 1, True))
+
+
+def adaptive_average_pool(x, cells: int):
+    r"""Averages a picture of any size into a square of cells.
+
+    .. math:: y_{ij} = \mathrm{mean}\{x_{uv} : \lfloor i h / c \rfloor \le u < \lceil (i + 1) h / c
+              \rceil, \lfloor j w / c \rfloor \le v < \lceil (j + 1) w / c \rceil\}
+
+    Args:
+      x: ``[n, h, w, channels]``.
+      cells: c, a side; neighbouring cells overlap where it does not divide h or w.
+
+    Returns:
+      ``[n, cells, cells, channels]``, in the dtype of ``x``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.models.alexnet import adaptive_average_pool
+      >>> x = jnp.array([0.0, 1.0, 5.0]).reshape(1, 1, 3, 1)
+      >>> adaptive_average_pool(x, 2)[0, 0, :, 0].tolist()
+      [0.5, 3.0]
+
+    Source: ``AdaptiveAvgPool2d`` of PyTorch.
+    """
+    if x.shape[1:3] == (cells, cells):
+        return x
+    rows, columns = (jnp.asarray(_averages(length, cells), x.dtype) for length in x.shape[1:3])
+    return jnp.einsum("ih,nhwc,jw->nijc", rows, x, columns)
+
+
+def _averages(length: int, cells: int) -> np.ndarray:
+    """The matrix ``[cells, length]`` whose rows average what falls into a cell."""
+    matrix = np.zeros((cells, length))
+    for i, row in enumerate(matrix):
+        start, stop = i * length // cells, -(-(i + 1) * length // cells)
+        row[start:stop] = 1 / (stop - start)
+    return matrix
+
+
+class AlexNet(nn.Module):
+    """Five convolutions, an average over 6 x 6 cells, two Dense layers with dropout, the output.
+
+    Layers are named ``conv_0 ... conv_4``, ``fc6``, ``fc7`` and ``output``. Dropout acts on the
+    inputs of ``fc6`` and ``fc7`` where the call is given a PRNG key for it,
+    ``rngs={"dropout": key}``, and nowhere else: without one the network is deterministic.
+
+    With the widths below it is torchvision's, number by number, for weights that
+    `bpnjax.models.torch_weights.alexnet_params` converts. ``pretrained`` names the file of such
+    weights from which all layers but ``output`` start.
+    """
+
+    num_classes: int
+    channels: tuple[int, ...] = CHANNELS
+    hidden: tuple[int, ...] = HIDDEN
+    dropout: float = 0.5
+    pretrained: str = ""
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: Callable = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x):
+        if min(x.shape[1:3]) < SMALLEST:
+            raise ValueError(
+                f"AlexNet needs pictures of at least {SMALLEST} x {SMALLEST} pixels, not "
+                f"{x.shape[1]} x {x.shape[2]}; enlarge them (dataset.resize)"
+            )
+        start = {}
+        if self.pretrained and self.is_initializing():  # to use a network needs no file
+            start = torch_weights.alexnet_initializers(self.pretrained)
+        options = {"dtype": self.dtype, "kernel_init": self.kernel_init}
+        conv = partial(nn.Conv, **options)
+        dense = partial(nn.Dense, **options)
+        drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+        for i, (width, (size, stride, pad, pooled)) in enumerate(
+            zip(self.channels, _CONVS, strict=True)
+        ):
+            name = f"conv_{i}"
+            padding = [(pad, pad)] * 2
+            layer = conv(width, (size, size), stride, padding, name=name, **start.get(name, {}))
+            x = nn.relu(layer(x))
+            if pooled:
+                x = nn.max_pool(x, (3, 3), (2, 2), padding="VALID")
+        x = adaptive_average_pool(x, _GRID)
+        x = x.reshape(x.shape[0], -1)
+        for name, width in zip(("fc6", "fc7"), self.hidden, strict=True):
+            x = nn.relu(dense(width, name=name, **start.get(name, {}))(drop(x)))
+        return dense(self.num_classes, name="output")(x)

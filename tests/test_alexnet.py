@@ -1,0 +1,454 @@
+"""AlexNet: layer by layer equal to PyTorch's, and weights read without running what holds them."""
+
+import collections
+import io
+import pickle
+import zipfile
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bpnjax import config as configuration
+from bpnjax import models, modulation
+from bpnjax.errors import UserError
+from bpnjax.models import torch_weights
+from bpnjax.models.alexnet import AlexNet, adaptive_average_pool
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+CHANNELS, HIDDEN, CLASSES = (6, 8, 10, 9, 7), (20, 18), 5
+SMALL = AlexNet(CLASSES, CHANNELS, HIDDEN)
+SIZES = (90, 224)  # features of 1 x 1 and of 6 x 6 cells before the average
+
+
+def torch_alexnet(torch):
+    """torchvision's network with other widths, under its names."""
+    nn = torch.nn
+    a, b, c, d, e = CHANNELS
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            relu = lambda: nn.ReLU(inplace=False)  # noqa: E731
+            self.features = nn.Sequential(
+                nn.Conv2d(3, a, 11, stride=4, padding=2), relu(), nn.MaxPool2d(3, 2),
+                nn.Conv2d(a, b, 5, padding=2), relu(), nn.MaxPool2d(3, 2),
+                nn.Conv2d(b, c, 3, padding=1), relu(),
+                nn.Conv2d(c, d, 3, padding=1), relu(),
+                nn.Conv2d(d, e, 3, padding=1), relu(), nn.MaxPool2d(3, 2),
+            )  # fmt: skip
+            self.avgpool = nn.AdaptiveAvgPool2d((6, 6))
+            self.classifier = nn.Sequential(
+                nn.Dropout(0.5), nn.Linear(e * 36, HIDDEN[0]), relu(),
+                nn.Dropout(0.5), nn.Linear(*HIDDEN), relu(), nn.Linear(HIDDEN[1], CLASSES),
+            )  # fmt: skip
+
+        def forward(self, x):
+            return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+
+    torch.manual_seed(1)
+    return Network().eval()
+
+
+def random_tensors(dtype=np.float32):
+    """Tensors under torchvision's names, made without PyTorch."""
+    rng = np.random.default_rng(0)
+    modules = [f"features.{i}" for i in (0, 3, 6, 8, 10)] + [f"classifier.{i}" for i in (1, 4, 6)]
+    inputs = (3, *CHANNELS[:-1], CHANNELS[-1] * 36, *HIDDEN)
+    outputs = (*CHANNELS, *HIDDEN, CLASSES)
+    kernels = [(k, k) for k in (11, 5, 3, 3, 3)] + [()] * 3
+    shapes = {}
+    for name, n, m, kernel in zip(modules, inputs, outputs, kernels, strict=True):
+        shapes |= {f"{name}.weight": (m, n, *kernel), f"{name}.bias": (m,)}
+    return {name: 0.1 * rng.normal(size=s).astype(dtype) for name, s in shapes.items()}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_equal_to_pytorch_layer_by_layer(tmp_path, size):
+    torch = pytest.importorskip("torch", reason="PyTorch is the reference")
+    network = torch_alexnet(torch)
+    torch.save(network.state_dict(), tmp_path / "alexnet.pth")
+    params = torch_weights.alexnet_params(torch_weights.read_tensors(tmp_path / "alexnet.pth"))
+    x = np.random.default_rng(2).normal(size=(3, size, size + 13, 3)).astype(np.float32)
+
+    seen = {}
+
+    def keep(name):
+        def hook(_, inputs, output):
+            seen[name] = (inputs[0].detach().numpy().copy(), output.detach().numpy())
+
+        return hook
+
+    for layer, module in torch_weights._ALEXNET.items():
+        network.get_submodule(module).register_forward_hook(keep(layer))
+    with torch.no_grad():
+        logits = network(torch.from_numpy(x.transpose(0, 3, 1, 2))).numpy()
+
+    taken = modulation.layer_inputs(SMALL, params, {}, x, list(seen))
+    ours, outputs = SMALL.apply({"params": params}, x, capture_intermediates=True)
+    outputs = outputs["intermediates"]
+    for layer, (inputs, output) in seen.items():
+        if output.ndim == 4:
+            inputs, output = (a.transpose(0, 2, 3, 1) for a in (inputs, output))
+        elif layer == "fc6":  # channels first there, last here
+            inputs = inputs.reshape(3, -1, 36).transpose(0, 2, 1).reshape(3, -1)
+        np.testing.assert_allclose(taken[layer], inputs, atol=1e-5, err_msg=layer)
+        np.testing.assert_allclose(outputs[layer]["__call__"][0], output, atol=1e-5, err_msg=layer)
+        assert np.abs(output).max() > 1e-2
+    np.testing.assert_allclose(ours, logits, atol=1e-5)
+
+
+def test_full_size_has_the_published_shape():
+    net = AlexNet(1000)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 61_100_840
+    assert shapes["fc6"]["kernel"].shape == (9216, 4096)
+    layers = modulation.find_layers(net, shapes, jax.ShapeDtypeStruct((1, 224, 224, 3), "float32"))
+    assert list(layers) == [*(f"conv_{i}" for i in range(5)), "fc6", "fc7", "output"]
+    assert list(modulation.matching(layers, "fc6|fc7|output")) == ["fc6", "fc7", "output"]
+
+
+def test_average_into_cells_against_pytorch():
+    torch = pytest.importorskip("torch", reason="PyTorch is the reference")
+    for shape in ((2, 1, 7, 3), (1, 6, 6, 2), (2, 5, 13, 1), (1, 12, 4, 2)):
+        x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        pool = torch.nn.AdaptiveAvgPool2d((6, 6))
+        wanted = pool(torch.from_numpy(x.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(adaptive_average_pool(jnp.asarray(x), 6), wanted, atol=1e-6)
+
+
+def test_dropout_only_with_a_key_for_it():
+    params = torch_weights.alexnet_params(random_tensors())
+    x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 70, 70, 3)), (50, 70, 70, 3))
+    run = lambda x, **k: modulation.modulated_apply(SMALL, params, {}, x, **k)  # noqa: E731
+    plain = run(x[:2])
+    np.testing.assert_array_equal(plain[0], plain[1])
+    dropped = run(x, rngs={"dropout": jax.random.key(1)})
+    assert np.asarray(dropped).std(0).min() > 0
+    np.testing.assert_array_equal(dropped, run(x, rngs={"dropout": jax.random.key(1)}))
+
+    # Half of fc6's inputs are 0 and the others doubled.
+    def first(rngs):
+        seen = {}
+
+        def keep(call, inputs, options, context):
+            if context.method_name == "__call__":
+                seen[context.module.name] = inputs[0]
+            return call(*inputs, **options)
+
+        with nn.intercept_methods(keep):
+            SMALL.apply({"params": params}, x, rngs=rngs)
+        return np.asarray(seen["fc6"])
+
+    whole, half = first({}), first({"dropout": jax.random.key(2)})
+    kept = (half != 0)[whole > 0]
+    assert 0.45 < kept.mean() < 0.55
+    np.testing.assert_allclose(half[half > 0], 2 * whole[half > 0], rtol=1e-6)
+
+
+def test_too_small_pictures():
+    with pytest.raises(ValueError, match="at least 63 x 63 pixels, not 62 x 80.*dataset.resize"):
+        SMALL.init(jax.random.key(0), jnp.zeros((1, 62, 80, 3)))
+    jax.eval_shape(SMALL.init, jax.random.key(0), jnp.zeros((1, 63, 63, 3)))
+
+
+# Files of weights.
+
+
+def save_pth(path, pickled: bytes, storages=(), compression=zipfile.ZIP_STORED, **more):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        for key, data in storages:
+            archive.writestr(f"archive/data/{key}", data)
+        for name, data in more.items():
+            archive.writestr(f"archive/{name}", data)
+    return path
+
+
+class Storage:
+    """Stands for bytes in an archive; written by `Pickler` as PyTorch does."""
+
+    def __init__(self, key, kind, count):
+        self.pid = ("storage", Global("torch", kind), key, "cpu", count)
+
+
+class Global:
+    def __init__(self, module, name):
+        self.module, self.name = module, name
+
+
+class Tensor:
+    def __init__(self, storage, offset, size, stride):
+        self.arguments = (storage, offset, size, stride, False, collections.OrderedDict())
+
+
+class Pickler(pickle._Pickler):  # the one in Python: it can write names that do not exist here
+    def persistent_id(self, obj):
+        return obj.pid if isinstance(obj, Storage) else None
+
+    def save(self, obj, *args, **options):
+        if isinstance(obj, Global):
+            self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
+        elif isinstance(obj, Tensor):
+            self.save(Global("torch._utils", "_rebuild_tensor_v2"))
+            self.save(obj.arguments)
+            self.write(pickle.REDUCE)
+        else:
+            super().save(obj, *args, **options)
+
+
+def pickled(obj):
+    file = io.BytesIO()
+    Pickler(file, protocol=2).dump(obj)
+    return file.getvalue()
+
+
+def test_strides_offsets_and_dtypes(tmp_path):
+    numbers = np.arange(12, dtype=np.float32)
+    half = np.array([1.5, 2.5], np.float16)
+    state = collections.OrderedDict(
+        a=Tensor(Storage("0", "FloatStorage", 12), 0, (3, 4), (4, 1)),
+        b=Tensor(Storage("0", "FloatStorage", 12), 1, (4, 2), (1, 4)),
+        c=Tensor(Storage("1", "HalfStorage", 2), 0, (2,), (1,)),
+        d=Tensor(Storage("0", "FloatStorage", 12), 7, (), ()),
+        e=Tensor(Storage("0", "FloatStorage", 12), 0, (0, 4), (4, 1)),
+    )
+    storages = [("0", numbers.tobytes()), ("1", half.tobytes())]
+    path = save_pth(tmp_path / "w.pth", pickled(state), storages, byteorder=b"little")
+    found = torch_weights.read_tensors(path)
+    np.testing.assert_array_equal(found["a"], numbers.reshape(3, 4))
+    np.testing.assert_array_equal(found["b"], np.stack([numbers[1:5], numbers[5:9]], 1))
+    np.testing.assert_array_equal(found["c"], half)
+    assert found["d"] == 7 and found["e"].shape == (0, 4)
+    big = [(key, np.frombuffer(d, t).astype(t.newbyteorder(">")).tobytes())
+           for (key, d), t in zip(storages, (numbers.dtype, half.dtype), strict=True)]  # fmt: skip
+    path = save_pth(tmp_path / "big.pth", pickled(state), big, byteorder=b"big")
+    np.testing.assert_array_equal(torch_weights.read_tensors(path)["a"], numbers.reshape(3, 4))
+
+
+def test_pytorch_files_with_more_in_them(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch writes the file")
+    tensors = {
+        "w": torch.nn.Parameter(torch.arange(6.0).reshape(2, 3).T),
+        "b": torch.tensor([1, 2]).bfloat16(),
+        "n": torch.tensor(3),
+    }
+    torch.save(tensors, tmp_path / "w.pth")
+    found = torch_weights.read_tensors(tmp_path / "w.pth")
+    assert found["w"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert found["b"].astype(np.float32).tolist() == [1, 2] and found["n"] == 3
+    torch.save(tensors, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match="old.pth: is of PyTorch before 1.6"):
+        torch_weights.read_tensors(tmp_path / "old.pth")
+    torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "module.pth")
+    with pytest.raises(ValueError, match="refused: its pickle names .*Linear"):
+        torch_weights.read_tensors(tmp_path / "module.pth")
+
+
+class Evil:
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path):
+    witness = tmp_path / "witness"
+    evils = {
+        "os": Evil(__import__("os").mkdir, str(witness)),
+        "eval": Evil(eval, f"open({str(witness)!r}, 'w')"),
+        "nested": {"weight": [Evil(__import__("pathlib").Path.touch, witness)]},
+    }
+    for name, evil in evils.items():
+        path = save_pth(tmp_path / f"{name}.pth", pickle.dumps(evil, protocol=2))
+        with pytest.raises(ValueError, match=f"{name}.pth: refused: its pickle names "):
+            torch_weights.read_tensors(path)
+        assert not witness.exists()
+        with zipfile.ZipFile(path) as archive:  # it would have
+            pickle.loads(archive.read("archive/data.pkl"))
+        assert witness.exists()
+        witness.rmdir() if witness.is_dir() else witness.unlink()
+    # Names that look harmless but are not those of tensors.
+    other = ("torch.load", "torch._utils._import_dotted_name", "builtins.getattr")
+    for module, name in (whole.rsplit(".", 1) for whole in other):
+        path = save_pth(tmp_path / "x.pth", pickled({"a": Global(module, name)}))
+        with pytest.raises(ValueError, match=f"names {module}.{name}"):
+            torch_weights.read_tensors(path)
+
+
+DAMAGES = {
+    "beyond": ((0, (4,), (1,)), 3, "beyond its 3 elements"),
+    "offset": ((3, (1,), (1,)), 3, "beyond its 3 elements"),
+    "negative": ((2, (2,), (-1,)), 3, "negative"),
+    "negative offset": ((-1, (1,), (1,)), 3, "negative"),
+    "axes": ((0, (3,), (1, 1)), 3, "malformed"),
+    "count": ((0, (3,), (1,)), 4, "12 bytes for 4 x float32"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_tensors_that_leave_their_storage(tmp_path, damage):
+    place, count, what = DAMAGES[damage]
+    state = {"a": Tensor(Storage("0", "FloatStorage", count), *place)}
+    path = save_pth(tmp_path / "w.pth", pickled(state), [("0", bytes(12))])
+    with pytest.raises(ValueError, match=f"w.pth: refused: .*{what}"):
+        torch_weights.read_tensors(path)
+
+
+def test_other_files(tmp_path):
+    def refused(name, data, what):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=f"{name}: .*{what}"):
+            torch_weights.read_tensors(tmp_path / name)
+
+    with pytest.raises(ValueError, match="none.pth: cannot be read"):
+        torch_weights.read_tensors(tmp_path / "none.pth")
+    refused("page.pth", b"<html>not found</html>", "neither a .pth nor a safetensors")
+    whole = save_pth(tmp_path / "w.pth", pickled({}), [("0", bytes(1000))]).read_bytes()
+    refused("cut.pth", whole[: len(whole) // 2], "damaged")
+    refused("odd.pth", save_pth(tmp_path / "o.pth", pickled([1])).read_bytes(), "holds a list")
+    refused("num.pth", save_pth(tmp_path / "o.pth", pickled({"a": 1})).read_bytes(), "'a' is no")
+    state = {"a": Tensor(Storage("7", "FloatStorage", 1), 0, (1,), (1,))}
+    refused(
+        "lost.pth", save_pth(tmp_path / "o.pth", pickled(state)).read_bytes(), "damaged.*data/7"
+    )
+    with zipfile.ZipFile(tmp_path / "o.zip", "w") as archive:
+        archive.writestr("picture.png", b"")
+    refused("zip.pth", (tmp_path / "o.zip").read_bytes(), "0 files data.pkl")
+
+
+def test_safetensors_gives_the_same(tmp_path):
+    from safetensors.numpy import save_file
+
+    tensors = random_tensors()
+    save_file(tensors, tmp_path / "alexnet.safetensors")
+    found = torch_weights.alexnet_params(
+        torch_weights.read_tensors(tmp_path / "alexnet.safetensors")
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(torch_weights.alexnet_params(tensors)):
+        layer, part = (k.key for k in path)
+        np.testing.assert_array_equal(found[layer][part], leaf)
+    assert found["conv_0"]["kernel"].shape == (11, 11, 3, CHANNELS[0])
+    weight = tensors["classifier.1.weight"]  # channels, rows, columns -> rows, columns, channels
+    kernel = found["fc6"]["kernel"].reshape(6, 6, CHANNELS[-1], HIDDEN[0])
+    assert kernel[2, 5, 3, 4] == weight.reshape(HIDDEN[0], CHANNELS[-1], 6, 6)[4, 3, 2, 5]
+
+
+def test_tensors_of_another_network():
+    tensors = random_tensors()
+    with pytest.raises(ValueError, match="no tensor features.3.bias; this is no AlexNet"):
+        torch_weights.alexnet_params({k: v for k, v in tensors.items() if k != "features.3.bias"})
+    with pytest.raises(ValueError, match="classifier.1.weight has shape"):
+        torch_weights.alexnet_params(tensors | {"classifier.1.weight": np.zeros((2, 2, 2))})
+    with pytest.raises(ValueError, match="fc6 has 35 inputs"):
+        torch_weights.alexnet_params(tensors | {"classifier.1.weight": np.zeros((2, 35))})
+
+
+# In a run.
+
+
+def alexnet_config(**changes):
+    config = configuration.default()
+    config.dataset.resize = (80, 80, 3)
+    config.model.name = "alexnet"
+    config.model.channels, config.model.hidden = CHANNELS, HIDDEN
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    configuration.validate(config)
+    return config
+
+
+def test_pretrained_weights_but_a_fresh_output(tmp_path):
+    from safetensors.numpy import save_file
+
+    tensors = random_tensors()
+    save_file(tensors, tmp_path / "w.safetensors")
+    wanted = torch_weights.alexnet_params(tensors)
+    config = alexnet_config(model__pretrained=str(tmp_path / "w.safetensors"))
+    model = models.build(config.model, 11)  # as many outputs as the sequence has, not the file
+
+    def init(key):
+        return model.init(key, jnp.zeros((1, 80, 80, 3)))["params"]
+
+    program = jax.jit(jax.vmap(init)).lower(jax.random.split(jax.random.key(0), 2))
+    assert len(program.as_text()) < 100_000  # the weights are no constants of it
+    seeds = program.compile()(jax.random.split(jax.random.key(0), 2))
+    fresh = jax.tree.map(lambda p: p[1], seeds)
+    for layer in set(wanted) - {"output"}:
+        for part in ("kernel", "bias"):
+            np.testing.assert_array_equal(fresh[layer][part], wanted[layer][part])
+    assert fresh["output"]["kernel"].shape == (HIDDEN[1], 11)
+    assert not np.array_equal(seeds["output"]["kernel"][0], seeds["output"]["kernel"][1])
+    (tmp_path / "w.safetensors").unlink()
+    model.apply({"params": fresh}, jnp.zeros((1, 80, 80, 3)))  # to use it needs no file
+
+
+def test_pretrained_weights_of_another_width(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file(random_tensors(), tmp_path / "w.safetensors")
+    config = alexnet_config(
+        model__pretrained=str(tmp_path / "w.safetensors"), model__hidden=(20, 17)
+    )
+    model = models.build(config.model, 3)
+    with pytest.raises(ValueError, match=r"w.safetensors: fc7/kernel is \(20, 18\), the network's"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 80, 80, 3)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__channels": (1, 2)}, r"model.channels: \(1, 2\) has 2 widths and alexnet 5"),
+        ({"model__hidden": (1, 2, 3)}, r"model.hidden: .*3 widths and alexnet 2 .*\(4096, 4096\)"),
+        ({"model__dropout": 1.0}, "model.dropout: 1.0 is no share"),
+        ({"model__pretrained": "/no/such.pth"}, "model.pretrained: no file .*alexnet-owt-7be5be79"),
+        ({"model__name": "convnet", "model__pretrained": "x"}, "model.pretrained: 'x' is for"),
+    ],
+)
+def test_fields(changes, message):
+    with pytest.raises(UserError, match=message):
+        alexnet_config(**changes)
+
+
+def test_a_task_of_a_method(tmp_path):
+    """Biases and keys are where the paper has them."""
+    from safetensors.numpy import save_file
+
+    from bpnjax import programs
+    from bpnjax.data.arrays import Arrays
+    from bpnjax.data.sequence import _assemble
+    from bpnjax.view import put_on_device
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (8, 63, 63, 3), np.uint8)
+    labels = np.tile(np.arange(4, dtype=np.int32), 2)
+    names = tuple("abcd")
+    arrays = Arrays(images, labels, images, labels, names, 255.0, "1")
+    save_file(random_tensors(), tmp_path / "w.safetensors")  # random ones compile for long
+    config = alexnet_config(
+        method="bd_psp", bd__layers="fc6|fc7|output", psp__layers="fc6|fc7|output",
+        model__pretrained=str(tmp_path / "w.safetensors"),
+        sequence__heads="multi", train__batch_size=4, bd__hidden_dim=3, train__epochs=1,
+    )  # fmt: skip
+    sequence = _assemble(arrays, [np.array([0, 1]), np.array([2, 3])], config, permuted=False)
+    problem = programs.make_problem(config, sequence)
+    data, key = put_on_device(sequence), jax.random.key(0)
+
+    @jax.jit
+    def task(state, t):
+        state = programs.begin_task(problem, key, state, t)
+        state, sums = programs.run_steps(problem, key, state, data, t, 0, 0, 1)
+        return programs.end_task(problem, key, state, data, t), sums
+
+    before = jax.jit(partial(programs.init_state, problem))(key)
+    state, sums = task(before, 0)
+    assert int(sums.bad_step) == -1 and float(sums.loss) > 0
+    assert set(before.learned["bd"]) == {"fc6", "fc7", "output"}
+    mode = problem.method.mode(state.method, 0)
+    assert {path for path in mode if "key" in mode[path]} == {"fc6", "fc7", "output"}
+    assert {path for path in mode if "bias" in mode[path]} == {"fc6", "fc7", "output"}
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.core))
