@@ -6,68 +6,61 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from problems import NETWORKS, Timed, flops_per_example
-from torch_loop import seconds_per_step as torch_seconds
+from machine import FLOPS, make_matrix_product
+from problems import NETWORKS, Timed, best_of, flops_per_example
+from startup import startup
+from torch_loop import make_burst
 
 from bpnjax import importance, memory, programs
 
 METHODS = ("sgd", "ewc", "bd_ewc", "bd_psp", "psp", "si", "gem")
+MEASURED = tuple(NETWORKS)[:3]
 
 
-def steps(limit: float):
+def steps():
     """(a) Training steps, everything included, as a share of the matrix-multiply rate."""
     rows = []
-    for network in NETWORKS:
-        sgd = None
-        for method in METHODS:
-            timed = Timed(network, method)
-            batch = timed.config.train.batch_size
-            seconds = timed.seconds_per_step()
-            sgd = seconds if method == "sgd" else sgd
+    for network in MEASURED:
+        timed = {method: Timed(network, method) for method in METHODS}
+        bursts = {method: one.burst for method, one in timed.items()}
+        best = best_of({"product": make_matrix_product(), **bursts})
+        limit = FLOPS / best["product"]
+        for method, one in timed.items():
+            batch, seconds = one.config.train.batch_size, best[method]
             rate = batch * flops_per_example(network) / seconds
-            times = f"{seconds / sgd:.2f}" if batch == 128 else "-"
+            times = f"{seconds / best['sgd']:.2f}" if batch == 128 else "-"
             rows.append([network, method, batch, f"{batch / seconds:,.0f}", f"{rate / 1e9:.0f}",
-                         f"{rate / limit:.0%}", times])  # fmt: skip
-    header = ["network", "method", "batch", "examples/s", "GFLOP/s", "of the limit", "time of sgd"]
+                         f"{limit / 1e9:.0f}", f"{rate / limit:.0%}", times])  # fmt: skip
+    header = ["network", "method", "batch", "examples/s", "GFLOP/s", "matrix product, GFLOP/s",
+              "share of it", "time of sgd"]  # fmt: skip
     return "Training steps", header, rows
 
 
-def against_torch(limit: float):
+def against_torch():
     """(b) The same beside a plain PyTorch loop on the same cores."""
-    del limit
     rows = []
-    for network, (shape, hidden, outputs) in NETWORKS.items():
+    for network in MEASURED[:2]:
         for method in ("sgd", "ewc", "bd_ewc"):
-            theirs = torch_seconds(shape, hidden, outputs, method, 128, 90, 3)
+            theirs = make_burst(*NETWORKS[network], method, 128, 90)
             if theirs is None:
                 rows.append([network, method, "-", "-", "PyTorch is not installed"])
                 continue
-            ours = Timed(network, method).seconds_per_step(repeats=3)
-            rows.append([network, method, f"{128 / ours:,.0f}", f"{128 / theirs:,.0f}",
-                         f"{theirs / ours:.2f}"])  # fmt: skip
+            best = best_of({"ours": Timed(network, method).burst, "theirs": theirs})
+            rows.append([network, method, f"{128 / best['ours']:,.0f}",
+                         f"{128 / best['theirs']:,.0f}",
+                         f"{best['theirs'] / best['ours']:.2f}"])  # fmt: skip
     header = ["network", "method", "ours, examples/s", "PyTorch, examples/s", "ratio"]
     return "Beside a PyTorch loop", header, rows
 
 
-def passes(limit: float):
+def passes():
     """(c) Importance over n examples against one forward and backward pass over them."""
-    del limit
     network, batch, batches = "784-5x300-10", 512, 20
     timed = Timed(network, "ewc")
-    model, params = timed.problem.model, timed.init(timed.key).core
-    x = jax.random.normal(timed.key, (batch * batches, *timed.data.train.images.shape[1:]))
-    y = jax.random.randint(timed.key, (batch * batches,), 0, 10)
-
-    def loop(sum_of_batch):
-        def program(params, x, y):
-            def add(i, sums):
-                xs = jax.lax.dynamic_slice_in_dim(x, i * batch, batch)
-                ys = jax.lax.dynamic_slice_in_dim(y, i * batch, batch)
-                return jax.tree.map(jnp.add, sums, sum_of_batch(params, xs, ys))
-
-            return jax.lax.fori_loop(0, batches, add, jax.tree.map(jnp.zeros_like, params))
-
-        return jax.jit(program)
+    model, params = timed.problem.model, timed.state.core
+    key = jax.random.key(0)
+    x = jax.random.normal(key, (batch * batches, *timed.data.train.images.shape[1:]))
+    y = jax.random.randint(key, (batch * batches,), 0, 10)
 
     def gradient(params, x, y):
         def loss(params):
@@ -76,90 +69,129 @@ def passes(limit: float):
 
         return jax.grad(loss)(params)
 
-    candidates = {
-        "forward and backward": gradient,
-        "Fisher, empirical": lambda p, x, y: importance.fisher_sum(model, p, {}, x, y),
-        "Fisher, true": lambda p, x, y: importance.fisher_sum(model, p, {}, x, y, kind="true"),
-        "MAS": lambda p, x, y: importance.sensitivity_sum(model, p, {}, x),
+    def burst(sum_of_batch):
+        def program(params, x, y):
+            def add(i, sums):
+                xs = jax.lax.dynamic_slice_in_dim(x, i * batch, batch)
+                ys = jax.lax.dynamic_slice_in_dim(y, i * batch, batch)
+                return jax.tree.map(jnp.add, sums, sum_of_batch(params, xs, ys))
+
+            return jax.lax.fori_loop(0, batches, add, jax.tree.map(jnp.zeros_like, params))
+
+        compiled = jax.jit(program).lower(params, x, y).compile()
+        extra = compiled.memory_analysis().temp_size_in_bytes
+        return lambda: _seconds(lambda: compiled(params, x, y)), extra
+
+    found = {
+        "forward and backward": burst(gradient),
+        "Fisher, empirical": burst(partial(_fisher, model, "empirical")),
+        "Fisher, true": burst(partial(_fisher, model, "true")),
+        "MAS": burst(lambda p, x, y: importance.sensitivity_sum(model, p, {}, x)),
     }
-    rows, first = [], None
-    for name, function in candidates.items():
-        program = loop(function)
-        seconds = _best(lambda program=program: program(params, x, y))
-        first = first or seconds
-        rows.append([name, f"{batch * batches / seconds:,.0f}", f"{seconds / first:.2f}"])
-    return "Importance passes", ["pass", "examples/s", "of forward and backward"], rows
+    best = best_of({name: run for name, (run, _) in found.items()})
+    first = best["forward and backward"]
+    rows = [
+        [name, f"{batch * batches / seconds:,.0f}", f"{seconds / first:.2f}",
+         f"{found[name][1] / 1e6:.1f}"]
+        for name, seconds in best.items()
+    ]  # fmt: skip
+    each = 4 * sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6
+    title = f"Importance passes (784-5x300-10, batches of {batch}; one gradient is {each:.1f} MB)"
+    return title, ["pass", "examples/s", "of forward and backward", "memory beside, MB"], rows
 
 
-def tasks(limit: float):
+def _fisher(model, kind, params, x, y):
+    return importance.fisher_sum(model, params, {}, x, y, kind=kind)
+
+
+def tasks():
     """(d) Seconds of a task, its end included, in a sequence of 200."""
-    del limit
     rows = []
     for method in ("bd_ewc", "bd_psp", "si", "mas"):
         timed = Timed("784-4x128-10", method, num_tasks=200)
-        state = timed.init(timed.key)
+        count = programs.steps_per_epoch(timed.problem, timed.sequence, 0)
         seconds = []
         for task in range(200):
             started = time.perf_counter()
-            count = programs.steps_per_epoch(timed.problem, timed.sequence, task)
-            state = timed.begin_task(timed.key, state, jnp.int32(task))
-            state, _ = timed.run_steps(timed.key, state, timed.data, jnp.int32(task), 0, 0, count)
-            state = timed.end_task(timed.key, state, timed.data, jnp.int32(task))
-            jax.block_until_ready(state)
+            timed.begin(task)
+            for _ in range(20):
+                timed.run(task, count)
+            timed.end(task)
             seconds.append(time.perf_counter() - started)
         early, late = np.median(seconds[1:51]), np.median(seconds[150:])
         rows.append([method, f"{early * 1e3:.1f}", f"{late * 1e3:.1f}", f"{late / early:.2f}"])
-    return "Cost of a task", ["method", "tasks 2-51, ms", "tasks 151-200, ms", "ratio"], rows
+    header = ["method", "tasks 2 to 51, ms", "tasks 151 to 200, ms", "ratio"]
+    return "Cost of a task (300 examples, 20 epochs)", header, rows
 
 
-def seeds(limit: float):
-    """(d) Training steps of many seeds in one program."""
-    del limit
+def seeds():
+    """(d) Training steps of many seeds in one program: at once (vmap) or in turn (map)."""
     rows = []
-    for network in ("784-5x300-10", "784-4x128-10"):
+    for network in MEASURED[:2]:
         one = None
-        for number in (1, 2, 4, 8, 16, 32):
-            timed = Timed(network, "bd_ewc")
-            keys = jax.vmap(jax.random.key)(jnp.arange(number))
-            start = jax.vmap(partial(programs.init_state, timed.problem))(keys)
-            many = jax.jit(
-                jax.vmap(
-                    partial(programs.run_steps, timed.problem),
-                    (0, 0, None, None, None, None, None),
-                )
-            )
-            seconds = _best(lambda: many(keys, start, timed.data, 0, 0, 0, 20)[1]) / 20  # noqa: B023
-            one = one or seconds
-            rows.append([network, number, f"{seconds * 1e3:.2f}", f"{seconds / one:.2f}",
-                         f"{seconds / one / number:.2f}"])  # fmt: skip
-    header = ["network", "seeds", "ms a step", "of one seed", "of so many runs"]
+        for number in (1, 2, 4, 8, 10, 16, 32):
+            bursts = {}
+            for how in ("vmap", "map"):
+                fields = {"num_seeds": number, "parallel__seeds": how, "parallel__axis": "seeds"}
+                bursts[how] = Timed(network, "bd_ewc", steps=20, devices="1", **fields).burst
+            best = best_of(bursts, rounds=4)
+            one = one or best["map"]
+            rows.append([network, number, f"{best['vmap'] * 1e3:.2f}", f"{best['map'] * 1e3:.2f}",
+                         f"{best['vmap'] / one:.2f}", f"{best['map'] / one:.2f}"])  # fmt: skip
+    header = ["network", "seeds", "at once, ms a step", "in turn, ms a step",
+              "at once, of one seed", "in turn, of one seed"]  # fmt: skip
     return "Seeds in one program (bd_ewc)", header, rows
 
 
-def sizes(limit: float):
-    """(e) What training keeps, by the number of tasks."""
-    del limit
+def classes():
+    """(d) Training steps with 10, 100 and 1000 outputs."""
+    networks = ("784-4x128-10", "784-4x128-100", "784-4x128-1000")
+    rows = []
+    for method in ("sgd", "bd_ewc", "bd_psp"):
+        best = best_of({network: Timed(network, method).burst for network in networks})
+        first = best[networks[0]] / flops_per_example(networks[0])
+        rows += [
+            [method, NETWORKS[network][2], f"{128 / seconds:,.0f}",
+             f"{seconds / flops_per_example(network) / first:.2f}"]
+            for network, seconds in best.items()
+        ]  # fmt: skip
+    header = ["method", "outputs", "examples/s", "time a FLOP, of 10 outputs"]
+    return "Outputs (784-4x128)", header, rows
+
+
+def sizes():
+    """(e) What training keeps by the number of tasks, and what its programs need beside."""
     rows = []
     for method in ("sgd", "ewc", "bd_ewc", "bd_psp", "si", "mas", "ewc_kfac"):
         found = []
         for number in (2, 200):
-            timed = Timed("784-4x128-10", method, num_tasks=number)
-            state = jax.eval_shape(partial(programs.init_state, timed.problem), timed.key)
+            timed = Timed("784-4x128-10", method, num_tasks=number, steps=1)
+            state = jax.eval_shape(partial(programs.init_state, timed.problem), jax.random.key(0))
             found.append(memory.report(timed.problem, state, 784)["training_bytes"])
+        n = jnp.int32(0)
+        arguments = (timed.keys, timed.state, timed.data, n)
+        step = jax.jit(partial(programs.run_steps, timed.problem), donate_argnums=1)
+        end = jax.jit(partial(programs.end_task, timed.problem), donate_argnums=1)
+        for lowered in (step.lower(*arguments, n, n, n), end.lower(*arguments)):
+            found.append(lowered.compile().memory_analysis().temp_size_in_bytes)
         rows.append([method, *(f"{b / 1e6:.2f}" for b in found)])
-    return "Training state, MB", ["method", "2 tasks", "200 tasks"], rows
+    header = [
+        "method",
+        "kept, 2 tasks",
+        "kept, 200 tasks",
+        "beside, a step",
+        "beside, a task's end",
+    ]
+    return "Memory of training, MB (784-4x128-10)", header, rows
 
 
-def _best(run, repeats: int = 5) -> float:
-    best = float("inf")
-    for _ in range(repeats + 1):  # the first one compiles
-        started = time.perf_counter()
-        jax.block_until_ready(run())
-        best = min(best, time.perf_counter() - started)
-    return best
+def _seconds(run) -> float:
+    started = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - started
 
 
 PARTS = {
     "steps": steps, "torch": against_torch, "passes": passes, "tasks": tasks, "seeds": seeds,
-    "sizes": sizes,
+    "classes": classes, "sizes": sizes, "startup": startup,
 }  # fmt: skip

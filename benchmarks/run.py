@@ -1,6 +1,6 @@
 """Speed, as ratios within one run.
 
-python benchmarks/run.py --parts=steps,torch --output=benchmarks/results
+python benchmarks/run.py [--parts=steps,torch] [--output=DIR]
 """
 
 import argparse
@@ -8,7 +8,7 @@ import json
 import pathlib
 import sys
 
-from machine import describe, matrix_multiply_rate
+from machine import FLOPS, describe, make_matrix_product
 from parts import PARTS
 
 from bpnjax.writers import markdown_table
@@ -24,15 +24,15 @@ def main() -> int:
     if unknown:
         parser.error(f"--parts: no part {unknown[0]!r}; choose from {', '.join(PARTS)}")
     machine = describe()
-    limit = matrix_multiply_rate()
+    limit = FLOPS / make_matrix_product()()
     found = {"machine": machine, "matrix_multiply_gflops": limit / 1e9, "tables": {}}
     text = [
-        f"{machine['cores']} cores, {machine['device']}, jax {machine['jax']}; matrix product "
-        f"{limit / 1e9:.0f} GFLOP/s"
+        f"{machine['cores']} cores of {machine['processor']}, device {machine['device']}, JAX "
+        f"{machine['jax']}; a matrix product runs at {limit / 1e9:.0f} GFLOP/s"
     ]
     print(text[0], flush=True)
     for name in names:
-        title, header, rows = PARTS[name](limit)
+        title, header, rows = PARTS[name]()
         rows = [[str(cell) for cell in row] for row in rows]
         found["tables"][name] = {"title": title, "header": header, "rows": rows}
         text += [f"**{title}**", markdown_table(header, rows)]
@@ -41,7 +41,8 @@ def main() -> int:
         folder = pathlib.Path(options.output)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps(found, indent=1) + "\n")
-        (folder / "results.md").write_text("\n\n".join(text) + "\n")
+        page = ["# Benchmarks: results", *text]
+        (folder / "results.md").write_text("\n\n".join(page) + "\n")
     return 0
 
 

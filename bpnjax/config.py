@@ -62,6 +62,7 @@ def default() -> ConfigDict:
     c.train.batch_size = 128
     c.train.optimizer = "adam"  # of the shared parameters: a name of bpnjax.optim.OPTIMIZERS
     c.train.learning_rate = 3e-4  # of the shared parameters
+    c.train.rates = ""  # of layers, as factors on it: "conv_.*=0;output=10", first match; 0 freezes
     c.train.rate_decay = 0.0  # d: in task t = 0, 1, ... that rate is divided by 1 + d t
     c.train.reset_optimizer = True  # forget the shared optimizer's state at each new task
 
@@ -418,6 +419,13 @@ def validate(config: ConfigDict) -> None:
             raise UserError(
                 f"{field}: {flat[field]!r} is no regular expression ({error}); mend it"
             ) from error
+    if flat["train.rates"]:
+        from bpnjax.paths import parse_rates  # late: it imports JAX
+
+        try:
+            parse_rates(flat["train.rates"])
+        except ValueError as error:
+            raise UserError(f"train.rates: {error}") from error
     if flat["seed"] > _LARGEST_SEED:
         raise UserError(f"seed: {flat['seed']} is above {_LARGEST_SEED}; give at most that")
     if flat["devices"] != "all" and not flat["devices"].isdecimal():

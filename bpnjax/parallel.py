@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from bpnjax.compiled import compile_lowered
 from bpnjax.errors import UserError
 
 AXIS = "devices"
@@ -152,6 +153,8 @@ def program(
     mesh = _mesh(layout)
     by_seeds = layout.number > 1 and layout.axis == "seeds"
     by_batch = layout.number > 1 and layout.axis == "batch" and split
+    # What each device does alone all devices of one host do, and of several hosts one each.
+    together = layout.number > 1 and (split or not mesh.is_multi_process)
     compiled = None
 
     def spec(i):
@@ -177,7 +180,7 @@ def program(
 
     def call(*args):
         nonlocal compiled
-        if by_seeds or by_batch:  # moves only what is not there yet
+        if together:  # moves only what is not there yet
             args = tuple(_put(arg, NamedSharding(mesh, spec(i))) for i, arg in enumerate(args))
         if compiled is None:
             compiled = build(args)
@@ -213,7 +216,7 @@ _OVER_SEEDS = {"vmap": _at_once, "map": _in_turn}
 
 def _compile(function, args, clock: Clock):
     started = time.perf_counter()
-    compiled = function.lower(*args).compile()
+    compiled = compile_lowered(function.lower(*args))
     clock.compile_seconds += time.perf_counter() - started
     return compiled
 

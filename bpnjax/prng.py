@@ -6,7 +6,7 @@ again draws what it would have drawn.
 
 import jax
 
-INIT, METHOD, FRESH, ORDER, PIXELS, FISHER, STEP, ENDED = range(8)
+INIT, METHOD, FRESH, ORDER, PIXELS, FISHER, STEP, ENDED, DROPOUT = range(9)
 
 
 def fold(key, *numbers):

@@ -65,7 +65,11 @@ def make_problem(config, sequence: TaskSequence) -> Problem:
     def init(key):
         return model.init(key, jnp.zeros(x.shape, x.dtype))["params"]
 
-    layers = modulation.find_layers(model, jax.eval_shape(init, jax.random.key(0)), x)
+    try:
+        core = jax.eval_shape(init, jax.random.key(0))
+    except ValueError as error:  # pictures too small for it, or weights of another network
+        raise UserError(f"model.name: {config.model.name}: {error}") from error
+    layers = modulation.find_layers(model, core, x)
     for field in method.layer_fields:
         try:
             modulation.matching(layers, config[field].layers)
@@ -74,12 +78,20 @@ def make_problem(config, sequence: TaskSequence) -> Problem:
     spec = Spec(sequence.num_tasks, sequence.classes, layers, init, config)
     method.check(spec)
     optimizer = optim.OPTIMIZERS[config.train.optimizer]
+    core_optimizer = optimizer(config.train.learning_rate)
+    if config.train.rates:
+        rates = optim.layer_rates(optim.parse_rates(config.train.rates))
+        core_optimizer = optax.chain(core_optimizer, rates)
+        try:
+            jax.eval_shape(core_optimizer.init, core)
+        except ValueError as error:
+            raise UserError(f"train.rates: {error}; mend the pattern") from error
     return Problem(
         config=config,
         method=method,
         model=model,
         spec=spec,
-        core_optimizer=optimizer(config.train.learning_rate),
+        core_optimizer=core_optimizer,
         learned_optimizer=optim.partition_by_path(method.rules(config, optimizer)),
         num_tasks=sequence.num_tasks,
         permuted=sequence.permuted,
@@ -151,8 +163,9 @@ def run_steps(
         core = method.train_core(core, kept, task, step_key)
         x, y = view.examples(data.train, mine)
         logits = modulation.modulated_apply(
-            problem.model, view.params(core), method.train_mode(learned, mode), x
-        ).astype(jnp.float32)
+            problem.model, view.params(core), method.train_mode(learned, mode), x,
+            rngs={"dropout": prng.fold(step_key, prng.DROPOUT, me)},  # a mask a device
+        ).astype(jnp.float32)  # fmt: skip
         logits = view.within_head(data.train, mine, logits)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
         correct = jnp.sum(weight * (jnp.argmax(logits, -1) == y))
