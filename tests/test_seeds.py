@@ -1,0 +1,39 @@
+"""Seeds in turn, as a CPU runs them: each is bit for bit the run of that seed alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import digits_config
+
+from bpnjax import parallel, programs, train
+from bpnjax.data import load_sequence
+from bpnjax.view import put_on_device
+
+
+def run(how, **fields):
+    """The state after each program of two tasks, compiled as for a user."""
+    config = digits_config("bd_ewc", **fields)
+    sequence = load_sequence(config)
+    problem = programs.make_problem(config, sequence)
+    data, keys = put_on_device(sequence), train.seed_keys(config)
+    layout = parallel.Layout(seeds=how)
+    compiled = train.compile_programs(problem, parallel.Clock(), config.num_seeds, layout)
+    state = compiled.init(keys)
+    for task in range(2):
+        numbers = [jnp.int32(n) for n in (task, 0, 0, 3)]
+        state = compiled.begin_task(keys, state, numbers[0])
+        state, _ = compiled.run_steps(keys, state, data, *numbers)
+        trained = jax.tree.map(np.asarray, state)
+        state = compiled.end_task(keys, state, data, numbers[0])
+    return trained, jax.tree.map(np.asarray, state)
+
+
+@pytest.mark.parametrize("how", ["map", "vmap"])
+def test_several_seeds_equal_each_alone(how):
+    both = run(how, num_seeds=2, seed=4)
+    alone = run(how, seed=5)
+    same = np.testing.assert_array_equal
+    if how == "vmap":  # all at once: other products, rounded otherwise
+        same = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)  # noqa: E731
+    jax.tree.map(lambda many, one: same(many[1], one), both, alone)
