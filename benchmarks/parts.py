@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from accelerator import accelerator
 from machine import FLOPS, make_matrix_product
 from problems import NETWORKS, Timed, best_of, flops_per_example
 from startup import startup
@@ -194,4 +195,5 @@ def _seconds(run) -> float:
 PARTS = {
     "steps": steps, "torch": against_torch, "passes": passes, "tasks": tasks, "seeds": seeds,
     "classes": classes, "sizes": sizes, "startup": startup,
+    "accelerator": accelerator,
 }  # fmt: skip

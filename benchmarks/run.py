@@ -16,7 +16,8 @@ from bpnjax.writers import markdown_table
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    usual = ",".join(name for name in PARTS if name != "accelerator")
+    parser.add_argument("--parts", default=usual, help=f"of {', '.join(PARTS)}")
     parser.add_argument("--output", default="", help="a folder for results.json and results.md")
     options = parser.parse_args()
     names = options.parts.split(",")

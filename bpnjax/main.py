@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import sys
+import textwrap
 
 from absl import flags
 from ml_collections import config_flags
@@ -15,18 +16,19 @@ from bpnjax import config as configuration
 from bpnjax.errors import UserError
 
 USAGE = """usage: python -m bpnjax.main --config=FILE [--config.FIELD=VALUE ...]
-                             [--workdir=DIR] [--overwrite] [--distributed]
+                             [--workdir=DIR] [--overwrite] [--dry_run] [--distributed]
 
   --config=FILE          a Python file with get_config(), as configs/digits.py
   --config.FIELD=VALUE   changes a field of it, as --config.train.epochs=3
   --workdir=DIR          where results go (default: runs/<name>/<method>)
   --overwrite            start afresh in a folder that holds a run
+  --dry_run              say what the run would be (settings, tasks, network, memory, time) and end
   --distributed          one run on several hosts: the same command on each; where they do not
                          find each other, also --coordinator=HOST:PORT --hosts=N --host=0..N-1
   --help                 this text, and the fields with their defaults"""
 
 
-_HOSTS = {"distributed": False, "coordinator": "", "hosts": "", "host": ""}
+_FLAGS = {"dry_run": False, "distributed": False, "coordinator": "", "hosts": "", "host": ""}
 
 
 def asks_for_help(arguments: list[str]) -> bool:
@@ -35,8 +37,16 @@ def asks_for_help(arguments: list[str]) -> bool:
 
 
 def print_help(usage: str) -> None:
-    """Prints a usage and all configuration fields with their defaults."""
-    print(usage + "\n\nfields:")
+    """Prints a usage, the configurations at hand, the methods, and all fields with defaults."""
+    print(usage)
+    files = sorted(pathlib.Path("configs").rglob("*.py"))
+    if files:
+        print("\nconfigs:\n  " + "\n  ".join(map(str, files)))
+    from bpnjax.methods import REGISTRY
+
+    print("\nmethods:")
+    print(textwrap.fill(", ".join(REGISTRY), 98, initial_indent="  ", subsequent_indent="  "))
+    print("\nfields:")
     for field, value in configuration.flatten(configuration.default()).items():
         print(f"  {field} = {value!r}")
 
@@ -55,7 +65,7 @@ def parse(arguments: list[str]):
     """
     if asks_for_help(arguments):
         return None
-    config, values = parse_flags(arguments, _HOSTS)
+    config, values = parse_flags(arguments, _FLAGS)
     configuration.validate(config)
     for name in ("hosts", "host"):
         if values[name].value and not values[name].value.isdecimal():
@@ -158,6 +168,11 @@ def run(arguments: list[str]) -> int:
         if values.distributed:
             numbers = [int(text) if text else None for text in (values.hosts, values.host)]
             hosts.join(values.coordinator, *numbers)
+        if values.dry_run:
+            from bpnjax import dry_run
+
+            print(dry_run.describe(config))
+            return 0
         if hosts.first_asks(lambda: workdir.check(folder, config, values.overwrite)):
             print(f"{folder} holds this run, complete; pass --overwrite to run it again")
             return 0

@@ -1,0 +1,111 @@
+"""What a run would be, without training: its settings, tasks, network, memory and time."""
+
+import math
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from bpnjax import config as configuration
+from bpnjax import feed, memory, parallel, programs
+from bpnjax.data import load_sequence
+from bpnjax.methods import REGISTRY
+
+_SHARE = 0.4  # of a matrix product's rate that training, tests included, reaches (benchmarks/)
+
+
+def describe(config) -> str:
+    """Reads the sets and shapes of a run and says what it would be.
+
+    Args:
+      config: a validated configuration.
+
+    Returns:
+      Lines of text.
+
+    Raises:
+      UserError: the run could not start.
+    """
+    layout = parallel.choose_layout(config)
+    sequence = load_sequence(config)
+    problem = programs.make_problem(config, sequence)
+    state = jax.eval_shape(partial(programs.init_state, problem), jax.random.key(0))
+    picture = sequence.train.images[0].nbytes
+    counts = memory.report(problem, state, picture)
+    joint = problem.method.joint
+    stages = [sequence.num_tasks - 1] if joint else range(sequence.num_tasks)
+    steps = config.train.epochs * sum(
+        programs.steps_per_epoch(problem, sequence, task) for task in stages
+    )
+    lines = [f"{name} = {value!r}" for name, value in configuration.flatten(config).items()]
+    lines += ["", f"method    {config.method} ({REGISTRY[config.method].paper or 'baseline'})"]
+    lines += [f"tasks     {sequence.num_tasks}"]
+    for task, row in enumerate(sequence.classes):
+        names = [sequence.class_names[c] for c in row.nonzero()[0]]
+        shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+        lines.append(
+            f"  {task + 1:3d}  {int(sequence.train.count[task]):,} training and "
+            f"{int(sequence.test.count[task]):,} test examples of {len(names)} classes: {shown}"
+        )
+    lines.append(f"network   {config.model.name}, input {sequence.train.images.shape[1:]}")
+    for path, layer in problem.spec.layers.items():
+        lines.append(f"  {path}: {layer.kind}, {layer.inputs} -> {layer.outputs}")
+    held = sequence.train.images.nbytes + sequence.test.images.nbytes
+    most = feed.most_bytes(config)
+    streams = most is not None and sequence.train.images.nbytes > most
+    lines += [
+        f"memory    {counts['core_parameters']:,} shared parameters",
+        f"  {counts['parameters_per_task']:,} numbers ({counts['bytes_per_task']:,} bytes) kept "
+        "a task",
+        f"  {config.num_seeds * counts['training_bytes'] / 1e6:,.1f} MB of state in training, "
+        f"{config.num_seeds} seed{'s' * (config.num_seeds > 1)}",
+        f"  {held / 1e6:,.1f} MB of pictures{', which stream' if streams else ''}",
+        f"devices   {layout.number} of {jax.device_count()} x {jax.devices()[0].device_kind}",
+        f"steps     {steps:,} of {config.train.batch_size} examples",
+        f"time      about {_duration(_seconds(problem, sequence, config.num_seeds))} on one such "
+        "device, by its rate of matrix products; rough, compiling not counted",
+    ]
+    return "\n".join(lines)
+
+
+def _seconds(problem, sequence, num_seeds: int) -> float:
+    """By the multiplications of training and of the tests after each task."""
+    core = jax.eval_shape(problem.spec.init, jax.random.key(0))
+    multiplications = 0
+    for path, layer in problem.spec.layers.items():
+        kernel = core
+        for name in path.split("/"):
+            kernel = kernel[name]
+        # A convolution multiplies its whole kernel at every place of its output.
+        places = math.prod(layer.output_shape[1:-1]) if layer.kind == "conv" else 1
+        multiplications += layer.calls * places * kernel["kernel"].size
+    tested, rows = 0, range(sequence.num_tasks)
+    for row in rows:
+        if problem.method.joint and row != rows[-1]:
+            continue
+        of_row = int(sequence.test.count[: row + 1].sum())
+        modes = row + 1 if problem.method.told_task else 0  # tried for task_inferred
+        every = problem.config.evaluate.inferred_rows == "all" or row == rows[-1]
+        limit = problem.config.evaluate.inferred_examples
+        share = min(1.0, limit * (row + 1) / of_row) if limit else 1.0
+        tested += of_row * (1 + every * share * modes)
+    trained = problem.config.train.epochs * int(sequence.train.count.sum())
+    work = num_seeds * 2.0 * multiplications * (3 * trained + tested)
+    return work / (_SHARE * _matrix_rate())
+
+
+def _matrix_rate(size: int = 1024) -> float:
+    a = jnp.ones((size, size))
+    multiply = jax.jit(jnp.matmul)
+    jax.block_until_ready(multiply(a, a))
+    started = time.perf_counter()
+    for _ in range(5):
+        jax.block_until_ready(multiply(a, a))
+    return 5 * 2.0 * size**3 / (time.perf_counter() - started)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
