@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support import Jitted, digits_config, whole_registry
 
-from bpnjax import importance, prng, programs
+from bpnjax import importance, programs
 from bpnjax.evaluate import accuracies, evaluate
 from bpnjax.methods import REGISTRY, ewc
 from bpnjax.modulation import find_layers, modulated_apply
@@ -79,7 +79,7 @@ def test_jit_equals_no_jit(method):
     )
 
 
-@pytest.mark.parametrize("method", sorted(REGISTRY))
+@pytest.mark.parametrize("method", whole_registry())
 def test_vmap_over_seeds_equals_single_runs(method):
     jitted = Jitted(digits_config(method, train__batch_size=64))
     keys = jnp.stack([jax.random.key(s) for s in (3, 4)])
@@ -149,7 +149,7 @@ def test_bd_factor_gradients_by_hand():
     state, _ = jitted.run_steps(key, state, jitted.data, 0, 0, 0, 1)
     moved, _ = jitted.run_steps(key, state, jitted.data, 0, 0, 1, 2)
     problem, data = jitted.problem, jitted.data
-    slots, _ = programs._epoch_slots(problem, prng.fold(key, prng.ORDER, 0, 0), data.train, 0)
+    slots, _ = programs.epoch_order(problem, key, data.train, 0, 0)
     x, y = make_view(problem, key, data, 0).examples(data.train, slots[48:96])
     mode = problem.method.train_mode(state.learned, problem.method.mode(state.method, 0))
 

@@ -68,7 +68,14 @@ def run_on_two_hosts(workdir, *more):
 
 @pytest.mark.parametrize(
     "method, backend",
-    [("bd_ewc", "pmap"), ("bd_psp", "shard_map"), ("si", "pmap"), ("gem", "pmap")],
+    [
+        ("bd_ewc", "pmap"),
+        ("gem", "shard_map"),
+        *(
+            pytest.param(*both, marks=pytest.mark.slow)
+            for both in (("bd_psp", "shard_map"), ("si", "pmap"))
+        ),
+    ],
 )
 def test_four_devices_equal_one(tmp_path, method, backend):
     flags = [f"--config.method={method}", f"--config.parallel.backend={backend}"]
@@ -84,16 +91,23 @@ def assert_equal(ours, theirs):
         assert one["accuracy"][kind] == four["accuracy"][kind]
 
 
-def test_two_hosts_equal_one_and_go_on_where_they_stopped(tmp_path):
-    """Two processes with two devices each; then the run of one host, cut, is ended by both."""
-    for method, backend in (("bd_ewc", "pmap"), ("gem", "shard_map")):
-        flags = [f"--config.method={method}", f"--config.parallel.backend={backend}"]
-        one = run(tmp_path / f"{method}1", *flags, "--config.devices=1")
-        ended = run_on_two_hosts(tmp_path / f"{method}2", *flags)
-        assert [code for code, *_ in ended] == [0, 0], ended
-        assert "results in" in ended[0][1] and "results in" not in ended[1][1]
-        assert_equal(one, result_of(tmp_path / f"{method}2"))
-    workdir = tmp_path / f"{method}2"
+@pytest.mark.parametrize(
+    "method, backend",
+    [
+        ("bd_ewc", "pmap"),
+        *(pytest.param(*both, marks=pytest.mark.slow)
+          for both in (("bd_psp", "pmap"), ("si", "shard_map"), ("gem", "shard_map"))),
+    ],
+)  # fmt: skip
+def test_two_hosts_equal_one_and_go_on_where_they_stopped(tmp_path, method, backend):
+    """Two processes with two devices each; then their run, cut, is ended by both."""
+    flags = [f"--config.method={method}", f"--config.parallel.backend={backend}"]
+    one, workdir = run(tmp_path / "one", *flags, "--config.devices=1"), tmp_path / "two"
+    ended = run_on_two_hosts(workdir, *flags)
+    assert [code for code, *_ in ended] == [0, 0], ended
+    assert "results in" in ended[0][1] and "results in" not in ended[1][1]
+    assert_equal(one, result_of(workdir))
+
     (workdir / "result.json").unlink()
     shutil.rmtree(workdir / "checkpoints" / "00002-00000-000000000")
     (workdir / "checkpoints" / "00002-00000-000000000.json").unlink()
@@ -101,13 +115,14 @@ def test_two_hosts_equal_one_and_go_on_where_they_stopped(tmp_path):
     assert [code for code, *_ in ended] == [0, 0], ended
     assert "going on at task 2" in ended[0][2]
     assert_equal(one, result_of(workdir))
+
     # What the first host refuses all refuse, none waits for the others.
     ended = run_on_two_hosts(workdir, *flags, "--config.train.epochs=3")
     assert [code for code, *_ in ended] == [2, 2]
     assert all("train.epochs: 2 -> 3" in err for *_, err in ended)
 
 
-@pytest.mark.parametrize("backend", ["pmap", "shard_map"])
+@pytest.mark.parametrize("backend", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
 def test_seeds_over_devices_equal_seeds_on_one(tmp_path, backend):
     """Two seeds on each of two devices, and all on one: steps are equal bit for bit, the Fisher
     up to a rounding (XLA compiles it otherwise for several devices), and so are later tasks."""

@@ -41,6 +41,7 @@ def test_mnist_two_tasks(tmp_path):
     assert lost[0] < 0.1 and lost[1] > 0.95
 
 
+@pytest.mark.slow
 def test_cifar100_two_tasks(tmp_path):
     told = run(tmp_path, "cifar100", method="bd_psp", sequence__num_tasks=2)["task_told"][0]
     assert told[:2].min() > 0.75
