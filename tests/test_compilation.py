@@ -33,7 +33,7 @@ def compiled_programs(tmp_path, caplog, tasks, method):
     ]
 
 
-@pytest.mark.parametrize("method", ["bd_ewc", "bd_psp"])
+@pytest.mark.parametrize("method", ["bd_ewc", pytest.param("bd_psp", marks=pytest.mark.slow)])
 def test_one_compilation_for_3_tasks_and_for_30(tmp_path, caplog, method):
     few = compiled_programs(tmp_path, caplog, 3, method)
     many = compiled_programs(tmp_path, caplog, 30, method)

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from support import whole_registry
 
 from bpnjax import main, methods, plots, train
 
@@ -142,8 +143,15 @@ def kill_when_there(flags, workdir, position):
     return err
 
 
-@pytest.mark.parametrize("num_seeds", [1, 3])
-@pytest.mark.parametrize("method", ["bd_ewc", "bd_psp"])
+@pytest.mark.parametrize(
+    "method, num_seeds",
+    [
+        ("bd_ewc", 1),
+        ("bd_psp", 3),
+        pytest.param("bd_ewc", 3, marks=pytest.mark.slow),
+        pytest.param("bd_psp", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_killed_between_tasks_and_again_in_a_task(
     uncut, tmp_path, capsys, monkeypatch, method, num_seeds
 ):
@@ -175,7 +183,7 @@ def programs_once(monkeypatch):
     monkeypatch.setattr(train, "compile_programs", shared)
 
 
-@pytest.mark.parametrize("method", methods.REGISTRY)
+@pytest.mark.parametrize("method", whole_registry())
 def test_every_method_goes_on(programs_once, uncut, cut, tmp_path, capsys, method):
     """Cut right after a checkpoint, and again right before one could be written."""
     flags, reference = uncut(method=method)

@@ -46,7 +46,7 @@ def find(name: str, archives, manual_dir, verify: bool = True) -> dict[str, path
 
     Args:
         name: Of the set, for messages.
-        archives: Its `Archive`s.
+        archives: Of it, an `Archive` each.
         manual_dir: The folder that holds them under their official file names.
         verify: Whether to `check` them.
 
