@@ -7,6 +7,7 @@ that names their places in it; the program that runs the steps is the same.
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -56,11 +57,11 @@ def make_feed(problem, key, sequence: TaskSequence, data: Data, layout, most_ste
 
 def _steps_per_chunk(problem, data: Data) -> int | None:
     config, images = problem.config, data.train.images
-    state = jax.eval_shape(lambda key: programs.init_state(problem, key), jax.random.key(0))
     # Seeds draw orders of their own, and a memory names examples of any task: such runs ask for
     # each batch where they need it.
     if not isinstance(images, HostImages) or config.num_seeds > 1:
         return None
+    state = jax.eval_shape(partial(programs.init_state, problem), jax.random.key(0))
     if problem.method.examples_kept(state.method):
         return None
     batch = config.train.batch_size * images.array[0].nbytes
@@ -80,10 +81,14 @@ def _chunks(problem, key, sequence, data, layout, steps):
     size = batch * steps  # all chunks have one shape
     key = jax.device_put(key, _processor())
     host_split = split._replace(images=None, labels=None)
-    order = jax.jit(lambda key, *at: programs.epoch_order(problem, key, host_split, *at))
+    draw = jax.jit(lambda key, *at: programs.epoch_order(problem, key, host_split, *at))
+
+    @lru_cache(maxsize=1)  # the chunks of an epoch come one after another
+    def order(task, epoch):
+        return jax.tree.map(np.asarray, draw(key, task, epoch))
 
     def fetch(task, epoch, start, stop) -> Data:
-        slots, count = jax.tree.map(np.asarray, order(key, task, epoch))
+        slots, count = order(task, epoch)
         slots = slots[start * batch : min(stop * batch, int(count))]
         rows = table[slots]
         images = np.zeros((size, *split.images.shape[1:]), split.images.dtype)

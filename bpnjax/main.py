@@ -25,9 +25,7 @@ USAGE = """usage: python -m bpnjax.main --config=FILE [--config.FIELD=VALUE ...]
   --dry_run              say what the run would be (settings, tasks, network, memory, time) and end
   --distributed          one run on several hosts: the same command on each; where they do not
                          find each other, also --coordinator=HOST:PORT --hosts=N --host=0..N-1
-  --help                 this text, and the fields with their defaults"""
-
-
+  --help                 this text, configs, methods, and the fields with their defaults"""
 _FLAGS = {"dry_run": False, "distributed": False, "coordinator": "", "hosts": "", "host": ""}
 
 

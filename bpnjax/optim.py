@@ -4,7 +4,6 @@ Both are plain optax transformations and may be chained, partitioned and jitted 
 """
 
 import re
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,12 +35,6 @@ OPTIMIZERS = {
 }
 
 
-class EpsilonState(NamedTuple):
-    """State of `beneficial_sign` and `matched_step` with a schedule."""
-
-    count: jax.Array  # shape=(), dtype=jnp.int32
-
-
 def _of_epsilon(step, epsilon) -> optax.GradientTransformation:
     """The transformation ``step(updates, size)`` with a fixed size or a schedule of it."""
     if not callable(epsilon):
@@ -49,12 +42,12 @@ def _of_epsilon(step, epsilon) -> optax.GradientTransformation:
 
     def init(params):
         del params
-        return EpsilonState(jnp.zeros([], jnp.int32))
+        return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
 
     def update(updates, state, params=None):
         del params
         count = optax.safe_increment(state.count)
-        return step(updates, epsilon(state.count)), EpsilonState(count)
+        return step(updates, epsilon(state.count)), optax.ScaleByScheduleState(count)
 
     return optax.GradientTransformation(init, update)
 
