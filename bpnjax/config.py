@@ -395,7 +395,7 @@ def validate(config: ConfigDict) -> None:
     for field, widths in _ALEXNET.items() if "alexnet" in flat["model.name"] else ():
         if len(flat[field]) != len(widths):
             raise UserError(
-                f"{field}: {flat[field]} has {len(flat[field])} widths and {flat["model.name"]} "
+                f"{field}: {flat[field]} has {len(flat[field])} widths and {flat['model.name']} "
                 f"{len(widths)} such layers; AlexNet's own are {widths}"
             )
     pretrained = flat["model.pretrained"]
