@@ -71,14 +71,27 @@ RANDOM_BIAS = Method(
 
 
 def output_mask(name: str, method: Method) -> Method:
-    """Gives a method without modes the task's identity, as a mask on its outputs, in tests only.
+    r"""Gives a method without modes the task's identity, as a mask on its outputs, in tests only.
+
+    .. math:: z'_c = z_c - 10^9 \, [c \notin C_t]
+
+    with :math:`C_t` the classes of the task; training sees the outputs as they are.
 
     Args:
       name: of the new method.
-      method: trained as it is.
+      method: trained as it is. Its hooks `store`, `train_core`, `for_eval` and `examples_kept` must
+        be the defaults of `Method`: they are not wrapped and would be given the mask as well.
 
     Returns:
       A `Method` whose told accuracy is the masked accuracy of ``method``.
+
+    Example:
+      >>> from bpnjax.methods import controls, ewc
+      >>> method = controls.output_mask("ewc_masked", ewc.EWC)
+      >>> method.name, method.told_task, method.masks_outputs
+      ('ewc_masked', True, True)
+
+    Source: ours; what BPN's task biases are to be compared with, since both are told the task.
     """
 
     def init(key, core, spec):
