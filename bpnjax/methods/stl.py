@@ -11,16 +11,19 @@ from bpnjax.methods.base import Method
 
 
 def init(key, core, spec):
+    """The hook `init` of `Method`: room for a network a task, leaves ``[T, ...]``."""
     del key
     return jax.tree.map(lambda p: jnp.zeros((spec.num_tasks, *p.shape), p.dtype), core)
 
 
 def store(core, learned, state, task):
+    """The hook `store` of `Method`: keeps the task's whole network."""
     del learned
     return jax.tree.map(lambda kept, p: kept.at[task].set(p), state, core)
 
 
 def for_eval(core, state, task):
+    """The hook `for_eval` of `Method`: the network of the task, as it was stored."""
     del core
     return jax.tree.map(lambda kept: kept[task], state)
 
