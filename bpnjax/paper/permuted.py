@@ -64,7 +64,7 @@ def holm(p_values) -> np.ndarray:
 
     .. math:: \tilde p_{(i)} = \min\big(1, \max_{j \le i} (m - j + 1) \, p_{(j)}\big)
 
-    with :math:`p_{(1)} \le \dots \le p_{(m)}`.
+    with :math:`p_{(j)}` the j-th smallest of the m.
 
     Args:
       p_values: float ``[m]``.
@@ -73,6 +73,7 @@ def holm(p_values) -> np.ndarray:
       float ``[m]`` in the order given, at most 1.
 
     Example:
+      >>> from bpnjax.paper.permuted import holm
       >>> holm([0.01, 0.04, 0.03]).round(2).tolist()
       [0.03, 0.06, 0.06]
 
@@ -162,8 +163,8 @@ def fig7(runner) -> Report:
     Returns:
       `Report`.
 
-    Source: Wen et al. 2020 (arXiv 2009.13954), Fig. 7. Variant: the paper's t-test is not
-    described; ours is Welch's on the tasks of a group, with Holm's correction.
+    Source: Wen et al. 2020 (arXiv 2009.13954), Fig. 7. Variant: the paper says t-test, not which;
+    ours is Welch's on the tasks of a group, with Holm's correction.
     """
     lines = (*METHODS, BEST)
     done = [
