@@ -4,10 +4,10 @@ r"""EWC with Kronecker-factored Fishers: the anchor holds a layer in the directi
           A_l = \sum_{k<t} A_{k,l},\ G_l = \frac{1}{t} \sum_{k<t} G_{k,l},\ \
           \Delta_l = \theta_l - \theta^*_l
 
-A diagonal Fisher lets a task's gradient through wherever single weights do not matter; inputs of
-earlier tasks are directions across many weights. What is kept is a pair of matrices a layer,
-however many tasks there are, and nothing per task. Sums of products are taken for the product of
-sums, which is exact for one task.
+with tasks counted from 0. A diagonal Fisher lets a task's gradient through wherever single weights
+do not matter; inputs of earlier tasks are directions across many weights. What is kept is a pair of
+matrices a layer, however many tasks there are, and nothing per task. Sums of products are taken for
+the product of sums, which is exact for one task.
 
 The anchor acts by its proximal step after every `ewc_kfac.every` updates of the optimizer, for as
 many times the learning rate, so its cost is a fraction of a step's and no strength diverges. The
