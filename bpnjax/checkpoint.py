@@ -22,7 +22,10 @@ from bpnjax.errors import UserError
 
 
 class Position(NamedTuple):
-    """Where a run stands: the next thing to do is this step of this epoch of this task."""
+    """Where a run stands: the next thing to do is this step of this epoch of this task.
+
+    All from 0; after the last step of the last epoch the task counts on, and epoch and step are 0.
+    """
 
     task: int
     epoch: int
