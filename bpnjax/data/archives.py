@@ -16,7 +16,10 @@ from bpnjax.errors import UserError
 
 
 class Archive(NamedTuple):
-    """An official archive: its address, and what is known of its contents from others."""
+    """An official archive: its address, and what is known of its contents from others.
+
+    ``size`` is in bytes. A checksum that is "" is not known and not compared.
+    """
 
     url: str
     filename: str
