@@ -1,6 +1,6 @@
-"""BD, the beneficial perturbation: a bias per task and layer, learned as a product of factors.
+r"""BD, the beneficial perturbation: a bias per task and layer, learned as a product of factors.
 
-    y = W_shared x + b + M W,   M [1, H], W [H, K]
+.. math:: y = W_{shared} x + b + M W, \quad M \in R^{1 \times H}, \quad W \in R^{H \times K}
 
 While the task is learned, W follows its gradient and M takes steps of -epsilon * sign(gradient)
 (`bpnjax.optim.beneficial_sign`). Afterwards the product is frozen in a bank ``[T, K]`` and the
@@ -10,8 +10,11 @@ factors are dropped. M starts at zero, so the network starts as it was; W starts
 GD is the same with M following its true gradient, the paper's control; GD_MATCHED follows the
 gradient's direction with steps of the length of BD's, epsilon * sqrt(H).
 
-Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V, Alg. 1 and 2. The initial values are those of
-the lab's prototype of a later paper; this paper does not say.
+Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V, Alg. 1 and 2. Variant: the step of M is its
+whole update, no learning rate multiplies it (the paper does not say what it is handed to); every
+layer gets a bias, convolutions too, unless `bd.layers` chooses (the paper: fully connected layers
+only, the output layer among them); initial values are those of the lab's prototype of a later
+paper.
 """
 
 import jax
