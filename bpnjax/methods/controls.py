@@ -1,12 +1,16 @@
 """Controls for an honest reading of BPN: what is due to the direction, the step, the oracle?
 
+.. math:: y = W x + b + bias_t
+
 - `PLAIN_BIAS`: one plain bias per task and layer, zero at first, trained by its gradient at the
   rate `plain_bias.learning_rate`.
-- `RANDOM_BIAS`: one random bias per task and layer, never trained, of the norm
-  `random_bias.norm`.
+- `RANDOM_BIAS`: one random bias per task and layer, never trained, uniform among the vectors of
+  the norm `random_bias.norm`.
 - `output_mask`: a method without modes, told the task when it answers, by a mask on its outputs.
 
-GD with the step of BD in length is `bpnjax.methods.bd.GD_MATCHED`.
+GD with the step of BD in length is `bpnjax.methods.bd.GD_MATCHED`. Layers are those of `bd.layers`.
+
+Source: ours.
 """
 
 import jax
