@@ -12,7 +12,10 @@ CLOSE = 0.02  # a figure is reproduced within this, or above
 
 
 class Cell(NamedTuple):
-    """One figure beside the paper's."""
+    """One figure beside the paper's.
+
+    ``mean`` and ``sd`` (n - 1; None for one seed) are ours, ``paper`` is None where it has none.
+    """
 
     label: str
     mean: float
