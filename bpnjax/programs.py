@@ -39,7 +39,10 @@ class Sums(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """The static side of a run: network, method, optimizers, sizes."""
+    """The static side of a run: network, method, optimizers, sizes.
+
+    Holds no arrays of training; the functions here are closed over it before they are compiled.
+    """
 
     config: Any
     method: Method
