@@ -35,7 +35,10 @@ class LossNotFinite(RuntimeError):
 
 
 class Programs(NamedTuple):
-    """The compiled programs of a run."""
+    """The compiled programs of a run.
+
+    ``evaluate_in_training`` is ``evaluate`` before the task's mode was stored.
+    """
 
     init: Any
     begin_task: Any
