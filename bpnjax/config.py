@@ -268,6 +268,11 @@ def flatten(config, prefix: str = "") -> dict:
 
     Returns:
       ``{"a.b": value}``.
+
+    Example:
+      >>> from bpnjax.config import flatten
+      >>> flatten({"seed": 0, "train": {"epochs": 3}})
+      {'seed': 0, 'train.epochs': 3}
     """
     flat = {}
     for key, value in config.items():
@@ -284,7 +289,15 @@ def _suggest(word: str, words) -> str:
 
 
 def check_field(config: ConfigDict, field: str) -> None:
-    """Raises `UserError` for a field that the configuration does not have."""
+    """Makes sure that a configuration has a field.
+
+    Args:
+      config: a `ConfigDict`.
+      field: its name, ``"train.epochs"``.
+
+    Raises:
+      UserError: it has none of this name, and the message says which are near; or it is a group.
+    """
     fields = flatten(config)
     groups = {f.rsplit(".", 1)[0] for f in fields if "." in f}
     if field in fields:
@@ -433,7 +446,21 @@ def validate(config: ConfigDict) -> None:
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """The fields in which two flat configurations differ, as ``"field: old -> new"``."""
+    """The fields in which two flat configurations differ.
+
+    Args:
+      old: as `flatten` gives.
+      new: the same.
+
+    Returns:
+      Texts ``"field: old -> new"``. Fields that do not change results, `FREE_FIELDS`, are passed
+      over.
+
+    Example:
+      >>> from bpnjax.config import differences
+      >>> differences({"seed": 0, "dataset.data_dir": ""}, {"seed": 1, "dataset.data_dir": "sets"})
+      ['seed: 0 -> 1']
+    """
     found = []
     for field in sorted(set(old) | set(new)):
         if any(field == f or field.startswith(f + ".") for f in FREE_FIELDS):

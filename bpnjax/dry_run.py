@@ -17,6 +17,8 @@ _SHARE = 0.4  # of a matrix product's rate that training, tests included, reache
 def describe(config) -> str:
     """Reads the sets and shapes of a run and says what it would be.
 
+    Nothing is trained or written to the run's folder; some matrix products are timed on the device.
+
     Args:
       config: a validated configuration.
 

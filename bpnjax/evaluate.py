@@ -41,7 +41,13 @@ def accuracies(correct: Correct, count, inferred_examples: int = 0) -> dict[str,
       inferred_examples: how many of them task_inferred was measured on; 0 for all.
 
     Returns:
-      ``{"task_told": float64 [..., T], ...}``, NaN where not tested.
+      ``{"task_told": float64 [..., T], ...}``, shares from 0 to 1, NaN where not tested.
+
+    Example:
+      >>> import numpy as np
+      >>> from bpnjax.evaluate import Correct, accuracies
+      >>> accuracies(Correct(*np.array([[3, -1]] * 3)), count=[4, 4])["task_told"].tolist()
+      [0.75, nan]
     """
     count = np.asarray(count, np.float64)
     limit = np.minimum(count, inferred_examples or np.inf)

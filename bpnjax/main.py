@@ -30,12 +30,23 @@ _FLAGS = {"dry_run": False, "distributed": False, "coordinator": "", "hosts": ""
 
 
 def asks_for_help(arguments: list[str]) -> bool:
-    """Is there a ``--help`` among the arguments?"""
+    """Is there a ``--help`` among the arguments?
+
+    Args:
+      arguments: without the program's name.
+
+    Returns:
+      True for ``--help``, ``-h`` and ``--helpfull``.
+    """
     return bool({"--help", "-h", "--helpfull"} & set(arguments))
 
 
 def print_help(usage: str) -> None:
-    """Prints a usage, the configurations at hand, the methods, and all fields with defaults."""
+    """Prints a usage, the configurations at hand, the methods, and all fields with defaults.
+
+    Args:
+      usage: the text to begin with.
+    """
     print(usage)
     files = sorted(pathlib.Path("configs").rglob("*.py"))
     if files:
@@ -153,7 +164,15 @@ def parse_fields(config, rest: list[str], more: dict[str, str | bool] | None = N
 
 
 def run(arguments: list[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command.
+
+    Args:
+      arguments: without the program's name.
+
+    Returns:
+      The exit code: 0, 1 if the run stopped (a loss that is not finite, a full disk, an interrupt),
+      2 for a wrong argument or configuration.
+    """
     try:
         parsed = parse(arguments)
         if parsed is None:
@@ -201,6 +220,7 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> None:
+    """Runs the command on the arguments of the process and exits with its code."""
     sys.exit(run(sys.argv[1:]))
 
 

@@ -59,7 +59,7 @@ class Predictor(NamedTuple):
 
     @property
     def num_tasks(self) -> int:
-        """How many tasks the model has modes for."""
+        """How many tasks the model has modes for, T."""
         return self.outputs.shape[0]
 
     def permuted(self, images, task) -> np.ndarray:

@@ -40,7 +40,10 @@ class Sums(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """The static side of a run: network, method, optimizers, sizes."""
+    """The static side of a run: network, method, optimizers, sizes.
+
+    Holds no arrays of training; the functions here are closed over it before they are compiled.
+    """
 
     config: Any
     method: Method
@@ -56,8 +59,24 @@ class Problem(NamedTuple):
 def make_problem(config, sequence: TaskSequence) -> Problem:
     """Builds network, method and optimizers; touches shapes only, no data.
 
+    Args:
+      config: a validated run configuration.
+      sequence: what `bpnjax.data.load_sequence` gives for it.
+
+    Returns:
+      `Problem`, without arrays but for the classes of the tasks.
+
     Raises:
       UserError: a pattern for layers matches none, or the method cannot serve this network.
+
+    Example:
+      >>> from bpnjax import config, data, programs
+      >>> settings = config.default()
+      >>> settings.dataset.name, settings.sequence.classes = "gaussians", "0,1;0,2"
+      >>> settings.model.hidden = (8,)
+      >>> problem = programs.make_problem(settings, data.load_sequence(settings))
+      >>> list(problem.spec.layers), problem.num_tasks
+      (['hidden_0', 'output'], 2)
     """
     method = REGISTRY[config.method]
     model = models.build(config.model, sequence.num_classes)
@@ -110,7 +129,15 @@ def make_problem(config, sequence: TaskSequence) -> Problem:
 
 
 def init_state(problem: Problem, key) -> TrainState:
-    """The state before the first task."""
+    """The state before the first task.
+
+    Args:
+      problem: the static side.
+      key: the seed's typed PRNG key.
+
+    Returns:
+      `TrainState`; what the method keeps is allocated for all tasks.
+    """
     core = problem.spec.init(prng.fold(key, prng.INIT))
     learned = problem.method.fresh(prng.fold(key, prng.FRESH), problem.spec)
     return TrainState(
@@ -123,7 +150,18 @@ def init_state(problem: Problem, key) -> TrainState:
 
 
 def begin_task(problem: Problem, key, state: TrainState, task) -> TrainState:
-    """Fresh task parameters and optimizer states; the shared parameters go on."""
+    """Fresh task parameters and optimizer states; the shared parameters go on.
+
+    Args:
+      problem: the static side.
+      key: the seed's typed PRNG key.
+      state: after the last task; may be donated.
+      task: int scalar, may be traced.
+
+    Returns:
+      `TrainState`. The state of the shared parameters' optimizer goes on unless
+      `train.reset_optimizer`; stl starts from fresh shared parameters, too.
+    """
     method = problem.method
     learned = method.fresh(prng.fold(key, prng.FRESH, task), problem.spec)
     core, core_optimizer = state.core, state.core_optimizer
@@ -244,7 +282,19 @@ def run_steps(
 
 
 def end_task(problem: Problem, key, state: TrainState, data: Data, task, axis=None) -> TrainState:
-    """Freezes the task's mode, drops what was learned for it, and updates the protection."""
+    """Freezes the task's mode, drops what was learned for it, and updates the protection.
+
+    Args:
+      problem: the static side.
+      key: the seed's typed PRNG key.
+      state: after the task's last step; may be donated.
+      data: the sequence; importance passes over the task's training examples.
+      task: int scalar, may be traced.
+      axis: name of the mapped device axis; each device takes its share of the examples.
+
+    Returns:
+      `TrainState`, its ``learned`` all zero.
+    """
     method = problem.method
     # Importance is that of the network as it was trained, before its mode goes into the bank.
     mode = method.train_mode(state.learned, method.mode(state.method, task))
@@ -261,7 +311,16 @@ def end_task(problem: Problem, key, state: TrainState, data: Data, task, axis=No
 
 
 def steps_per_epoch(problem: Problem, sequence: TaskSequence, task: int) -> int:
-    """Batches in an epoch of a task, the last one not full if it does not divide."""
+    """Batches in an epoch of a task, the last one not full if it does not divide.
+
+    Args:
+      problem: the static side.
+      sequence: the sets on the host.
+      task: int; a joint method's epoch takes the examples of all tasks.
+
+    Returns:
+      An int.
+    """
     count = sequence.train.count
     examples = int(count.sum() if problem.method.joint else count[task])
     return -(-examples // problem.config.train.batch_size)

@@ -36,7 +36,10 @@ class LossNotFinite(RuntimeError):
 
 
 class Programs(NamedTuple):
-    """The compiled programs of a run."""
+    """The compiled programs of a run.
+
+    ``evaluate_in_training`` is ``evaluate`` before the task's mode was stored.
+    """
 
     init: Any
     begin_task: Any
@@ -47,7 +50,17 @@ class Programs(NamedTuple):
 
 
 def compile_programs(problem, clock, num_seeds: int, layout: parallel.Layout) -> Programs:
-    """Wraps the per-seed functions for seeds and devices; nothing is compiled before its use."""
+    """Wraps the per-seed functions for seeds and devices; nothing is compiled before its use.
+
+    Args:
+      problem: the static side of the run.
+      clock: counts the compile time.
+      num_seeds: as in `bpnjax.parallel.program`.
+      layout: of the devices.
+
+    Returns:
+      `Programs`, each a function of key or keys, state, and what follows in `bpnjax.programs`.
+    """
 
     takes_state_over = (programs.begin_task, programs.run_steps, programs.end_task)
 
@@ -68,14 +81,37 @@ def compile_programs(problem, clock, num_seeds: int, layout: parallel.Layout) ->
 
 
 def seed_keys(config):
-    """The PRNG key of each seed: ``[num_seeds]``, or a scalar for one seed."""
+    """The PRNG keys of a run.
+
+    Args:
+      config: a run configuration; seed s has the key of ``seed + s``.
+
+    Returns:
+      Typed PRNG keys ``[num_seeds]``, or a scalar for one seed.
+
+    Example:
+      >>> from bpnjax import config, train
+      >>> settings = config.default()
+      >>> settings.num_seeds = 3
+      >>> train.seed_keys(settings).shape
+      (3,)
+    """
     if config.num_seeds == 1:
         return jax.random.key(config.seed)
     return jnp.stack([jax.random.key(config.seed + s) for s in range(config.num_seeds)])
 
 
 def new_record(config, num_tasks: int) -> dict:
-    """What a run knows besides its state: accuracies so far and times."""
+    """What a run knows besides its state: accuracies so far and times.
+
+    Args:
+      config: a run configuration.
+      num_tasks: T.
+
+    Returns:
+      A dict: ``accuracy`` float64 ``[num_seeds, T, T]`` of each kind, NaN; times in seconds,
+      examples, steps and the length of the log in bytes, all 0.
+    """
     empty = np.full((config.num_seeds, num_tasks, num_tasks), np.nan)
     return {
         "accuracy": {kind: empty.copy() for kind in KINDS},
@@ -337,7 +373,11 @@ class _Run:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Versions of what a result depends on.
+
+    Returns:
+      ``{"python": ..., "jax": ..., ...}``.
+    """
     names = ("bpnjax", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
     found = {"python": platform.python_version()}
     for name in names:
@@ -349,5 +389,9 @@ def versions() -> dict[str, str]:
 
 
 def device_name() -> str:
-    """The devices in words, as ``2 x cpu``."""
+    """The devices of this host in words.
+
+    Returns:
+      Such as ``2 x cpu``.
+    """
     return f"{jax.local_device_count()} x {jax.devices()[0].device_kind}"

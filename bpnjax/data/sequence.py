@@ -51,12 +51,12 @@ class TaskSequence(NamedTuple):
 
     @property
     def num_tasks(self) -> int:
-        """T."""
+        """T, the number of tasks."""
         return self.classes.shape[0]
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """C, the number of outputs."""
         return self.classes.shape[1]
 
 
@@ -67,10 +67,19 @@ def load_sequence(config) -> TaskSequence:
       config: a validated run configuration.
 
     Returns:
-      `TaskSequence`, host arrays.
+      `TaskSequence`, host arrays. Its ``test`` is the validation part where `evaluate.on` says so;
+      examples held out for validation are in no training set.
 
     Raises:
       UserError: sets that cannot be had, or a sequence that they do not allow.
+
+    Example:
+      >>> from bpnjax import config, data
+      >>> settings = config.default()
+      >>> settings.dataset.name, settings.sequence.classes = "gaussians", "0,1;0,2"
+      >>> sequence = data.load_sequence(settings)
+      >>> sequence.classes.tolist(), sequence.train.count.tolist()
+      ([[True, True, False], [True, False, True]], [1000, 1000])
     """
     kind = config.sequence.kind
     names = [name.strip() for name in config.dataset.name.split(",") if name.strip()]

@@ -14,16 +14,24 @@ _DECODE_BLOCK = 2000
 def load_arrays(name: str, dataset) -> Arrays:
     """Loads a set by name.
 
+    A set of TFDS is decoded once, into arrays in the cache folder; later calls map them into
+    memory.
+
     Args:
       name: an embedded set (``digits``, ``gaussians``) or any TFDS image classification set.
       dataset: `config.dataset`: where prepared sets, archives and the cache are, and the shape to
-        resize to, if any.
+        resize to, if any, by bilinear interpolation.
 
     Returns:
-      `Arrays`; those of TFDS sets are memory-mapped uint8.
+      `Arrays`; those of TFDS sets are memory-mapped, read-only uint8 ``[n, h, w, channels]``.
 
     Raises:
       UserError: unknown, unreachable, damaged or unsuitable set.
+
+    Example:
+      >>> from bpnjax import config, data
+      >>> data.load_arrays("gaussians", config.default().dataset).class_names
+      ('black', 'red', 'light blue')
     """
     if name in embedded.SETS:
         return embedded.SETS[name]()
