@@ -24,6 +24,7 @@ def default() -> ConfigDict:
     c.seed = 0  # of the first seed
     c.num_seeds = 1  # seeds seed, seed + 1, ... trained in one program
     c.devices = "all"  # "all" or a number of devices to spread the work over
+    c.resume_from = ""  # a run's folder, or a model, whose tasks are the first ones of this run
 
     c.compilation_cache = True  # keep compiled programs in the cache folder, for the next run
 

@@ -21,6 +21,7 @@ from bpnjax import (
     metrics,
     parallel,
     programs,
+    resume,
     writers,
 )
 from bpnjax.checkpoint import Position
@@ -108,8 +109,9 @@ def train_and_evaluate(config, workdir: str | pathlib.Path, overwrite: bool = Fa
     compiled.keep(config)
     layout = parallel.choose_layout(config)
     sequence = load_sequence(config)
+    earlier = resume.find(config, sequence)
     with hosts.own_folder(workdir) as folder:
-        run = _Run(config, folder, sequence, layout)
+        run = _Run(config, folder, sequence, layout, earlier)
         claim(folder, config, overwrite)
         run.restore_or_start()
         try:
@@ -122,16 +124,17 @@ def train_and_evaluate(config, workdir: str | pathlib.Path, overwrite: bool = Fa
 class _Run:
     """The host side of one run: position, record and files, threaded through the loop."""
 
-    def __init__(self, config, workdir, sequence: TaskSequence, layout):
+    def __init__(self, config, workdir, sequence: TaskSequence, layout, earlier=None):
+        if earlier is not None:
+            sequence = earlier.normalised(sequence)
         self.config, self.workdir, self.sequence = config, workdir, sequence
+        self.earlier = earlier
         self.problem = programs.make_problem(config, sequence)
         self.clock = parallel.Clock()
         self.programs = compile_programs(self.problem, self.clock, config.num_seeds, layout)
         self.data = parallel.place(put_on_device(sequence, feed.most_bytes(config)), layout)
         self.keys = seed_keys(config)
-        self.stages = (
-            [sequence.num_tasks - 1] if self.problem.method.joint else range(sequence.num_tasks)
-        )
+        self.stages = resume.stages(self.problem, earlier)
         self.steps = {t: programs.steps_per_epoch(self.problem, sequence, t) for t in self.stages}
         self.chunk_steps, self.feed = feed.make_feed(
             self.problem, self.keys, sequence, self.data, layout, max(self.steps.values())
@@ -152,12 +155,29 @@ class _Run:
         self.log = writers.MetricsLog(self.workdir / "metrics.jsonl", self.record["metrics_length"])
         total = self.config.train.epochs * sum(self.steps.values())
         self.progress = writers.Progress(total, self.record["total_steps"])
+        if found is None and self.earlier is not None:
+            self.take_over()
         if found is not None:
             task, epoch, step = self.position
             self.progress.line(
                 f"going on at task {min(task + 1, self.sequence.num_tasks)}, epoch {epoch + 1}, "
                 f"step {step} (checkpoint in {self.workdir / 'checkpoints'})"
             )
+
+    def take_over(self):
+        """Puts what was learned before into the first places of the state."""
+        state = self.state
+
+        def put():
+            nonlocal state
+            state = resume.put_first(self.state, self.earlier, self.config)
+
+        hosts.first_asks(put)
+        self.state = hosts.tell_arrays(state)
+        self.progress.line(
+            f"tasks 1 to {self.earlier.num_tasks} are those of {self.earlier.path}; going on at "
+            f"task {self.earlier.num_tasks + 1}"
+        )
 
     def restore(self):
         """Position, state and record of the last checkpoint, which the first host reads for all."""

@@ -41,6 +41,7 @@ def check(workdir: pathlib.Path, config, overwrite: bool) -> bool:
         raise UserError(
             f"--workdir: cannot use {workdir} ({error.strerror}); name another folder"
         ) from error
+    _refuse_source(workdir, config)
     if not existing.is_dir():
         raise UserError(f"--workdir: {existing} is a file; name a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -71,6 +72,16 @@ def check(workdir: pathlib.Path, config, overwrite: bool) -> bool:
     return (workdir / "result.json").exists()
 
 
+def _refuse_source(workdir: pathlib.Path, config) -> None:
+    """A run that goes on from another's model must not overwrite it."""
+    source = pathlib.Path(config.resume_from)
+    if config.resume_from and workdir.resolve() in (source.resolve(), source.resolve().parent):
+        raise UserError(
+            f"--workdir: {workdir} is the run that --resume_from names; give this one a --workdir "
+            "of its own"
+        )
+
+
 def claim(workdir: pathlib.Path, config, overwrite: bool) -> None:
     """Makes the folder this configuration's: call it when nothing can be refused any more.
 
@@ -82,6 +93,7 @@ def claim(workdir: pathlib.Path, config, overwrite: bool) -> None:
     Raises:
       UserError: it cannot be written.
     """
+    _refuse_source(workdir, config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if overwrite:

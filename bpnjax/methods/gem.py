@@ -128,6 +128,7 @@ GEM = Method(
     gradient=_gem_gradient,
     consolidate=consolidate,
     examples_kept=lambda state: state.slots.size,
+    renumber=lambda state, slots: state._replace(slots=slots(state.slots)),
 )
 AGEM = Method(
     name="agem",
@@ -136,4 +137,5 @@ AGEM = Method(
     gradient=_agem_gradient,
     consolidate=consolidate,
     examples_kept=lambda state: state.slots.size,
+    renumber=lambda state, slots: state._replace(slots=slots(state.slots)),
 )
