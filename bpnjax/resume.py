@@ -1,8 +1,8 @@
 """Later tasks: a run whose first tasks are those that another run has learned.
 
-`resume_from` names the folder of a complete run, or a model of it. Its tasks come first in the new,
-longer sequence and are not trained again: the shared parameters, the modes and what the method keeps
-of them are put into the first places of a fresh state, and training goes on behind them.
+`resume_from` names the folder of a complete run, or a model of it. Its tasks come first in the
+new, longer sequence and are not trained again: the shared parameters, the modes and what the method
+keeps of them are put into the first places of a fresh state, and training goes on behind them.
 
 A model holds what answers. What protects earlier tasks while later ones are trained (a Fisher and
 its anchor, memories, teachers) is in a run's checkpoints; a method that has any needs those.
@@ -312,14 +312,14 @@ def put_first(fresh: TrainState, earlier: Earlier, config) -> TrainState:
 
 
 def stages(problem: programs.Problem, earlier: Earlier | None = None):
-    """The tasks that a run trains, after one another: int each, the last one stands for all of joint.
+    """The tasks that a run trains, one after another.
 
     Args:
       problem: the static side of the run.
       earlier: the tasks learned before, if any.
 
     Returns:
-      A sequence of ints.
+      A sequence of ints; joint trains all tasks in the last one's place.
     """
     if problem.method.joint:
         return [problem.num_tasks - 1]
