@@ -197,10 +197,13 @@ def run(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    except KeyboardInterrupt:
-        print(
-            "bpnjax: interrupted; the same command goes on at the last checkpoint", file=sys.stderr
+    except KeyboardInterrupt as interrupt:
+        where = (
+            f", {interrupt}; the same command goes on there"
+            if str(interrupt)
+            else ("; the same command goes on at the last checkpoint")
         )
+        print(f"bpnjax: interrupted{where}", file=sys.stderr)
         return 1
     if hosts.is_first():
         print(writers.table(result, result["class_names"]))

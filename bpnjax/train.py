@@ -17,6 +17,8 @@ from bpnjax import (
     export,
     feed,
     hosts,
+    interrupt,
+    logs,
     memory,
     metrics,
     parallel,
@@ -115,9 +117,11 @@ def train_and_evaluate(config, workdir: str | pathlib.Path, overwrite: bool = Fa
         claim(folder, config, overwrite)
         run.restore_or_start()
         try:
-            run.all_tasks()
+            with interrupt.at_a_good_place() as run.interrupted:
+                run.all_tasks()
         finally:
             run.progress.close()
+            run.log.close()
         return run.finish()
 
 
@@ -152,7 +156,11 @@ class _Run:
                 for kind, matrix in self.record["accuracy"].items()
             }
         self.compiled_before = self.record["compile_seconds"]
-        self.log = writers.MetricsLog(self.workdir / "metrics.jsonl", self.record["metrics_length"])
+        self.log = writers.MetricsLog(
+            self.workdir / "metrics.jsonl",
+            self.record["metrics_length"],
+            logs.open_copies(self.config.log, self.workdir, self.config.seed),
+        )
         total = self.config.train.epochs * sum(self.steps.values())
         self.progress = writers.Progress(total, self.record["total_steps"])
         if found is None and self.earlier is not None:
@@ -212,6 +220,14 @@ class _Run:
                 self.test(task, finished=True)
             if last or (task + 1) % self.config.checkpoint.every_tasks == 0:
                 self.save()
+            if not last:
+                self.end_if_interrupted()
+
+    def end_if_interrupted(self):
+        if self.interrupted():
+            self.save()
+            task, epoch, step = self.position
+            raise KeyboardInterrupt(f"saved at task {task + 1}, epoch {epoch + 1}, step {step}")
 
     def timed(self, kind, program, task, *more, data=None):
         """Runs a program on the state and adds its time, without compiling, to the record."""
@@ -250,6 +266,7 @@ class _Run:
                 self.test(task, finished=False)
             if (epoch * steps + stop) % self.save_every(task) == 0:
                 self.save()
+            self.end_if_interrupted()
 
     def train_range(self, task, epoch, start, stop, data):
         before = self.record["train_seconds"]

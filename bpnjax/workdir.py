@@ -5,13 +5,14 @@ import os
 import pathlib
 import shutil
 
+from bpnjax import logs
 from bpnjax.checkpoint import write_atomically
 from bpnjax.config import default, differences, flatten
 from bpnjax.errors import UserError
 from bpnjax.writers import plain
 
 _LEFT_BY_A_RUN = (
-    "metrics.jsonl", "result.json", "accuracy.csv", "model.json",
+    "metrics.jsonl", "metrics.csv", "result.json", "accuracy.csv", "model.json",
     "model*.safetensors", "accuracy_matrix.png", "learning_curves.png",
 )  # fmt: skip
 
@@ -99,8 +100,9 @@ def claim(workdir: pathlib.Path, config, overwrite: bool) -> None:
         if overwrite:
             # The old config.json goes last, by the replacement below: after a kill in between no
             # checkpoint of the old run can pass for one of the new configuration.
-            if (workdir / "checkpoints").exists():
-                shutil.rmtree(workdir / "checkpoints")
+            for folder in ("checkpoints", logs.FOLDER):
+                if (workdir / folder).exists():
+                    shutil.rmtree(workdir / folder)
             for pattern in _LEFT_BY_A_RUN:
                 for path in workdir.glob(pattern):
                     path.unlink()
