@@ -24,6 +24,8 @@ def default() -> ConfigDict:
     c.seed = 0  # of the first seed
     c.num_seeds = 1  # seeds seed, seed + 1, ... trained in one program
     c.devices = "all"  # "all" or a number of devices to spread the work over
+    c.log = ""  # metrics.jsonl also as: csv (metrics.csv), tensorboard, or "csv,tensorboard"
+    c.resume_from = ""  # a run's folder, or a model, whose tasks are the first ones of this run
 
     c.compilation_cache = True  # keep compiled programs in the cache folder, for the next run
 
@@ -169,7 +171,7 @@ def default() -> ConfigDict:
 
 # Fields that do not change what a run computes: a workdir may be taken up again with others.
 FREE_FIELDS = (
-    "compilation_cache", "dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir",
+    "compilation_cache", "log", "dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir",
     "dataset.device_mb", "checkpoint", "paper",
 )  # fmt: skip
 
@@ -366,7 +368,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: the first wrong field, its value, and what to change.
     """
-    from bpnjax import methods, optim
+    from bpnjax import logs, methods, optim
 
     flat = flatten(config)
     reference = flatten(default())
@@ -439,6 +441,7 @@ def validate(config: ConfigDict) -> None:
             parse_rates(flat["train.rates"])
         except ValueError as error:
             raise UserError(f"train.rates: {error}") from error
+    logs.parse(flat["log"])
     if flat["seed"] > _LARGEST_SEED:
         raise UserError(f"seed: {flat['seed']} is above {_LARGEST_SEED}; give at most that")
     if flat["devices"] != "all" and not flat["devices"].isdecimal():

@@ -35,12 +35,11 @@ def load(config):
     Raises:
       UserError: the sets cannot be had, or the convolutions do not stay as they are.
     """
-    sequence = load_sequence(config)
-    return once(config, sequence) if config.train.features_once else (config, sequence)
+    return once(config, load_sequence(config))
 
 
 def once(config, sequence: TaskSequence):
-    """Replaces the pictures of a sequence by the features of frozen convolutions.
+    """Replaces the pictures of a sequence by the features of frozen convolutions, if so asked.
 
     Args:
       config: a validated run configuration.
@@ -53,6 +52,13 @@ def once(config, sequence: TaskSequence):
     Raises:
       UserError: the network has no features, or its convolutions may change.
     """
+    if not config.train.features_once:
+        return config, sequence
+    if config.resume_from:
+        raise UserError(
+            "train.features_once: a run goes on behind another's tasks with the whole network; "
+            "leave it out beside --resume_from"
+        )
     model = models.build(config.model, sequence.num_classes)
     shape = sequence.train.images.shape[1:]
     x = jnp.zeros((1, *shape))

@@ -18,14 +18,17 @@ from bpnjax import (
     features,
     feed,
     hosts,
+    interrupt,
+    logs,
     memory,
     metrics,
     parallel,
     programs,
+    resume,
     writers,
 )
 from bpnjax.checkpoint import Position
-from bpnjax.data import TaskSequence
+from bpnjax.data import TaskSequence, load_sequence
 from bpnjax.evaluate import KINDS, accuracies, evaluate
 from bpnjax.view import put_on_device
 from bpnjax.workdir import claim
@@ -144,31 +147,36 @@ def train_and_evaluate(config, workdir: str | pathlib.Path, overwrite: bool = Fa
     workdir = pathlib.Path(workdir)
     compiled.keep(config)
     layout = parallel.choose_layout(config)
-    trained, sequence = features.load(config)
+    sequence = load_sequence(config)
+    earlier = resume.find(config, sequence)
+    if earlier is not None:
+        sequence = earlier.normalised(sequence)
+    trained, sequence = features.once(config, sequence)
     with hosts.own_folder(workdir) as folder:
-        run = _Run(config, trained, folder, sequence, layout)
+        run = _Run(config, trained, folder, sequence, layout, earlier)
         claim(folder, config, overwrite)
         run.restore_or_start()
         try:
-            run.all_tasks()
+            with interrupt.at_a_good_place() as run.interrupted:
+                run.all_tasks()
         finally:
             run.progress.close()
+            run.log.close()
         return run.finish()
 
 
 class _Run:
     """The host side of one run: position, record and files, threaded through the loop."""
 
-    def __init__(self, config, trained, workdir, sequence: TaskSequence, layout):
+    def __init__(self, config, trained, workdir, sequence: TaskSequence, layout, earlier=None):
         self.config, self.workdir, self.sequence = config, workdir, sequence
+        self.earlier = earlier
         self.problem = programs.make_problem(trained, sequence)
         self.clock = parallel.Clock()
         self.programs = compile_programs(self.problem, self.clock, config.num_seeds, layout)
         self.data = parallel.place(put_on_device(sequence, feed.most_bytes(config)), layout)
         self.keys = seed_keys(config)
-        self.stages = (
-            [sequence.num_tasks - 1] if self.problem.method.joint else range(sequence.num_tasks)
-        )
+        self.stages = resume.stages(self.problem, earlier)
         self.steps = {t: programs.steps_per_epoch(self.problem, sequence, t) for t in self.stages}
         self.chunk_steps, self.feed = feed.make_feed(
             self.problem, self.keys, sequence, self.data, layout, max(self.steps.values())
@@ -186,15 +194,36 @@ class _Run:
                 for kind, matrix in self.record["accuracy"].items()
             }
         self.compiled_before = self.record["compile_seconds"]
-        self.log = writers.MetricsLog(self.workdir / "metrics.jsonl", self.record["metrics_length"])
+        self.log = writers.MetricsLog(
+            self.workdir / "metrics.jsonl",
+            self.record["metrics_length"],
+            logs.open_copies(self.config.log, self.workdir, self.config.seed),
+        )
         total = self.config.train.epochs * sum(self.steps.values())
         self.progress = writers.Progress(total, self.record["total_steps"])
+        if found is None and self.earlier is not None:
+            self.take_over()
         if found is not None:
             task, epoch, step = self.position
             self.progress.line(
                 f"going on at task {min(task + 1, self.sequence.num_tasks)}, epoch {epoch + 1}, "
                 f"step {step} (checkpoint in {self.workdir / 'checkpoints'})"
             )
+
+    def take_over(self):
+        """Puts what was learned before into the first places of the state."""
+        state = self.state
+
+        def put():
+            nonlocal state
+            state = resume.put_first(self.state, self.earlier, self.config)
+
+        hosts.first_asks(put)
+        self.state = hosts.tell_arrays(state)
+        self.progress.line(
+            f"tasks 1 to {self.earlier.num_tasks} are those of {self.earlier.path}; going on at "
+            f"task {self.earlier.num_tasks + 1}"
+        )
 
     def restore(self):
         """Position, state and record of the last checkpoint, which the first host reads for all."""
@@ -229,6 +258,14 @@ class _Run:
                 self.test(task, finished=True)
             if last or (task + 1) % self.config.checkpoint.every_tasks == 0:
                 self.save()
+            if not last:
+                self.end_if_interrupted()
+
+    def end_if_interrupted(self):
+        if self.interrupted():
+            self.save()
+            task, epoch, step = self.position
+            raise KeyboardInterrupt(f"saved at task {task + 1}, epoch {epoch + 1}, step {step}")
 
     def timed(self, kind, program, task, *more, data=None):
         """Runs a program on the state and adds its time, without compiling, to the record."""
@@ -267,6 +304,7 @@ class _Run:
                 self.test(task, finished=False)
             if (epoch * steps + stop) % self.save_every(task) == 0:
                 self.save()
+            self.end_if_interrupted()
 
     def train_range(self, task, epoch, start, stop, data):
         before = self.record["train_seconds"]

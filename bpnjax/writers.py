@@ -44,14 +44,22 @@ class MetricsLog:
     """`metrics.jsonl`: a line an interval; taken up again where a checkpoint left it.
 
     ``length`` is that of the file at the checkpoint, in bytes; what comes after it is cut off.
+
+    ``copies`` (see `bpnjax.logs`) get all lines, those that are there already as well.
     """
 
-    def __init__(self, path: pathlib.Path, length: int):
-        self._path = path
+    def __init__(self, path: pathlib.Path, length: int, copies=()):
+        self._path, self._copies = path, copies
         with path.open("ab") as f:
             # Lines after the checkpoint will be written again. A file that lost some (deleted, or
             # cut by a loss of power) stays shorter: truncate would fill it up with null bytes.
             f.truncate(min(length, f.tell()))
+        for line in path.read_text().splitlines() if copies else ():
+            self._copy(json.loads(line))
+
+    def _copy(self, line: dict) -> None:
+        for copy in self._copies:
+            copy.write(line)
 
     def write(self, **values) -> None:
         """Appends a line.
@@ -59,8 +67,15 @@ class MetricsLog:
         Args:
           **values: what `plain` takes, by name.
         """
+        line = plain(values)
         with self._path.open("a") as f:
-            f.write(json.dumps(plain(values)) + "\n")
+            f.write(json.dumps(line) + "\n")
+        self._copy(line)
+
+    def close(self) -> None:
+        """Closes the copies."""
+        for copy in self._copies:
+            copy.close()
 
     @property
     def length(self) -> int:

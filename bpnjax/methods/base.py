@@ -114,6 +114,8 @@ class Method(NamedTuple):
     """(core, state, task) -> the shared parameters to answer a task with."""
     examples_kept: Callable = lambda state: 0
     """(state) -> how many training examples its memory has room for."""
+    renumber: Callable = lambda state, slots: state
+    """(state, slots -> slots) -> state, with the examples that it names named anew."""
     stored: Callable = lambda state: {}
     """(state) -> what must be kept to answer tasks later, a dict of trees: a ``bank``, ..."""
 
@@ -228,6 +230,9 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
             core = method.for_eval(core, state, task)
         return core
 
+    def renumber(states, slots):
+        return tuple(m.renumber(s, slots) for m, s in zip(methods, states, strict=True))
+
     def stored(states):
         kept = {}
         for method, state in zip(methods, states, strict=True):
@@ -258,5 +263,6 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
         examples_kept=lambda states: sum(
             m.examples_kept(s) for m, s in zip(methods, states, strict=True)
         ),
+        renumber=renumber,
         stored=stored,
     )

@@ -121,5 +121,6 @@ def output_mask(name: str, method: Method) -> Method:
         consolidate=consolidate,
         mode=lambda state, task: modulation.select(state[0], task),
         train_mode=lambda learned, mode: {},
+        renumber=lambda state, slots: (state[0], method.renumber(state[1], slots)),
         stored=lambda state: {},  # which classes a task has is part of the question
     )

@@ -75,6 +75,9 @@ def _make(name, paper, labels, logits):
         gradient=gradient,
         after_step=after_step,
         examples_kept=lambda state: state.memory.slots.size,
+        renumber=lambda state, slots: state._replace(
+            memory=state.memory._replace(slots=slots(state.memory.slots))
+        ),
     )
 
 

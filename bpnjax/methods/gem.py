@@ -144,6 +144,7 @@ GEM = Method(
     gradient=_gem_gradient,
     consolidate=consolidate,
     examples_kept=lambda state: state.slots.size,
+    renumber=lambda state, slots: state._replace(slots=slots(state.slots)),
 )
 AGEM = Method(
     name="agem",
@@ -152,4 +153,5 @@ AGEM = Method(
     gradient=_agem_gradient,
     consolidate=consolidate,
     examples_kept=lambda state: state.slots.size,
+    renumber=lambda state, slots: state._replace(slots=slots(state.slots)),
 )
