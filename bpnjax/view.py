@@ -92,6 +92,12 @@ class View(NamedTuple):
     def mode(self, mode):
         return mode if self.pixels is None else permute_key(mode, self.input_layer, self.pixels)
 
+    def project(self, x, directions):
+        """Inputs times `bpnjax.inference.directions`, f32 [n, r]."""
+        if self.pixels is not None:  # what moves the first kernel's rows moves these
+            directions = directions[self.pixels.inverse]
+        return x.reshape(x.shape[0], -1) @ directions
+
     def restore(self, tree):
         return tree if self.pixels is None else restore_rows(tree, self.input_layer, self.pixels)
 
