@@ -49,11 +49,12 @@ def default() -> ConfigDict:
     c.sequence.first_identity = True  # permuted: the first task keeps the pixels' order
 
     c.model = ConfigDict()
-    c.model.name = "mlp"  # mlp, convnet, alexnet
+    c.model.name = "mlp"  # mlp, convnet, alexnet, small_alexnet (for 32 x 32 pixels)
     c.model.hidden = (300, 300, 300, 300, 300)  # widths of the hidden layers; two of alexnet
     c.model.channels = (32, 64)  # widths of the convolutions before them; five of alexnet
-    c.model.dropout = 0.5  # alexnet: share of the inputs of its hidden layers dropped in training
-    c.model.pretrained = ""  # alexnet: starts from this .pth or .safetensors of torchvision's
+    c.model.dropout = 0.5  # alexnets: share of the inputs of hidden layers dropped in training
+    c.model.pretrained = ""  # starts from this model.safetensors (bpnjax.pretrain), all but the
+    # output; alexnet also from torchvision's .pth or .safetensors
     c.model.kernel_init = "lecun_normal"  # lecun, he or glorot, each _normal or _uniform
     c.model.dtype = "float32"  # of the computation; parameters stay float32
 
@@ -63,6 +64,7 @@ def default() -> ConfigDict:
     c.train.optimizer = "adam"  # of the shared parameters: a name of bpnjax.optim.OPTIMIZERS
     c.train.learning_rate = 3e-4  # of the shared parameters
     c.train.rates = ""  # of layers, as factors on it: "conv_.*=0;output=10", first match; 0 freezes
+    c.train.features_once = False  # small_alexnet: run its convolutions, frozen by rates, once
     c.train.rate_decay = 0.0  # d: in task t = 0, 1, ... that rate is divided by 1 + d t
     c.train.reset_optimizer = True  # forget the shared optimizer's state at each new task
 
@@ -181,7 +183,7 @@ _ALEXNET = {"model.channels": (64, 192, 384, 256, 256), "model.hidden": (4096, 4
 _CHOICES = {
     "dataset.normalize": ("standard", "imagenet", "unit", "none"),
     "sequence.kind": ("class_split", "permuted", "datasets"),
-    "model.name": ("mlp", "convnet", "alexnet"),
+    "model.name": ("mlp", "convnet", "alexnet", "small_alexnet"),
     "sequence.heads": ("single", "multi"),
     "model.kernel_init": KERNEL_INITS,
     "model.dtype": ("float32", "bfloat16"),
@@ -394,22 +396,20 @@ def validate(config: ConfigDict) -> None:
     for field in ("model.hidden", "model.channels"):
         if any(not isinstance(width, int) or width < 1 for width in flat[field]):
             raise UserError(f"{field}: {flat[field]} has a width below 1; give positive integers")
-    for field, widths in _ALEXNET.items() if flat["model.name"] == "alexnet" else ():
+    for field, widths in _ALEXNET.items() if "alexnet" in flat["model.name"] else ():
         if len(flat[field]) != len(widths):
             raise UserError(
-                f"{field}: {flat[field]} has {len(flat[field])} widths and alexnet {len(widths)} "
-                f"such layers; the published ones are {widths}"
+                f"{field}: {flat[field]} has {len(flat[field])} widths and {flat['model.name']} "
+                f"{len(widths)} such layers; AlexNet's own are {widths}"
             )
     pretrained = flat["model.pretrained"]
-    if pretrained and flat["model.name"] != "alexnet":
-        raise UserError(
-            f"model.pretrained: {pretrained!r} is for alexnet; clear it or set model.name"
-        )
     if pretrained and not pathlib.Path(pretrained).is_file():
-        raise UserError(
-            f"model.pretrained: no file {pretrained!r}; download "
-            "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth and name it"
-        )
+        mend = "make one with python -m bpnjax.pretrain and name its model.safetensors"
+        if flat["model.name"] == "alexnet":
+            mend = (
+                "download https://download.pytorch.org/models/alexnet-owt-7be5be79.pth and name it"
+            )
+        raise UserError(f"model.pretrained: no file {pretrained!r}; {mend}")
     resize = flat["dataset.resize"]
     positive = all(isinstance(length, int) and length > 0 for length in resize)
     if resize and not (positive and len(resize) == 3 and resize[2] in (1, 3)):

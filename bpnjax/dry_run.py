@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bpnjax import config as configuration
-from bpnjax import feed, memory, parallel, programs
-from bpnjax.data import load_sequence
+from bpnjax import features, feed, memory, parallel, programs
 from bpnjax.methods import REGISTRY
 
 _SHARE = 0.4  # of a matrix product's rate that training, tests included, reaches (benchmarks/)
@@ -28,7 +27,7 @@ def describe(config) -> str:
       UserError: the run could not start.
     """
     layout = parallel.choose_layout(config)
-    sequence = load_sequence(config)
+    config, sequence = features.load(config)
     problem = programs.make_problem(config, sequence)
     state = jax.eval_shape(partial(programs.init_state, problem), jax.random.key(0))
     picture = sequence.train.images[0].nbytes

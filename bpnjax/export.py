@@ -52,6 +52,10 @@ def save_models(
       sequence: what was learned.
     """
     config = problem.config
+    # A model of features goes out whole, with the layers that made them: it reads pictures.
+    before, images = sequence.extractor, sequence.train.images
+    shape = before.shape if before else images.shape[1:]
+    scale, shift = (before or sequence).scale, (before or sequence).shift
     metadata = {
         "format": FORMAT,
         "method": config.method,
@@ -59,16 +63,16 @@ def save_models(
         "config": json.dumps(config.to_dict()),
         "outputs": json.dumps([np.flatnonzero(row).tolist() for row in sequence.classes]),
         "class_names": json.dumps(sequence.class_names),
-        "input_shape": json.dumps(sequence.train.images.shape[1:]),
-        "scale": json.dumps(sequence.scale.tolist()),
-        "shift": json.dumps(sequence.shift.tolist()),
+        "input_shape": json.dumps(shape),
+        "scale": json.dumps(scale.tolist()),
+        "shift": json.dumps(shift.tolist()),
     }
     for seed in range(num_seeds):
         one = state if num_seeds == 1 else jax.tree.map(lambda leaf, s=seed: leaf[s], state)
         # What answers is kept: after imm's merging, say. stl's networks are among the stored.
         last = problem.num_tasks - 1
         core = problem.method.for_eval(one.core, one.method, last)
-        arrays = _plain_arrays(core, "core")
+        arrays = _plain_arrays((before.params if before else {}) | core, "core")
         for name, tree in problem.method.stored(one.method).items():
             arrays |= _plain_arrays(tree, name)
         if problem.statistics:

@@ -16,6 +16,7 @@ from bpnjax import across, importance, inference, kronecker, models, modulation,
 from bpnjax.data.sequence import Split, TaskSequence
 from bpnjax.errors import UserError
 from bpnjax.methods import REGISTRY, Ended, Method, Spec, Step
+from bpnjax.models import pretrained
 from bpnjax.recall import make_examples
 from bpnjax.view import Data, make_view
 
@@ -65,9 +66,18 @@ def make_problem(config, sequence: TaskSequence) -> Problem:
     model = models.build(config.model, sequence.num_classes)
     x = jax.ShapeDtypeStruct((1, *sequence.train.images.shape[1:]), jnp.float32)
 
-    def init(key):
-        return model.init(key, jnp.zeros(x.shape, x.dtype))["params"]
+    arrays = {}  # of a network that this one starts from; AlexNet reads torchvision's by itself
+    file = config.model.pretrained
 
+    def init(key):
+        params = model.init(key, jnp.zeros(x.shape, x.dtype))["params"]
+        return pretrained.start_from(params, arrays) if arrays else params
+
+    try:
+        if file and (config.model.name != "alexnet" or pretrained.is_ours(file)):
+            arrays = pretrained.read(file)
+    except ValueError as error:
+        raise UserError(f"model.pretrained: {error}") from error
     try:
         core = jax.eval_shape(init, jax.random.key(0))
     except ValueError as error:  # pictures too small for it, or weights of another network

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpnjax import programs
-from bpnjax.data import load_sequence
+from bpnjax import features, programs
 from bpnjax.errors import UserError
 from bpnjax.evaluate import Correct, accuracies, evaluate
 from bpnjax.methods import bd, ewc
@@ -72,7 +71,7 @@ def sweep(
     Raises:
       UserError: the data cannot be read, or the method trains on all tasks at once.
     """
-    sequence = load_sequence(config)
+    config, sequence = features.load(config)
     problem = programs.make_problem(config, sequence)
     if problem.method.joint:
         raise UserError(f"method: {config.method} has no tasks one after another to sweep over")

@@ -15,6 +15,7 @@ from bpnjax import (
     checkpoint,
     compiled,
     export,
+    features,
     feed,
     hosts,
     memory,
@@ -24,7 +25,7 @@ from bpnjax import (
     writers,
 )
 from bpnjax.checkpoint import Position
-from bpnjax.data import TaskSequence, load_sequence
+from bpnjax.data import TaskSequence
 from bpnjax.evaluate import KINDS, accuracies, evaluate
 from bpnjax.view import put_on_device
 from bpnjax.workdir import claim
@@ -108,9 +109,9 @@ def train_and_evaluate(config, workdir: str | pathlib.Path, overwrite: bool = Fa
     workdir = pathlib.Path(workdir)
     compiled.keep(config)
     layout = parallel.choose_layout(config)
-    sequence = load_sequence(config)
+    trained, sequence = features.load(config)
     with hosts.own_folder(workdir) as folder:
-        run = _Run(config, folder, sequence, layout)
+        run = _Run(config, trained, folder, sequence, layout)
         claim(folder, config, overwrite)
         run.restore_or_start()
         try:
@@ -123,9 +124,9 @@ def train_and_evaluate(config, workdir: str | pathlib.Path, overwrite: bool = Fa
 class _Run:
     """The host side of one run: position, record and files, threaded through the loop."""
 
-    def __init__(self, config, workdir, sequence: TaskSequence, layout):
+    def __init__(self, config, trained, workdir, sequence: TaskSequence, layout):
         self.config, self.workdir, self.sequence = config, workdir, sequence
-        self.problem = programs.make_problem(config, sequence)
+        self.problem = programs.make_problem(trained, sequence)
         self.clock = parallel.Clock()
         self.programs = compile_programs(self.problem, self.clock, config.num_seeds, layout)
         self.data = parallel.place(put_on_device(sequence, feed.most_bytes(config)), layout)

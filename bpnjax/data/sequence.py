@@ -27,6 +27,15 @@ class Split(NamedTuple):
     count: np.ndarray  # int32 [T], how many of a row are real
 
 
+class Extractor(NamedTuple):
+    """The frozen layers whose answers stand in a sequence for its pictures."""
+
+    params: dict  # of those layers
+    shape: tuple[int, ...]  # of a picture
+    scale: np.ndarray  # f32 [channels], of pictures
+    shift: np.ndarray
+
+
 class TaskSequence(NamedTuple):
     """A sequence of T tasks with C outputs: all their classes, or a head of its own for each."""
 
@@ -38,6 +47,7 @@ class TaskSequence(NamedTuple):
     shift: np.ndarray
     columns: np.ndarray  # int32 [T, K], the output that stands for a class of the sets in a task
     permuted: bool  # does each task see the pixels in an order of its own?
+    extractor: Extractor | None = None  # what made the images, if they are features
 
     @property
     def num_tasks(self) -> int:
