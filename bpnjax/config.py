@@ -157,6 +157,8 @@ def default() -> ConfigDict:
     c.evaluate.every_epochs = 0  # > 0: all tasks so far are also tested every so many epochs
     c.evaluate.every_tasks = 1  # all tasks so far are tested after each so many tasks, and the last
     c.evaluate.infer = "example"  # the mode nobody tells is chosen per example, or per batch
+    c.evaluate.rule = "entropy"  # by lowest entropy, max_logit, or statistics (kept per task)
+    c.evaluate.statistics = 32  # projections of the input that statistics keeps a Gaussian of
     c.evaluate.inferred_rows = "all"  # all, or last: when task_inferred is measured (T^2 passes)
     c.evaluate.inferred_examples = 0  # of each task, for task_inferred; 0 is all
 
@@ -200,6 +202,7 @@ _CHOICES = {
     "parallel.seeds": ("auto", "vmap", "map"),
     "evaluate.on": ("test", "validation"),
     "evaluate.infer": ("example", "batch"),
+    "evaluate.rule": ("entropy", "max_logit", "statistics"),
     "evaluate.inferred_rows": ("all", "last"),
 }
 _AT_LEAST = {
@@ -226,6 +229,7 @@ _AT_LEAST = {
     "evaluate.every_epochs": 0,
     "evaluate.every_tasks": 1,
     "evaluate.inferred_examples": 0,
+    "evaluate.statistics": 1,
     "checkpoint.every_steps": 0,
     "checkpoint.every_tasks": 1,
     "checkpoint.keep": 1,

@@ -47,8 +47,10 @@ def save_models(
 
     Names in the file: ``core/<path>`` the shared parameters; ``bank/<layer>/bias`` f32 [T, K];
     ``bank/<layer>/key_seed`` uint32 [2], from which `bpnjax.keys.KeySeeds` draws the layer's
-    keys; ``cores/<path>`` [T, ...] for stl. The metadata hold the configuration and what is needed
-    to read pictures and name answers, as JSON. `bpnjax.load` reads the file.
+    keys; ``cores/<path>`` [T, ...] for stl; ``statistics/mean`` and ``statistics/whitener``
+    [T, ...] where `evaluate.rule` asks for them (`bpnjax.inference.Statistics`). The metadata hold
+    the configuration and what is needed to read pictures and name answers, as JSON. `bpnjax.load`
+    reads the file.
 
     Args:
       workdir: the run's folder.
@@ -81,6 +83,8 @@ def save_models(
         arrays = _plain_arrays((before.params if before else {}) | core, "core")
         for name, tree in problem.method.stored(one.method).items():
             arrays |= _plain_arrays(tree, name)
+        if problem.statistics:
+            arrays |= _plain_arrays(one.statistics._asdict(), "statistics")
         name = "model" if seed == 0 else f"model_seed_{config.seed + seed}"
         partial = workdir / f".{name}.partial"
         partial.write_bytes(save(arrays, metadata | {"seed": str(config.seed + seed)}))

@@ -6,7 +6,7 @@ again draws what it would have drawn.
 
 import jax
 
-INIT, METHOD, FRESH, ORDER, PIXELS, FISHER, STEP, ENDED, DROPOUT = range(9)
+INIT, METHOD, FRESH, ORDER, PIXELS, FISHER, STEP, ENDED, DROPOUT, STATISTICS = range(10)
 
 
 def fold(key, *numbers):

@@ -5,13 +5,14 @@ range of steps are traced, so each compiles once for a sequence of any length; w
 adds `jax.vmap` over seeds, `jax.pmap` over devices, and `jax.jit`.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bpnjax import across, importance, kronecker, models, modulation, optim, prng
+from bpnjax import across, importance, inference, kronecker, models, modulation, optim, prng
 from bpnjax.data.sequence import Split, TaskSequence
 from bpnjax.errors import UserError
 from bpnjax.methods import REGISTRY, Ended, Method, Spec, Step
@@ -28,6 +29,7 @@ class TrainState(NamedTuple):
     core_optimizer: Any
     learned_optimizer: Any
     method: Any  # what the method keeps: bank, anchors
+    statistics: Any = ()  # `bpnjax.inference.Statistics` of each task, where the rule asks for them
 
 
 class Sums(NamedTuple):
@@ -54,6 +56,7 @@ class Problem(NamedTuple):
     num_tasks: int
     permuted: bool
     input_layer: str  # "" where pixels are permuted in the input instead of the first kernel
+    statistics: int = 0  # projections of the input of which they are kept; 0 for none
 
 
 def make_problem(config, sequence: TaskSequence) -> Problem:
@@ -125,7 +128,21 @@ def make_problem(config, sequence: TaskSequence) -> Problem:
         num_tasks=sequence.num_tasks,
         permuted=sequence.permuted,
         input_layer=getattr(model, "input_layer", ""),
+        statistics=_projections(config, method, math.prod(x.shape)),
     )
+
+
+def _projections(config, method: Method, inputs: int) -> int:
+    """How many projections the statistics are of; 0 where nobody asks which task it is."""
+    wanted = config.evaluate.statistics if config.evaluate.rule == "statistics" else 0
+    if not method.told_task:
+        return 0
+    if wanted > inputs:
+        raise UserError(
+            f"evaluate.statistics: {wanted} projections of an input of {inputs} numbers; give at "
+            f"most {inputs}"
+        )
+    return wanted
 
 
 def init_state(problem: Problem, key) -> TrainState:
@@ -146,6 +163,9 @@ def init_state(problem: Problem, key) -> TrainState:
         core_optimizer=problem.core_optimizer.init(core),
         learned_optimizer=problem.learned_optimizer.init(learned),
         method=problem.method.init(prng.fold(key, prng.METHOD), core, problem.spec),
+        statistics=inference.empty(problem.num_tasks, problem.statistics)
+        if problem.statistics
+        else (),
     )
 
 
@@ -169,8 +189,11 @@ def begin_task(problem: Problem, key, state: TrainState, task) -> TrainState:
         core = problem.spec.init(prng.fold(key, prng.INIT, task))
     if method.restarts or problem.config.train.reset_optimizer:
         core_optimizer = problem.core_optimizer.init(core)
-    return TrainState(
-        core, learned, core_optimizer, problem.learned_optimizer.init(learned), state.method
+    return state._replace(
+        core=core,
+        learned=learned,
+        core_optimizer=core_optimizer,
+        learned_optimizer=problem.learned_optimizer.init(learned),
     )
 
 
@@ -261,12 +284,12 @@ def run_steps(
             learned_grads, state.learned_optimizer, state.learned
         )
         bad = jnp.where((sums.bad_step < 0) & ~jnp.isfinite(total), i, sums.bad_step)
-        state = TrainState(
-            core,
-            optax.apply_updates(state.learned, learned_updates),
-            core_optimizer,
-            learned_optimizer,
-            method.after_step(state.method, state.core, core, core_grads, seen),
+        state = state._replace(
+            core=core,
+            learned=optax.apply_updates(state.learned, learned_updates),
+            core_optimizer=core_optimizer,
+            learned_optimizer=learned_optimizer,
+            method=method.after_step(state.method, state.core, core, core_grads, seen),
         )
         sums = Sums(sums.loss + total, sums.correct + correct, sums.examples + count_here, bad)
         return state, sums
@@ -307,7 +330,36 @@ def end_task(problem: Problem, key, state: TrainState, data: Data, task, axis=No
     kept = method.consolidate(state.core, kept, task, ended, problem.spec)
     # The factors have done their work; zeros keep the state's structure.
     dropped = jax.tree.map(jnp.zeros_like, state.learned)
-    return state._replace(learned=dropped, method=kept)
+    statistics = state.statistics
+    if problem.statistics:
+        found = _input_statistics(problem, key, data, task, slots, count, axis)
+        statistics = jax.tree.map(lambda kept, new: kept.at[task].set(new), statistics, found)
+    return state._replace(learned=dropped, method=kept, statistics=statistics)
+
+
+def input_directions(problem: Problem, key, data: Data) -> jax.Array:
+    """The directions of the statistics of a seed, f32 ``[inputs, r]``."""
+    inputs = math.prod(data.train.images.shape[1:])
+    return inference.directions(prng.fold(key, prng.STATISTICS), inputs, problem.statistics)
+
+
+def _input_statistics(problem: Problem, key, data: Data, task, slots, count, axis):
+    """The Gaussian of a task's projected inputs, of the first examples of its last epoch."""
+    view, r = make_view(problem, key, data, task), problem.statistics
+    directions = input_directions(problem, key, data)
+    limit = min(inference.EXAMPLES, slots.shape[0])
+    batch, count = min(512, limit), jnp.minimum(count, limit)
+
+    def add(i, sums):
+        within = i * batch + jnp.arange(batch)
+        x, _ = view.examples(data.train, slots[jnp.minimum(within, limit - 1)])
+        z = view.project(x, directions)
+        mine = jnp.where((within < count)[:, None], z, 0.0)
+        return sums[0] + mine.sum(0), sums[1] + mine.T @ mine
+
+    zeros = (jnp.zeros(r), jnp.zeros((r, r)))
+    sums = across.sum_loop(axis, -(-count // batch), add, zeros)
+    return inference.Statistics(*inference.gaussian(count.astype(jnp.float32), *sums))
 
 
 def steps_per_epoch(problem: Problem, sequence: TaskSequence, task: int) -> int:

@@ -118,6 +118,7 @@ def new_record(config, num_tasks: int) -> dict:
     empty = np.full((config.num_seeds, num_tasks, num_tasks), np.nan)
     return {
         "accuracy": {kind: empty.copy() for kind in KINDS},
+        "task_guess": empty.copy(),
         "train_seconds": 0.0,
         "evaluate_seconds": 0.0,
         "compile_seconds": 0.0,
@@ -193,6 +194,8 @@ class _Run:
                 kind: np.array(writers.plain_nan(matrix), float)
                 for kind, matrix in self.record["accuracy"].items()
             }
+            guess = writers.plain_nan(self.record["task_guess"])
+            self.record["task_guess"] = np.array(guess, float)
         self.compiled_before = self.record["compile_seconds"]
         self.log = writers.MetricsLog(
             self.workdir / "metrics.jsonl",
@@ -344,12 +347,14 @@ class _Run:
         limit = self.config.evaluate.inferred_examples if self.problem.method.told_task else 0
         found = accuracies(correct, self.sequence.test.count, limit)
         found = {kind: np.atleast_2d(values) for kind, values in found.items()}
+        guess = found.pop("task_guess")
         if finished:
             for kind, values in found.items():
                 self.record["accuracy"][kind][:, task] = values
+            self.record["task_guess"][:, task] = guess
         self.log.write(
             kind="evaluate", task=task + 1, task_finished=finished,
-            total_steps=self.record["total_steps"], **found,
+            total_steps=self.record["total_steps"], **found, task_guess=guess,
         )  # fmt: skip
         if finished:
             means = {kind: np.nanmean(v) for kind, v in found.items() if not np.isnan(v).all()}
@@ -387,6 +392,7 @@ class _Run:
             "device": device_name(),
             "accuracy": record["accuracy"],
             "summary": {k: metrics.summarise(m) for k, m in record["accuracy"].items()},
+            "inference": self.inference(),
             "memory": per_seed,
             "paper": dict(published),
             "time": {
@@ -408,6 +414,18 @@ class _Run:
         plots.draw(self.workdir, writers.plain(result))
         writers.write_result(self.workdir, result)
         return result
+
+    def inference(self) -> dict | None:
+        """How the task was inferred, and how often rightly; None for methods without modes."""
+        if not self.problem.method.told_task:
+            return None
+        config, right = self.config.evaluate, self.record["task_guess"]
+        return {
+            "rule": config.rule,
+            "per": config.infer,
+            "task_accuracy": right,
+            "summary": {"task_accuracy": metrics.mean_and_sd(right[:, -1].mean(-1))},
+        }
 
 
 def versions() -> dict[str, str]:

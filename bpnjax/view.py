@@ -124,6 +124,12 @@ class View(NamedTuple):
         """
         return mode if self.pixels is None else permute_key(mode, self.input_layer, self.pixels)
 
+    def project(self, x, directions):
+        """Inputs times `bpnjax.inference.directions`, f32 [n, r]."""
+        if self.pixels is not None:  # what moves the first kernel's rows moves these
+            directions = directions[self.pixels.inverse]
+        return x.reshape(x.shape[0], -1) @ directions
+
     def restore(self, tree):
         """Takes what was measured of `params` back to the order of the shared parameters.
 

@@ -19,7 +19,10 @@ from bpnjax import main, methods, plots, train
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Two tasks of two epochs of 9 steps. Checkpoints after 13 steps of a task, so in mid-epoch, and
 # at its end: (0, 1, 4), (1, 0, 0), (1, 1, 4), (2, 0, 0) as (task, epoch, step) counted from 0.
-CHANGES = {"sequence__num_tasks": 2, "model__hidden": "(16,)", "checkpoint__every_steps": 13}
+CHANGES = {
+    "sequence__num_tasks": 2, "model__hidden": "(16,)", "checkpoint__every_steps": 13,
+    "evaluate__rule": "statistics", "evaluate__statistics": 8,
+}  # fmt: skip
 BETWEEN_TASKS, IN_A_TASK, AT_THE_END = (1, 0, 0), (1, 1, 4), (2, 0, 0)
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -41,7 +44,8 @@ def left(workdir):
     for line in lines:
         line.pop("examples_per_second", None)
     return (
-        json.loads((workdir / "result.json").read_text())["accuracy"],
+        [json.loads((workdir / "result.json").read_text())[part]
+         for part in ("accuracy", "inference")],
         lines,
         {
             path.name: {
@@ -50,7 +54,7 @@ def left(workdir):
             }
             for path in workdir.glob("*.safetensors")
         },
-    )
+    )  # fmt: skip
 
 
 def assert_same(workdir, reference, same_lines=True):

@@ -14,8 +14,8 @@ from bpnjax.errors import UserError
 USAGE = """usage: python -m bpnjax.paper --artefact=NAME[,NAME...] [--workdir=DIR] [--num_seeds=N]
                               [--configs=DIR] [--config.FIELD=VALUE ...]
 
-  --artefact=NAME         fig5 fig6a fig6b fig6c table1 fig7 controls hidden_dim strength, or all,
-                          which also makes report/index.html
+  --artefact=NAME         fig5 fig6a fig6b fig6c table1 fig7 controls hidden_dim strength untold,
+                          or all, which also makes report/index.html
   --workdir=DIR           for runs, pictures and tables (default: runs/paper)
   --num_seeds=N           of each run, instead of what the artefact asks for
   --configs=DIR           the folder of configuration files (default: that of the repository)
@@ -28,7 +28,7 @@ def artefacts() -> dict:
     Returns:
       ``{name: (Runner) -> Report}``, in the order in which ``all`` makes them.
     """
-    from bpnjax.paper import controls, incremental, permuted, regions, sweeps
+    from bpnjax.paper import controls, incremental, permuted, regions, sweeps, untold
 
     return {
         "fig5": regions.fig5,
@@ -40,6 +40,7 @@ def artefacts() -> dict:
         "controls": controls.controls,
         "hidden_dim": sweeps.hidden_dim,
         "strength": sweeps.strength,
+        "untold": untold.untold,
     }
 
 
