@@ -59,11 +59,14 @@ def default() -> ConfigDict:
 
     c.train = ConfigDict()
     c.train.epochs = 5  # a task
+    c.train.epochs_per_task = ()  # of each task, instead; joint takes the largest
     c.train.batch_size = 128
     c.train.optimizer = "adam"  # of the shared parameters: a name of bpnjax.optim.OPTIMIZERS
     c.train.learning_rate = 3e-4  # of the shared parameters
     c.train.rates = ""  # of layers, as factors on it: "conv_.*=0;output=10", first match; 0 freezes
     c.train.rate_decay = 0.0  # d: in task t = 0, 1, ... that rate is divided by 1 + d t
+    c.train.rate_drops = ()  # shares of a task's epochs, as (0.75, 0.9), after each of which that
+    c.train.rate_drop_factor = 10.0  # rate, and that of W, is divided by so much; not epsilon
     c.train.reset_optimizer = True  # forget the shared optimizer's state at each new task
 
     c.bd = ConfigDict()
@@ -229,6 +232,7 @@ _AT_LEAST = {
 _LARGEST_SEED = 2**31 - 1  # larger ones would be cut to 32 bits, or refused, by JAX
 _POSITIVE = (
     "train.learning_rate",
+    "train.rate_drop_factor",
     "bd.epsilon",
     "bd.learning_rate",
     "plain_bias.learning_rate",
@@ -390,6 +394,17 @@ def validate(config: ConfigDict) -> None:
     for field in ("model.hidden", "model.channels"):
         if any(not isinstance(width, int) or width < 1 for width in flat[field]):
             raise UserError(f"{field}: {flat[field]} has a width below 1; give positive integers")
+    per_task = flat["train.epochs_per_task"]
+    if any(not isinstance(epochs, int) or epochs < 1 for epochs in per_task):
+        raise UserError(
+            f"train.epochs_per_task: {per_task} is not positive integers; give one a task"
+        )
+    drops = flat["train.rate_drops"]
+    if any(not isinstance(share, (int, float)) or not 0 < share < 1 for share in drops):
+        raise UserError(
+            f"train.rate_drops: {drops} is not shares of a task's epochs; give numbers between 0 "
+            "and 1, as (0.75, 0.9)"
+        )
     for field, widths in _ALEXNET.items() if flat["model.name"] == "alexnet" else ():
         if len(flat[field]) != len(widths):
             raise UserError(

@@ -35,8 +35,8 @@ def describe(config) -> str:
     counts = memory.report(problem, state, picture)
     joint = problem.method.joint
     stages = [sequence.num_tasks - 1] if joint else range(sequence.num_tasks)
-    steps = config.train.epochs * sum(
-        programs.steps_per_epoch(problem, sequence, task) for task in stages
+    steps = sum(
+        problem.epochs[task] * programs.steps_per_epoch(problem, sequence, task) for task in stages
     )
     lines = [f"{name} = {value!r}" for name, value in configuration.flatten(config).items()]
     lines += ["", f"method    {config.method} ({REGISTRY[config.method].paper or 'baseline'})"]
@@ -90,7 +90,7 @@ def _seconds(problem, sequence, num_seeds: int) -> float:
         limit = problem.config.evaluate.inferred_examples
         share = min(1.0, limit * (row + 1) / of_row) if limit else 1.0
         tested += of_row * (1 + every * share * modes)
-    trained = problem.config.train.epochs * int(sequence.train.count.sum())
+    trained = int((sequence.train.count * problem.epochs).sum())
     work = num_seeds * 2.0 * multiplications * (3 * trained + tested)
     return work / (_SHARE * _matrix_rate())
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpnjax import programs
+from bpnjax import programs, schedule
 from bpnjax.data import load_sequence
 from bpnjax.errors import UserError
 from bpnjax.evaluate import Correct, accuracies, evaluate
@@ -48,7 +48,8 @@ def whole_run(
         def one_epoch(epoch, state):
             return programs.run_steps(problem, key, state, data, task, epoch, 0, steps[task])[0]
 
-        state = jax.lax.fori_loop(0, problem.config.train.epochs, one_epoch, state)
+        epochs = schedule.look_up(problem.epochs, task)
+        state = jax.lax.fori_loop(0, epochs, one_epoch, state)
         state = programs.end_task(problem, key, state, data, task)
         return state, evaluate(problem, key, state, data, task, False)
 
