@@ -3,14 +3,15 @@
 import time
 from functools import partial
 
+import avalanche_loop
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch_loop
 from accelerator import accelerator
 from machine import FLOPS, make_matrix_product
 from problems import NETWORKS, Timed, best_of, flops_per_example
 from startup import startup
-from torch_loop import make_burst
 
 from bpnjax import importance, memory, programs
 
@@ -39,19 +40,28 @@ def steps():
 
 def against_torch():
     """(b) The same beside a plain PyTorch loop on the same cores."""
+    return _beside("a PyTorch loop", "PyTorch", torch_loop.make_burst, ("sgd", "ewc", "bd_ewc"))
+
+
+def against_avalanche():
+    """(b) The same beside Avalanche's strategies."""
+    return _beside("Avalanche", "Avalanche", avalanche_loop.make_burst, ("sgd", "ewc", "si"))
+
+
+def _beside(title, name, make_burst, methods):
     rows = []
     for network in MEASURED[:2]:
-        for method in ("sgd", "ewc", "bd_ewc"):
+        for method in methods:
             theirs = make_burst(*NETWORKS[network], method, 128, 90)
             if theirs is None:
-                rows.append([network, method, "-", "-", "PyTorch is not installed"])
+                rows.append([network, method, "-", "-", f"{name} is not installed"])
                 continue
             best = best_of({"ours": Timed(network, method).burst, "theirs": theirs})
             rows.append([network, method, f"{128 / best['ours']:,.0f}",
                          f"{128 / best['theirs']:,.0f}",
                          f"{best['theirs'] / best['ours']:.2f}"])  # fmt: skip
-    header = ["network", "method", "ours, examples/s", "PyTorch, examples/s", "ratio"]
-    return "Beside a PyTorch loop", header, rows
+    header = ["network", "method", "ours, examples/s", f"{name}, examples/s", "ratio"]
+    return f"Beside {title}", header, rows
 
 
 def passes():
@@ -193,7 +203,7 @@ def _seconds(run) -> float:
 
 
 PARTS = {
-    "steps": steps, "torch": against_torch, "passes": passes, "tasks": tasks, "seeds": seeds,
-    "classes": classes, "sizes": sizes, "startup": startup,
+    "steps": steps, "torch": against_torch, "avalanche": against_avalanche, "passes": passes,
+    "tasks": tasks, "seeds": seeds, "classes": classes, "sizes": sizes, "startup": startup,
     "accelerator": accelerator,
 }  # fmt: skip
