@@ -29,6 +29,7 @@ def default() -> ConfigDict:
 
     c.dataset = ConfigDict()
     c.dataset.name = "mnist"  # a TFDS set, "digits" or "gaussians"; several separated by commas
+    c.dataset.train_split = "train"  # of TFDS, to train on, as "train+validation"; or one a set
     c.dataset.data_dir = ""  # where prepared TFDS sets are; "" is TFDS's default
     c.dataset.manual_dir = ""  # where the official archives are, if they cannot be downloaded
     c.dataset.cache_dir = ""  # where decoded pictures go; "" is the user's cache folder
@@ -37,6 +38,10 @@ def default() -> ConfigDict:
     # mean and sd, of pictures in colour), unit, none
     c.dataset.device_mb = 0.0  # pictures of a split beyond it stream; 0: half of an accelerator's
     c.dataset.resize = ()  # (height, width, channels) for sets of other or mixed sizes
+    c.dataset.augment = "none"  # none: pictures are squeezed into that shape. crop_flip: it is cut
+    # out of them, to train at random and mirrored half the time, else the middle
+    c.dataset.resize_shorter = 256  # crop_flip: their shorter side before that
+    c.dataset.workers = 0  # crop_flip: processes that decode; 0: threads of this one
 
     c.sequence = ConfigDict()
     c.sequence.kind = "class_split"  # class_split, permuted (pixels), datasets (one set a task)
@@ -171,7 +176,7 @@ def default() -> ConfigDict:
 # Fields that do not change what a run computes: a workdir may be taken up again with others.
 FREE_FIELDS = (
     "compilation_cache", "dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir",
-    "dataset.device_mb", "checkpoint", "paper",
+    "dataset.device_mb", "dataset.workers", "checkpoint", "paper",
 )  # fmt: skip
 
 KERNEL_INITS = tuple(
@@ -180,6 +185,7 @@ KERNEL_INITS = tuple(
 # Widths of the published network, whose layers are as many in any other.
 _ALEXNET = {"model.channels": (64, 192, 384, 256, 256), "model.hidden": (4096, 4096)}
 _CHOICES = {
+    "dataset.augment": ("none", "crop_flip"),
     "dataset.normalize": ("standard", "imagenet", "unit", "none"),
     "sequence.kind": ("class_split", "permuted", "datasets"),
     "model.name": ("mlp", "convnet", "alexnet"),
@@ -202,6 +208,8 @@ _CHOICES = {
     "evaluate.inferred_rows": ("all", "last"),
 }
 _AT_LEAST = {
+    "dataset.resize_shorter": 1,
+    "dataset.workers": 0,
     "num_seeds": 1,
     "seed": 0,
     "sequence.num_tasks": 1,
@@ -427,6 +435,22 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"dataset.resize: {resize} is no picture shape; give (height, width, 1 or 3)"
         )
+    if flat["dataset.augment"] != "none":
+        if not resize:
+            raise UserError(
+                "dataset.resize: () leaves open what dataset.augment cuts out; give (height, "
+                "width, 1 or 3)"
+            )
+        if flat["dataset.resize_shorter"] < max(resize[:2]):
+            raise UserError(
+                f"dataset.resize_shorter: {flat['dataset.resize_shorter']} is below the "
+                f"{max(resize[:2])} pixels of dataset.resize; give at least that"
+            )
+        if flat["num_seeds"] > 1:
+            raise UserError(
+                f"num_seeds: {flat['num_seeds']} seeds draw crops of their own; with "
+                "dataset.augment run them one by one, each with its --config.seed"
+            )
     for field in ("bd.layers", "psp.layers"):
         try:
             re.compile(flat[field])

@@ -73,6 +73,11 @@ def sweep(
     Raises:
       UserError: the data cannot be read, or the method trains on all tasks at once.
     """
+    if config.dataset.augment != "none":
+        raise UserError(
+            f"dataset.augment: {config.dataset.augment!r} reads pictures on the host, which a "
+            "sweep never returns to; set none"
+        )
     sequence = load_sequence(config)
     problem = programs.make_problem(config, sequence)
     if problem.method.joint:
