@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from bpnjax import config as configuration
 from bpnjax import feed, memory, parallel, programs
-from bpnjax.data import load_sequence
+from bpnjax.data import embedded, load_sequence, set_names
+from bpnjax.errors import UserError
 from bpnjax.methods import REGISTRY
 
 _SHARE = 0.4  # of a matrix product's rate that training, tests included, reaches (benchmarks/)
@@ -28,6 +29,7 @@ def describe(config) -> str:
       UserError: the run could not start.
     """
     layout = parallel.choose_layout(config)
+    _check_prepared(config)
     sequence = load_sequence(config)
     problem = programs.make_problem(config, sequence)
     state = jax.eval_shape(partial(programs.init_state, problem), jax.random.key(0))
@@ -67,6 +69,28 @@ def describe(config) -> str:
         "device, by its rate of matrix products; rough, compiling not counted",
     ]
     return "\n".join(lines)
+
+
+def _check_prepared(config) -> None:
+    """Refuses sets that a run would prepare first, perhaps for hours: here nothing is prepared."""
+    names = [name for name in set_names(config) if name not in embedded.SETS]
+    if not names:
+        return
+    from bpnjax.data.prepare import unprepared
+
+    absent = unprepared(names, config.dataset.data_dir)
+    if not absent:
+        return
+    listed = "; ".join(
+        name + (f" ({', '.join(files[:4])}{', ...' if len(files) > 4 else ''})" if files else "")
+        for name, files in absent.items()
+    )
+    raise UserError(
+        f"dataset.name: {len(absent)} of {len(names)} sets are not prepared, and a dry run prepares"
+        f" none: {listed}; the command without --dry_run downloads and prepares them, or takes"
+        " these archives from --config.dataset.manual_dir=DIR; sets prepared elsewhere are read"
+        " from --config.dataset.data_dir=DIR"
+    )
 
 
 def _seconds(problem, sequence, num_seeds: int) -> float:

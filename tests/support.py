@@ -108,7 +108,7 @@ def write_prepared(data_dir, name, splits, **more):
     """Writes a set as TFDS does: ``splits`` is {split: [(bytes of a picture, label)]}.
 
     A set that TFDS knows gets the features of its builder, what its examples have beside pictures
-    and labels from ``more``; any other has these two, of ``classes`` classes.
+    and labels from the functions ``more``, else text; any other has these two, of ``classes``.
     """
     import tensorflow_datasets as tfds
 
@@ -125,7 +125,8 @@ def write_prepared(data_dir, name, splits, **more):
     def examples(rows):
         for i, (picture, label) in enumerate(rows):
             example = {"image": io.BytesIO(picture), "label": label}
-            example |= {k: more.get(k, f"text {i}") for k in set(features) - set(example)}
+            for k in set(features) - set(example):
+                example[k] = more[k]() if k in more else f"text {i}"
             yield i, example
 
     body = {

@@ -52,6 +52,11 @@ class TaskSequence(NamedTuple):
         return self.classes.shape[1]
 
 
+def set_names(config) -> list[str]:
+    """The sets that a configuration names."""
+    return [name.strip() for name in config.dataset.name.split(",") if name.strip()]
+
+
 def load_sequence(config) -> TaskSequence:
     """Loads the sets that a configuration names and cuts them into its sequence of tasks.
 
@@ -65,7 +70,7 @@ def load_sequence(config) -> TaskSequence:
       UserError: sets that cannot be had, or a sequence that they do not allow.
     """
     kind = config.sequence.kind
-    names = [name.strip() for name in config.dataset.name.split(",") if name.strip()]
+    names = set_names(config)
     if kind == "datasets":
         if len(names) < 2:
             raise UserError(
