@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from bpnjax import config as configuration
 from bpnjax import features, feed, memory, parallel, programs, resume
+from bpnjax.data import embedded, set_names
+from bpnjax.errors import UserError
 from bpnjax.methods import REGISTRY
 
 _SHARE = 0.4  # of a matrix product's rate that training, tests included, reaches (benchmarks/)
@@ -29,6 +31,7 @@ def describe(config) -> str:
       UserError: the run could not start.
     """
     layout = parallel.choose_layout(config)
+    _check_prepared(config)
     trained, sequence = features.load(config)
     problem = programs.make_problem(trained, sequence)
     state = jax.eval_shape(partial(programs.init_state, problem), jax.random.key(0))
@@ -36,8 +39,8 @@ def describe(config) -> str:
     counts = memory.report(problem, state, picture)
     earlier = resume.find(config, sequence)
     stages = resume.stages(problem, earlier)
-    steps = config.train.epochs * sum(
-        programs.steps_per_epoch(problem, sequence, task) for task in stages
+    steps = sum(
+        problem.epochs[task] * programs.steps_per_epoch(problem, sequence, task) for task in stages
     )
     lines = [f"{name} = {value!r}" for name, value in configuration.flatten(config).items()]
     lines += ["", f"method    {config.method} ({REGISTRY[config.method].paper or 'baseline'})"]
@@ -71,6 +74,28 @@ def describe(config) -> str:
     return "\n".join(lines)
 
 
+def _check_prepared(config) -> None:
+    """Refuses sets that a run would prepare first, perhaps for hours: here nothing is prepared."""
+    names = [name for name in set_names(config) if name not in embedded.SETS]
+    if not names:
+        return
+    from bpnjax.data.prepare import unprepared
+
+    absent = unprepared(names, config.dataset.data_dir)
+    if not absent:
+        return
+    listed = "; ".join(
+        name + (f" ({', '.join(files[:4])}{', ...' if len(files) > 4 else ''})" if files else "")
+        for name, files in absent.items()
+    )
+    raise UserError(
+        f"dataset.name: {len(absent)} of {len(names)} sets are not prepared, and a dry run prepares"
+        f" none: {listed}; the command without --dry_run downloads and prepares them, or takes"
+        " these archives from --config.dataset.manual_dir=DIR; sets prepared elsewhere are read"
+        " from --config.dataset.data_dir=DIR"
+    )
+
+
 def _seconds(problem, sequence, stages) -> float:
     """By the multiplications of training and of the tests after each task."""
     core = jax.eval_shape(problem.spec.init, jax.random.key(0))
@@ -90,9 +115,12 @@ def _seconds(problem, sequence, stages) -> float:
         limit = problem.config.evaluate.inferred_examples
         share = min(1.0, limit * (row + 1) / of_row) if limit else 1.0
         tested += of_row * (1 + every * share * modes)
+    epochs = problem.epochs
     count = sequence.train.count
-    examples = count.sum() if problem.method.joint else sum(count[task] for task in stages)
-    trained = problem.config.train.epochs * int(examples)
+    if problem.method.joint:
+        trained = epochs[0] * int(count.sum())
+    else:
+        trained = sum(epochs[task] * int(count[task]) for task in stages)
     work = problem.config.num_seeds * 2.0 * multiplications * (3 * trained + tested)
     return work / (_SHARE * _matrix_rate())
 

@@ -59,6 +59,11 @@ def once(config, sequence: TaskSequence):
             "train.features_once: a run goes on behind another's tasks with the whole network; "
             "leave it out beside --resume_from"
         )
+    if config.dataset.augment != "none":
+        raise UserError(
+            f"train.features_once: with dataset.augment={config.dataset.augment} a picture differs "
+            "from epoch to epoch; leave one of the two out"
+        )
     model = models.build(config.model, sequence.num_classes)
     shape = sequence.train.images.shape[1:]
     x = jnp.zeros((1, *shape))

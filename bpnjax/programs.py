@@ -12,7 +12,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bpnjax import across, importance, inference, kronecker, models, modulation, optim, prng
+from bpnjax import (
+    across,
+    importance,
+    inference,
+    kronecker,
+    models,
+    modulation,
+    optim,
+    prng,
+    schedule,
+)
 from bpnjax.data.sequence import Split, TaskSequence
 from bpnjax.errors import UserError
 from bpnjax.methods import REGISTRY, Ended, Method, Spec, Step
@@ -54,6 +64,7 @@ class Problem(NamedTuple):
     core_optimizer: optax.GradientTransformation
     learned_optimizer: optax.GradientTransformation
     num_tasks: int
+    epochs: list[int]  # of each task
     permuted: bool
     input_layer: str  # "" where pixels are permuted in the input instead of the first kernel
     statistics: int = 0  # projections of the input of which they are kept; 0 for none
@@ -107,6 +118,7 @@ def make_problem(config, sequence: TaskSequence) -> Problem:
             modulation.matching(layers, config[field].layers)
         except ValueError as error:
             raise UserError(f"{field}.layers: {error}; mend the pattern") from error
+    epochs = schedule.epochs_per_task(config, sequence.num_tasks, method.joint)
     spec = Spec(sequence.num_tasks, sequence.classes, layers, init, config)
     method.check(spec)
     optimizer = optim.OPTIMIZERS[config.train.optimizer]
@@ -118,14 +130,22 @@ def make_problem(config, sequence: TaskSequence) -> Problem:
             jax.eval_shape(core_optimizer.init, core)
         except ValueError as error:
             raise UserError(f"train.rates: {error}; mend the pattern") from error
+
+    def of_task(rate):
+        # What follows its gradient slows down with the shared parameters. M does not: its step is
+        # epsilon, no learning rate.
+        own = optimizer(rate)
+        return schedule.following(own) if config.train.rate_drops else own
+
     return Problem(
         config=config,
         method=method,
         model=model,
         spec=spec,
         core_optimizer=core_optimizer,
-        learned_optimizer=optim.partition_by_path(method.rules(config, optimizer)),
+        learned_optimizer=optim.partition_by_path(method.rules(config, of_task)),
         num_tasks=sequence.num_tasks,
+        epochs=epochs,
         permuted=sequence.permuted,
         input_layer=getattr(model, "input_layer", ""),
         statistics=_projections(config, method, math.prod(x.shape)),
@@ -243,6 +263,8 @@ def run_steps(
         return jnp.sum(weight * losses), correct
 
     slower = 1.0 / (1.0 + config.train.rate_decay * jnp.asarray(task, jnp.float32))
+    left = schedule.dropped(config, problem.epochs, task, epoch)
+    slower = slower * left
     rate = config.train.learning_rate * slower
     step_size = rate if config.ewc.form == "proximal" else 0.0
     epoch_key = prng.fold(key, prng.STEP, task, epoch)
@@ -276,12 +298,12 @@ def run_steps(
             state.core_optimizer,
             state.core,
         )
-        if config.train.rate_decay:
+        if config.train.rate_decay or config.train.rate_drops:
             core_updates = jax.tree.map(lambda u: slower.astype(u.dtype) * u, core_updates)
         core = optax.apply_updates(state.core, core_updates)
         core = method.after_update(core, state.method, seen)
         learned_updates, learned_optimizer = problem.learned_optimizer.update(
-            learned_grads, state.learned_optimizer, state.learned
+            learned_grads, state.learned_optimizer, state.learned, rate_left=left
         )
         bad = jnp.where((sums.bad_step < 0) & ~jnp.isfinite(total), i, sums.bad_step)
         state = state._replace(
@@ -323,7 +345,8 @@ def end_task(problem: Problem, key, state: TrainState, data: Data, task, axis=No
     mode = method.train_mode(state.learned, method.mode(state.method, task))
     kept = method.store(state.core, state.learned, state.method, task)
 
-    slots, count = epoch_order(problem, key, data.train, task, problem.config.train.epochs - 1)
+    last_epoch = schedule.look_up(problem.epochs, task) - 1
+    slots, count = epoch_order(problem, key, data.train, task, last_epoch)
     measures = _task_importance(problem, key, state.core, mode, data, task, slots, axis)
     examples = make_examples(problem, key, data)
     ended = Ended(*measures, slots, count, examples, prng.fold(key, prng.ENDED, task))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpnjax import features, programs
+from bpnjax import features, programs, schedule
 from bpnjax.errors import UserError
 from bpnjax.evaluate import Correct, accuracies, evaluate
 from bpnjax.methods import bd, ewc
@@ -50,7 +50,8 @@ def whole_run(
         def one_epoch(epoch, state):
             return programs.run_steps(problem, key, state, data, task, epoch, 0, steps[task])[0]
 
-        state = jax.lax.fori_loop(0, problem.config.train.epochs, one_epoch, state)
+        epochs = schedule.look_up(problem.epochs, task)
+        state = jax.lax.fori_loop(0, epochs, one_epoch, state)
         state = programs.end_task(problem, key, state, data, task)
         return state, evaluate(problem, key, state, data, task, False)
 
@@ -74,6 +75,11 @@ def sweep(
     Raises:
       UserError: the data cannot be read, or the method trains on all tasks at once.
     """
+    if config.dataset.augment != "none":
+        raise UserError(
+            f"dataset.augment: {config.dataset.augment!r} reads pictures on the host, which a "
+            "sweep never returns to; set none"
+        )
     config, sequence = features.load(config)
     problem = programs.make_problem(config, sequence)
     if problem.method.joint:

@@ -173,6 +173,7 @@ class _Run:
         self.config, self.workdir, self.sequence = config, workdir, sequence
         self.earlier = earlier
         self.problem = programs.make_problem(trained, sequence)
+        self.epochs = self.problem.epochs
         self.clock = parallel.Clock()
         self.programs = compile_programs(self.problem, self.clock, config.num_seeds, layout)
         self.data = parallel.place(put_on_device(sequence, feed.most_bytes(config)), layout)
@@ -202,7 +203,7 @@ class _Run:
             self.record["metrics_length"],
             logs.open_copies(self.config.log, self.workdir, self.config.seed),
         )
-        total = self.config.train.epochs * sum(self.steps.values())
+        total = sum(self.epochs[task] * steps for task, steps in self.steps.items())
         self.progress = writers.Progress(total, self.record["total_steps"])
         if found is None and self.earlier is not None:
             self.take_over()
@@ -286,14 +287,14 @@ class _Run:
         steps, longest = self.steps[task], self.chunk_steps or self.steps[task]
         every = self.save_every(task)
         _, epoch, start = self.position
-        while epoch < self.config.train.epochs:
+        while epoch < self.epochs[task]:
             done = epoch * steps + start  # in this task
             stop = min(steps, start + longest, start + every - done % every)
             yield epoch, start, stop
             epoch, start = (epoch + 1, 0) if stop == steps else (epoch, stop)
 
     def save_every(self, task):
-        return self.config.checkpoint.every_steps or self.config.train.epochs * self.steps[task] + 1
+        return self.config.checkpoint.every_steps or self.epochs[task] * self.steps[task] + 1
 
     def train_task(self, task):
         config, steps = self.config, self.steps[task]
@@ -336,7 +337,7 @@ class _Run:
         )  # fmt: skip
         self.progress.update(
             stop - start, task + 1, self.sequence.num_tasks, epoch + 1,
-            self.config.train.epochs, float(loss.mean()), rate,
+            self.epochs[task], float(loss.mean()), rate,
         )  # fmt: skip
 
     def test(self, task, finished):
