@@ -5,7 +5,7 @@ import pytest
 
 from bpnjax.errors import UserError
 from bpnjax.paper import __main__ as command
-from bpnjax.paper import controls, incremental, permuted, report, runs, sweeps, untold
+from bpnjax.paper import controls, eight, incremental, permuted, report, runs, sweeps, untold
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -16,7 +16,8 @@ from bpnjax.config import default
 def get_config():
     config = default()
     config.name = {name!r}
-    config.dataset.name = "digits"
+    config.dataset.name = "digits,digits" if {kind!r} == "datasets" else "digits"
+    config.sequence.heads = "multi" if {kind!r} == "datasets" else "single"
     config.sequence.kind = {kind!r}
     config.sequence.num_tasks = {tasks}
     config.model.hidden = (8,)
@@ -36,6 +37,8 @@ def configs(tmp_path_factory):
         kind, tasks = ("permuted", 12) if name == "permuted_mnist" else ("class_split", 2)
         text = CONFIG.format(name=name, kind=kind, tasks=tasks)
         (folder / f"{name}.py").write_text(text)
+    text = CONFIG.format(name="eight_domains", kind="datasets", tasks=2)
+    (folder / "eight_domains.py").write_text(text)
     return folder
 
 
@@ -55,6 +58,8 @@ def few(monkeypatch):
     monkeypatch.setattr(controls, "RATES", controls.RATES[:1])
     monkeypatch.setattr(untold, "SEQUENCES", (("MNIST", "mnist.py", {}, 20),))
     monkeypatch.setattr(untold, "METHODS", untold.METHODS[:1])
+    labels = ("BD+EWC", "LwF")
+    monkeypatch.setattr(eight, "METHODS", {label: eight.METHODS[label] for label in labels})
     monkeypatch.setattr(sweeps, "HIDDEN_DIMS", ((1, 4),))
     monkeypatch.setattr(sweeps, "STRENGTHS", ((0.0, 2000.0),))
 
@@ -65,7 +70,7 @@ def test_every_artefact_and_the_page(configs, folder, few, monkeypatch, capsys):
         command, "artefacts", lambda: {k: f for k, f in known.items() if k != "fig5"}
     )
     flags = ["--artefact=all", f"--workdir={folder}", f"--configs={configs}", "--num_seeds=1",
-             "--config.train.batch_size=48"]  # fmt: skip
+             "--config.train.batch_size=48", "--sequence=eight_domains"]  # fmt: skip
     assert command.run(flags) == 0
     for name in command.artefacts():
         text = (folder / name / f"{name}.md").read_text()
@@ -98,6 +103,18 @@ def test_figures_are_those_of_the_result_files(configs, folder, few):
         epochs, values = runs.by_epoch(run, line.kind)
         assert epochs.tolist() == [1, 2, 3, 4] and values.shape == (4, 1, 2)
         assert np.isnan(values[:2, 0, 1]).all() and not np.isnan(values[2:]).any()
+
+
+def test_eight_sets_in_a_table(configs, folder, few):
+    """After the first test, whose runs are taken up."""
+    runner = runs.Runner(folder, configs, 1, {"train.batch_size": 48}, "eight_domains")
+    made = eight.table2(runner)
+    (header, rows), (_, averages) = made.tables
+    assert header == ["method", "digits", "digits", "average", "paper's average"]
+    assert [(row[0], row[-1]) for row in rows] == [("BD+EWC", "0.529"), ("LwF", "0.495")]
+    for row, other in zip(rows, averages, strict=True):
+        assert float(row[3]) == pytest.approx((float(row[1]) + float(row[2])) / 2, abs=1.1e-3)
+        assert other[1] == row[3]
 
 
 def test_group_of_ten_and_so_far(configs, folder):
@@ -138,6 +155,10 @@ def test_state_of_a_figure(mean, paper, expected):
         (["--artefact=fig5", "--configs=/nowhere"], "--configs: no mnist.py in /nowhere"),
         (["--artefact=fig5", "--config.train.epoch=1"], "train.epoch: unknown config field"),
         (["--artefact=fig5", "--nonsense=1"], "nonsense"),
+        (
+            ["--artefact=table2", "--sequence=eight"],
+            "--sequence: unknown sequence 'eight'; choose from: eight_tasks, eight_domains",
+        ),
     ],
 )
 def test_refusals(flags, message, tmp_path, capsys, monkeypatch):

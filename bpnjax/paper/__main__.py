@@ -14,12 +14,17 @@ from bpnjax.errors import UserError
 USAGE = """usage: python -m bpnjax.paper --artefact=NAME[,NAME...] [--workdir=DIR] [--num_seeds=N]
                               [--configs=DIR] [--config.FIELD=VALUE ...]
 
-  --artefact=NAME         fig5 fig6a fig6b fig6c table1 fig7 controls hidden_dim strength untold,
-                          or all, which also makes report/index.html
+  --artefact=NAME         fig5 fig6a fig6b fig6c table1 table2 fig7 controls hidden_dim strength
+                          untold, or all, which also makes report/index.html
+  --sequence=NAME         of table2: eight_tasks (many GB; the default) or eight_domains; all makes
+                          table2 only with it
   --workdir=DIR           for runs, pictures and tables (default: runs/paper)
   --num_seeds=N           of each run, instead of what the artefact asks for
   --configs=DIR           the folder of configuration files (default: that of the repository)
   --config.FIELD=VALUE    changes a field in all runs, as --config.dataset.data_dir=DIR"""
+
+
+SEQUENCES = ("eight_tasks", "eight_domains")  # of table2
 
 
 def artefacts() -> dict:
@@ -28,7 +33,7 @@ def artefacts() -> dict:
     Returns:
       ``{name: (Runner) -> Report}``, in the order in which ``all`` makes them.
     """
-    from bpnjax.paper import controls, incremental, permuted, regions, sweeps, untold
+    from bpnjax.paper import controls, eight, incremental, permuted, regions, sweeps, untold
 
     return {
         "fig5": regions.fig5,
@@ -36,6 +41,7 @@ def artefacts() -> dict:
         "fig6b": incremental.fig6b,
         "fig6c": incremental.fig6c,
         "table1": incremental.table1,
+        "table2": eight.table2,
         "fig7": permuted.fig7,
         "controls": controls.controls,
         "hidden_dim": sweeps.hidden_dim,
@@ -45,7 +51,7 @@ def artefacts() -> dict:
 
 
 def _parse(arguments):
-    more = {"artefact": "", "num_seeds": "", "configs": ""}
+    more = {"artefact": "", "num_seeds": "", "configs": "", "sequence": ""}
     config, values = command.parse_fields(configuration.default(), arguments, more)
     fields = [a.lstrip("-").split("=", 1)[0] for a in arguments if a.startswith("--config.")]
     flat = configuration.flatten(config)
@@ -61,18 +67,25 @@ def _parse(arguments):
     if not names:
         raise UserError(f"--artefact: missing; name one of: {', '.join(known)}, all")
     whole = names == ["all"]
-    names = list(known) if whole else names
+    if whole:  # the sets of the paper's Table II take many GB; its small ones have to be asked for
+        names = [name for name in known if name != "table2" or values.sequence]
     for name in names:
         if name not in known:
             raise UserError(
                 f"--artefact: unknown artefact {name!r}; choose from: {', '.join(known)}, all"
             )
     folder = pathlib.Path(values.workdir or os.path.join("runs", "paper"))
+    if values.sequence not in ("", *SEQUENCES):
+        raise UserError(
+            f"--sequence: unknown sequence {values.sequence!r}; choose from: {', '.join(SEQUENCES)}"
+        )
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not existing.is_dir():
         raise UserError(f"--workdir: {existing} is a file; name a folder")
     overrides = {field: flat[field] for field in given}
-    return names, whole, folder, home, int(seeds or 0), overrides
+    from bpnjax.paper.runs import Runner  # late: it imports JAX
+
+    return names, whole, Runner(folder, home, int(seeds or 0), overrides, values.sequence)
 
 
 def run(arguments: list[str]) -> int:
@@ -88,14 +101,12 @@ def run(arguments: list[str]) -> int:
         if command.asks_for_help(arguments):
             print(USAGE)
             return 0
-        names, whole, folder, home, seeds, overrides = _parse(arguments)
+        names, whole, runner = _parse(arguments)
         from bpnjax.checkpoint import write_atomically
         from bpnjax.paper import report
-        from bpnjax.paper.runs import Runner
         from bpnjax.writers import markdown_table
 
-        runner = Runner(folder, home, seeds, overrides)
-        made = []
+        folder, made = runner.folder, []
         for name in names:
             print(f"[{name}]", file=sys.stderr, flush=True)
             made.append(artefacts()[name](runner))

@@ -20,6 +20,7 @@ class Runner(NamedTuple):
     configs: pathlib.Path  # the folder of configuration files
     num_seeds: int  # 0: what the artefact asks for
     overrides: dict[str, Any]  # {field: value}
+    sequence: str = ""  # of table2
 
 
 class Run(NamedTuple):
