@@ -24,11 +24,14 @@ def default() -> ConfigDict:
     c.seed = 0  # of the first seed
     c.num_seeds = 1  # seeds seed, seed + 1, ... trained in one program
     c.devices = "all"  # "all" or a number of devices to spread the work over
+    c.log = ""  # metrics.jsonl also as: csv (metrics.csv), tensorboard, or "csv,tensorboard"
+    c.resume_from = ""  # a run's folder, or a model, whose tasks are the first ones of this run
 
     c.compilation_cache = True  # keep compiled programs in the cache folder, for the next run
 
     c.dataset = ConfigDict()
     c.dataset.name = "mnist"  # a TFDS set, "digits" or "gaussians"; several separated by commas
+    c.dataset.train_split = "train"  # of TFDS, to train on, as "train+validation"; or one a set
     c.dataset.data_dir = ""  # where prepared TFDS sets are; "" is TFDS's default
     c.dataset.manual_dir = ""  # where the official archives are, if they cannot be downloaded
     c.dataset.cache_dir = ""  # where decoded pictures go; "" is the user's cache folder
@@ -37,6 +40,10 @@ def default() -> ConfigDict:
     # mean and sd, of pictures in colour), unit, none
     c.dataset.device_mb = 0.0  # pictures of a split beyond it stream; 0: half of an accelerator's
     c.dataset.resize = ()  # (height, width, channels) for sets of other or mixed sizes
+    c.dataset.augment = "none"  # none: pictures are squeezed into that shape. crop_flip: it is cut
+    # out of them, to train at random and mirrored half the time, else the middle
+    c.dataset.resize_shorter = 256  # crop_flip: their shorter side before that
+    c.dataset.workers = 0  # crop_flip: processes that decode; 0: threads of this one
 
     c.sequence = ConfigDict()
     c.sequence.kind = "class_split"  # class_split, permuted (pixels), datasets (one set a task)
@@ -60,12 +67,15 @@ def default() -> ConfigDict:
 
     c.train = ConfigDict()
     c.train.epochs = 5  # a task
+    c.train.epochs_per_task = ()  # of each task, instead; joint takes the largest
     c.train.batch_size = 128
     c.train.optimizer = "adam"  # of the shared parameters: a name of bpnjax.optim.OPTIMIZERS
     c.train.learning_rate = 3e-4  # of the shared parameters
     c.train.rates = ""  # of layers, as factors on it: "conv_.*=0;output=10", first match; 0 freezes
     c.train.features_once = False  # small_alexnet: run its convolutions, frozen by rates, once
     c.train.rate_decay = 0.0  # d: in task t = 0, 1, ... that rate is divided by 1 + d t
+    c.train.rate_drops = ()  # shares of a task's epochs, as (0.75, 0.9), after each of which that
+    c.train.rate_drop_factor = 10.0  # rate, and that of W, is divided by so much; not epsilon
     c.train.reset_optimizer = True  # forget the shared optimizer's state at each new task
 
     c.bd = ConfigDict()
@@ -171,8 +181,8 @@ def default() -> ConfigDict:
 
 # Fields that do not change what a run computes: a workdir may be taken up again with others.
 FREE_FIELDS = (
-    "compilation_cache", "dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir",
-    "dataset.device_mb", "checkpoint", "paper",
+    "compilation_cache", "log", "dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir",
+    "dataset.device_mb", "dataset.workers", "checkpoint", "paper",
 )  # fmt: skip
 
 KERNEL_INITS = tuple(
@@ -181,6 +191,7 @@ KERNEL_INITS = tuple(
 # Widths of the published network, whose layers are as many in any other.
 _ALEXNET = {"model.channels": (64, 192, 384, 256, 256), "model.hidden": (4096, 4096)}
 _CHOICES = {
+    "dataset.augment": ("none", "crop_flip"),
     "dataset.normalize": ("standard", "imagenet", "unit", "none"),
     "sequence.kind": ("class_split", "permuted", "datasets"),
     "model.name": ("mlp", "convnet", "alexnet", "small_alexnet"),
@@ -204,6 +215,8 @@ _CHOICES = {
     "evaluate.inferred_rows": ("all", "last"),
 }
 _AT_LEAST = {
+    "dataset.resize_shorter": 1,
+    "dataset.workers": 0,
     "num_seeds": 1,
     "seed": 0,
     "sequence.num_tasks": 1,
@@ -235,6 +248,7 @@ _AT_LEAST = {
 _LARGEST_SEED = 2**31 - 1  # larger ones would be cut to 32 bits, or refused, by JAX
 _POSITIVE = (
     "train.learning_rate",
+    "train.rate_drop_factor",
     "bd.epsilon",
     "bd.learning_rate",
     "plain_bias.learning_rate",
@@ -272,6 +286,11 @@ def flatten(config, prefix: str = "") -> dict:
 
     Returns:
       ``{"a.b": value}``.
+
+    Example:
+      >>> from bpnjax.config import flatten
+      >>> flatten({"seed": 0, "train": {"epochs": 3}})
+      {'seed': 0, 'train.epochs': 3}
     """
     flat = {}
     for key, value in config.items():
@@ -288,7 +307,15 @@ def _suggest(word: str, words) -> str:
 
 
 def check_field(config: ConfigDict, field: str) -> None:
-    """Raises `UserError` for a field that the configuration does not have."""
+    """Makes sure that a configuration has a field.
+
+    Args:
+      config: a `ConfigDict`.
+      field: its name, ``"train.epochs"``.
+
+    Raises:
+      UserError: it has none of this name, and the message says which are near; or it is a group.
+    """
     fields = flatten(config)
     groups = {f.rsplit(".", 1)[0] for f in fields if "." in f}
     if field in fields:
@@ -357,7 +384,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: the first wrong field, its value, and what to change.
     """
-    from bpnjax import methods, optim
+    from bpnjax import logs, methods, optim
 
     flat = flatten(config)
     reference = flatten(default())
@@ -396,6 +423,17 @@ def validate(config: ConfigDict) -> None:
     for field in ("model.hidden", "model.channels"):
         if any(not isinstance(width, int) or width < 1 for width in flat[field]):
             raise UserError(f"{field}: {flat[field]} has a width below 1; give positive integers")
+    per_task = flat["train.epochs_per_task"]
+    if any(not isinstance(epochs, int) or epochs < 1 for epochs in per_task):
+        raise UserError(
+            f"train.epochs_per_task: {per_task} is not positive integers; give one a task"
+        )
+    drops = flat["train.rate_drops"]
+    if any(not isinstance(share, (int, float)) or not 0 < share < 1 for share in drops):
+        raise UserError(
+            f"train.rate_drops: {drops} is not shares of a task's epochs; give numbers between 0 "
+            "and 1, as (0.75, 0.9)"
+        )
     for field, widths in _ALEXNET.items() if "alexnet" in flat["model.name"] else ():
         if len(flat[field]) != len(widths):
             raise UserError(
@@ -416,6 +454,22 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"dataset.resize: {resize} is no picture shape; give (height, width, 1 or 3)"
         )
+    if flat["dataset.augment"] != "none":
+        if not resize:
+            raise UserError(
+                "dataset.resize: () leaves open what dataset.augment cuts out; give (height, "
+                "width, 1 or 3)"
+            )
+        if flat["dataset.resize_shorter"] < max(resize[:2]):
+            raise UserError(
+                f"dataset.resize_shorter: {flat['dataset.resize_shorter']} is below the "
+                f"{max(resize[:2])} pixels of dataset.resize; give at least that"
+            )
+        if flat["num_seeds"] > 1:
+            raise UserError(
+                f"num_seeds: {flat['num_seeds']} seeds draw crops of their own; with "
+                "dataset.augment run them one by one, each with its --config.seed"
+            )
     for field in ("bd.layers", "psp.layers"):
         try:
             re.compile(flat[field])
@@ -430,6 +484,7 @@ def validate(config: ConfigDict) -> None:
             parse_rates(flat["train.rates"])
         except ValueError as error:
             raise UserError(f"train.rates: {error}") from error
+    logs.parse(flat["log"])
     if flat["seed"] > _LARGEST_SEED:
         raise UserError(f"seed: {flat['seed']} is above {_LARGEST_SEED}; give at most that")
     if flat["devices"] != "all" and not flat["devices"].isdecimal():
@@ -437,7 +492,21 @@ def validate(config: ConfigDict) -> None:
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """The fields in which two flat configurations differ, as ``"field: old -> new"``."""
+    """The fields in which two flat configurations differ.
+
+    Args:
+      old: as `flatten` gives.
+      new: the same.
+
+    Returns:
+      Texts ``"field: old -> new"``. Fields that do not change results, `FREE_FIELDS`, are passed
+      over.
+
+    Example:
+      >>> from bpnjax.config import differences
+      >>> differences({"seed": 0, "dataset.data_dir": ""}, {"seed": 1, "dataset.data_dir": "sets"})
+      ['seed: 0 -> 1']
+    """
     found = []
     for field in sorted(set(old) | set(new)):
         if any(field == f or field.startswith(f + ".") for f in FREE_FIELDS):

@@ -43,8 +43,14 @@ def accuracies(correct: Correct, count, inferred_examples: int = 0) -> dict[str,
       inferred_examples: how many of them task_inferred was measured on; 0 for all.
 
     Returns:
-      ``{"task_told": float64 [..., T], ...}``, NaN where not tested, and as ``"task_guess"`` the
-      share of examples whose task was inferred rightly.
+      ``{"task_told": float64 [..., T], ...}``, shares from 0 to 1, NaN where not tested, and as
+      ``"task_guess"`` the share of examples whose task was inferred rightly.
+
+    Example:
+      >>> import numpy as np
+      >>> from bpnjax.evaluate import Correct, accuracies
+      >>> accuracies(Correct(*np.array([[3, -1]] * 4)), count=[4, 4])["task_told"].tolist()
+      [0.75, nan]
     """
     count = np.asarray(count, np.float64)
     limit = np.minimum(count, inferred_examples or np.inf)
@@ -84,7 +90,9 @@ def evaluate(
     batch = min(config.evaluate.batch_size, width)
 
     def logits_of(view, mode_task, x):
-        core = method.for_eval(state.core, kept, mode_task)
+        core = state.core
+        if not (in_training and not method.told_task):  # else as it stands: imm has yet to merge
+            core = method.for_eval(core, kept, mode_task)
         mode = view.mode(method.mode(kept, mode_task))
         out = modulation.modulated_apply(problem.model, view.params(core), mode, x)
         return out.astype(jnp.float32)

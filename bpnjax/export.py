@@ -14,14 +14,22 @@ from bpnjax.keys import is_seed
 from bpnjax.programs import Problem, TrainState
 
 
-def _plain_arrays(tree, prefix: str) -> dict[str, np.ndarray]:
+def plain_leaves(tree, prefix: str):
+    """Names in the file and leaves of a tree, ``(name, leaf)`` each; of a key its seed."""
     flat = traverse_util.flatten_dict(tree, sep="/", is_leaf=lambda _, node: is_seed(node))
-    arrays = {}
     for name, leaf in flat.items():
         if is_seed(leaf):
-            leaf = jax.random.key_data(leaf.seed)
-            name = f"{name}_seed"
-        arrays[f"{prefix}/{name}"] = np.ascontiguousarray(np.asarray(leaf))
+            yield f"{prefix}/{name}_seed", leaf.seed
+        else:
+            yield f"{prefix}/{name}", leaf
+
+
+def _plain_arrays(tree, prefix: str) -> dict[str, np.ndarray]:
+    arrays = {}
+    for name, leaf in plain_leaves(tree, prefix):
+        if name.endswith("_seed"):
+            leaf = jax.random.key_data(leaf)
+        arrays[name] = np.ascontiguousarray(np.asarray(leaf))
     return arrays
 
 

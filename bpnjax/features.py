@@ -2,9 +2,11 @@
 
 A network whose convolutions start from pretrained weights and have a learning rate of 0 computes
 the same features of a picture in every epoch, method and seed. With ``train.features_once`` they
-are computed before training, and the network that is trained begins behind them.
+are computed before training, kept in the cache folder, and the network that is trained begins
+behind them.
 """
 
+import hashlib
 import re
 from functools import partial
 
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpnjax import models, optim
-from bpnjax.data import TaskSequence, load_sequence
+from bpnjax.data import TaskSequence, cache, load_sequence
 from bpnjax.data.sequence import Extractor
 from bpnjax.errors import UserError
 from bpnjax.methods import REGISTRY
@@ -35,12 +37,11 @@ def load(config):
     Raises:
       UserError: the sets cannot be had, or the convolutions do not stay as they are.
     """
-    sequence = load_sequence(config)
-    return once(config, sequence) if config.train.features_once else (config, sequence)
+    return once(config, load_sequence(config))
 
 
 def once(config, sequence: TaskSequence):
-    """Replaces the pictures of a sequence by the features of frozen convolutions.
+    """Replaces the pictures of a sequence by the features of frozen convolutions, if so asked.
 
     Args:
       config: a validated run configuration.
@@ -53,6 +54,18 @@ def once(config, sequence: TaskSequence):
     Raises:
       UserError: the network has no features, or its convolutions may change.
     """
+    if not config.train.features_once:
+        return config, sequence
+    if config.resume_from:
+        raise UserError(
+            "train.features_once: a run goes on behind another's tasks with the whole network; "
+            "leave it out beside --resume_from"
+        )
+    if config.dataset.augment != "none":
+        raise UserError(
+            f"train.features_once: with dataset.augment={config.dataset.augment} a picture differs "
+            "from epoch to epoch; leave one of the two out"
+        )
     model = models.build(config.model, sequence.num_classes)
     shape = sequence.train.images.shape[1:]
     x = jnp.zeros((1, *shape))
@@ -81,7 +94,12 @@ def once(config, sequence: TaskSequence):
         return model.apply({"params": params}, x, features=True).astype(jnp.float32)
 
     def replaced(split):
-        return split._replace(images=_in_batches(features_of, split.images))
+        folder = _folder(config, extractor, split.images)
+        found = cache.read(folder)
+        if found is None:
+            cache.write(folder, {"features": _in_batches(features_of, split.images)})
+            found = cache.read(folder)
+        return split._replace(images=found["features"])
 
     config = config.copy_and_resolve_references()
     rules = optim.parse_rates(config.train.rates)
@@ -113,6 +131,15 @@ def _check_frozen(config, layers, sequence):
             "train.features_once: permuted pixels give each task features of its own; set it to "
             "False"
         )
+
+
+def _folder(config, extractor: Extractor, images):
+    """Where features are kept: by the pictures and all that makes the one of the other."""
+    digest = hashlib.blake2b(config.model.dtype.encode(), digest_size=12)
+    parts = [*jax.tree.leaves(extractor.params), extractor.scale, extractor.shift, images]
+    for part in parts:
+        digest.update(str(part.shape).encode() + np.ascontiguousarray(part).tobytes())
+    return cache.cache_root(config.dataset.cache_dir) / "features" / digest.hexdigest()
 
 
 def _in_batches(function, images) -> np.ndarray:

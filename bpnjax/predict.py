@@ -46,7 +46,19 @@ def _read_pictures(path: str):
 
 
 def answers(predictor: Predictor, images, task=None, rule=None, per="example") -> str:
-    """Answers as CSV: picture, task (from 1), told or not, class, its name and probability."""
+    """Answers of a trained model as CSV.
+
+    Args:
+      predictor: the model.
+      images: as the set stores them, ``[n, ...]``.
+      task: from 0, an int or int ``[n]``; None infers each picture's task.
+      rule: by which it is inferred; None: that of the model's run.
+      per: what a guess is for, "example" or "batch".
+
+    Returns:
+      Lines of text: picture (from 0), task (from 1), told or not, class, its name and its
+      probability among all classes.
+    """
     told = task is not None
     task = predictor.infer(images, rule, per).task if task is None else np.asarray(task)
     p = predictor.probabilities(images, task)
@@ -62,7 +74,14 @@ def answers(predictor: Predictor, images, task=None, rule=None, per="example") -
 
 
 def run(arguments: list[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command.
+
+    Args:
+      arguments: without the program's name.
+
+    Returns:
+      The exit code: 0, 1 if the file could not be written, 2 for a wrong argument or input.
+    """
     from bpnjax.checkpoint import write_atomically
 
     if {"--help", "-h", "--helpfull"} & set(arguments):

@@ -63,7 +63,7 @@ class Predictor(NamedTuple):
 
     @property
     def num_tasks(self) -> int:
-        """How many tasks the model has modes for."""
+        """How many tasks the model has modes for, T."""
         return self.outputs.shape[0]
 
     def permuted(self, images, task) -> np.ndarray:
@@ -244,20 +244,8 @@ def load(path, seed: int | None = None) -> Predictor:
     """
     from bpnjax.methods import REGISTRY
 
-    file = pathlib.Path(path)
-    if file.is_dir():
-        first = file / "model.safetensors"
-        file = first if seed is None else file / f"model_seed_{seed}.safetensors"
-        if seed is not None and first.is_file() and _metadata(first).get("seed") == str(seed):
-            file = first
-    if not file.is_file():
-        raise UserError(f"no model {file}; name the folder of a complete run, or its .safetensors")
-    metadata = _metadata(file)
-    if metadata.get("format") not in FORMATS:
-        raise UserError(
-            f"{file} has the format {metadata.get('format')!r}; this version reads "
-            f"{', '.join(FORMATS)}: run the training again"
-        )
+    file = find_file(path, seed)
+    metadata = read_metadata(file)
     with safe_open(file, "np") as tensors:
         arrays = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     config = ConfigDict(json.loads(metadata["config"]))
@@ -313,6 +301,30 @@ def load(path, seed: int | None = None) -> Predictor:
         directions=directions,
         features=bool(features),
     )
+
+
+def find_file(path, seed: int | None = None) -> pathlib.Path:
+    """The model in the folder of a run, or the file itself; arguments and errors as of `load`."""
+    file = pathlib.Path(path)
+    if file.is_dir():
+        first = file / "model.safetensors"
+        file = first if seed is None else file / f"model_seed_{seed}.safetensors"
+        if seed is not None and first.is_file() and _metadata(first).get("seed") == str(seed):
+            file = first
+    if not file.is_file():
+        raise UserError(f"no model {file}; name the folder of a complete run, or its .safetensors")
+    return file
+
+
+def read_metadata(file: pathlib.Path) -> dict[str, str]:
+    """What a model says of itself; `UserError` where it was not written by this package."""
+    metadata = _metadata(file)
+    if metadata.get("format") not in FORMATS:
+        raise UserError(
+            f"{file} has the format {metadata.get('format')!r}; this version reads "
+            f"{', '.join(FORMATS)}: run the training again"
+        )
+    return metadata
 
 
 def _metadata(file) -> dict[str, str]:

@@ -12,7 +12,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bpnjax import across, importance, inference, kronecker, models, modulation, optim, prng
+from bpnjax import (
+    across,
+    importance,
+    inference,
+    kronecker,
+    models,
+    modulation,
+    optim,
+    prng,
+    schedule,
+)
 from bpnjax.data.sequence import Split, TaskSequence
 from bpnjax.errors import UserError
 from bpnjax.methods import REGISTRY, Ended, Method, Spec, Step
@@ -42,7 +52,10 @@ class Sums(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """The static side of a run: network, method, optimizers, sizes."""
+    """The static side of a run: network, method, optimizers, sizes.
+
+    Holds no arrays of training; the functions here are closed over it before they are compiled.
+    """
 
     config: Any
     method: Method
@@ -51,6 +64,7 @@ class Problem(NamedTuple):
     core_optimizer: optax.GradientTransformation
     learned_optimizer: optax.GradientTransformation
     num_tasks: int
+    epochs: list[int]  # of each task
     permuted: bool
     input_layer: str  # "" where pixels are permuted in the input instead of the first kernel
     statistics: int = 0  # projections of the input of which they are kept; 0 for none
@@ -59,8 +73,24 @@ class Problem(NamedTuple):
 def make_problem(config, sequence: TaskSequence) -> Problem:
     """Builds network, method and optimizers; touches shapes only, no data.
 
+    Args:
+      config: a validated run configuration.
+      sequence: what `bpnjax.data.load_sequence` gives for it.
+
+    Returns:
+      `Problem`, without arrays but for the classes of the tasks.
+
     Raises:
       UserError: a pattern for layers matches none, or the method cannot serve this network.
+
+    Example:
+      >>> from bpnjax import config, data, programs
+      >>> settings = config.default()
+      >>> settings.dataset.name, settings.sequence.classes = "gaussians", "0,1;0,2"
+      >>> settings.model.hidden = (8,)
+      >>> problem = programs.make_problem(settings, data.load_sequence(settings))
+      >>> list(problem.spec.layers), problem.num_tasks
+      (['hidden_0', 'output'], 2)
     """
     method = REGISTRY[config.method]
     model = models.build(config.model, sequence.num_classes)
@@ -88,6 +118,7 @@ def make_problem(config, sequence: TaskSequence) -> Problem:
             modulation.matching(layers, config[field].layers)
         except ValueError as error:
             raise UserError(f"{field}.layers: {error}; mend the pattern") from error
+    epochs = schedule.epochs_per_task(config, sequence.num_tasks, method.joint)
     spec = Spec(sequence.num_tasks, sequence.classes, layers, init, config)
     method.check(spec)
     optimizer = optim.OPTIMIZERS[config.train.optimizer]
@@ -99,14 +130,22 @@ def make_problem(config, sequence: TaskSequence) -> Problem:
             jax.eval_shape(core_optimizer.init, core)
         except ValueError as error:
             raise UserError(f"train.rates: {error}; mend the pattern") from error
+
+    def of_task(rate):
+        # What follows its gradient slows down with the shared parameters. M does not: its step is
+        # epsilon, no learning rate.
+        own = optimizer(rate)
+        return schedule.following(own) if config.train.rate_drops else own
+
     return Problem(
         config=config,
         method=method,
         model=model,
         spec=spec,
         core_optimizer=core_optimizer,
-        learned_optimizer=optim.partition_by_path(method.rules(config, optimizer)),
+        learned_optimizer=optim.partition_by_path(method.rules(config, of_task)),
         num_tasks=sequence.num_tasks,
+        epochs=epochs,
         permuted=sequence.permuted,
         input_layer=getattr(model, "input_layer", ""),
         statistics=_projections(config, method, math.prod(x.shape)),
@@ -127,7 +166,15 @@ def _projections(config, method: Method, inputs: int) -> int:
 
 
 def init_state(problem: Problem, key) -> TrainState:
-    """The state before the first task."""
+    """The state before the first task.
+
+    Args:
+      problem: the static side.
+      key: the seed's typed PRNG key.
+
+    Returns:
+      `TrainState`; what the method keeps is allocated for all tasks.
+    """
     core = problem.spec.init(prng.fold(key, prng.INIT))
     learned = problem.method.fresh(prng.fold(key, prng.FRESH), problem.spec)
     return TrainState(
@@ -143,7 +190,18 @@ def init_state(problem: Problem, key) -> TrainState:
 
 
 def begin_task(problem: Problem, key, state: TrainState, task) -> TrainState:
-    """Fresh task parameters and optimizer states; the shared parameters go on."""
+    """Fresh task parameters and optimizer states; the shared parameters go on.
+
+    Args:
+      problem: the static side.
+      key: the seed's typed PRNG key.
+      state: after the last task; may be donated.
+      task: int scalar, may be traced.
+
+    Returns:
+      `TrainState`. The state of the shared parameters' optimizer goes on unless
+      `train.reset_optimizer`; stl starts from fresh shared parameters, too.
+    """
     method = problem.method
     learned = method.fresh(prng.fold(key, prng.FRESH, task), problem.spec)
     core, core_optimizer = state.core, state.core_optimizer
@@ -205,6 +263,8 @@ def run_steps(
         return jnp.sum(weight * losses), correct
 
     slower = 1.0 / (1.0 + config.train.rate_decay * jnp.asarray(task, jnp.float32))
+    left = schedule.dropped(config, problem.epochs, task, epoch)
+    slower = slower * left
     rate = config.train.learning_rate * slower
     step_size = rate if config.ewc.form == "proximal" else 0.0
     epoch_key = prng.fold(key, prng.STEP, task, epoch)
@@ -238,12 +298,12 @@ def run_steps(
             state.core_optimizer,
             state.core,
         )
-        if config.train.rate_decay:
+        if config.train.rate_decay or config.train.rate_drops:
             core_updates = jax.tree.map(lambda u: slower.astype(u.dtype) * u, core_updates)
         core = optax.apply_updates(state.core, core_updates)
         core = method.after_update(core, state.method, seen)
         learned_updates, learned_optimizer = problem.learned_optimizer.update(
-            learned_grads, state.learned_optimizer, state.learned
+            learned_grads, state.learned_optimizer, state.learned, rate_left=left
         )
         bad = jnp.where((sums.bad_step < 0) & ~jnp.isfinite(total), i, sums.bad_step)
         state = state._replace(
@@ -267,13 +327,26 @@ def run_steps(
 
 
 def end_task(problem: Problem, key, state: TrainState, data: Data, task, axis=None) -> TrainState:
-    """Freezes the task's mode, drops what was learned for it, and updates the protection."""
+    """Freezes the task's mode, drops what was learned for it, and updates the protection.
+
+    Args:
+      problem: the static side.
+      key: the seed's typed PRNG key.
+      state: after the task's last step; may be donated.
+      data: the sequence; importance passes over the task's training examples.
+      task: int scalar, may be traced.
+      axis: name of the mapped device axis; each device takes its share of the examples.
+
+    Returns:
+      `TrainState`, its ``learned`` all zero.
+    """
     method = problem.method
     # Importance is that of the network as it was trained, before its mode goes into the bank.
     mode = method.train_mode(state.learned, method.mode(state.method, task))
     kept = method.store(state.core, state.learned, state.method, task)
 
-    slots, count = epoch_order(problem, key, data.train, task, problem.config.train.epochs - 1)
+    last_epoch = schedule.look_up(problem.epochs, task) - 1
+    slots, count = epoch_order(problem, key, data.train, task, last_epoch)
     measures = _task_importance(problem, key, state.core, mode, data, task, slots, axis)
     examples = make_examples(problem, key, data)
     ended = Ended(*measures, slots, count, examples, prng.fold(key, prng.ENDED, task))
@@ -313,7 +386,16 @@ def _input_statistics(problem: Problem, key, data: Data, task, slots, count, axi
 
 
 def steps_per_epoch(problem: Problem, sequence: TaskSequence, task: int) -> int:
-    """Batches in an epoch of a task, the last one not full if it does not divide."""
+    """Batches in an epoch of a task, the last one not full if it does not divide.
+
+    Args:
+      problem: the static side.
+      sequence: the sets on the host.
+      task: int; a joint method's epoch takes the examples of all tasks.
+
+    Returns:
+      An int.
+    """
     count = sequence.train.count
     examples = int(count.sum() if problem.method.joint else count[task])
     return -(-examples // problem.config.train.batch_size)

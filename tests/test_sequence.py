@@ -86,7 +86,7 @@ def test_permuted_tasks_share_the_pictures():
 
 
 def test_a_list_of_sets_has_classes_of_its_own(monkeypatch):
-    def few(name, dataset):
+    def few(name, dataset, train_split="train"):
         images = np.zeros((40, 8, 8, 1), np.uint8)
         labels = np.arange(40, dtype=np.int32) % 2
         return Arrays(images, labels, images[:20], labels[:20], ("a", "b"), 255.0, "1")

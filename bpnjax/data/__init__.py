@@ -1,7 +1,7 @@
 """Data: TFDS sets in, arrays out, cut into sequences of tasks."""
 
 from bpnjax.data.arrays import Arrays
-from bpnjax.data.sequence import Split, TaskSequence, load_sequence
+from bpnjax.data.sequence import Split, TaskSequence, load_sequence, set_names
 from bpnjax.data.sources import load_arrays
 
-__all__ = ["Arrays", "Split", "TaskSequence", "load_arrays", "load_sequence"]
+__all__ = ["Arrays", "Split", "TaskSequence", "load_arrays", "load_sequence", "set_names"]

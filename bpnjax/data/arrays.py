@@ -1,6 +1,6 @@
 """The form in which every source hands over a set."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,3 +15,4 @@ class Arrays(NamedTuple):
     class_names: tuple[str, ...]
     maximum: float  # the largest value an image element can take
     version: str
+    train_files: Any = None  # `bpnjax.data.crops.Files`, where training crops them at random

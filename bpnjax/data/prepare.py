@@ -262,6 +262,28 @@ def _prepare(name, roots, manual_dir, verify):
     return builder.data_path
 
 
+def unprepared(names, data_dir=""):
+    """Lists the sets that are not prepared yet, and prepares none.
+
+    Args:
+        names: As in `ensure_prepared`.
+        data_dir: As in `ensure_prepared`.
+
+    Returns:
+        A dict of name to the file names of its archives, as far as they are known.
+
+    Raises:
+        UserError: Unknown name.
+    """
+    roots, found = data_roots(data_dir), {}
+    for name in names:
+        if find(*parse_name(name), roots) is None:
+            with _installed_modules(name):
+                builder = _builder(name, roots, "", verify=False)
+            found[name] = list(dict.fromkeys(filter(None, _archives(builder).values())))
+    return found
+
+
 def ensure_prepared(name, data_dir="", manual_dir="", verify=True):
     """Opens a prepared TFDS set, and prepares it first where it is not.
 

@@ -4,10 +4,11 @@ Pictures are never copied per task: a task is a row of example indices. Index se
 first and shuffled later, so no shuffle can leak an example from one task into another.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from bpnjax.data import crops
 from bpnjax.data.arrays import Arrays
 from bpnjax.data.sources import load_arrays
 from bpnjax.errors import UserError
@@ -48,16 +49,22 @@ class TaskSequence(NamedTuple):
     columns: np.ndarray  # int32 [T, K], the output that stands for a class of the sets in a task
     permuted: bool  # does each task see the pixels in an order of its own?
     extractor: Extractor | None = None  # what made the images, if they are features
+    files: Any = None  # `crops.Files` of the training rows, where they are cropped at random
 
     @property
     def num_tasks(self) -> int:
-        """T."""
+        """T, the number of tasks."""
         return self.classes.shape[0]
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """C, the number of outputs."""
         return self.classes.shape[1]
+
+
+def set_names(config) -> list[str]:
+    """The sets that a configuration names."""
+    return [name.strip() for name in config.dataset.name.split(",") if name.strip()]
 
 
 def load_sequence(config) -> TaskSequence:
@@ -67,20 +74,31 @@ def load_sequence(config) -> TaskSequence:
       config: a validated run configuration.
 
     Returns:
-      `TaskSequence`, host arrays.
+      `TaskSequence`, host arrays. Its ``test`` is the validation part where `evaluate.on` says so;
+      examples held out for validation are in no training set.
 
     Raises:
       UserError: sets that cannot be had, or a sequence that they do not allow.
+
+    Example:
+      >>> from bpnjax import config, data
+      >>> settings = config.default()
+      >>> settings.dataset.name, settings.sequence.classes = "gaussians", "0,1;0,2"
+      >>> sequence = data.load_sequence(settings)
+      >>> sequence.classes.tolist(), sequence.train.count.tolist()
+      ([[True, True, False], [True, False, True]], [1000, 1000])
     """
     kind = config.sequence.kind
-    names = [name.strip() for name in config.dataset.name.split(",") if name.strip()]
+    names = set_names(config)
     if kind == "datasets":
         if len(names) < 2:
             raise UserError(
                 f"dataset.name: {config.dataset.name!r} names {len(names)} set; sequence.kind "
                 "'datasets' needs several, separated by commas"
             )
-        arrays = _concatenate(names, [load_arrays(name, config.dataset) for name in names])
+        splits = _train_splits(config.dataset.train_split, names)
+        loaded = map(load_arrays, names, [config.dataset] * len(names), splits)
+        arrays = _concatenate(names, list(loaded))
         sizes = arrays.pop("sizes")
         groups = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
         arrays = Arrays(**arrays)
@@ -90,13 +108,26 @@ def load_sequence(config) -> TaskSequence:
                 f"dataset.name: {config.dataset.name!r} must name one set; several need "
                 "--config.sequence.kind=datasets"
             )
-        arrays = load_arrays(names[0], config.dataset)
+        splits = _train_splits(config.dataset.train_split, names)
+        arrays = load_arrays(names[0], config.dataset, *splits)
         available = len(arrays.class_names)
         if kind == "permuted":
             groups = [np.arange(available)] * config.sequence.num_tasks
         else:
             groups = _class_groups(config.sequence, available, names[0])
     return _assemble(arrays, groups, config, permuted=kind == "permuted")
+
+
+def _train_splits(text: str, names) -> list[str]:
+    splits = [split.strip() for split in text.split(",")]
+    if len(splits) == 1:
+        splits *= len(names)
+    if len(splits) != len(names) or not all(splits):
+        raise UserError(
+            f"dataset.train_split: {text!r} names {len(splits)} splits for {len(names)} set(s); "
+            "give one for all, or one a set, separated by commas"
+        )
+    return splits
 
 
 def _concatenate(names, sets: list[Arrays]) -> dict:
@@ -122,6 +153,8 @@ def _concatenate(names, sets: list[Arrays]) -> dict:
         f"{name}/{c}" for name, s in zip(names, sets, strict=True) for c in s.class_names
     )
     version = ",".join(s.version for s in sets)
+    files = [s.train_files for s in sets]
+    joined["train_files"] = crops.join(files) if all(files) else None
     return joined | {
         "class_names": class_names, "maximum": sets[0].maximum, "version": version, "sizes": sizes,
     }  # fmt: skip
@@ -204,6 +237,7 @@ def _assemble(arrays: Arrays, groups, config, permuted: bool) -> TaskSequence:
         scale=scale,
         shift=shift,
         permuted=permuted,
+        files=arrays.train_files and arrays.train_files.take(train),
     )
     smallest = int(sequence.train.count.min())
     if config.train.batch_size > smallest:

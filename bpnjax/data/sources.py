@@ -1,31 +1,51 @@
 """Where pictures come from: embedded sets and TFDS, decoded once into cached arrays."""
 
+import contextlib
 import pathlib
 
 import numpy as np
 
-from bpnjax.data import cache, embedded
+from bpnjax.data import cache, crops, embedded
 from bpnjax.data.arrays import Arrays
 from bpnjax.errors import UserError
 
 _DECODE_BLOCK = 2000
 
 
-def load_arrays(name: str, dataset) -> Arrays:
+def load_arrays(name: str, dataset, train_split: str = "train") -> Arrays:
     """Loads a set by name.
+
+    A set of TFDS is decoded once, into arrays in the cache folder; later calls map them into
+    memory.
 
     Args:
       name: an embedded set (``digits``, ``gaussians``) or any TFDS image classification set.
-      dataset: `config.dataset`: where prepared sets, archives and the cache are, and the shape to
-        resize to, if any.
+      dataset: `config.dataset`: where prepared sets, archives and the cache are, the shape to
+        resize to, if any, by bilinear interpolation, and how pictures are cropped.
+      train_split: what to train on, as TFDS names it: ``train+validation``, ``train[:50%]``.
 
     Returns:
-      `Arrays`; those of TFDS sets are memory-mapped uint8.
+      `Arrays`; those of TFDS sets are memory-mapped, read-only uint8 ``[n, h, w, channels]``. With
+      `dataset.augment` they are the middles of the pictures, and ``train_files`` is where those to
+      train on are.
 
     Raises:
       UserError: unknown, unreachable, damaged or unsuitable set.
+
+    Example:
+      >>> from bpnjax import config, data
+      >>> data.load_arrays("gaussians", config.default().dataset).class_names
+      ('black', 'red', 'light blue')
     """
+    look = _look(dataset)
     if name in embedded.SETS:
+        if look or train_split != "train":
+            field, value = ("augment", look) if look else ("train_split", train_split)
+            value = dataset.augment if look else value
+            raise UserError(
+                f"dataset.{field}: {value!r} is for sets of TFDS, and {name} is built in; leave "
+                "it out"
+            )
         return embedded.SETS[name]()
     from bpnjax.data.prepare import ensure_prepared
 
@@ -43,8 +63,16 @@ def load_arrays(name: str, dataset) -> Arrays:
                 f"dataset.name: {name!r} has no split {split!r} (it has "
                 f"{', '.join(builder.info.splits)}); use a set with train and test"
             )
-    shape = tuple(dataset.resize)
-    splits = {s: _split(builder, s, shape, dataset.cache_dir) for s in ("train", "test")}
+    try:
+        if builder.info.splits[train_split].num_examples == 0:
+            raise ValueError("it is empty")
+    except (KeyError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"dataset.train_split: {name!r} has no {train_split!r} (it has "
+            f"{', '.join(builder.info.splits)}); join some by +, as train+validation"
+        ) from error
+    names = {"train": train_split, "test": "test"}
+    splits = {s: _split(builder, names[s], dataset, look) for s in names}
     return Arrays(
         splits["train"]["images"],
         splits["train"]["labels"],
@@ -53,40 +81,57 @@ def load_arrays(name: str, dataset) -> Arrays:
         tuple(features["label"].names),
         255.0,
         str(builder.info.version),
+        crops.of_source(_encoded(builder, train_split), look) if look else None,
     )
 
 
-def _split(builder, split, shape, cache_dir) -> dict[str, np.ndarray]:
+def _look(dataset) -> crops.Look | None:
+    shape = tuple(dataset.resize)
+    return crops.Look(dataset.resize_shorter, shape) if dataset.augment != "none" else None
+
+
+def _split(builder, split, dataset, look) -> dict[str, np.ndarray]:
     prepared = pathlib.Path(str(builder.data_dir))
+    shape = tuple(dataset.resize)
     size = "x".join(map(str, shape)) or "as-is"
+    if look:
+        size = f"{look.shorter}-{size}"
     folder = (
-        cache.cache_root(cache_dir)
+        cache.cache_root(dataset.cache_dir)
         / builder.name
         / f"{builder.info.version}-{cache.fingerprint(prepared)}"
         / f"{split}-{size}"
     )
     cached = cache.read(folder)
     if cached is None:
-        cache.write(folder, _decode(builder, split, shape))
+        with _readable(builder, split):
+            if look:
+                files = crops.of_source(_encoded(builder, split), look)
+                arrays = crops.centre_crops(files, dataset.workers)
+            else:
+                arrays = _decode(builder, split, shape)
+        cache.write(folder, arrays)
         cached = cache.read(folder)
     return cached
 
 
-def _decode(builder, split, shape) -> dict[str, np.ndarray]:
+def _encoded(builder, split):
+    """The examples of a split, pictures as the bytes of their files."""
+    import tensorflow_datasets as tfds
+
+    pictures = [k for k, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
+    left = dict.fromkeys(pictures, tfds.decode.SkipDecoding())
+    return builder.as_data_source(split=split, decoders=left)
+
+
+@contextlib.contextmanager
+def _readable(builder, split):
+    """Turns what reading a damaged or unsuitable set raises into a `UserError`."""
     try:
-        source = builder.as_data_source(split=split)
-        count = len(source)
-        images = labels = None
-        for start in range(0, count, _DECODE_BLOCK):
-            stop = min(start + _DECODE_BLOCK, count)
-            examples = source.__getitems__(list(range(start, stop)))
-            pictures = [_resized(e["image"], shape) for e in examples]
-            if images is None:
-                images = np.empty((count, *pictures[0].shape), np.uint8)
-                labels = np.empty(count, np.int32)
-            images[start:stop] = pictures
-            labels[start:stop] = [e["label"] for e in examples]
+        yield
     except (ValueError, OSError, IndexError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
         if "broadcast" in str(error) or "inhomogeneous" in str(error):
             raise UserError(
                 f"dataset.resize: the pictures of {builder.name} differ in size; give one shape, "
@@ -96,6 +141,21 @@ def _decode(builder, split, shape) -> dict[str, np.ndarray]:
             f"dataset.data_dir: cannot read {split} of {builder.name} in {builder.data_dir} "
             f"({str(error).splitlines()[0]}); delete that folder and prepare the set again"
         ) from error
+
+
+def _decode(builder, split, shape) -> dict[str, np.ndarray]:
+    source = builder.as_data_source(split=split)
+    count = len(source)
+    images = labels = None
+    for start in range(0, count, _DECODE_BLOCK):
+        stop = min(start + _DECODE_BLOCK, count)
+        examples = source.__getitems__(list(range(start, stop)))
+        pictures = [_resized(e["image"], shape) for e in examples]
+        if images is None:
+            images = np.empty((count, *pictures[0].shape), np.uint8)
+            labels = np.empty(count, np.int32)
+        images[start:stop] = pictures
+        labels[start:stop] = [e["label"] for e in examples]
     return {"images": images, "labels": labels}
 
 

@@ -24,6 +24,13 @@ def build(config, num_classes: int):
 
     Returns:
       A Linen module, not initialised.
+
+    Example:
+      >>> from bpnjax import config, models
+      >>> settings = config.default().model
+      >>> settings.hidden = (64, 32)
+      >>> models.build(settings, num_classes=10).hidden
+      (64, 32)
     """
     dtype = jnp.dtype(config.dtype)
     hidden = tuple(config.hidden)

@@ -23,7 +23,11 @@ USAGE = """usage: python -m bpnjax.paper --artefact=NAME[,NAME...] [--workdir=DI
 
 
 def artefacts() -> dict:
-    """The functions that make them, by name."""
+    """The functions that make them, by name.
+
+    Returns:
+      ``{name: (Runner) -> Report}``, in the order in which ``all`` makes them.
+    """
     from bpnjax.paper import controls, incremental, permuted, regions, sweeps, untold
 
     return {
@@ -72,7 +76,14 @@ def _parse(arguments):
 
 
 def run(arguments: list[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command.
+
+    Args:
+      arguments: without the program's name.
+
+    Returns:
+      The exit code: 0, 1 if it was interrupted or the disk failed, 2 for a wrong argument.
+    """
     try:
         if command.asks_for_help(arguments):
             print(USAGE)
