@@ -59,6 +59,7 @@ class Predictor(NamedTuple):
     rule: str = "entropy"  # of `bpnjax.inference.RULES`, by which the run inferred the task
     statistics: Any = None  # `bpnjax.inference.Statistics`, where the run kept them
     directions: Any = None  # f32 [inputs, r], on which they project the input
+    features: bool = False  # is that input what frozen convolutions make of a picture?
 
     @property
     def num_tasks(self) -> int:
@@ -182,40 +183,36 @@ def _run(model, restricted, core, bank, outputs, scale, shift, images, task):
 
 
 def _scores(predictor: Predictor, rule, images, _):
+    p = predictor
+    if rule == "statistics":
+        before = p.model if p.features else None
+        return _compare(before, p.core, p.statistics, p.directions, p.scale, p.shift, images)
     return _try_all(
-        predictor.model, predictor.restricted, rule, predictor.core, predictor.cores,
-        predictor.bank, predictor.outputs, predictor.statistics, predictor.directions,
-        predictor.scale, predictor.shift, images,
+        p.model, p.restricted, inference.ANSWERS[rule], p.core, p.cores, p.bank, p.outputs,
+        p.scale, p.shift, images,
     )  # fmt: skip
 
 
+@partial(jax.jit, static_argnums=0)
+def _compare(before, core, statistics, directions, scale, shift, images):
+    """Log-densities f32 [n, T] of the network's inputs under each task's."""
+    x = images.astype(jnp.float32) * scale + shift
+    if before is not None:
+        x = before.apply({"params": core}, x, features=True)
+    z = x.reshape(x.shape[0], -1) @ directions
+    return jax.vmap(inference.log_likelihood, (0, 0, None), 1)(*statistics, z)
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _try_all(
-    model,
-    restricted,
-    rule,
-    core,
-    cores,
-    bank,
-    outputs,
-    statistics,
-    directions,
-    scale,
-    shift,
-    images,
-):
+def _try_all(model, restricted, score, core, cores, bank, outputs, scale, shift, images):
     """Scores of all modes f32 [n, T], one mode after another: memory is that of one."""
     x = images.astype(jnp.float32) * scale + shift
-    if rule == "statistics":
-        z = x.reshape(x.shape[0], -1) @ directions
-        return jax.vmap(inference.log_likelihood, (0, 0, None), 1)(*statistics, z)
 
     def one(task):
         network = core if cores is None else jax.tree.map(lambda p: p[task], cores)
         mode = modulation.select(bank, task)
         logits = modulation.modulated_apply(model, network, mode, x).astype(jnp.float32)
-        head = outputs[task] if restricted else None
-        return inference.ANSWERS[rule](within_head(logits, head))
+        return score(within_head(logits, outputs[task] if restricted else None))
 
     return jax.lax.map(one, jnp.arange(outputs.shape[0])).T
 
@@ -270,14 +267,16 @@ def load(path, seed: int | None = None) -> Predictor:
     rule, statistics, directions = config.evaluate.get("rule", "entropy"), None, None
     if rule == "statistics" and not method.told_task:
         rule = "entropy"  # all modes are the same network
+    model, features = models.build(config.model, len(names)), config.train.get("features_once")
     if "statistics/mean" in arrays:
-        names_of = inference.Statistics._fields
         statistics = inference.Statistics(
-            *(jnp.asarray(arrays[f"statistics/{n}"]) for n in names_of)
+            *(jnp.asarray(arrays[f"statistics/{n}"]) for n in inference.Statistics._fields)
         )
-        directions = inference.directions(
-            prng.fold(key, prng.STATISTICS), int(np.prod(shape)), statistics.mean.shape[1]
-        )
+        x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        if features:
+            x = jax.eval_shape(partial(model.apply, features=True), {"params": trees["core"]}, x)
+        seed, r = prng.fold(key, prng.STATISTICS), statistics.mean.shape[1]
+        directions = inference.directions(seed, int(np.prod(x.shape)), r)
     orders = None
     if config.sequence.kind == "permuted":
         pixels = prng.fold(key, prng.PIXELS)
@@ -285,7 +284,7 @@ def load(path, seed: int | None = None) -> Predictor:
             lambda t: pixel_order(pixels, t, int(np.prod(shape)), config.sequence.first_identity)
         )(jnp.arange(len(groups)))
     return Predictor(
-        model=models.build(config.model, len(names)),
+        model=model,
         core=jax.tree.map(jnp.asarray, trees["core"]),
         bank=_bank(arrays, trees["core"], config),
         cores=jax.tree.map(jnp.asarray, trees["cores"]) or None,
@@ -300,6 +299,7 @@ def load(path, seed: int | None = None) -> Predictor:
         rule=rule,
         statistics=statistics,
         directions=directions,
+        features=bool(features),
     )
 
 
