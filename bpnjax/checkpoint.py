@@ -22,7 +22,10 @@ from bpnjax.errors import UserError
 
 
 class Position(NamedTuple):
-    """Where a run stands: the next thing to do is this step of this epoch of this task."""
+    """Where a run stands: the next thing to do is this step of this epoch of this task.
+
+    All from 0; after the last step of the last epoch the task counts on, and epoch and step are 0.
+    """
 
     task: int
     epoch: int
@@ -87,7 +90,7 @@ def save(folder: pathlib.Path, position: Position, state: Any, record: dict, kee
 
 
 def restore_latest(folder: pathlib.Path, abstract: Any) -> tuple[Position, Any, dict] | None:
-    """Reads the newest checkpoint that is whole.
+    """Reads the newest checkpoint that is whole, and warns of those that are not.
 
     Args:
       folder: the run's checkpoint folder.
@@ -158,7 +161,20 @@ def restore_at(folder: pathlib.Path, position: Position, abstract: Any) -> Any:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that at any moment either the old or the new content is there."""
+    """Writes a file so that at any moment either the old or the new content is there.
+
+    Args:
+      path: of the file; its folder must exist. ``.NAME.partial`` beside it is used meanwhile.
+      text: its content.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from bpnjax.checkpoint import write_atomically
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     write_atomically(pathlib.Path(folder, "a.txt"), "new")
+      ...     pathlib.Path(folder, "a.txt").read_text(), len(list(pathlib.Path(folder).iterdir()))
+      ('new', 1)
+    """
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w") as f:
         f.write(text)
@@ -168,7 +184,14 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 
 def abstract_like(state) -> Any:
-    """The structure of a state for `restore_latest`: shapes, dtypes, on the default device."""
+    """The structure of a state for `restore_latest`.
+
+    Args:
+      state: a pytree of arrays, or their shapes.
+
+    Returns:
+      The tree of `jax.ShapeDtypeStruct`, all on the default device.
+    """
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), state

@@ -84,7 +84,14 @@ HEADER = (
 
 
 def markdown(rows: list[Row]) -> str:
-    """The table as Markdown: means ± standard deviations over seeds after all tasks."""
+    """The table as Markdown: means ± standard deviations over seeds after all tasks.
+
+    Args:
+      rows: of all methods.
+
+    Returns:
+      Lines of text; a method that failed has its error in the second column.
+    """
     from bpnjax.writers import markdown_table
 
     lines = []
@@ -108,7 +115,14 @@ def markdown(rows: list[Row]) -> str:
 
 
 def comma_separated(rows: list[Row]) -> str:
-    """The table as CSV, mean and sd in columns of their own."""
+    """The table as CSV, mean and sd in columns of their own.
+
+    Args:
+      rows: of all methods.
+
+    Returns:
+      Lines of text, the last with a line feed; a cell is empty where there is no number.
+    """
     columns = [(kind, "average_accuracy") for kind in ACCURACIES]
     columns += [("task_told", name) for name in ("first_task_accuracy", "backward_transfer")]
     columns += [("task_told", "forgetting")]
@@ -164,7 +178,14 @@ def write(folder: pathlib.Path, config, rows: list[Row], line: str) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command.
+
+    Args:
+      arguments: without the program's name.
+
+    Returns:
+      The exit code: 0, 1 if a method failed or the run was interrupted, 2 for a wrong argument.
+    """
     from bpnjax.methods import REGISTRY
 
     try:

@@ -39,6 +39,15 @@ def compile_lowered(lowered):
 
     Returns:
       The compiled program; without the options where this version of XLA does not know them.
+
+    Raises:
+      JaxRuntimeError: what XLA says against the program itself.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpnjax.compiled import compile_lowered
+      >>> compile_lowered(jax.jit(jnp.sum).lower(jnp.ones(3)))(jnp.ones(3)).item()
+      3.0
     """
     if jax.default_backend() == "cpu":
         try:

@@ -24,6 +24,8 @@ def default() -> ConfigDict:
     c.seed = 0  # of the first seed
     c.num_seeds = 1  # seeds seed, seed + 1, ... trained in one program
     c.devices = "all"  # "all" or a number of devices to spread the work over
+    c.log = ""  # metrics.jsonl also as: csv (metrics.csv), tensorboard, or "csv,tensorboard"
+    c.resume_from = ""  # a run's folder, or a model, whose tasks are the first ones of this run
 
     c.compilation_cache = True  # keep compiled programs in the cache folder, for the next run
 
@@ -54,11 +56,12 @@ def default() -> ConfigDict:
     c.sequence.first_identity = True  # permuted: the first task keeps the pixels' order
 
     c.model = ConfigDict()
-    c.model.name = "mlp"  # mlp, convnet, alexnet
+    c.model.name = "mlp"  # mlp, convnet, alexnet, small_alexnet (for 32 x 32 pixels)
     c.model.hidden = (300, 300, 300, 300, 300)  # widths of the hidden layers; two of alexnet
     c.model.channels = (32, 64)  # widths of the convolutions before them; five of alexnet
-    c.model.dropout = 0.5  # alexnet: share of the inputs of its hidden layers dropped in training
-    c.model.pretrained = ""  # alexnet: starts from this .pth or .safetensors of torchvision's
+    c.model.dropout = 0.5  # alexnets: share of the inputs of hidden layers dropped in training
+    c.model.pretrained = ""  # starts from this model.safetensors (bpnjax.pretrain), all but the
+    # output; alexnet also from torchvision's .pth or .safetensors
     c.model.kernel_init = "lecun_normal"  # lecun, he or glorot, each _normal or _uniform
     c.model.dtype = "float32"  # of the computation; parameters stay float32
 
@@ -69,6 +72,7 @@ def default() -> ConfigDict:
     c.train.optimizer = "adam"  # of the shared parameters: a name of bpnjax.optim.OPTIMIZERS
     c.train.learning_rate = 3e-4  # of the shared parameters
     c.train.rates = ""  # of layers, as factors on it: "conv_.*=0;output=10", first match; 0 freezes
+    c.train.features_once = False  # small_alexnet: run its convolutions, frozen by rates, once
     c.train.rate_decay = 0.0  # d: in task t = 0, 1, ... that rate is divided by 1 + d t
     c.train.rate_drops = ()  # shares of a task's epochs, as (0.75, 0.9), after each of which that
     c.train.rate_drop_factor = 10.0  # rate, and that of W, is divided by so much; not epsilon
@@ -161,6 +165,8 @@ def default() -> ConfigDict:
     c.evaluate.every_epochs = 0  # > 0: all tasks so far are also tested every so many epochs
     c.evaluate.every_tasks = 1  # all tasks so far are tested after each so many tasks, and the last
     c.evaluate.infer = "example"  # the mode nobody tells is chosen per example, or per batch
+    c.evaluate.rule = "entropy"  # by lowest entropy, max_logit, or statistics (kept per task)
+    c.evaluate.statistics = 32  # projections of the input that statistics keeps a Gaussian of
     c.evaluate.inferred_rows = "all"  # all, or last: when task_inferred is measured (T^2 passes)
     c.evaluate.inferred_examples = 0  # of each task, for task_inferred; 0 is all
 
@@ -175,7 +181,7 @@ def default() -> ConfigDict:
 
 # Fields that do not change what a run computes: a workdir may be taken up again with others.
 FREE_FIELDS = (
-    "compilation_cache", "dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir",
+    "compilation_cache", "log", "dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir",
     "dataset.device_mb", "dataset.workers", "checkpoint", "paper",
 )  # fmt: skip
 
@@ -188,7 +194,7 @@ _CHOICES = {
     "dataset.augment": ("none", "crop_flip"),
     "dataset.normalize": ("standard", "imagenet", "unit", "none"),
     "sequence.kind": ("class_split", "permuted", "datasets"),
-    "model.name": ("mlp", "convnet", "alexnet"),
+    "model.name": ("mlp", "convnet", "alexnet", "small_alexnet"),
     "sequence.heads": ("single", "multi"),
     "model.kernel_init": KERNEL_INITS,
     "model.dtype": ("float32", "bfloat16"),
@@ -205,6 +211,7 @@ _CHOICES = {
     "parallel.seeds": ("auto", "vmap", "map"),
     "evaluate.on": ("test", "validation"),
     "evaluate.infer": ("example", "batch"),
+    "evaluate.rule": ("entropy", "max_logit", "statistics"),
     "evaluate.inferred_rows": ("all", "last"),
 }
 _AT_LEAST = {
@@ -233,6 +240,7 @@ _AT_LEAST = {
     "evaluate.every_epochs": 0,
     "evaluate.every_tasks": 1,
     "evaluate.inferred_examples": 0,
+    "evaluate.statistics": 1,
     "checkpoint.every_steps": 0,
     "checkpoint.every_tasks": 1,
     "checkpoint.keep": 1,
@@ -278,6 +286,11 @@ def flatten(config, prefix: str = "") -> dict:
 
     Returns:
       ``{"a.b": value}``.
+
+    Example:
+      >>> from bpnjax.config import flatten
+      >>> flatten({"seed": 0, "train": {"epochs": 3}})
+      {'seed': 0, 'train.epochs': 3}
     """
     flat = {}
     for key, value in config.items():
@@ -294,7 +307,15 @@ def _suggest(word: str, words) -> str:
 
 
 def check_field(config: ConfigDict, field: str) -> None:
-    """Raises `UserError` for a field that the configuration does not have."""
+    """Makes sure that a configuration has a field.
+
+    Args:
+      config: a `ConfigDict`.
+      field: its name, ``"train.epochs"``.
+
+    Raises:
+      UserError: it has none of this name, and the message says which are near; or it is a group.
+    """
     fields = flatten(config)
     groups = {f.rsplit(".", 1)[0] for f in fields if "." in f}
     if field in fields:
@@ -363,7 +384,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: the first wrong field, its value, and what to change.
     """
-    from bpnjax import methods, optim
+    from bpnjax import logs, methods, optim
 
     flat = flatten(config)
     reference = flatten(default())
@@ -413,22 +434,20 @@ def validate(config: ConfigDict) -> None:
             f"train.rate_drops: {drops} is not shares of a task's epochs; give numbers between 0 "
             "and 1, as (0.75, 0.9)"
         )
-    for field, widths in _ALEXNET.items() if flat["model.name"] == "alexnet" else ():
+    for field, widths in _ALEXNET.items() if "alexnet" in flat["model.name"] else ():
         if len(flat[field]) != len(widths):
             raise UserError(
-                f"{field}: {flat[field]} has {len(flat[field])} widths and alexnet {len(widths)} "
-                f"such layers; the published ones are {widths}"
+                f"{field}: {flat[field]} has {len(flat[field])} widths and {flat['model.name']} "
+                f"{len(widths)} such layers; AlexNet's own are {widths}"
             )
     pretrained = flat["model.pretrained"]
-    if pretrained and flat["model.name"] != "alexnet":
-        raise UserError(
-            f"model.pretrained: {pretrained!r} is for alexnet; clear it or set model.name"
-        )
     if pretrained and not pathlib.Path(pretrained).is_file():
-        raise UserError(
-            f"model.pretrained: no file {pretrained!r}; download "
-            "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth and name it"
-        )
+        mend = "make one with python -m bpnjax.pretrain and name its model.safetensors"
+        if flat["model.name"] == "alexnet":
+            mend = (
+                "download https://download.pytorch.org/models/alexnet-owt-7be5be79.pth and name it"
+            )
+        raise UserError(f"model.pretrained: no file {pretrained!r}; {mend}")
     resize = flat["dataset.resize"]
     positive = all(isinstance(length, int) and length > 0 for length in resize)
     if resize and not (positive and len(resize) == 3 and resize[2] in (1, 3)):
@@ -465,6 +484,7 @@ def validate(config: ConfigDict) -> None:
             parse_rates(flat["train.rates"])
         except ValueError as error:
             raise UserError(f"train.rates: {error}") from error
+    logs.parse(flat["log"])
     if flat["seed"] > _LARGEST_SEED:
         raise UserError(f"seed: {flat['seed']} is above {_LARGEST_SEED}; give at most that")
     if flat["devices"] != "all" and not flat["devices"].isdecimal():
@@ -472,7 +492,21 @@ def validate(config: ConfigDict) -> None:
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """The fields in which two flat configurations differ, as ``"field: old -> new"``."""
+    """The fields in which two flat configurations differ.
+
+    Args:
+      old: as `flatten` gives.
+      new: the same.
+
+    Returns:
+      Texts ``"field: old -> new"``. Fields that do not change results, `FREE_FIELDS`, are passed
+      over.
+
+    Example:
+      >>> from bpnjax.config import differences
+      >>> differences({"seed": 0, "dataset.data_dir": ""}, {"seed": 1, "dataset.data_dir": "sets"})
+      ['seed: 0 -> 1']
+    """
     found = []
     for field in sorted(set(old) | set(new)):
         if any(field == f or field.startswith(f + ".") for f in FREE_FIELDS):

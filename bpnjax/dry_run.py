@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from bpnjax import config as configuration
-from bpnjax import feed, memory, parallel, programs
-from bpnjax.data import embedded, load_sequence, set_names
+from bpnjax import features, feed, memory, parallel, programs, resume
+from bpnjax.data import embedded, set_names
 from bpnjax.errors import UserError
 from bpnjax.methods import REGISTRY
 
@@ -18,6 +18,8 @@ _SHARE = 0.4  # of a matrix product's rate that training, tests included, reache
 
 def describe(config) -> str:
     """Reads the sets and shapes of a run and says what it would be.
+
+    Nothing is trained or written to the run's folder; some matrix products are timed on the device.
 
     Args:
       config: a validated configuration.
@@ -30,19 +32,20 @@ def describe(config) -> str:
     """
     layout = parallel.choose_layout(config)
     _check_prepared(config)
-    sequence = load_sequence(config)
-    problem = programs.make_problem(config, sequence)
+    trained, sequence = features.load(config)
+    problem = programs.make_problem(trained, sequence)
     state = jax.eval_shape(partial(programs.init_state, problem), jax.random.key(0))
     picture = sequence.train.images[0].nbytes
     counts = memory.report(problem, state, picture)
-    joint = problem.method.joint
-    stages = [sequence.num_tasks - 1] if joint else range(sequence.num_tasks)
+    earlier = resume.find(config, sequence)
+    stages = resume.stages(problem, earlier)
     steps = sum(
         problem.epochs[task] * programs.steps_per_epoch(problem, sequence, task) for task in stages
     )
     lines = [f"{name} = {value!r}" for name, value in configuration.flatten(config).items()]
     lines += ["", f"method    {config.method} ({REGISTRY[config.method].paper or 'baseline'})"]
-    lines += [f"tasks     {sequence.num_tasks}"]
+    learned = f", 1 to {earlier.num_tasks} learned in {earlier.path}" if earlier else ""
+    lines += [f"tasks     {sequence.num_tasks}{learned}"]
     for task, row in enumerate(sequence.classes):
         names = [sequence.class_names[c] for c in row.nonzero()[0]]
         shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
@@ -65,7 +68,7 @@ def describe(config) -> str:
         f"  {held / 1e6:,.1f} MB of pictures{', which stream' if streams else ''}",
         f"devices   {layout.number} of {jax.device_count()} x {jax.devices()[0].device_kind}",
         f"steps     {steps:,} of {config.train.batch_size} examples",
-        f"time      about {_duration(_seconds(problem, sequence, config.num_seeds))} on one such "
+        f"time      about {_duration(_seconds(problem, sequence, stages))} on one such "
         "device, by its rate of matrix products; rough, compiling not counted",
     ]
     return "\n".join(lines)
@@ -93,7 +96,7 @@ def _check_prepared(config) -> None:
     )
 
 
-def _seconds(problem, sequence, num_seeds: int) -> float:
+def _seconds(problem, sequence, stages) -> float:
     """By the multiplications of training and of the tests after each task."""
     core = jax.eval_shape(problem.spec.init, jax.random.key(0))
     multiplications = 0
@@ -104,18 +107,21 @@ def _seconds(problem, sequence, num_seeds: int) -> float:
         # A convolution multiplies its whole kernel at every place of its output.
         places = math.prod(layer.output_shape[1:-1]) if layer.kind == "conv" else 1
         multiplications += layer.calls * places * kernel["kernel"].size
-    tested, rows = 0, range(sequence.num_tasks)
-    for row in rows:
-        if problem.method.joint and row != rows[-1]:
-            continue
+    tested = 0
+    for row in stages:
         of_row = int(sequence.test.count[: row + 1].sum())
         modes = row + 1 if problem.method.told_task else 0  # tried for task_inferred
-        every = problem.config.evaluate.inferred_rows == "all" or row == rows[-1]
+        every = problem.config.evaluate.inferred_rows == "all" or row == stages[-1]
         limit = problem.config.evaluate.inferred_examples
         share = min(1.0, limit * (row + 1) / of_row) if limit else 1.0
         tested += of_row * (1 + every * share * modes)
-    trained = int((sequence.train.count * problem.epochs).sum())
-    work = num_seeds * 2.0 * multiplications * (3 * trained + tested)
+    epochs = problem.epochs
+    count = sequence.train.count
+    if problem.method.joint:
+        trained = epochs[0] * int(count.sum())
+    else:
+        trained = sum(epochs[task] * int(count[task]) for task in stages)
+    work = problem.config.num_seeds * 2.0 * multiplications * (3 * trained + tested)
     return work / (_SHARE * _matrix_rate())
 
 

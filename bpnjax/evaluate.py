@@ -2,8 +2,9 @@
 
 - ``task_told``: the task's mode is active, the argmax runs over all classes.
 - ``task_masked``: the same, restricted to the task's own classes.
-- ``task_inferred``: nobody tells the task; of the modes learned so far the one whose predictive
-  distribution has the lowest entropy is taken, per example (or per batch), then as task_told.
+- ``task_inferred``: nobody tells the task; of the modes learned so far the one of the highest
+  score is taken (`bpnjax.inference`: by default that of the lowest predictive entropy), per
+  example (or per batch), then as task_told.
 """
 
 from typing import NamedTuple
@@ -12,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpnjax import across, modulation
+from bpnjax import across, inference, modulation
 from bpnjax.heads import within_head
-from bpnjax.programs import Problem, TrainState
+from bpnjax.programs import Problem, TrainState, input_directions
 from bpnjax.view import Data, make_view
 
 
@@ -27,9 +28,10 @@ class Correct(NamedTuple):
     task_told: jax.Array
     task_masked: jax.Array
     task_inferred: jax.Array
+    task_guess: jax.Array  # of those of task_inferred, how many were taken for their own task
 
 
-KINDS = Correct._fields
+KINDS = ("task_told", "task_masked", "task_inferred")
 
 
 def accuracies(correct: Correct, count, inferred_examples: int = 0) -> dict[str, np.ndarray]:
@@ -41,14 +43,21 @@ def accuracies(correct: Correct, count, inferred_examples: int = 0) -> dict[str,
       inferred_examples: how many of them task_inferred was measured on; 0 for all.
 
     Returns:
-      ``{"task_told": float64 [..., T], ...}``, NaN where not tested.
+      ``{"task_told": float64 [..., T], ...}``, shares from 0 to 1, NaN where not tested, and as
+      ``"task_guess"`` the share of examples whose task was inferred rightly.
+
+    Example:
+      >>> import numpy as np
+      >>> from bpnjax.evaluate import Correct, accuracies
+      >>> accuracies(Correct(*np.array([[3, -1]] * 4)), count=[4, 4])["task_told"].tolist()
+      [0.75, nan]
     """
     count = np.asarray(count, np.float64)
     limit = np.minimum(count, inferred_examples or np.inf)
     found = {}
     for name, hits in correct._asdict().items():
         hits = np.asarray(hits)
-        of = limit if name == "task_inferred" else count
+        of = limit if name in ("task_inferred", "task_guess") else count
         found[name] = np.where(hits < 0, np.nan, hits / of)
     return found
 
@@ -81,7 +90,9 @@ def evaluate(
     batch = min(config.evaluate.batch_size, width)
 
     def logits_of(view, mode_task, x):
-        core = method.for_eval(state.core, kept, mode_task)
+        core = state.core
+        if not (in_training and not method.told_task):  # else as it stands: imm has yet to merge
+            core = method.for_eval(core, kept, mode_task)
         mode = view.mode(method.mode(kept, mode_task))
         out = modulation.modulated_apply(problem.model, view.params(core), mode, x)
         return out.astype(jnp.float32)
@@ -107,6 +118,8 @@ def evaluate(
 
     limit = min(config.evaluate.inferred_examples or width, width)
     infer_batch = min(batch, limit)
+    rule = config.evaluate.rule
+    directions = input_directions(problem, key, data) if problem.statistics else None
 
     def inferred(task, correct_of):
         view = make_view(problem, key, data, task)
@@ -114,32 +127,38 @@ def evaluate(
 
         def one(i, correct):
             x, y, real = chunk(view, task, i, count, infer_batch)
+            z = view.project(x, directions) if problem.statistics else None
 
             def try_mode(mode_task, best):
-                entropy, answer = best
+                score, guess, answer = best
                 logits = logits_of(view, mode_task, x)
                 if view.multi_head:  # to try a mode is to try its head
                     logits = within_head(logits, data.classes[mode_task])
-                log_p = jax.nn.log_softmax(logits)
-                its = -jnp.sum(jnp.exp(log_p) * log_p, -1)
+                if problem.statistics:
+                    its = inference.log_likelihood(*(s[mode_task] for s in state.statistics), z)
+                else:
+                    its = inference.ANSWERS[rule](logits)
                 if config.evaluate.infer == "batch":
                     its = jnp.broadcast_to(jnp.sum(its * real) / jnp.sum(real), its.shape)
-                better = its < entropy
+                better = its > score
                 answer = jnp.where(better, jnp.argmax(logits, -1), answer)
-                return jnp.where(better, its, entropy), answer
+                guess = jnp.where(better, mode_task, guess)
+                return jnp.where(better, its, score), guess, answer
 
-            start = (jnp.full(infer_batch, jnp.inf), jnp.full(infer_batch, -1))
-            _, answer = jax.lax.fori_loop(0, row + 1, try_mode, start)
-            return correct + jnp.sum(real & (answer == y))
+            nothing = jnp.full(infer_batch, -1)
+            start = (jnp.full(infer_batch, -jnp.inf), nothing, nothing)
+            _, guess, answer = jax.lax.fori_loop(0, row + 1, try_mode, start)
+            hits = [jnp.sum(real & right) for right in (answer == y, guess == task)]
+            return correct + jnp.array(hits)
 
-        correct = across.sum_loop(axis, -(-count // infer_batch), one, jnp.int32(0))
-        return correct_of.at[task].set(correct)
+        correct = across.sum_loop(axis, -(-count // infer_batch), one, jnp.zeros(2, jnp.int32))
+        return correct_of.at[:, task].set(correct)
 
     unknown = jnp.full((2, problem.num_tasks), -1, jnp.int32)
     right_told, right_masked = jax.lax.fori_loop(0, row + 1, told, unknown)
     if not method.told_task:
         # Every task gets the same network: not told is told, and costs no pass of its own.
-        return Correct(right_told, right_masked, right_told)
+        return Correct(right_told, right_masked, right_told, unknown[0])
     tested = jnp.where(infer, row + 1, 0)
-    right_inferred = jax.lax.fori_loop(0, tested, inferred, unknown[0])
-    return Correct(right_told, right_masked, right_inferred)
+    right_inferred, right_guess = jax.lax.fori_loop(0, tested, inferred, unknown)
+    return Correct(right_told, right_masked, right_inferred, right_guess)

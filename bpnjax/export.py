@@ -14,14 +14,22 @@ from bpnjax.keys import is_seed
 from bpnjax.programs import Problem, TrainState
 
 
-def _plain_arrays(tree, prefix: str) -> dict[str, np.ndarray]:
+def plain_leaves(tree, prefix: str):
+    """Names in the file and leaves of a tree, ``(name, leaf)`` each; of a key its seed."""
     flat = traverse_util.flatten_dict(tree, sep="/", is_leaf=lambda _, node: is_seed(node))
-    arrays = {}
     for name, leaf in flat.items():
         if is_seed(leaf):
-            leaf = jax.random.key_data(leaf.seed)
-            name = f"{name}_seed"
-        arrays[f"{prefix}/{name}"] = np.ascontiguousarray(np.asarray(leaf))
+            yield f"{prefix}/{name}_seed", leaf.seed
+        else:
+            yield f"{prefix}/{name}", leaf
+
+
+def _plain_arrays(tree, prefix: str) -> dict[str, np.ndarray]:
+    arrays = {}
+    for name, leaf in plain_leaves(tree, prefix):
+        if name.endswith("_seed"):
+            leaf = jax.random.key_data(leaf)
+        arrays[name] = np.ascontiguousarray(np.asarray(leaf))
     return arrays
 
 
@@ -39,8 +47,10 @@ def save_models(
 
     Names in the file: ``core/<path>`` the shared parameters; ``bank/<layer>/bias`` f32 [T, K];
     ``bank/<layer>/key_seed`` uint32 [2], from which `bpnjax.keys.KeySeeds` draws the layer's
-    keys; ``cores/<path>`` [T, ...] for stl. The metadata hold the configuration and what is needed
-    to read pictures and name answers, as JSON. `bpnjax.load` reads the file.
+    keys; ``cores/<path>`` [T, ...] for stl; ``statistics/mean`` and ``statistics/whitener``
+    [T, ...] where `evaluate.rule` asks for them (`bpnjax.inference.Statistics`). The metadata hold
+    the configuration and what is needed to read pictures and name answers, as JSON. `bpnjax.load`
+    reads the file.
 
     Args:
       workdir: the run's folder.
@@ -50,6 +60,10 @@ def save_models(
       sequence: what was learned.
     """
     config = problem.config
+    # A model of features goes out whole, with the layers that made them: it reads pictures.
+    before, images = sequence.extractor, sequence.train.images
+    shape = before.shape if before else images.shape[1:]
+    scale, shift = (before or sequence).scale, (before or sequence).shift
     metadata = {
         "format": FORMAT,
         "method": config.method,
@@ -57,18 +71,20 @@ def save_models(
         "config": json.dumps(config.to_dict()),
         "outputs": json.dumps([np.flatnonzero(row).tolist() for row in sequence.classes]),
         "class_names": json.dumps(sequence.class_names),
-        "input_shape": json.dumps(sequence.train.images.shape[1:]),
-        "scale": json.dumps(sequence.scale.tolist()),
-        "shift": json.dumps(sequence.shift.tolist()),
+        "input_shape": json.dumps(shape),
+        "scale": json.dumps(scale.tolist()),
+        "shift": json.dumps(shift.tolist()),
     }
     for seed in range(num_seeds):
         one = state if num_seeds == 1 else jax.tree.map(lambda leaf, s=seed: leaf[s], state)
         # What answers is kept: after imm's merging, say. stl's networks are among the stored.
         last = problem.num_tasks - 1
         core = problem.method.for_eval(one.core, one.method, last)
-        arrays = _plain_arrays(core, "core")
+        arrays = _plain_arrays((before.params if before else {}) | core, "core")
         for name, tree in problem.method.stored(one.method).items():
             arrays |= _plain_arrays(tree, name)
+        if problem.statistics:
+            arrays |= _plain_arrays(one.statistics._asdict(), "statistics")
         name = "model" if seed == 0 else f"model_seed_{config.seed + seed}"
         partial = workdir / f".{name}.partial"
         partial.write_bytes(save(arrays, metadata | {"seed": str(config.seed + seed)}))

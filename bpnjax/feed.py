@@ -26,7 +26,14 @@ _SHARE = 4  # of the memory for pictures, a chunk's part: one at work, one ahead
 
 
 def most_bytes(config) -> int | None:
-    """How many bytes of pictures of a split may lie on the device; None where it has no limit."""
+    """How many bytes of pictures of a split may lie on the device.
+
+    Args:
+      config: a run configuration; `dataset.device_mb` in MiB, 0 for half the device's memory.
+
+    Returns:
+      Bytes; None where the device tells no limit, as a CPU.
+    """
     if config.dataset.device_mb:
         return int(config.dataset.device_mb * 2**20)
     stats = jax.local_devices()[0].memory_stats() or {}

@@ -15,7 +15,16 @@ class Fixed(NamedTuple):
     kwargs: dict[str, Any]
 
     def apply(self, variables, *args, **kwargs):
-        """`flax.linen.Module.apply` with what is filled in."""
+        """`flax.linen.Module.apply` with what is filled in.
+
+        Args:
+          variables: a dict of collections, ``"params"`` among them; they win over those filled in.
+          *args: of the network's call.
+          **kwargs: of the network's call; none that is filled in.
+
+        Returns:
+          What the network returns.
+        """
         return self.module.apply({**self.variables, **variables}, *args, **self.kwargs, **kwargs)
 
 
@@ -65,6 +74,13 @@ def split(model, params):
 
     Returns:
       ``model, params``, where ``params`` is a parameter collection.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> from bpnjax.fixed import split
+      >>> model, params = split(nn.BatchNorm(), {"params": {"bias": 0}, "batch_stats": {"mean": 1}})
+      >>> params, model.variables
+      ({'bias': 0}, {'batch_stats': {'mean': 1}})
     """
     if "params" not in params:
         return model, params

@@ -41,7 +41,11 @@ def join(coordinator: str = "", number: int | None = None, me: int | None = None
 
 
 def is_first() -> bool:
-    """Does this host write the results?"""
+    """Does this host write the results?
+
+    Returns:
+      True on the first host; always without several.
+    """
     return jax.process_index() == 0
 
 
@@ -71,7 +75,14 @@ def first_asks(question: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def own_folder(workdir: pathlib.Path):
-    """Where this host writes: the first one the run's folder, others one that nobody reads."""
+    """Where this host writes: the first one the run's folder, others one that nobody reads.
+
+    Args:
+      workdir: the run's folder.
+
+    Yields:
+      A path; the folder of another host is removed at the end.
+    """
     if is_first():
         yield workdir
     else:
@@ -80,7 +91,14 @@ def own_folder(workdir: pathlib.Path):
 
 
 def tell(value: Any) -> Any:
-    """What the first host gives, on every host: any JSON; what the others give is not looked at."""
+    """What the first host gives, on every host; call it on all of them.
+
+    Args:
+      value: any JSON; what the others give is not looked at.
+
+    Returns:
+      The first host's value, gone through JSON where there are several: tuples come as lists.
+    """
     if jax.process_count() == 1:
         return value
     from jax.experimental.multihost_utils import broadcast_one_to_all
@@ -94,7 +112,14 @@ def tell(value: Any) -> Any:
 
 
 def tell_arrays(tree: Any) -> Any:
-    """The arrays of the first host, on every host; all must give the same structure and shapes."""
+    """The arrays of the first host, on every host; call it on all of them.
+
+    Args:
+      tree: of arrays; all hosts must give the same structure, shapes and dtypes.
+
+    Returns:
+      The first host's, as NumPy arrays; ``tree`` itself on one host.
+    """
     if jax.process_count() == 1:
         return tree
     from jax.experimental.multihost_utils import broadcast_one_to_all

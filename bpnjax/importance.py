@@ -43,7 +43,14 @@ NEURON_KINDS = ("loss", "output_norm")
 
 
 def one_pass_layers(layers: dict[str, modulation.Layer]) -> dict[str, modulation.Layer]:
-    """Those that the outer-product identity covers: Dense, called once, on [n, d], not lifted."""
+    """Those that the outer-product identity covers: Dense, called once, on [n, d], not lifted.
+
+    Args:
+      layers: ``{path: Layer}`` as `bpnjax.modulation.find_layers` gives.
+
+    Returns:
+      The part of ``layers`` whose per-example gradients need not be formed.
+    """
     return {
         path: layer
         for path, layer in layers.items()
@@ -193,6 +200,16 @@ def fisher_sum(
 
     Raises:
       ValueError: unknown ``kind``, or ``"sampled"`` without a key.
+
+    Example:
+      >>> import jax.numpy as jnp, flax.linen as nn
+      >>> from bpnjax import importance
+      >>> params = {"kernel": jnp.zeros((1, 2)), "bias": jnp.zeros(2)}  # softmax gives 1/2 each
+      >>> x, labels = jnp.array([[2.0], [4.0], [9.0]]), jnp.array([0, 1, 0])
+      >>> weights = jnp.array([1.0, 1.0, 0.0])  # the last one is padding
+      >>> found = importance.fisher_sum(nn.Dense(2), params, {}, x, labels, weights=weights)
+      >>> found["kernel"].tolist(), found["bias"].tolist()  # (2 / 2)^2 + (4 / 2)^2
+      ([[5.0, 5.0]], [0.5, 0.5])
     """
     if kind not in FISHER_KINDS:
         raise ValueError(f"unknown Fisher kind {kind!r}; use one of {', '.join(FISHER_KINDS)}")

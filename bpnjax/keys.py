@@ -19,6 +19,14 @@ class KeySeeds:
 
     A drop-in for an array ``[T, width]`` in a bank: `select` draws the row of a task when it is
     asked for, so a thousand tasks cost no more memory than one.
+
+    Example:
+      >>> import jax
+      >>> from bpnjax.keys import KeySeeds
+      >>> keys = KeySeeds(jax.random.key(0), width=50)
+      >>> row = keys.row(999)
+      >>> row.shape, sorted(set(row.tolist()))
+      ((50,), [-1.0, 1.0])
     """
 
     seed: jax.Array  # typed PRNG key, shape ()
@@ -40,7 +48,15 @@ class KeySeeds:
 
 @struct.dataclass
 class GateSeeds:
-    """The 0/1 gates of one layer for any number of tasks, stored as one PRNG key."""
+    """The 0/1 gates of one layer for any number of tasks, stored as one PRNG key.
+
+    Example:
+      >>> import jax
+      >>> from bpnjax.keys import GateSeeds
+      >>> row = GateSeeds(jax.random.key(0), width=1000, gated=0.8).row(3)
+      >>> sorted(set(row.tolist())), round(float(row.mean()), 1)
+      ([0.0, 1.0], 0.2)
+    """
 
     seed: jax.Array  # typed PRNG key, shape ()
     width: int = struct.field(pytree_node=False)
@@ -62,7 +78,14 @@ class GateSeeds:
 
 
 def is_seed(node) -> bool:
-    """Is this node of a bank drawn from a seed instead of stored?"""
+    """Is this node of a bank drawn from a seed instead of stored?
+
+    Args:
+      node: any; meant for ``is_leaf`` of `jax.tree.map` over a bank.
+
+    Returns:
+      True for `KeySeeds` and `GateSeeds`.
+    """
     return isinstance(node, (KeySeeds, GateSeeds))
 
 
@@ -71,7 +94,9 @@ def _layer_seed(seed, path):
 
 
 def key_bank(seed: jax.Array, layers) -> dict[str, dict[str, KeySeeds]]:
-    """PSP keys for the given layers, independent per layer and task, from one seed.
+    r"""PSP keys for the given layers, independent per layer and task, from one seed.
+
+    .. math:: key_{l,t} \in \{-1, +1\}^{inputs_l}, \quad y = W (x \odot key_{l,t}) + b
 
     Args:
       seed: a typed PRNG key.
@@ -81,7 +106,17 @@ def key_bank(seed: jax.Array, layers) -> dict[str, dict[str, KeySeeds]]:
       A bank ``{path: {"key": KeySeeds}}``. The layer's path is folded into the seed, so adding a
       layer to a network does not change the keys of the others.
 
-    Source: Cheung et al. 2019, binary superposition; keys fixed (the released code trains them).
+    Example:
+      >>> import jax
+      >>> from bpnjax import keys, modulation
+      >>> from bpnjax.layers import Layer
+      >>> layers = {"out": Layer("dense", 4, 3, 1, 2, (1, 3))}
+      >>> bank = keys.key_bank(jax.random.key(0), layers)
+      >>> modulation.select(bank, 7)["out"]["key"].shape
+      (4,)
+
+    Source: Cheung et al. 2019 (arXiv 1902.05522), binary superposition. Variant: keys fixed (the
+    released code trains them).
     """
     return {
         path: {"key": KeySeeds(_layer_seed(seed, path), layer.inputs)}
@@ -90,7 +125,9 @@ def key_bank(seed: jax.Array, layers) -> dict[str, dict[str, KeySeeds]]:
 
 
 def gate_bank(seed: jax.Array, layers, gated: float):
-    """Like `key_bank`, with gates in {0, 1} instead of signs.
+    r"""Like `key_bank`, with gates in {0, 1} instead of signs.
+
+    .. math:: gate_{l,t} \in \{0, 1\}^{inputs_l}, \quad P(gate = 0) = gated
 
     Args:
       seed: a typed PRNG key.
@@ -98,9 +135,10 @@ def gate_bank(seed: jax.Array, layers, gated: float):
       gated: probability of 0.
 
     Returns:
-      A bank ``{path: {"key": GateSeeds}}``.
+      A bank ``{path: {"key": GateSeeds}}``; a gate multiplies the input as a key does.
 
-    Source: Masse et al. 2018 (XdG).
+    Source: Masse et al. 2018 (arXiv 1802.01569, XdG). Variant: the units that are left are not
+    rescaled.
     """
     return {
         path: {"key": GateSeeds(_layer_seed(seed, path), layer.inputs, gated)}

@@ -47,7 +47,14 @@ class Basis(NamedTuple):
 
 
 def empty_factors(layers) -> dict[str, Factors]:
-    """Zeros to add to, for every Dense layer of ``layers`` (`find_layers`) that is called once."""
+    """Zeros to add to, for every Dense layer that is called once.
+
+    Args:
+      layers: ``{path: Layer}`` as `bpnjax.modulation.find_layers` gives.
+
+    Returns:
+      ``{path: Factors}``, f32 ``[inputs + 1, inputs + 1]`` and ``[outputs, outputs]``.
+    """
     return {
         path: Factors(jnp.zeros((layer.inputs + 1,) * 2), jnp.zeros((layer.outputs,) * 2))
         for path, layer in one_pass_layers(layers).items()

@@ -62,7 +62,16 @@ class Call(NamedTuple):
 
 
 def layer_call(context, x) -> Call | None:
-    """What an intercepted call of `flax.linen` is, if it is one of a layer of `KINDS`."""
+    """What an intercepted call of `flax.linen` is, if it is one of a layer of `KINDS`.
+
+    Args:
+      context: `flax.linen.module.InterceptorContext`.
+      x: the call's input.
+
+    Returns:
+      `Call`; None for any other module, for a subclass that does not reach its base's ``__call__``
+      and for a DenseGeneral with batch dimensions.
+    """
     module = context.module
     base = next((base for base in KINDS if isinstance(module, base)), None)
     # A subclass with a __call__ of its own is met where that calls super().__call__, or not at all.
@@ -82,19 +91,53 @@ def _as_tuple(value):
 
 
 def describe(call: Call, x, y, plain: bool) -> Layer:
-    """The `Layer` of a call with input ``x`` and output ``y``."""
+    """The `Layer` of a call.
+
+    Args:
+      call: of a layer.
+      x: its input, or the shape.
+      y: its output, or the shape.
+      plain: see `Layer`.
+
+    Returns:
+      `Layer`, called once.
+    """
     inputs = math.prod(x.shape[axis] for axis in call.contracted)
     outputs = math.prod(y.shape[y.ndim - call.features :])
     return Layer(call.kind, inputs, outputs, 1, x.ndim, y.shape, plain)
 
 
 def key_for(call: Call, key, x):
-    """A mode's key in the shape in which it multiplies the input."""
+    """A mode's key in the shape in which it multiplies the input.
+
+    Args:
+      call: of a layer.
+      key: ``[inputs]``, or ``[n, inputs]`` for one mode per example.
+      x: the call's input.
+
+    Returns:
+      An array of the input's dtype that broadcasts against it.
+
+    Raises:
+      ValueError: another shape, or the input's first axis is not the batch.
+    """
     return _align(call, "key", key, x, call.contracted)
 
 
 def bias_for(call: Call, bias, y):
-    """A mode's bias in the shape in which it adds to the output."""
+    """A mode's bias in the shape in which it adds to the output.
+
+    Args:
+      call: of a layer.
+      bias: ``[outputs]``, or ``[n, outputs]`` for one mode per example.
+      y: the call's output.
+
+    Returns:
+      An array of the output's dtype that broadcasts against it.
+
+    Raises:
+      ValueError: another shape, or the output's first axis is not the batch.
+    """
     return _align(call, "bias", bias, y, tuple(range(y.ndim - call.features, y.ndim)))
 
 
@@ -121,14 +164,31 @@ def _align(call, name, vector, array, axes):
 
 
 def own_kernel(params, path: str):
-    """The kernel of a layer as it is in the parameter tree, or None."""
+    """The kernel of a layer as it is in the parameter tree.
+
+    Args:
+      params: a parameter collection.
+      path: of the layer, names joined by ``/``; "" for the network itself.
+
+    Returns:
+      The leaf; None where there is none.
+    """
     for name in path.split("/") if path else ():
         params = params.get(name, {})
     return params.get("kernel")
 
 
 def others_of(params, layers, classes: dict[str, str]) -> dict[str, Other]:
-    """What owns parameters and is not a layer, by path; the nearest module called names it."""
+    """What owns parameters and is not a layer, by path; the nearest module called names it.
+
+    Args:
+      params: a parameter collection.
+      layers: by path.
+      classes: ``{path: class name}`` of all modules that were called.
+
+    Returns:
+      ``{path: Other}``.
+    """
     others: dict[str, Other] = {}
     for path, _ in jax.tree_util.tree_leaves_with_path(params):
         names = [str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey)]
@@ -159,6 +219,16 @@ def matching(layers: dict[str, Layer], pattern: str) -> dict[str, Layer]:
     Raises:
       ValueError: none does, and then the message lists those there are; or the pattern matches
         something with a kernel that is not of a known kind, such as `flax.linen.Einsum`.
+
+    Example:
+      >>> from bpnjax.layers import Layer, matching
+      >>> layers = {name: Layer("dense", 2, 2, 1, 2, (1, 2)) for name in ("hidden_0", "output")}
+      >>> list(matching(layers, "hidden_.*"))
+      ['hidden_0']
+      >>> matching(layers, "hidden")
+      Traceback (most recent call last):
+      ...
+      ValueError: 'hidden' matches no layer; there are: hidden_0, output
     """
     found = {path: layer for path, layer in layers.items() if re.fullmatch(pattern, path)}
     others = {
@@ -182,7 +252,11 @@ def matching(layers: dict[str, Layer], pattern: str) -> dict[str, Layer]:
 
 
 def inside_nn_jit() -> bool:
-    """Is this traced within `flax.linen.jit`, which would keep a mode's vectors as constants?"""
+    """Is this traced within `flax.linen.jit`, which would keep a mode's vectors as constants?
+
+    Returns:
+      True or False, by the frames of the Python stack.
+    """
     frame: Any = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "jitted" and frame.f_globals.get("__name__") == "flax.core.lift":

@@ -17,25 +17,42 @@ from bpnjax.errors import UserError
 
 USAGE = """usage: python -m bpnjax.main --config=FILE [--config.FIELD=VALUE ...]
                              [--workdir=DIR] [--overwrite] [--dry_run] [--distributed]
+                             [--resume_from=DIR]
 
   --config=FILE          a Python file with get_config(), as configs/digits.py
   --config.FIELD=VALUE   changes a field of it, as --config.train.epochs=3
   --workdir=DIR          where results go (default: runs/<name>/<method>)
   --overwrite            start afresh in a folder that holds a run
+  --resume_from=DIR      learn later tasks: the first tasks of this sequence are those of the run in
+                         DIR (or of a model.safetensors) and are not trained again
   --dry_run              say what the run would be (settings, tasks, network, memory, time) and end
   --distributed          one run on several hosts: the same command on each; where they do not
                          find each other, also --coordinator=HOST:PORT --hosts=N --host=0..N-1
   --help                 this text, configs, methods, and the fields with their defaults"""
-_FLAGS = {"dry_run": False, "distributed": False, "coordinator": "", "hosts": "", "host": ""}
+_FLAGS = {
+    "dry_run": False, "distributed": False, "coordinator": "", "hosts": "", "host": "",
+    "resume_from": "",
+}  # fmt: skip
 
 
 def asks_for_help(arguments: list[str]) -> bool:
-    """Is there a ``--help`` among the arguments?"""
+    """Is there a ``--help`` among the arguments?
+
+    Args:
+      arguments: without the program's name.
+
+    Returns:
+      True for ``--help``, ``-h`` and ``--helpfull``.
+    """
     return bool({"--help", "-h", "--helpfull"} & set(arguments))
 
 
 def print_help(usage: str) -> None:
-    """Prints a usage, the configurations at hand, the methods, and all fields with defaults."""
+    """Prints a usage, the configurations at hand, the methods, and all fields with defaults.
+
+    Args:
+      usage: the text to begin with.
+    """
     print(usage)
     files = sorted(pathlib.Path("configs").rglob("*.py"))
     if files:
@@ -64,6 +81,8 @@ def parse(arguments: list[str]):
     if asks_for_help(arguments):
         return None
     config, values = parse_flags(arguments, _FLAGS)
+    if values.resume_from:
+        config.resume_from = values.resume_from
     configuration.validate(config)
     for name in ("hosts", "host"):
         if values[name].value and not values[name].value.isdecimal():
@@ -153,7 +172,15 @@ def parse_fields(config, rest: list[str], more: dict[str, str | bool] | None = N
 
 
 def run(arguments: list[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command.
+
+    Args:
+      arguments: without the program's name.
+
+    Returns:
+      The exit code: 0, 1 if the run stopped (a loss that is not finite, a full disk, an interrupt),
+      2 for a wrong argument or configuration.
+    """
     try:
         parsed = parse(arguments)
         if parsed is None:
@@ -189,10 +216,13 @@ def run(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    except KeyboardInterrupt:
-        print(
-            "bpnjax: interrupted; the same command goes on at the last checkpoint", file=sys.stderr
+    except KeyboardInterrupt as interrupt:
+        where = (
+            f", {interrupt}; the same command goes on there"
+            if str(interrupt)
+            else ("; the same command goes on at the last checkpoint")
         )
+        print(f"bpnjax: interrupted{where}", file=sys.stderr)
         return 1
     if hosts.is_first():
         print(writers.table(result, result["class_names"]))
@@ -201,6 +231,7 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> None:
+    """Runs the command on the arguments of the process and exits with its code."""
     sys.exit(run(sys.argv[1:]))
 
 

@@ -20,21 +20,24 @@ def report(problem: Problem, state: TrainState, example_bytes: int = 0) -> dict:
 
     Args:
       problem: the static side of a run.
-      state: the state of one seed, or its shapes.
+      state: the state of one seed, or its shapes (`jax.eval_shape`): nothing is read.
       example_bytes: of one training example as it is stored.
 
     Returns:
-      A dict of numbers.
+      A dict of ints.
 
       - core_parameters: numbers in the shared parameters.
       - parameters_per_task, bytes_per_task: what must be kept on disk for each further task to
-        answer it later (mode biases, a whole network for stl). Keys come from one seed for all
-        tasks and cost nothing a task.
+        answer it later (mode biases, a whole network for stl; the statistics by which it is told
+        from others, where `evaluate.rule` asks for them). Keys come from one seed for all tasks
+        and cost nothing a task.
       - training_bytes: everything alive during training: shared and learned parameters, optimizer
         states, importance, anchors, banks.
-      - replay_bytes: training examples that a memory keeps (gem, agem, er, der, derpp), as stored.
+      - replay_bytes: training examples that a memory keeps (gem, agem, er, der, derpp), as stored;
+        the logits that der and derpp keep beside them are in training_bytes only.
     """
-    stored = jax.tree.leaves(problem.method.stored(state.method), is_leaf=is_seed)
+    stored = problem.method.stored(state.method), state.statistics
+    stored = jax.tree.leaves(stored, is_leaf=is_seed)
     per_task = [
         jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in stored if not is_seed(leaf)
     ]

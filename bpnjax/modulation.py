@@ -225,6 +225,19 @@ def layer_inputs(model: nn.Module, params, mode, x, paths) -> dict[str, jax.Arra
 
     Raises:
       ValueError: the network did not call such a layer, or calls it within nn.scan or the like.
+
+    Example:
+      >>> import jax.numpy as jnp, flax.linen as nn
+      >>> from bpnjax import modulation
+      >>> net = nn.Sequential([nn.Dense(2), nn.relu, nn.Dense(1)])
+      >>> params = {"layers_0": {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}}
+      >>> params["layers_2"] = {"kernel": jnp.ones((2, 1)), "bias": jnp.zeros(1)}
+      >>> x = jnp.array([[-3.0, 5.0]])
+      >>> features = modulation.layer_inputs(net, params, {}, x, ("layers_2",))["layers_2"]
+      >>> features.tolist()
+      [[0.0, 5.0]]
+      >>> modulation.apply_from(net, params, {}, x, "layers_2", features + 1.0).tolist()
+      [[7.0]]
     """
     inputs = {}
 
@@ -334,13 +347,22 @@ def select(bank, task) -> dict[str, Any]:
 
 
 def merge(*modes) -> dict[str, Any]:
-    """Joins modes: biases of one layer add up, keys of one layer multiply.
+    r"""Joins modes: biases of one layer add up, keys of one layer multiply.
+
+    .. math:: key = \prod_i key_i, \quad bias = \sum_i bias_i
 
     Args:
       *modes: modes as in `modulated_apply`.
 
     Returns:
-      One mode.
+      One mode, of all layers that one of them names.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.modulation import merge
+      >>> one, other = ({"out": {"bias": jnp.array([value])}} for value in (1.0, 2.0))
+      >>> merge(one, other)["out"]["bias"].tolist()
+      [3.0]
     """
     merged: dict[str, Any] = {}
     for mode in modes:

@@ -36,11 +36,20 @@ def choose_layout(config) -> Layout:
       config: a run configuration; `devices` is "all" or a number.
 
     Returns:
-      `Layout`. "all" takes as many as have something to do.
+      `Layout`. "all" takes as many as have something to do: at most as many as a batch has
+      examples, or, to share seeds, the largest number that divides `num_seeds`. Seeds "auto" are
+      one after another on a CPU, at once elsewhere.
 
     Raises:
       UserError: more than there are or than have something to do, or none; or several hosts and a
         layout that they cannot have.
+
+    Example:
+      >>> from bpnjax import config, parallel
+      >>> settings = config.default()
+      >>> settings.devices = "1"
+      >>> parallel.choose_layout(settings).number
+      1
     """
     have, axis = jax.device_count(), config.parallel.axis
     hosts, batch = jax.process_count(), config.train.batch_size
@@ -137,7 +146,8 @@ def program(
     """Compiles a per-seed function for seeds and devices; at its first call, once.
 
     Args:
-      function: ``f(key, ...)``; if it splits its work it is called with ``axis=``.
+      function: ``f(key, ...)``; if it splits its work it is called with ``axis=``, a name for
+        `jax.lax.psum`.
       clock: counts the compile time.
       num_seeds: with 1 the arguments have no seed axis, else those in ``over_seeds`` and the
         results have a leading axis ``[num_seeds]``.
@@ -148,7 +158,15 @@ def program(
       donate: positions of the arguments whose buffers may be reused.
 
     Returns:
-      The compiled callable.
+      The compiled callable. It serves the shapes of its first call only.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpnjax import parallel
+      >>> draw = lambda key, scale: scale * jax.random.normal(key, (3,))
+      >>> draws = parallel.program(draw, parallel.Clock(), num_seeds=2, over_seeds=(0,))
+      >>> draws(jax.random.split(jax.random.key(0), 2), jnp.float32(2)).shape
+      (2, 3)
     """
     mesh = _mesh(layout)
     by_seeds = layout.number > 1 and layout.axis == "seeds"

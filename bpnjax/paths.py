@@ -11,7 +11,20 @@ __all__ = ["layer_rates", "parse_rates", "partition_by_path", "path_string"]
 
 
 def path_string(path) -> str:
-    """The keys of a leaf's path, as JAX gives it, joined by ``/``."""
+    """The keys of a leaf's path, as JAX gives it, joined by ``/``.
+
+    Args:
+      path: as `jax.tree_util.tree_leaves_with_path` gives it.
+
+    Returns:
+      A text; names of fields and numbers of list items count as keys.
+
+    Example:
+      >>> import jax
+      >>> from bpnjax.paths import path_string
+      >>> [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path({"a": {"b": 1}})]
+      ['a/b']
+    """
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 

@@ -13,7 +13,11 @@ from bpnjax.writers import plain_nan
 
 
 def headless_pyplot():
-    """matplotlib's pyplot for files; imported when the first picture is drawn."""
+    """matplotlib's pyplot for files; imported when the first picture is drawn.
+
+    Returns:
+      The module ``matplotlib.pyplot``. Its backend is Agg from then on, in the whole process.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -25,9 +29,11 @@ def headless_pyplot():
 def accuracy_matrix(workdir: pathlib.Path, result: dict) -> pathlib.Path:
     """Draws the accuracy matrices of a run, mean over seeds, one panel for each accuracy.
 
+    Rows that were never tested are left out; up to ten tasks the cells are labelled.
+
     Args:
-      workdir: where the picture goes.
-      result: the content of ``result.json``.
+      workdir: where ``accuracy_matrix.png`` goes, over an earlier one.
+      result: the content of ``result.json``, null where not tested.
 
     Returns:
       The picture's path.
@@ -66,8 +72,10 @@ def accuracy_matrix(workdir: pathlib.Path, result: dict) -> pathlib.Path:
 def learning_curves(workdir: pathlib.Path, result: dict) -> pathlib.Path:
     """Draws the training loss, and the told accuracy of each task, against the steps trained.
 
+    Means over seeds; thin lines are the ends of tasks.
+
     Args:
-      workdir: where ``metrics.jsonl`` is and the picture goes.
+      workdir: where ``metrics.jsonl`` is and ``learning_curves.png`` goes, over an earlier one.
       result: the content of ``result.json``.
 
     Returns:
@@ -114,7 +122,7 @@ def comparison(path: pathlib.Path, results: list[dict]) -> pathlib.Path:
 
     Args:
       path: of the picture.
-      results: the contents of their ``result.json``.
+      results: the contents of their ``result.json``, at least one; title and seeds are the first's.
 
     Returns:
       ``path``.
@@ -159,7 +167,15 @@ def comparison(path: pathlib.Path, results: list[dict]) -> pathlib.Path:
 
 
 def draw(workdir: pathlib.Path, result: dict) -> list[pathlib.Path]:
-    """Draws every picture of a run; see `accuracy_matrix` and `learning_curves`."""
+    """Draws every picture of a run; see `accuracy_matrix` and `learning_curves`.
+
+    Args:
+      workdir: the run's folder.
+      result: the content of its ``result.json``.
+
+    Returns:
+      The pictures' paths.
+    """
     return [accuracy_matrix(workdir, result), learning_curves(workdir, result)]
 
 

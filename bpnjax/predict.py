@@ -15,17 +15,20 @@ import sys
 import numpy as np
 from absl import flags
 
+from bpnjax import inference
 from bpnjax.errors import UserError
 from bpnjax.predictor import Predictor, load
 
 USAGE = """usage: python -m bpnjax.predict --model=DIR --input=FILE.npz --output=FILE.csv
-                                [--task=N] [--seed=N]
+                                [--task=N] [--seed=N] [--rule=NAME] [--per=example|batch]
 
   --model=DIR        the folder of a complete run, or one of its .safetensors files
   --input=FILE.npz   holds `images`, and `task` (from 1, one for each) if the tasks are known
   --output=FILE.csv  gets a line for each picture: task, whether it was told, class, probability
   --task=N           one task, from 1, for all pictures
-  --seed=N           of a run with several seeds, the model of this one"""
+  --seed=N           of a run with several seeds, the model of this one
+  --rule=NAME        infers tasks by entropy, max_logit or statistics (default: as the run did)
+  --per=batch        all pictures are of one task; else it is inferred for each"""
 
 
 def _read_pictures(path: str):
@@ -42,10 +45,22 @@ def _read_pictures(path: str):
     return contents["images"], contents.get("task")
 
 
-def answers(predictor: Predictor, images, task=None) -> str:
-    """Answers as CSV: picture, task (from 1), told or not, class, its name and probability."""
+def answers(predictor: Predictor, images, task=None, rule=None, per="example") -> str:
+    """Answers of a trained model as CSV.
+
+    Args:
+      predictor: the model.
+      images: as the set stores them, ``[n, ...]``.
+      task: from 0, an int or int ``[n]``; None infers each picture's task.
+      rule: by which it is inferred; None: that of the model's run.
+      per: what a guess is for, "example" or "batch".
+
+    Returns:
+      Lines of text: picture (from 0), task (from 1), told or not, class, its name and its
+      probability among all classes.
+    """
     told = task is not None
-    task = predictor.infer(images).task if task is None else np.asarray(task)
+    task = predictor.infer(images, rule, per).task if task is None else np.asarray(task)
     p = predictor.probabilities(images, task)
     task = np.broadcast_to(task, (len(p),))
     text = io.StringIO()
@@ -59,7 +74,14 @@ def answers(predictor: Predictor, images, task=None) -> str:
 
 
 def run(arguments: list[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command.
+
+    Args:
+      arguments: without the program's name.
+
+    Returns:
+      The exit code: 0, 1 if the file could not be written, 2 for a wrong argument or input.
+    """
     from bpnjax.checkpoint import write_atomically
 
     if {"--help", "-h", "--helpfull"} & set(arguments):
@@ -68,6 +90,8 @@ def run(arguments: list[str]) -> int:
     values = flags.FlagValues()
     for name in ("model", "input", "output"):
         flags.DEFINE_string(name, "", "", flag_values=values)
+    flags.DEFINE_enum("rule", None, inference.RULES, "", flag_values=values)
+    flags.DEFINE_enum("per", "example", ("example", "batch"), "", flag_values=values)
     for name in ("task", "seed"):
         flags.DEFINE_integer(name, None, "", flag_values=values)
     try:
@@ -84,8 +108,14 @@ def run(arguments: list[str]) -> int:
         if values.task is not None:
             task = values.task
         predictor = load(values.model, values.seed)
+        task = None if task is None else np.asarray(task) - 1
+        if values.rule == "statistics" and predictor.statistics is None:
+            raise UserError(
+                f"--rule: {values.model} kept no statistics; train it with "
+                "--config.evaluate.rule=statistics"
+            )
         try:
-            text = answers(predictor, images, None if task is None else np.asarray(task) - 1)
+            text = answers(predictor, images, task, values.rule, values.per)
         except ValueError as error:
             raise UserError(f"--input: {error} (on the command line tasks count from 1)") from error
         output = pathlib.Path(values.output)

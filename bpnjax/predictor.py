@@ -20,7 +20,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
 
-from bpnjax import models, modulation, prng
+from bpnjax import inference, models, modulation, prng
 from bpnjax.data.permutation import pixel_order
 from bpnjax.errors import UserError
 from bpnjax.heads import within_head
@@ -33,9 +33,9 @@ FORMATS = ("bpnjax-2",)
 class Guess(NamedTuple):
     """Answers of a model that nobody told the task."""
 
-    task: np.ndarray  # int32 [n], of the mode that was surest, from 0
+    task: np.ndarray  # int32 [n], of the mode taken, from 0
     outputs: np.ndarray  # int32 [n], the answers in that mode
-    scores: np.ndarray  # f32 [n, T], minus the predictive entropy in each mode, nats
+    scores: np.ndarray  # f32 [n, T], of each mode by the rule; the highest is taken
 
 
 class Predictor(NamedTuple):
@@ -56,10 +56,13 @@ class Predictor(NamedTuple):
     scale: np.ndarray  # f32 [channels]; the network sees picture * scale + shift
     shift: np.ndarray
     metadata: dict[str, str]  # of the file: method, seed, configuration, ...
+    rule: str = "entropy"  # of `bpnjax.inference.RULES`, by which the run inferred the task
+    statistics: Any = None  # `bpnjax.inference.Statistics`, where the run kept them
+    directions: Any = None  # f32 [inputs, r], on which they project the input
 
     @property
     def num_tasks(self) -> int:
-        """How many tasks the model has modes for."""
+        """How many tasks the model has modes for, T."""
         return self.outputs.shape[0]
 
     def permuted(self, images, task) -> np.ndarray:
@@ -116,28 +119,34 @@ class Predictor(NamedTuple):
         """
         return np.asarray(jax.nn.softmax(jnp.asarray(self.logits(images, task))))
 
-    def infer(self, images) -> Guess:
-        """Tries the modes of all tasks and takes, per picture, the one of lowest entropy.
+    def infer(self, images, rule: str | None = None, per: str = "example") -> Guess:
+        """Guesses the task, by what all modes say in one program, and answers in its mode.
 
         Args:
           images: as for `logits`.
+          rule: a name of `bpnjax.inference.RULES`; that of the run by default.
+          per: ``"example"``, or ``"batch"``: all pictures are of one task.
 
         Returns:
           `Guess`.
+
+        Raises:
+          ValueError: as `logits`; an unknown rule, or one whose statistics the run did not keep.
         """
-        scores, answers = [], []
-        for task in range(self.num_tasks):
-            logits = self.logits(images, task)
-            log_p = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)))
-            scores.append((np.exp(log_p) * log_p).sum(-1))
-            answers.append(logits.argmax(-1))
-        scores, answers = np.array(scores).T, np.array(answers).T
-        task = scores.argmax(1)
-        outputs = answers[np.arange(len(task)), task]
-        return Guess(task.astype(np.int32), outputs.astype(np.int32), scores)
+        rule = rule or self.rule
+        if rule not in inference.RULES:
+            raise ValueError(f"unknown rule {rule!r}; use one of {', '.join(inference.RULES)}")
+        if rule == "statistics" and self.statistics is None:
+            raise ValueError(
+                "this model has no statistics; train it with --config.evaluate.rule=statistics"
+            )
+        images, nobody = self._checked(images, 0)
+        scores = _in_batches(partial(_scores, self, rule), images, nobody)
+        task = inference.choose(scores, per)
+        return Guess(task, self(images, task), scores)
 
     def __call__(self, images, task=None) -> np.ndarray:
-        """The answers, int32 ``[n]``, numbers in `class_names`; without ``task`` it is inferred."""
+        """The answers, int32 ``[n]``, numbers in `class_names`; ``task`` None: it is inferred."""
         if task is None:
             return self.infer(images).outputs
         return self.logits(images, task).argmax(-1).astype(np.int32)
@@ -172,6 +181,45 @@ def _run(model, restricted, core, bank, outputs, scale, shift, images, task):
     return within_head(logits, outputs[task] if restricted else None)
 
 
+def _scores(predictor: Predictor, rule, images, _):
+    return _try_all(
+        predictor.model, predictor.restricted, rule, predictor.core, predictor.cores,
+        predictor.bank, predictor.outputs, predictor.statistics, predictor.directions,
+        predictor.scale, predictor.shift, images,
+    )  # fmt: skip
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _try_all(
+    model,
+    restricted,
+    rule,
+    core,
+    cores,
+    bank,
+    outputs,
+    statistics,
+    directions,
+    scale,
+    shift,
+    images,
+):
+    """Scores of all modes f32 [n, T], one mode after another: memory is that of one."""
+    x = images.astype(jnp.float32) * scale + shift
+    if rule == "statistics":
+        z = x.reshape(x.shape[0], -1) @ directions
+        return jax.vmap(inference.log_likelihood, (0, 0, None), 1)(*statistics, z)
+
+    def one(task):
+        network = core if cores is None else jax.tree.map(lambda p: p[task], cores)
+        mode = modulation.select(bank, task)
+        logits = modulation.modulated_apply(model, network, mode, x).astype(jnp.float32)
+        head = outputs[task] if restricted else None
+        return inference.ANSWERS[rule](within_head(logits, head))
+
+    return jax.lax.map(one, jnp.arange(outputs.shape[0])).T
+
+
 def _in_batches(answer, images, task) -> np.ndarray:
     """Answers batches of one size, the last one padded, so that one program serves them all."""
     size = min(BATCH, 1 << max(len(images) - 1, 0).bit_length())
@@ -199,20 +247,8 @@ def load(path, seed: int | None = None) -> Predictor:
     """
     from bpnjax.methods import REGISTRY
 
-    file = pathlib.Path(path)
-    if file.is_dir():
-        first = file / "model.safetensors"
-        file = first if seed is None else file / f"model_seed_{seed}.safetensors"
-        if seed is not None and first.is_file() and _metadata(first).get("seed") == str(seed):
-            file = first
-    if not file.is_file():
-        raise UserError(f"no model {file}; name the folder of a complete run, or its .safetensors")
-    metadata = _metadata(file)
-    if metadata.get("format") not in FORMATS:
-        raise UserError(
-            f"{file} has the format {metadata.get('format')!r}; this version reads "
-            f"{', '.join(FORMATS)}: run the training again"
-        )
+    file = find_file(path, seed)
+    metadata = read_metadata(file)
     with safe_open(file, "np") as tensors:
         arrays = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     config = ConfigDict(json.loads(metadata["config"]))
@@ -230,11 +266,23 @@ def load(path, seed: int | None = None) -> Predictor:
     for row, group in zip(outputs, groups, strict=True):
         row[group] = True
     shape = tuple(json.loads(metadata["input_shape"]))
+    key = jax.random.key(int(metadata["seed"]))
+    rule, statistics, directions = config.evaluate.get("rule", "entropy"), None, None
+    if rule == "statistics" and not method.told_task:
+        rule = "entropy"  # all modes are the same network
+    if "statistics/mean" in arrays:
+        names_of = inference.Statistics._fields
+        statistics = inference.Statistics(
+            *(jnp.asarray(arrays[f"statistics/{n}"]) for n in names_of)
+        )
+        directions = inference.directions(
+            prng.fold(key, prng.STATISTICS), int(np.prod(shape)), statistics.mean.shape[1]
+        )
     orders = None
     if config.sequence.kind == "permuted":
-        key = prng.fold(jax.random.key(int(metadata["seed"])), prng.PIXELS)
+        pixels = prng.fold(key, prng.PIXELS)
         orders = jax.vmap(
-            lambda t: pixel_order(key, t, int(np.prod(shape)), config.sequence.first_identity)
+            lambda t: pixel_order(pixels, t, int(np.prod(shape)), config.sequence.first_identity)
         )(jnp.arange(len(groups)))
     return Predictor(
         model=models.build(config.model, len(names)),
@@ -249,7 +297,34 @@ def load(path, seed: int | None = None) -> Predictor:
         scale=np.asarray(json.loads(metadata["scale"]), np.float32),
         shift=np.asarray(json.loads(metadata["shift"]), np.float32),
         metadata=metadata,
+        rule=rule,
+        statistics=statistics,
+        directions=directions,
     )
+
+
+def find_file(path, seed: int | None = None) -> pathlib.Path:
+    """The model in the folder of a run, or the file itself; arguments and errors as of `load`."""
+    file = pathlib.Path(path)
+    if file.is_dir():
+        first = file / "model.safetensors"
+        file = first if seed is None else file / f"model_seed_{seed}.safetensors"
+        if seed is not None and first.is_file() and _metadata(first).get("seed") == str(seed):
+            file = first
+    if not file.is_file():
+        raise UserError(f"no model {file}; name the folder of a complete run, or its .safetensors")
+    return file
+
+
+def read_metadata(file: pathlib.Path) -> dict[str, str]:
+    """What a model says of itself; `UserError` where it was not written by this package."""
+    metadata = _metadata(file)
+    if metadata.get("format") not in FORMATS:
+        raise UserError(
+            f"{file} has the format {metadata.get('format')!r}; this version reads "
+            f"{', '.join(FORMATS)}: run the training again"
+        )
+    return metadata
 
 
 def _metadata(file) -> dict[str, str]:

@@ -5,16 +5,28 @@ range of steps are traced, so each compiles once for a sequence of any length; w
 adds `jax.vmap` over seeds, `jax.pmap` over devices, and `jax.jit`.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bpnjax import across, importance, kronecker, models, modulation, optim, prng, schedule
+from bpnjax import (
+    across,
+    importance,
+    inference,
+    kronecker,
+    models,
+    modulation,
+    optim,
+    prng,
+    schedule,
+)
 from bpnjax.data.sequence import Split, TaskSequence
 from bpnjax.errors import UserError
 from bpnjax.methods import REGISTRY, Ended, Method, Spec, Step
+from bpnjax.models import pretrained
 from bpnjax.recall import make_examples
 from bpnjax.view import Data, make_view
 
@@ -27,6 +39,7 @@ class TrainState(NamedTuple):
     core_optimizer: Any
     learned_optimizer: Any
     method: Any  # what the method keeps: bank, anchors
+    statistics: Any = ()  # `bpnjax.inference.Statistics` of each task, where the rule asks for them
 
 
 class Sums(NamedTuple):
@@ -39,7 +52,10 @@ class Sums(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """The static side of a run: network, method, optimizers, sizes."""
+    """The static side of a run: network, method, optimizers, sizes.
+
+    Holds no arrays of training; the functions here are closed over it before they are compiled.
+    """
 
     config: Any
     method: Method
@@ -51,21 +67,47 @@ class Problem(NamedTuple):
     epochs: list[int]  # of each task
     permuted: bool
     input_layer: str  # "" where pixels are permuted in the input instead of the first kernel
+    statistics: int = 0  # projections of the input of which they are kept; 0 for none
 
 
 def make_problem(config, sequence: TaskSequence) -> Problem:
     """Builds network, method and optimizers; touches shapes only, no data.
 
+    Args:
+      config: a validated run configuration.
+      sequence: what `bpnjax.data.load_sequence` gives for it.
+
+    Returns:
+      `Problem`, without arrays but for the classes of the tasks.
+
     Raises:
       UserError: a pattern for layers matches none, or the method cannot serve this network.
+
+    Example:
+      >>> from bpnjax import config, data, programs
+      >>> settings = config.default()
+      >>> settings.dataset.name, settings.sequence.classes = "gaussians", "0,1;0,2"
+      >>> settings.model.hidden = (8,)
+      >>> problem = programs.make_problem(settings, data.load_sequence(settings))
+      >>> list(problem.spec.layers), problem.num_tasks
+      (['hidden_0', 'output'], 2)
     """
     method = REGISTRY[config.method]
     model = models.build(config.model, sequence.num_classes)
     x = jax.ShapeDtypeStruct((1, *sequence.train.images.shape[1:]), jnp.float32)
 
-    def init(key):
-        return model.init(key, jnp.zeros(x.shape, x.dtype))["params"]
+    arrays = {}  # of a network that this one starts from; AlexNet reads torchvision's by itself
+    file = config.model.pretrained
 
+    def init(key):
+        params = model.init(key, jnp.zeros(x.shape, x.dtype))["params"]
+        return pretrained.start_from(params, arrays) if arrays else params
+
+    try:
+        if file and (config.model.name != "alexnet" or pretrained.is_ours(file)):
+            arrays = pretrained.read(file)
+    except ValueError as error:
+        raise UserError(f"model.pretrained: {error}") from error
     try:
         core = jax.eval_shape(init, jax.random.key(0))
     except ValueError as error:  # pictures too small for it, or weights of another network
@@ -106,11 +148,33 @@ def make_problem(config, sequence: TaskSequence) -> Problem:
         epochs=epochs,
         permuted=sequence.permuted,
         input_layer=getattr(model, "input_layer", ""),
+        statistics=_projections(config, method, math.prod(x.shape)),
     )
 
 
+def _projections(config, method: Method, inputs: int) -> int:
+    """How many projections the statistics are of; 0 where nobody asks which task it is."""
+    wanted = config.evaluate.statistics if config.evaluate.rule == "statistics" else 0
+    if not method.told_task:
+        return 0
+    if wanted > inputs:
+        raise UserError(
+            f"evaluate.statistics: {wanted} projections of an input of {inputs} numbers; give at "
+            f"most {inputs}"
+        )
+    return wanted
+
+
 def init_state(problem: Problem, key) -> TrainState:
-    """The state before the first task."""
+    """The state before the first task.
+
+    Args:
+      problem: the static side.
+      key: the seed's typed PRNG key.
+
+    Returns:
+      `TrainState`; what the method keeps is allocated for all tasks.
+    """
     core = problem.spec.init(prng.fold(key, prng.INIT))
     learned = problem.method.fresh(prng.fold(key, prng.FRESH), problem.spec)
     return TrainState(
@@ -119,11 +183,25 @@ def init_state(problem: Problem, key) -> TrainState:
         core_optimizer=problem.core_optimizer.init(core),
         learned_optimizer=problem.learned_optimizer.init(learned),
         method=problem.method.init(prng.fold(key, prng.METHOD), core, problem.spec),
+        statistics=inference.empty(problem.num_tasks, problem.statistics)
+        if problem.statistics
+        else (),
     )
 
 
 def begin_task(problem: Problem, key, state: TrainState, task) -> TrainState:
-    """Fresh task parameters and optimizer states; the shared parameters go on."""
+    """Fresh task parameters and optimizer states; the shared parameters go on.
+
+    Args:
+      problem: the static side.
+      key: the seed's typed PRNG key.
+      state: after the last task; may be donated.
+      task: int scalar, may be traced.
+
+    Returns:
+      `TrainState`. The state of the shared parameters' optimizer goes on unless
+      `train.reset_optimizer`; stl starts from fresh shared parameters, too.
+    """
     method = problem.method
     learned = method.fresh(prng.fold(key, prng.FRESH, task), problem.spec)
     core, core_optimizer = state.core, state.core_optimizer
@@ -131,8 +209,11 @@ def begin_task(problem: Problem, key, state: TrainState, task) -> TrainState:
         core = problem.spec.init(prng.fold(key, prng.INIT, task))
     if method.restarts or problem.config.train.reset_optimizer:
         core_optimizer = problem.core_optimizer.init(core)
-    return TrainState(
-        core, learned, core_optimizer, problem.learned_optimizer.init(learned), state.method
+    return state._replace(
+        core=core,
+        learned=learned,
+        core_optimizer=core_optimizer,
+        learned_optimizer=problem.learned_optimizer.init(learned),
     )
 
 
@@ -225,12 +306,12 @@ def run_steps(
             learned_grads, state.learned_optimizer, state.learned, rate_left=left
         )
         bad = jnp.where((sums.bad_step < 0) & ~jnp.isfinite(total), i, sums.bad_step)
-        state = TrainState(
-            core,
-            optax.apply_updates(state.learned, learned_updates),
-            core_optimizer,
-            learned_optimizer,
-            method.after_step(state.method, state.core, core, core_grads, seen),
+        state = state._replace(
+            core=core,
+            learned=optax.apply_updates(state.learned, learned_updates),
+            core_optimizer=core_optimizer,
+            learned_optimizer=learned_optimizer,
+            method=method.after_step(state.method, state.core, core, core_grads, seen),
         )
         sums = Sums(sums.loss + total, sums.correct + correct, sums.examples + count_here, bad)
         return state, sums
@@ -246,7 +327,19 @@ def run_steps(
 
 
 def end_task(problem: Problem, key, state: TrainState, data: Data, task, axis=None) -> TrainState:
-    """Freezes the task's mode, drops what was learned for it, and updates the protection."""
+    """Freezes the task's mode, drops what was learned for it, and updates the protection.
+
+    Args:
+      problem: the static side.
+      key: the seed's typed PRNG key.
+      state: after the task's last step; may be donated.
+      data: the sequence; importance passes over the task's training examples.
+      task: int scalar, may be traced.
+      axis: name of the mapped device axis; each device takes its share of the examples.
+
+    Returns:
+      `TrainState`, its ``learned`` all zero.
+    """
     method = problem.method
     # Importance is that of the network as it was trained, before its mode goes into the bank.
     mode = method.train_mode(state.learned, method.mode(state.method, task))
@@ -260,11 +353,49 @@ def end_task(problem: Problem, key, state: TrainState, data: Data, task, axis=No
     kept = method.consolidate(state.core, kept, task, ended, problem.spec)
     # The factors have done their work; zeros keep the state's structure.
     dropped = jax.tree.map(jnp.zeros_like, state.learned)
-    return state._replace(learned=dropped, method=kept)
+    statistics = state.statistics
+    if problem.statistics:
+        found = _input_statistics(problem, key, data, task, slots, count, axis)
+        statistics = jax.tree.map(lambda kept, new: kept.at[task].set(new), statistics, found)
+    return state._replace(learned=dropped, method=kept, statistics=statistics)
+
+
+def input_directions(problem: Problem, key, data: Data) -> jax.Array:
+    """The directions of the statistics of a seed, f32 ``[inputs, r]``."""
+    inputs = math.prod(data.train.images.shape[1:])
+    return inference.directions(prng.fold(key, prng.STATISTICS), inputs, problem.statistics)
+
+
+def _input_statistics(problem: Problem, key, data: Data, task, slots, count, axis):
+    """The Gaussian of a task's projected inputs, of the first examples of its last epoch."""
+    view, r = make_view(problem, key, data, task), problem.statistics
+    directions = input_directions(problem, key, data)
+    limit = min(inference.EXAMPLES, slots.shape[0])
+    batch, count = min(512, limit), jnp.minimum(count, limit)
+
+    def add(i, sums):
+        within = i * batch + jnp.arange(batch)
+        x, _ = view.examples(data.train, slots[jnp.minimum(within, limit - 1)])
+        z = view.project(x, directions)
+        mine = jnp.where((within < count)[:, None], z, 0.0)
+        return sums[0] + mine.sum(0), sums[1] + mine.T @ mine
+
+    zeros = (jnp.zeros(r), jnp.zeros((r, r)))
+    sums = across.sum_loop(axis, -(-count // batch), add, zeros)
+    return inference.Statistics(*inference.gaussian(count.astype(jnp.float32), *sums))
 
 
 def steps_per_epoch(problem: Problem, sequence: TaskSequence, task: int) -> int:
-    """Batches in an epoch of a task, the last one not full if it does not divide."""
+    """Batches in an epoch of a task, the last one not full if it does not divide.
+
+    Args:
+      problem: the static side.
+      sequence: the sets on the host.
+      task: int; a joint method's epoch takes the examples of all tasks.
+
+    Returns:
+      An int.
+    """
     count = sequence.train.count
     examples = int(count.sum() if problem.method.joint else count[task])
     return -(-examples // problem.config.train.batch_size)

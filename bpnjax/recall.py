@@ -11,6 +11,9 @@ from bpnjax.view import Data, make_view
 def make_examples(problem, key, data: Data) -> Examples:
     """Binds network and training set of a run to the functions of `Examples`.
 
+    Each call runs the plain network anew, without mode, dropout or a task's factors, on the pixels
+    as the example's own task sees them.
+
     Args:
       problem: the static side of a run.
       key: the seed's typed PRNG key.

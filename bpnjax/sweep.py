@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpnjax import programs, schedule
-from bpnjax.data import load_sequence
+from bpnjax import features, programs, schedule
 from bpnjax.errors import UserError
 from bpnjax.evaluate import Correct, accuracies, evaluate
 from bpnjax.methods import bd, ewc
@@ -29,6 +28,9 @@ def whole_run(
     change: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> Correct:
     """Trains all tasks one after another and tests the ones learned after each.
+
+    A pure function: wrap it in `jax.jit`, and in `jax.vmap` over keys and over what ``change``
+    uses.
 
     Args:
       problem: the static side.
@@ -78,7 +80,7 @@ def sweep(
             f"dataset.augment: {config.dataset.augment!r} reads pictures on the host, which a "
             "sweep never returns to; set none"
         )
-    sequence = load_sequence(config)
+    config, sequence = features.load(config)
     problem = programs.make_problem(config, sequence)
     if problem.method.joint:
         raise UserError(f"method: {config.method} has no tasks one after another to sweep over")
@@ -99,14 +101,26 @@ def sweep(
 
 
 def strength(state: TrainState, value) -> TrainState:
-    """The state with another strength of EWC.
+    r"""The state with another strength of EWC.
+
+    .. math:: \lambda \text{ in } \frac{\lambda}{2} \sum_j F_j (\theta_j - \theta^*_j)^2
 
     Args:
       state: of a method that EWC is a part of.
       value: lambda, f32 scalar, may be traced.
 
     Returns:
-      The state; unchanged where no part is EWC's.
+      The state; unchanged where no part keeps an `EwcState`. MAS and SLNID keep one too: there it
+      is the strength of their anchor, MAS's without the 1/2.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax import programs, sweep
+      >>> from bpnjax.methods.ewc import EwcState
+      >>> kept = ({}, EwcState(jnp.zeros(1), jnp.zeros(1), jnp.float32(2000)))  # of bd_ewc
+      >>> state = programs.TrainState(None, {}, None, None, kept)
+      >>> float(sweep.strength(state, 5.0).method[1].strength)
+      5.0
     """
 
     def is_ewc(part):
@@ -119,7 +133,10 @@ def strength(state: TrainState, value) -> TrainState:
 
 
 def hidden_dim(state: TrainState, value) -> TrainState:
-    """The state at the start of a task with BD's factors cut to an inner width.
+    r"""The state at the start of a task with BD's factors cut to an inner width.
+
+    .. math:: W_{hk} \leftarrow \sqrt{H_{max} / H} \, W_{hk} \text{ for } h \le H, \quad
+              0 \text{ else}
 
     Rows of W beyond it are zero. They stay so: what leads to M there passes through W and is zero,
     what leads to W passes through M, which starts at zero and takes no step where its gradient
@@ -131,6 +148,14 @@ def hidden_dim(state: TrainState, value) -> TrainState:
 
     Returns:
       The state, W uniform in +-1/sqrt(H) in its first H rows.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax import programs, sweep
+      >>> factors = {"out": {"M": jnp.zeros((1, 4)), "W": jnp.full((4, 1), 0.5)}}
+      >>> state = programs.TrainState(None, {"bd": factors}, None, None, None)
+      >>> sweep.hidden_dim(state, 1).learned["bd"]["out"]["W"][:, 0].tolist()
+      [1.0, 0.0, 0.0, 0.0]
     """
 
     def cut(factors):

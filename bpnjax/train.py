@@ -15,12 +15,16 @@ from bpnjax import (
     checkpoint,
     compiled,
     export,
+    features,
     feed,
     hosts,
+    interrupt,
+    logs,
     memory,
     metrics,
     parallel,
     programs,
+    resume,
     writers,
 )
 from bpnjax.checkpoint import Position
@@ -35,7 +39,10 @@ class LossNotFinite(RuntimeError):
 
 
 class Programs(NamedTuple):
-    """The compiled programs of a run."""
+    """The compiled programs of a run.
+
+    ``evaluate_in_training`` is ``evaluate`` before the task's mode was stored.
+    """
 
     init: Any
     begin_task: Any
@@ -46,7 +53,17 @@ class Programs(NamedTuple):
 
 
 def compile_programs(problem, clock, num_seeds: int, layout: parallel.Layout) -> Programs:
-    """Wraps the per-seed functions for seeds and devices; nothing is compiled before its use."""
+    """Wraps the per-seed functions for seeds and devices; nothing is compiled before its use.
+
+    Args:
+      problem: the static side of the run.
+      clock: counts the compile time.
+      num_seeds: as in `bpnjax.parallel.program`.
+      layout: of the devices.
+
+    Returns:
+      `Programs`, each a function of key or keys, state, and what follows in `bpnjax.programs`.
+    """
 
     takes_state_over = (programs.begin_task, programs.run_steps, programs.end_task)
 
@@ -67,17 +84,41 @@ def compile_programs(problem, clock, num_seeds: int, layout: parallel.Layout) ->
 
 
 def seed_keys(config):
-    """The PRNG key of each seed: ``[num_seeds]``, or a scalar for one seed."""
+    """The PRNG keys of a run.
+
+    Args:
+      config: a run configuration; seed s has the key of ``seed + s``.
+
+    Returns:
+      Typed PRNG keys ``[num_seeds]``, or a scalar for one seed.
+
+    Example:
+      >>> from bpnjax import config, train
+      >>> settings = config.default()
+      >>> settings.num_seeds = 3
+      >>> train.seed_keys(settings).shape
+      (3,)
+    """
     if config.num_seeds == 1:
         return jax.random.key(config.seed)
     return jnp.stack([jax.random.key(config.seed + s) for s in range(config.num_seeds)])
 
 
 def new_record(config, num_tasks: int) -> dict:
-    """What a run knows besides its state: accuracies so far and times."""
+    """What a run knows besides its state: accuracies so far and times.
+
+    Args:
+      config: a run configuration.
+      num_tasks: T.
+
+    Returns:
+      A dict: ``accuracy`` float64 ``[num_seeds, T, T]`` of each kind, NaN; times in seconds,
+      examples, steps and the length of the log in bytes, all 0.
+    """
     empty = np.full((config.num_seeds, num_tasks, num_tasks), np.nan)
     return {
         "accuracy": {kind: empty.copy() for kind in KINDS},
+        "task_guess": empty.copy(),
         "train_seconds": 0.0,
         "evaluate_seconds": 0.0,
         "compile_seconds": 0.0,
@@ -108,31 +149,36 @@ def train_and_evaluate(config, workdir: str | pathlib.Path, overwrite: bool = Fa
     compiled.keep(config)
     layout = parallel.choose_layout(config)
     sequence = load_sequence(config)
+    earlier = resume.find(config, sequence)
+    if earlier is not None:
+        sequence = earlier.normalised(sequence)
+    trained, sequence = features.once(config, sequence)
     with hosts.own_folder(workdir) as folder:
-        run = _Run(config, folder, sequence, layout)
+        run = _Run(config, trained, folder, sequence, layout, earlier)
         claim(folder, config, overwrite)
         run.restore_or_start()
         try:
-            run.all_tasks()
+            with interrupt.at_a_good_place() as run.interrupted:
+                run.all_tasks()
         finally:
             run.progress.close()
+            run.log.close()
         return run.finish()
 
 
 class _Run:
     """The host side of one run: position, record and files, threaded through the loop."""
 
-    def __init__(self, config, workdir, sequence: TaskSequence, layout):
+    def __init__(self, config, trained, workdir, sequence: TaskSequence, layout, earlier=None):
         self.config, self.workdir, self.sequence = config, workdir, sequence
-        self.problem = programs.make_problem(config, sequence)
+        self.earlier = earlier
+        self.problem = programs.make_problem(trained, sequence)
         self.epochs = self.problem.epochs
         self.clock = parallel.Clock()
         self.programs = compile_programs(self.problem, self.clock, config.num_seeds, layout)
         self.data = parallel.place(put_on_device(sequence, feed.most_bytes(config)), layout)
         self.keys = seed_keys(config)
-        self.stages = (
-            [sequence.num_tasks - 1] if self.problem.method.joint else range(sequence.num_tasks)
-        )
+        self.stages = resume.stages(self.problem, earlier)
         self.steps = {t: programs.steps_per_epoch(self.problem, sequence, t) for t in self.stages}
         self.chunk_steps, self.feed = feed.make_feed(
             self.problem, self.keys, sequence, self.data, layout, max(self.steps.values())
@@ -149,16 +195,39 @@ class _Run:
                 kind: np.array(writers.plain_nan(matrix), float)
                 for kind, matrix in self.record["accuracy"].items()
             }
+            guess = writers.plain_nan(self.record["task_guess"])
+            self.record["task_guess"] = np.array(guess, float)
         self.compiled_before = self.record["compile_seconds"]
-        self.log = writers.MetricsLog(self.workdir / "metrics.jsonl", self.record["metrics_length"])
+        self.log = writers.MetricsLog(
+            self.workdir / "metrics.jsonl",
+            self.record["metrics_length"],
+            logs.open_copies(self.config.log, self.workdir, self.config.seed),
+        )
         total = sum(self.epochs[task] * steps for task, steps in self.steps.items())
         self.progress = writers.Progress(total, self.record["total_steps"])
+        if found is None and self.earlier is not None:
+            self.take_over()
         if found is not None:
             task, epoch, step = self.position
             self.progress.line(
                 f"going on at task {min(task + 1, self.sequence.num_tasks)}, epoch {epoch + 1}, "
                 f"step {step} (checkpoint in {self.workdir / 'checkpoints'})"
             )
+
+    def take_over(self):
+        """Puts what was learned before into the first places of the state."""
+        state = self.state
+
+        def put():
+            nonlocal state
+            state = resume.put_first(self.state, self.earlier, self.config)
+
+        hosts.first_asks(put)
+        self.state = hosts.tell_arrays(state)
+        self.progress.line(
+            f"tasks 1 to {self.earlier.num_tasks} are those of {self.earlier.path}; going on at "
+            f"task {self.earlier.num_tasks + 1}"
+        )
 
     def restore(self):
         """Position, state and record of the last checkpoint, which the first host reads for all."""
@@ -193,6 +262,14 @@ class _Run:
                 self.test(task, finished=True)
             if last or (task + 1) % self.config.checkpoint.every_tasks == 0:
                 self.save()
+            if not last:
+                self.end_if_interrupted()
+
+    def end_if_interrupted(self):
+        if self.interrupted():
+            self.save()
+            task, epoch, step = self.position
+            raise KeyboardInterrupt(f"saved at task {task + 1}, epoch {epoch + 1}, step {step}")
 
     def timed(self, kind, program, task, *more, data=None):
         """Runs a program on the state and adds its time, without compiling, to the record."""
@@ -232,7 +309,11 @@ class _Run:
                 self.test(task, finished=False)
             if (epoch * steps + stop) % self.save_every(task) == 0:
                 self.save()
+<<<<<<< HEAD
         next(chunks, None)  # at its end it lets go of what it reads with
+=======
+            self.end_if_interrupted()
+>>>>>>> 0fcced2ea77cde18b96b1690b1c1dc1dff56db55
 
     def train_range(self, task, epoch, start, stop, chunks):
         before, started = self.record["train_seconds"], time.perf_counter()
@@ -274,12 +355,14 @@ class _Run:
         limit = self.config.evaluate.inferred_examples if self.problem.method.told_task else 0
         found = accuracies(correct, self.sequence.test.count, limit)
         found = {kind: np.atleast_2d(values) for kind, values in found.items()}
+        guess = found.pop("task_guess")
         if finished:
             for kind, values in found.items():
                 self.record["accuracy"][kind][:, task] = values
+            self.record["task_guess"][:, task] = guess
         self.log.write(
             kind="evaluate", task=task + 1, task_finished=finished,
-            total_steps=self.record["total_steps"], **found,
+            total_steps=self.record["total_steps"], **found, task_guess=guess,
         )  # fmt: skip
         if finished:
             means = {kind: np.nanmean(v) for kind, v in found.items() if not np.isnan(v).all()}
@@ -317,6 +400,7 @@ class _Run:
             "device": device_name(),
             "accuracy": record["accuracy"],
             "summary": {k: metrics.summarise(m) for k, m in record["accuracy"].items()},
+            "inference": self.inference(),
             "memory": per_seed,
             "paper": dict(published),
             "time": {
@@ -339,9 +423,25 @@ class _Run:
         writers.write_result(self.workdir, result)
         return result
 
+    def inference(self) -> dict | None:
+        """How the task was inferred, and how often rightly; None for methods without modes."""
+        if not self.problem.method.told_task:
+            return None
+        config, right = self.config.evaluate, self.record["task_guess"]
+        return {
+            "rule": config.rule,
+            "per": config.infer,
+            "task_accuracy": right,
+            "summary": {"task_accuracy": metrics.mean_and_sd(right[:, -1].mean(-1))},
+        }
+
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Versions of what a result depends on.
+
+    Returns:
+      ``{"python": ..., "jax": ..., ...}``.
+    """
     names = ("bpnjax", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
     found = {"python": platform.python_version()}
     for name in names:
@@ -353,5 +453,9 @@ def versions() -> dict[str, str]:
 
 
 def device_name() -> str:
-    """The devices in words, as ``2 x cpu``."""
+    """The devices of this host in words.
+
+    Returns:
+      Such as ``2 x cpu``.
+    """
     return f"{jax.local_device_count()} x {jax.devices()[0].device_kind}"

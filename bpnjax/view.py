@@ -57,7 +57,18 @@ def put_on_device(sequence: TaskSequence, most_bytes: int | None = None) -> Data
         go to the device.
 
     Returns:
-      `Data`.
+      `Data`; pictures in their own dtype (uint8 takes a quarter of f32), normalised when a batch is
+      made of them.
+
+    Example:
+      >>> from bpnjax import config, data, view
+      >>> settings = config.default()
+      >>> settings.dataset.name, settings.sequence.classes = "gaussians", "0,1;0,2"
+      >>> sequence = data.load_sequence(settings)
+      >>> view.put_on_device(sequence).train.images.shape
+      (1500, 2)
+      >>> type(view.put_on_device(sequence, most_bytes=0).test.images).__name__
+      'HostImages'
     """
 
     def held(split: Split) -> Split:
@@ -79,7 +90,12 @@ def put_on_device(sequence: TaskSequence, most_bytes: int | None = None) -> Data
 
 
 class View(NamedTuple):
-    """How a task sees the pictures: normalised, and with permuted pixels where so chosen."""
+    """How a task sees the pictures: normalised, and with permuted pixels where so chosen.
+
+    Where the network starts with a Dense layer on flat pixels the rows of its kernel move instead
+    of the pixels: use `params` and `mode` on the way into the network, `restore` and
+    `restore_factors` on what was measured there. Where nothing moves they give their argument back.
+    """
 
     data: Data
     pixels: Any  # PixelOrder by which the first kernel's rows move; None where nothing moves
@@ -88,16 +104,53 @@ class View(NamedTuple):
     multi_head: bool
 
     def params(self, core):
+        """The shared parameters to run on pixels that stay in place.
+
+        Args:
+          core: the shared parameters, rows in the order in which they are kept.
+
+        Returns:
+          Parameters, same tree; differentiable, a gradient for ``core`` has its rows.
+        """
         return core if self.pixels is None else permute_input(core, self.input_layer, self.pixels)
 
     def mode(self, mode):
+        """A mode to go with `params`: the key of the first layer moves with the pixels.
+
+        Args:
+          mode: ``{path: {"key": [inputs], "bias": [outputs]}}``.
+
+        Returns:
+          A mode.
+        """
         return mode if self.pixels is None else permute_key(mode, self.input_layer, self.pixels)
 
+    def project(self, x, directions):
+        """Inputs times `bpnjax.inference.directions`, f32 [n, r]."""
+        if self.pixels is not None:  # what moves the first kernel's rows moves these
+            directions = directions[self.pixels.inverse]
+        return x.reshape(x.shape[0], -1) @ directions
+
     def restore(self, tree):
+        """Takes what was measured of `params` back to the order of the shared parameters.
+
+        Args:
+          tree: like the parameters, such as a Fisher.
+
+        Returns:
+          Same tree.
+        """
         return tree if self.pixels is None else restore_rows(tree, self.input_layer, self.pixels)
 
     def restore_factors(self, factors):
-        """Kronecker factors of the layers, those of moved inputs back in their places."""
+        """Kronecker factors of the layers, those of moved inputs back in their places.
+
+        Args:
+          factors: ``{path: Factors}``, as `bpnjax.kronecker.factors` gives.
+
+        Returns:
+          The same; rows and columns of A of the first layer are moved.
+        """
         if self.pixels is None:
             return factors
         moved = factors[self.input_layer]
@@ -106,7 +159,18 @@ class View(NamedTuple):
         return {**factors, self.input_layer: back}
 
     def examples(self, split: Split, slots):
-        """Inputs f32 [n, ...] and labels int32 [n] of some slots."""
+        r"""Inputs and labels of some slots.
+
+        .. math:: x = image \cdot scale + shift
+
+        Args:
+          split: of the data, training or test.
+          slots: int32 ``[n]``, places in the flat index table: task * N + place in the task's row.
+
+        Returns:
+          f32 ``[n, ...]`` and the `labels`. Pixels are permuted here only where they could not be
+          in the parameters; then the slots' tasks may differ.
+        """
         rows = split.index.reshape(-1)[slots]
         x = split.images[rows].astype(jnp.float32) * self.data.scale + self.data.shift
         if self.orders is not None:
@@ -116,12 +180,29 @@ class View(NamedTuple):
         return x, self.labels(split, slots)
 
     def labels(self, split: Split, slots):
-        """The outputs int32 [n] that stand for the classes of some slots."""
+        """The outputs that stand for the classes of some slots.
+
+        Args:
+          split: of the data, training or test.
+          slots: int32 ``[n]``.
+
+        Returns:
+          int32 ``[n]``, numbers of outputs; with a head a task not those of the set's classes.
+        """
         task = slots // split.index.shape[1]
         return self.data.columns[task, split.labels[split.index.reshape(-1)[slots]]]
 
     def within_head(self, split: Split, slots, logits):
-        """Logits f32 [n, C], with those outside the head of each slot's task far below."""
+        """Logits, those outside the head of each slot's task far below; as they are with one head.
+
+        Args:
+          split: of the data, training or test.
+          slots: int32 ``[n]``.
+          logits: f32 ``[n, C]``.
+
+        Returns:
+          f32 ``[n, C]``.
+        """
         if not self.multi_head:
             return logits
         return within_head(logits, self.data.classes[slots // split.index.shape[1]])
@@ -130,7 +211,16 @@ class View(NamedTuple):
 def make_view(problem, key, data: Data, task) -> View:
     """Draws the pixel order of a task, once, so that it stays out of the loops that use it.
 
-    With ``task`` None the view serves examples of any task at once.
+    Args:
+      problem: the static side of a run.
+      key: the seed's typed PRNG key.
+      data: the sequence.
+      task: int scalar, may be traced; None for examples of any task at once.
+
+    Returns:
+      `View`. For None, for a joint method and for a network that does not start with a Dense layer
+      on flat pixels it holds the orders of all tasks, int32 ``[T, inputs]``, and gathers pixels by
+      them.
     """
     multi_head = problem.config.sequence.heads == "multi"
     if not problem.permuted:

@@ -5,13 +5,14 @@ import os
 import pathlib
 import shutil
 
+from bpnjax import logs
 from bpnjax.checkpoint import write_atomically
 from bpnjax.config import default, differences, flatten
 from bpnjax.errors import UserError
 from bpnjax.writers import plain
 
 _LEFT_BY_A_RUN = (
-    "metrics.jsonl", "result.json", "accuracy.csv", "model.json",
+    "metrics.jsonl", "metrics.csv", "result.json", "accuracy.csv", "model.json",
     "model*.safetensors", "accuracy_matrix.png", "learning_curves.png",
 )  # fmt: skip
 
@@ -41,6 +42,7 @@ def check(workdir: pathlib.Path, config, overwrite: bool) -> bool:
         raise UserError(
             f"--workdir: cannot use {workdir} ({error.strerror}); name another folder"
         ) from error
+    _refuse_source(workdir, config)
     if not existing.is_dir():
         raise UserError(f"--workdir: {existing} is a file; name a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -71,6 +73,16 @@ def check(workdir: pathlib.Path, config, overwrite: bool) -> bool:
     return (workdir / "result.json").exists()
 
 
+def _refuse_source(workdir: pathlib.Path, config) -> None:
+    """A run that goes on from another's model must not overwrite it."""
+    source = pathlib.Path(config.resume_from)
+    if config.resume_from and workdir.resolve() in (source.resolve(), source.resolve().parent):
+        raise UserError(
+            f"--workdir: {workdir} is the run that --resume_from names; give this one a --workdir "
+            "of its own"
+        )
+
+
 def claim(workdir: pathlib.Path, config, overwrite: bool) -> None:
     """Makes the folder this configuration's: call it when nothing can be refused any more.
 
@@ -82,13 +94,15 @@ def claim(workdir: pathlib.Path, config, overwrite: bool) -> None:
     Raises:
       UserError: it cannot be written.
     """
+    _refuse_source(workdir, config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if overwrite:
             # The old config.json goes last, by the replacement below: after a kill in between no
             # checkpoint of the old run can pass for one of the new configuration.
-            if (workdir / "checkpoints").exists():
-                shutil.rmtree(workdir / "checkpoints")
+            for folder in ("checkpoints", logs.FOLDER):
+                if (workdir / folder).exists():
+                    shutil.rmtree(workdir / folder)
             for pattern in _LEFT_BY_A_RUN:
                 for path in workdir.glob(pattern):
                     path.unlink()

@@ -13,7 +13,20 @@ from bpnjax.checkpoint import write_atomically
 
 
 def plain(value):
-    """JSON of arrays and floats: NaN becomes null."""
+    """JSON of arrays and floats.
+
+    Args:
+      value: dicts, lists, tuples, NumPy arrays and scalars, and what JSON has.
+
+    Returns:
+      The same of what JSON has: arrays as lists, keys as text, None for NaN and the infinities.
+
+    Example:
+      >>> import numpy as np
+      >>> from bpnjax.writers import plain
+      >>> plain({"R": np.array([[1.0, np.nan]])})
+      {'R': [[1.0, None]]}
+    """
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -28,19 +41,41 @@ def plain(value):
 
 
 class MetricsLog:
-    """`metrics.jsonl`: a line an interval; taken up again where a checkpoint left it."""
+    """`metrics.jsonl`: a line an interval; taken up again where a checkpoint left it.
 
-    def __init__(self, path: pathlib.Path, length: int):
-        self._path = path
+    ``length`` is that of the file at the checkpoint, in bytes; what comes after it is cut off.
+
+    ``copies`` (see `bpnjax.logs`) get all lines, those that are there already as well.
+    """
+
+    def __init__(self, path: pathlib.Path, length: int, copies=()):
+        self._path, self._copies = path, copies
         with path.open("ab") as f:
             # Lines after the checkpoint will be written again. A file that lost some (deleted, or
             # cut by a loss of power) stays shorter: truncate would fill it up with null bytes.
             f.truncate(min(length, f.tell()))
+        for line in path.read_text().splitlines() if copies else ():
+            self._copy(json.loads(line))
+
+    def _copy(self, line: dict) -> None:
+        for copy in self._copies:
+            copy.write(line)
 
     def write(self, **values) -> None:
-        """Appends a line."""
+        """Appends a line.
+
+        Args:
+          **values: what `plain` takes, by name.
+        """
+        line = plain(values)
         with self._path.open("a") as f:
-            f.write(json.dumps(plain(values)) + "\n")
+            f.write(json.dumps(line) + "\n")
+        self._copy(line)
+
+    def close(self) -> None:
+        """Closes the copies."""
+        for copy in self._copies:
+            copy.close()
 
     @property
     def length(self) -> int:
@@ -53,7 +88,8 @@ def write_result(workdir: pathlib.Path, result: dict) -> None:
 
     Args:
       workdir: the run's folder.
-      result: as DESIGN names its fields; arrays and NaN allowed.
+      result: ``accuracy`` holds ``{kind: float [seeds, T, T]}``, NaN where not tested, and ``seed``
+        the first seed; whatever else `plain` takes goes into the file as it is.
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -75,11 +111,11 @@ def table(result: dict, class_names: list[list[str]]) -> str:
     """The three accuracies per task after the last one, as text.
 
     Args:
-      result: of a complete run.
+      result: of a complete run, from memory or from ``result.json``.
       class_names: of each task.
 
     Returns:
-      Lines of text, no line feed at the end.
+      Lines of text, no line feed at the end; mean ± sd (n - 1) over seeds where there are several.
     """
     kinds = {name: np.asarray(plain_nan(m), float)[:, -1] for name, m in result["accuracy"].items()}
     several = result["num_seeds"] > 1
@@ -104,13 +140,40 @@ def table(result: dict, class_names: list[list[str]]) -> str:
 
 
 def markdown_table(header, rows) -> str:
-    """A table as Markdown: header and rows are sequences of text."""
+    """A table as Markdown.
+
+    Args:
+      header: texts.
+      rows: of texts, as many in each; a ``|`` in them would be taken for a border.
+
+    Returns:
+      Lines of text, no line feed at the end.
+
+    Example:
+      >>> from bpnjax.writers import markdown_table
+      >>> print(markdown_table(["method", "told"], [["`psp`", "0.98"]]))
+      | method | told |
+      |---|---|
+      | `psp` | 0.98 |
+    """
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
     return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
 
 
 def plain_nan(value):
-    """The reverse of `plain` for matrices: null becomes NaN."""
+    """The reverse of `plain` for matrices: null becomes NaN.
+
+    Args:
+      value: nested lists of numbers and None, or arrays, which stay as they are.
+
+    Returns:
+      Nested lists of numbers.
+
+    Example:
+      >>> from bpnjax.writers import plain_nan
+      >>> plain_nan([[1.0, None]])
+      [[1.0, nan]]
+    """
     if isinstance(value, list):
         return [plain_nan(v) for v in value]
     return math.nan if value is None else value
@@ -128,14 +191,28 @@ class Progress:
         self._lines = not quiet_lines
 
     def update(self, steps: int, task, tasks, epoch, epochs, loss, rate) -> None:
-        """Moves the bar on by some steps; where there is no bar, nothing."""
+        """Moves the bar on by some steps; where there is no bar, nothing.
+
+        Args:
+          steps: how many were run since the last call.
+          task: number of the task, from 1.
+          tasks: how many there are.
+          epoch: number of the epoch in the task, from 1.
+          epochs: how many there are.
+          loss: mean training loss of an example.
+          rate: examples a second.
+        """
         if self._bar is not None:
             self._bar.set_description(f"task {task}/{tasks} epoch {epoch}/{epochs}")
             self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} examples/s")
             self._bar.update(steps)
 
     def line(self, text: str) -> None:
-        """Prints a line, above the bar if there is one."""
+        """Prints a line, above the bar if there is one.
+
+        Args:
+          text: without a line feed.
+        """
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:

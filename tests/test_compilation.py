@@ -20,7 +20,7 @@ def compiled_programs(tmp_path, caplog, tasks, method):
     config.model.hidden = (8,)
     config.train.epochs, config.train.batch_size = 2, 700
     config.bd.hidden_dim = 4
-    config.evaluate.inferred_rows = "last"
+    config.evaluate.inferred_rows, config.evaluate.rule = "last", "statistics"
     config.checkpoint.every_tasks = tasks
     config.checkpoint.every_steps = 3  # epochs are cut into pieces of 2, 1, 1, ... steps
     caplog.clear()

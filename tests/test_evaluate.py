@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from bpnjax import config as configuration
-from bpnjax import programs
+from bpnjax import inference, prng, programs
 from bpnjax.data import load_sequence
 from bpnjax.evaluate import Correct, accuracies, evaluate
 from bpnjax.modulation import modulated_apply
@@ -41,9 +42,27 @@ def trained(method="bd_psp", **changes):
     return problem, key, state, data, sequence
 
 
-def by_hand(problem, state, sequence, rows, infer, batch, limit):
+def densities(problem, key, sequence, x, rows):
+    """Log-densities [modes, n] of inputs under the Gaussians of the tasks, by SciPy."""
+    r, scores = problem.statistics, []
+    directions = inference.directions(prng.fold(key, prng.STATISTICS), 64, r)
+    for task in range(rows):
+        index = sequence.train.index[task, : sequence.train.count[task]]
+        seen = sequence.train.images[index] * sequence.scale + sequence.shift
+        z = seen.reshape(len(index), -1) @ np.asarray(directions, np.float64)
+        covariance, share = np.cov(z.T, bias=True), r / (r + len(index))
+        sphere = np.trace(covariance) / r * np.eye(r)
+        scores.append(
+            stats.multivariate_normal(z.mean(0), (1 - share) * covariance + share * sphere).logpdf(
+                np.asarray(x).reshape(len(x), -1) @ directions
+            )
+        )
+    return np.array(scores)
+
+
+def by_hand(problem, key, state, sequence, rows, infer, batch, limit, rule="entropy"):
     split, modes = sequence.test, range(rows)
-    found = np.full((3, 3), np.nan)
+    found = np.full((4, 3), np.nan)
     for task in range(rows):
         index = split.index[task, : split.count[task]]
         x = jnp.asarray(split.images[index] * sequence.scale + sequence.shift)
@@ -58,27 +77,46 @@ def by_hand(problem, state, sequence, rows, infer, batch, limit):
         logits, y = logits[:, : limit or None], y[: limit or None]
         p = np.exp(logits - logits.max(-1, keepdims=True))
         p /= p.sum(-1, keepdims=True)
-        entropy = -(p * np.log(p + 1e-30)).sum(-1)  # [modes, n]
+        scores = (p * np.log(p + 1e-30)).sum(-1)  # [modes, n]
+        if rule == "max_logit":
+            scores = logits.max(-1).copy()
+        if rule == "statistics":
+            scores = densities(problem, key, sequence, x[: limit or None], rows)
         if infer == "batch":
             size = min(batch, limit or len(split.index[task]), split.index.shape[1])
             for start in range(0, len(y), size):
-                part = entropy[:, start : start + size]
-                part[:] = part.mean(1, keepdims=True)
-        answer = logits[entropy.argmin(0), np.arange(len(y))].argmax(-1)
+                part = scores[:, start : start + size]
+                part[:] = part.sum(1, keepdims=True)
+        answer = logits[scores.argmax(0), np.arange(len(y))].argmax(-1)
         found[2, task] = (answer == y).mean()
+        found[3, task] = (scores.argmax(0) == task).mean()
     return found
 
 
-@pytest.mark.parametrize("infer, limit", [("example", 0), ("batch", 0), ("example", 20)])
-def test_equals_numpy(infer, limit):
-    problem, key, state, data, sequence = trained(infer=infer, inferred_examples=limit)
+@pytest.mark.parametrize(
+    "infer, limit, rule",
+    [
+        ("example", 0, "entropy"),
+        ("batch", 0, "entropy"),
+        ("example", 20, "entropy"),
+        ("example", 0, "max_logit"),
+        ("example", 0, "statistics"),
+        ("batch", 20, "statistics"),
+    ],
+)
+def test_equals_numpy(infer, limit, rule):
+    problem, key, state, data, sequence = trained(
+        infer=infer, inferred_examples=limit, rule=rule, statistics=6
+    )
     program = jax.jit(partial(evaluate, problem))
     for row in (0, 2):
         found = accuracies(program(key, state, data, row, True), sequence.test.count, limit)
-        expected = by_hand(problem, state, sequence, row + 1, infer, 32, limit)
+        expected = by_hand(problem, key, state, sequence, row + 1, infer, 32, limit, rule)
         for got, hand in zip(found.values(), expected, strict=True):
             np.testing.assert_allclose(got, hand, atol=0.02)  # ties in float32
         np.testing.assert_array_equal(np.isnan(found["task_told"]), np.isnan(expected[0]))
+    if rule == "statistics":
+        assert found["task_guess"].mean() > (0.9 if infer == "batch" else 0.5)
     skipped = accuracies(program(key, state, data, 2, False), sequence.test.count, limit)
     assert np.isnan(skipped["task_inferred"]).all() and not np.isnan(skipped["task_told"]).any()
 
@@ -86,17 +124,19 @@ def test_equals_numpy(infer, limit):
 def test_masking_recovers_what_a_shared_output_layer_forgot():
     problem, key, state, data, sequence = trained("sgd")
     found = accuracies(evaluate(problem, key, state, data, 2, True), sequence.test.count)
-    expected = by_hand(problem, state, sequence, 3, "example", 32, 0)
+    expected = by_hand(problem, key, state, sequence, 3, "example", 32, 0)
+    expected[3] = np.nan  # it has no modes to choose from
     for got, hand in zip(found.values(), expected, strict=True):
         np.testing.assert_allclose(got, hand, atol=0.02)
     assert found["task_told"][0] < 0.1 and found["task_masked"][0] > 0.6
 
 
 def test_counts_become_exact_shares():
-    counts = Correct(np.array([3, -1]), np.array([3, -1]), np.array([1, -1]))
+    counts = Correct(np.array([3, -1]), np.array([3, -1]), np.array([1, -1]), np.array([2, -1]))
     found = accuracies(counts, np.array([3, 7]), inferred_examples=2)
     np.testing.assert_array_equal(found["task_told"], [1.0, np.nan])
     np.testing.assert_array_equal(found["task_inferred"], [0.5, np.nan])
+    np.testing.assert_array_equal(found["task_guess"], [1.0, np.nan])
 
 
 def test_methods_without_modes_have_one_number():

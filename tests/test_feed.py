@@ -27,7 +27,12 @@ def run(config, workdir, **fields):
         {"method": "bd_ewc", "checkpoint__every_steps": 7},
         {"method": "gem", "gem__memories": 20},
         {"method": "joint"},
-        {"method": "bd_psp", "sequence__kind": "permuted", "num_seeds": 2},
+        {
+            "method": "bd_psp",
+            "sequence__kind": "permuted",
+            "num_seeds": 2,
+            "evaluate__rule": "statistics",
+        },
     ],
     ids=lambda fields: fields["method"],
 )

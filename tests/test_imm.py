@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from support import Jitted, digits_config
 
+from bpnjax import programs
+from bpnjax.evaluate import evaluate
 from bpnjax.methods import imm
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -100,3 +102,14 @@ def test_drop_transfer_leaves_the_first_task_alone_and_changes_the_second():
             cores[drop, len(tasks)] = jitted.train(key, tasks, epochs=1)[0].core
     jax.tree.map(np.testing.assert_array_equal, cores[0.0, 1], cores[0.5, 1])
     assert not np.allclose(cores[0.0, 2]["output"]["kernel"], cores[0.5, 2]["output"]["kernel"])
+
+
+def test_a_task_in_training_is_tested_on_the_network_as_it_stands():
+    run = Jitted(digits_config("imm_mean"))
+    key = jax.random.key(0)
+    state = run.begin_task(key, run.init(key), 0)
+    steps = programs.steps_per_epoch(run.problem, run.sequence, 0)
+    for epoch in range(8):
+        state, _ = run.run_steps(key, state, run.data, 0, epoch, 0, steps)
+    correct = evaluate(run.problem, key, state, run.data, 0, False, in_training=True)
+    assert correct.task_told[0] / run.sequence.test.count[0] > 0.9

@@ -5,7 +5,7 @@ import pytest
 
 from bpnjax.errors import UserError
 from bpnjax.paper import __main__ as command
-from bpnjax.paper import controls, incremental, permuted, report, runs, sweeps
+from bpnjax.paper import controls, incremental, permuted, report, runs, sweeps, untold
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -53,6 +53,8 @@ def few(monkeypatch):
     monkeypatch.setattr(permuted, "METHODS", permuted.METHODS[:2])
     monkeypatch.setattr(controls, "METHODS", controls.METHODS[:1])
     monkeypatch.setattr(controls, "RATES", controls.RATES[:1])
+    monkeypatch.setattr(untold, "SEQUENCES", (("MNIST", "mnist.py", {}, 20),))
+    monkeypatch.setattr(untold, "METHODS", untold.METHODS[:1])
     monkeypatch.setattr(sweeps, "HIDDEN_DIMS", ((1, 4),))
     monkeypatch.setattr(sweeps, "STRENGTHS", ((0.0, 2000.0),))
 

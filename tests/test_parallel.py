@@ -24,6 +24,8 @@ CHANGES = [
     "--config.bd.hidden_dim=8",
     "--config.gem.memories=20",
     "--config.evaluate.batch_size=25",  # several batches, not a multiple of four
+    "--config.evaluate.rule=statistics",
+    "--config.evaluate.statistics=8",
 ]
 
 
@@ -89,6 +91,7 @@ def assert_equal(ours, theirs):
         assert abs(array.astype(float) - four_model[name]).max() < 1e-5, name
     for kind in ("task_told", "task_masked", "task_inferred"):
         assert one["accuracy"][kind] == four["accuracy"][kind]
+    assert one["inference"] == four["inference"]
 
 
 @pytest.mark.parametrize(

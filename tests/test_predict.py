@@ -14,15 +14,16 @@ from bpnjax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
+KEPT = {"evaluate.rule": "statistics", "evaluate.statistics": 8}
 CASES = {
-    "bd_psp": {},
-    "bd_ewc": {"sequence.kind": "permuted"},
+    "bd_psp": KEPT,
+    "bd_ewc": {"sequence.kind": "permuted"} | KEPT,
     "bd_psp_ewc": {"sequence.heads": "multi", "num_seeds": 2, "seed": 3},
-    "stl": {},
-    "imm_mode": {},
+    "stl": {"evaluate.rule": "max_logit"},
+    "imm_mode": KEPT,
     "xdg": {},
     "ewc_masked": {},
-    "psp": {"model.name": "convnet", "model.channels": (4,), "model.hidden": (8,)},
+    "psp": {"model.name": "convnet", "model.channels": (4,), "model.hidden": (8,)} | KEPT,
 }
 
 
@@ -60,6 +61,27 @@ def test_answers_are_those_that_the_run_counted(trained):
                 assert right == result["accuracy"][kind][number][-1][task], (kind, task)
 
 
+def test_the_task_is_inferred_as_the_run_did(trained):
+    config, folder, result = trained
+    sequence = load_sequence(config)
+    split = sequence.test
+    for number in range(config.num_seeds):
+        predictor = bpnjax.load(folder, config.seed + number)
+        for task in range(3):
+            rows = split.index[task, : split.count[task]]
+            labels = sequence.columns[task, split.labels[rows]]
+            images = predictor.permuted(split.images[rows], task)
+            right = np.mean(predictor(images) == labels)
+            assert right == result["accuracy"]["task_inferred"][number][-1][task]
+            if result["inference"] is not None:
+                assert result["inference"]["rule"] == config.evaluate.rule == predictor.rule
+                right = np.mean(predictor.infer(images).task == task)
+                assert right == result["inference"]["task_accuracy"][number][-1][task]
+                together = predictor.infer(images, per="batch")
+                assert len(set(together.task)) == 1
+                assert together.task[0] == together.scores.sum(0).argmax()
+
+
 def test_mixed_tasks_equal_one_task_at_a_time(trained):
     config, folder, _ = trained
     predictor = bpnjax.load(folder / "model.safetensors")
@@ -81,13 +103,15 @@ def test_not_told_it_takes_the_surest_mode(trained):
     config, folder, _ = trained
     predictor = bpnjax.load(folder)
     images = load_sequence(config).test.images[:20]
-    guess = predictor.infer(images)
+    guess = predictor.infer(images, "entropy")
     entropy = []
     for task in range(3):
         p = predictor.probabilities(images, task).astype(np.float64)
         entropy.append(-(p * np.log(np.maximum(p, 1e-300))).sum(1))
     np.testing.assert_allclose(guess.scores, -np.array(entropy).T, rtol=1e-3, atol=1e-5)
-    assert (predictor(images) == guess.outputs).all()
+    largest = np.array([predictor.logits(images, task).max(1) for task in range(3)]).T
+    scores = predictor.infer(images, "max_logit").scores
+    np.testing.assert_allclose(scores, largest, rtol=1e-4, atol=1e-5)
     at = np.arange(20)
     assert (guess.scores[at, guess.task] == guess.scores.max(1)).all()
     np.testing.assert_array_equal(guess.outputs, predictor(images, task=guess.task))
@@ -138,6 +162,9 @@ def test_command(trained, tmp_path, capsys):
     guessed = rows(f"--input={tmp_path / 'untold.npz'}")
     assert {r["told"] for r in guessed} == {"no"}
     assert [int(r["output"]) for r in guessed] == predictor(images).tolist()
+    alike = rows(f"--input={tmp_path / 'untold.npz'}", "--rule=max_logit", "--per=batch")
+    task = predictor.infer(images, "max_logit", "batch").task
+    assert [int(r["task"]) for r in alike] == (task + 1).tolist() and len(set(task)) == 1
     assert "7 answers in" in capsys.readouterr().out
 
 
@@ -176,5 +203,6 @@ def test_refusals(trained, tmp_path, capsys):
     refused("task 3; this model has tasks 0 to 2", "--task=4")
     refused("--output: no folder", output=tmp_path / "none" / "out.csv")
     refused("is no flag", "extra")
+    refused("value should be one of <entropy|max_logit|statistics>", "--rule=surest")
     with pytest.raises(UserError, match="no model .* name the folder of a complete run"):
         bpnjax.load(tmp_path)

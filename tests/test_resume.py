@@ -19,7 +19,10 @@ from bpnjax import main, methods, plots, train
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Two tasks of two epochs of 9 steps. Checkpoints after 13 steps of a task, so in mid-epoch, and
 # at its end: (0, 1, 4), (1, 0, 0), (1, 1, 4), (2, 0, 0) as (task, epoch, step) counted from 0.
-CHANGES = {"sequence__num_tasks": 2, "model__hidden": "(16,)", "checkpoint__every_steps": 13}
+CHANGES = {
+    "sequence__num_tasks": 2, "model__hidden": "(16,)", "checkpoint__every_steps": 13,
+    "evaluate__rule": "statistics", "evaluate__statistics": 8,
+}  # fmt: skip
 BETWEEN_TASKS, IN_A_TASK, AT_THE_END = (1, 0, 0), (1, 1, 4), (2, 0, 0)
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -41,7 +44,8 @@ def left(workdir):
     for line in lines:
         line.pop("examples_per_second", None)
     return (
-        json.loads((workdir / "result.json").read_text())["accuracy"],
+        [json.loads((workdir / "result.json").read_text())[part]
+         for part in ("accuracy", "inference")],
         lines,
         {
             path.name: {
@@ -50,7 +54,7 @@ def left(workdir):
             }
             for path in workdir.glob("*.safetensors")
         },
-    )
+    )  # fmt: skip
 
 
 def assert_same(workdir, reference, same_lines=True):
@@ -265,6 +269,60 @@ def test_metrics_that_were_lost(uncut, cut, tmp_path, capsys):
     assert_same(workdir, reference, same_lines=False)
     lines, whole = left(workdir)[1], left(reference)[1]
     assert lines == whole[-len(lines) :] and lines
+
+
+# Ctrl-C
+
+
+@pytest.fixture
+def interrupting(monkeypatch):
+    """Presses Ctrl-C, once or twice, while the run is in its k-th range of steps from now on."""
+    monkeypatch.setattr(plots, "draw", lambda workdir, result: [])
+    train_range = train._Run.train_range
+
+    def run_until(flags, workdir, k, times=1):
+        count = iter(range(1, k + 1))
+
+        def pressed(run, *args):
+            for _ in range(times if next(count) == k else 0):
+                signal.raise_signal(signal.SIGINT)
+            train_range(run, *args)
+
+        before = signal.getsignal(signal.SIGINT)
+        with monkeypatch.context() as patch:
+            patch.setattr(train._Run, "train_range", pressed)
+            assert main.run([*flags, f"--workdir={workdir}"]) == 1
+        assert signal.getsignal(signal.SIGINT) is before
+        return checkpoints(workdir)[-1]
+
+    return run_until
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(programs_once, uncut, interrupting, tmp_path, capfd):
+    """An epoch is a range here: pressed in the third, which is ended, with no checkpoint due."""
+    flags, reference = uncut(method="bd_ewc")
+    flags = [*flags, "--config.checkpoint.every_steps=0", "--config.log=csv"]
+    assert interrupting(flags, tmp_path / "run", 3) == (1, 1, 0)
+    *_, first, last = capfd.readouterr().err.splitlines()
+    assert first.startswith("bpnjax: ending after this stretch of steps, to save")
+    assert last == (
+        "bpnjax: interrupted, saved at task 2, epoch 2, step 0; the same command goes on there"
+    )
+    assert go(flags, tmp_path / "run", capfd).startswith(going_on((1, 1, 0)))
+    assert_same(tmp_path / "run", reference, same_lines=False)
+    # The copy of the metrics has each line once, those of before included.
+    copied = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[2:6] for row in copied if row.startswith("train")] == [
+        ["1", "1", "9", "9"], ["1", "2", "9", "18"], ["2", "1", "9", "27"], ["2", "2", "9", "36"],
+    ]  # fmt: skip
+
+
+def test_ctrl_c_twice_ends_at_once(programs_once, uncut, interrupting, tmp_path, capfd):
+    flags, _ = uncut(method="bd_ewc")
+    flags = [*flags, "--config.checkpoint.every_steps=0"]
+    assert interrupting(flags, tmp_path / "run", 4, times=2) == BETWEEN_TASKS
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last == "bpnjax: interrupted; the same command goes on at the last checkpoint"
 
 
 # Seeds

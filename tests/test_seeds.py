@@ -13,7 +13,7 @@ from bpnjax.view import put_on_device
 
 def run(how, **fields):
     """The state after each program of two tasks, compiled as for a user."""
-    config = digits_config("bd_ewc", **fields)
+    config = digits_config("bd_ewc", evaluate__rule="statistics", evaluate__statistics=6, **fields)
     sequence = load_sequence(config)
     problem = programs.make_problem(config, sequence)
     data, keys = put_on_device(sequence), train.seed_keys(config)

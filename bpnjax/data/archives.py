@@ -16,7 +16,10 @@ from bpnjax.errors import UserError
 
 
 class Archive(NamedTuple):
-    """An official archive: its address, and what is known of its contents from others."""
+    """An official archive: its address, and what is known of its contents from others.
+
+    ``size`` is in bytes. A checksum that is "" is not known and not compared.
+    """
 
     url: str
     filename: str
@@ -26,13 +29,28 @@ class Archive(NamedTuple):
 
 
 def malformed(path, what: str) -> UserError:
-    """An error that says what is wrong with an archive, and what to do."""
+    """An error that says what is wrong with an archive, and what to do.
+
+    Args:
+        path: The archive.
+        what: What is wrong, without a full stop.
+
+    Returns:
+        The `UserError`, to be raised.
+    """
     return UserError(f"{os.fspath(path)}: {what}; replace it with the official archive")
 
 
 @contextlib.contextmanager
 def unpacking(path):
-    """Turns whatever the unpacking of an archive raises into a `UserError`."""
+    """Turns whatever the unpacking of an archive raises into a `UserError`.
+
+    Args:
+        path: The archive, for messages.
+
+    Raises:
+        UserError: It is truncated or cannot be unpacked.
+    """
     try:
         yield
     except EOFError as error:
@@ -115,7 +133,24 @@ def members(path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
 
 
 def lines(path, name: str, data: bytes) -> list[str]:
-    """The lines of a text file that are not empty, each once, without white space around them."""
+    r"""The lines of a text file that are not empty, each once, without white space around them.
+
+    Args:
+        path: The archive it is in, for messages.
+        name: Of the member.
+        data: Its bytes, UTF-8.
+
+    Returns:
+        The lines in their order.
+
+    Raises:
+        UserError: The file is no UTF-8.
+
+    Example:
+        >>> from bpnjax.data.archives import lines
+        >>> lines("a.tgz", "list.txt", b" b.jpg\n\na.jpg\nb.jpg\n")
+        ['b.jpg', 'a.jpg']
+    """
     try:
         stripped = [line.strip() for line in data.decode().splitlines()]
     except UnicodeDecodeError as error:

@@ -14,7 +14,20 @@ from bpnjax.errors import UserError
 
 
 def cache_root(cache_dir: str = "") -> pathlib.Path:
-    """The folder of decoded sets: `dataset.cache_dir`, else BPNJAX_CACHE_DIR, else the user's."""
+    """The folder of decoded sets: `dataset.cache_dir`, else BPNJAX_CACHE_DIR, else the user's.
+
+    Args:
+      cache_dir: a folder; "" for none chosen.
+
+    Returns:
+      A path with ``~`` expanded; it need not exist. The user's is ``bpnjax`` in XDG_CACHE_HOME or
+      in ``~/.cache``.
+
+    Example:
+      >>> from bpnjax.data.cache import cache_root
+      >>> cache_root("decoded").name
+      'decoded'
+    """
     if cache_dir:
         return pathlib.Path(cache_dir).expanduser()
     if os.environ.get("BPNJAX_CACHE_DIR"):
@@ -24,7 +37,14 @@ def cache_root(cache_dir: str = "") -> pathlib.Path:
 
 
 def fingerprint(folder: pathlib.Path) -> str:
-    """Changes when a prepared set does: names, sizes and times of its files, and its info."""
+    """Changes when a prepared set does: names, sizes and times of its files, and its info.
+
+    Args:
+      folder: of one version of a prepared set. Files are not read, but for ``dataset_info.json``.
+
+    Returns:
+      12 hexadecimal digits.
+    """
     parts = [
         (f.name, f.stat().st_size, f.stat().st_mtime_ns)
         for f in sorted(folder.iterdir())
@@ -44,6 +64,8 @@ def _checksum(path: pathlib.Path) -> int:
 
 def read(folder: pathlib.Path) -> dict[str, np.ndarray] | None:
     """Opens a cached split; None where there is none.
+
+    Reads every byte once, for the checksums.
 
     Args:
       folder: the split's folder.
@@ -75,7 +97,16 @@ def read(folder: pathlib.Path) -> dict[str, np.ndarray] | None:
 
 
 def write(folder: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a split beside its place and moves it there whole, so a cut leaves no half cache."""
+    """Writes a split beside its place and moves it there whole, so a cut leaves no half cache.
+
+    Args:
+      folder: the split's folder; if it is there already, it stays as it is.
+      arrays: by name, which becomes ``NAME.npy``.
+
+    Raises:
+      UserError: the folder cannot be made.
+      OSError: the disk is full, say; nothing of it is left.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = pathlib.Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))

@@ -8,12 +8,14 @@ TRAIN_DIGITS = 1400
 
 
 def digits() -> Arrays:
-    """The 1,797 handwritten 8x8 digits that scikit-learn ships (UCI, Alpaydin and Kaynak 1998).
+    """The 1,797 handwritten 8x8 digits that scikit-learn ships.
 
     They have no official split: a fixed shuffle gives 1,400 train and 397 test pictures.
 
     Returns:
       `Arrays`: uint8 images ``[n, 8, 8, 1]`` with values 0 to 16, int32 labels ``[n]``.
+
+    Source: UCI, Alpaydin and Kaynak 1998, by way of ``sklearn.datasets.load_digits``.
     """
     from sklearn.datasets import load_digits
 
@@ -29,11 +31,20 @@ def digits() -> Arrays:
 def gaussians() -> Arrays:
     """Three Gaussian clusters in the plane, for pictures of classification regions.
 
-    The paper gives neither means, variances nor sizes; ours are means (0, 0), (-2, 2) and (2, 2),
-    standard deviation 0.5, 500 train and 200 test points a cluster.
+    Means (0, 0), (-2, 2) and (2, 2), standard deviation 0.5, 500 train and 200 test points a
+    cluster.
 
     Returns:
       `Arrays`: f32 points ``[n, 2]``, int32 labels ``[n]`` (black, red, light blue).
+
+    Example:
+      >>> from bpnjax.data import embedded
+      >>> found = embedded.gaussians()
+      >>> found.train_images.shape, found.test_labels.shape
+      ((1500, 2), (600,))
+
+    Source: after Wen et al. 2020 (arXiv 2009.13954), Fig. 5. Variant: the paper gives neither
+    means, variances nor sizes; these are ours.
     """
     rng = np.random.default_rng(0)
     means = np.array([[0.0, 0.0], [-2.0, 2.0], [2.0, 2.0]])

@@ -10,7 +10,14 @@ from bpnjax.errors import UserError
 
 
 def one_line(text):
-    """The text with every run of white space as one space."""
+    """The text with every run of white space as one space.
+
+    Args:
+        text: Anything that `str` takes, such as an exception.
+
+    Returns:
+        A text without line feeds.
+    """
     return " ".join(str(text).split())
 
 
@@ -61,7 +68,14 @@ def data_roots(data_dir):
 
 
 def tfds_class(dataset):
-    """The builder class of TFDS, or None where TFDS knows no such set."""
+    """The builder class of TFDS.
+
+    Args:
+        dataset: The name of a set, without config and version.
+
+    Returns:
+        The class, or None where TFDS knows no such set.
+    """
     import tensorflow_datasets as tfds
 
     try:

@@ -28,6 +28,15 @@ class Split(NamedTuple):
     count: np.ndarray  # int32 [T], how many of a row are real
 
 
+class Extractor(NamedTuple):
+    """The frozen layers whose answers stand in a sequence for its pictures."""
+
+    params: dict  # of those layers
+    shape: tuple[int, ...]  # of a picture
+    scale: np.ndarray  # f32 [channels], of pictures
+    shift: np.ndarray
+
+
 class TaskSequence(NamedTuple):
     """A sequence of T tasks with C outputs: all their classes, or a head of its own for each."""
 
@@ -39,16 +48,17 @@ class TaskSequence(NamedTuple):
     shift: np.ndarray
     columns: np.ndarray  # int32 [T, K], the output that stands for a class of the sets in a task
     permuted: bool  # does each task see the pixels in an order of its own?
+    extractor: Extractor | None = None  # what made the images, if they are features
     files: Any = None  # `crops.Files` of the training rows, where they are cropped at random
 
     @property
     def num_tasks(self) -> int:
-        """T."""
+        """T, the number of tasks."""
         return self.classes.shape[0]
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """C, the number of outputs."""
         return self.classes.shape[1]
 
 
@@ -64,10 +74,19 @@ def load_sequence(config) -> TaskSequence:
       config: a validated run configuration.
 
     Returns:
-      `TaskSequence`, host arrays.
+      `TaskSequence`, host arrays. Its ``test`` is the validation part where `evaluate.on` says so;
+      examples held out for validation are in no training set.
 
     Raises:
       UserError: sets that cannot be had, or a sequence that they do not allow.
+
+    Example:
+      >>> from bpnjax import config, data
+      >>> settings = config.default()
+      >>> settings.dataset.name, settings.sequence.classes = "gaussians", "0,1;0,2"
+      >>> sequence = data.load_sequence(settings)
+      >>> sequence.classes.tolist(), sequence.train.count.tolist()
+      ([[True, True, False], [True, False, True]], [1000, 1000])
     """
     kind = config.sequence.kind
     names = set_names(config)

@@ -15,18 +15,27 @@ _DECODE_BLOCK = 2000
 def load_arrays(name: str, dataset, train_split: str = "train") -> Arrays:
     """Loads a set by name.
 
+    A set of TFDS is decoded once, into arrays in the cache folder; later calls map them into
+    memory.
+
     Args:
       name: an embedded set (``digits``, ``gaussians``) or any TFDS image classification set.
       dataset: `config.dataset`: where prepared sets, archives and the cache are, the shape to
-        resize to, if any, and how pictures are cropped.
+        resize to, if any, by bilinear interpolation, and how pictures are cropped.
       train_split: what to train on, as TFDS names it: ``train+validation``, ``train[:50%]``.
 
     Returns:
-      `Arrays`; those of TFDS sets are memory-mapped uint8. With `dataset.augment` they are the
-      middles of the pictures, and ``train_files`` is where those to train on are.
+      `Arrays`; those of TFDS sets are memory-mapped, read-only uint8 ``[n, h, w, channels]``. With
+      `dataset.augment` they are the middles of the pictures, and ``train_files`` is where those to
+      train on are.
 
     Raises:
       UserError: unknown, unreachable, damaged or unsuitable set.
+
+    Example:
+      >>> from bpnjax import config, data
+      >>> data.load_arrays("gaussians", config.default().dataset).class_names
+      ('black', 'red', 'light blue')
     """
     look = _look(dataset)
     if name in embedded.SETS:

@@ -114,12 +114,32 @@ class Method(NamedTuple):
     """(core, state, task) -> the shared parameters to answer a task with."""
     examples_kept: Callable = lambda state: 0
     """(state) -> how many training examples its memory has room for."""
+    renumber: Callable = lambda state, slots: state
+    """(state, slots -> slots) -> state, with the examples that it names named anew."""
     stored: Callable = lambda state: {}
     """(state) -> what must be kept to answer tasks later, a dict of trees: a ``bank``, ..."""
 
 
 def head_mask(core, spec: Spec):
-    """A tree like ``core``: 1.0 for the leaves of the output layer, 0.0 for all others."""
+    """Which leaves belong to the output layer, the last that the network calls.
+
+    Args:
+      core: the shared parameters, or their shapes.
+      spec: of the run.
+
+    Returns:
+      A tree like ``core`` of f32 scalars: 1.0 for the leaves of the output layer, else 0.0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.layers import Layer
+      >>> from bpnjax.methods.base import Spec, head_mask
+      >>> layers = {name: Layer("dense", 2, 2, 1, 2, (1, 2)) for name in ("hidden_0", "output")}
+      >>> spec = Spec(1, None, layers, None, None)
+      >>> core = {name: {"kernel": jnp.ones((2, 2))} for name in layers}
+      >>> {name: float(leaf["kernel"]) for name, leaf in head_mask(core, spec).items()}
+      {'hidden_0': 0.0, 'output': 1.0}
+    """
     *_, output = spec.layers
 
     def is_head(path, _):
@@ -132,13 +152,25 @@ def head_mask(core, spec: Spec):
 def chain(name: str, *methods: Method, paper: str = "") -> Method:
     """Composes methods: modes and learned parameters merge, gradients pass left to right.
 
+    Biases of one layer add up and keys of one layer multiply (`bpnjax.modulation.merge`). Each part
+    sees its own state only, and draws from a PRNG key of its own.
+
     Args:
       name: the name of the composition.
-      *methods: the parts; their states form a tuple.
+      *methods: the parts; their states form a tuple, in this order.
       paper: where it was published.
 
     Returns:
-      A `Method`. ``for_eval`` applies left to right as well.
+      A `Method`. ``for_eval`` applies left to right as well. It is told the task, trains jointly or
+      restarts if one part does; ``masks_outputs`` is not taken over.
+
+    Example:
+      >>> from bpnjax.methods import bd, chain, ewc
+      >>> method = chain("mine", bd.BD, ewc.EWC)
+      >>> method.name, method.told_task, method.layer_fields
+      ('mine', True, ('bd',))
+
+    Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V, where BD goes with EWC or with PSP.
     """
 
     def each(hook, *args):
@@ -198,6 +230,9 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
             core = method.for_eval(core, state, task)
         return core
 
+    def renumber(states, slots):
+        return tuple(m.renumber(s, slots) for m, s in zip(methods, states, strict=True))
+
     def stored(states):
         kept = {}
         for method, state in zip(methods, states, strict=True):
@@ -228,5 +263,6 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
         examples_kept=lambda states: sum(
             m.examples_kept(s) for m, s in zip(methods, states, strict=True)
         ),
+        renumber=renumber,
         stored=stored,
     )

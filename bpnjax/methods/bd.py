@@ -1,6 +1,6 @@
-"""BD, the beneficial perturbation: a bias per task and layer, learned as a product of factors.
+r"""BD, the beneficial perturbation: a bias per task and layer, learned as a product of factors.
 
-    y = W_shared x + b + M W,   M [1, H], W [H, K]
+.. math:: y = W_{shared} x + b + M W, \quad M \in R^{1 \times H}, \quad W \in R^{H \times K}
 
 While the task is learned, W follows its gradient and M takes steps of -epsilon * sign(gradient)
 (`bpnjax.optim.beneficial_sign`). Afterwards the product is frozen in a bank ``[T, K]`` and the
@@ -10,8 +10,11 @@ factors are dropped. M starts at zero, so the network starts as it was; W starts
 GD is the same with M following its true gradient, the paper's control; GD_MATCHED follows the
 gradient's direction with steps of the length of BD's, epsilon * sqrt(H).
 
-Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V, Alg. 1 and 2. The initial values are those of
-the lab's prototype of a later paper; this paper does not say.
+Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V, Alg. 1 and 2. Variant: the step of M is its
+whole update, no learning rate multiplies it (the paper does not say what it is handed to); every
+layer gets a bias, convolutions too, unless `bd.layers` chooses (the paper: fully connected layers
+only, the output layer among them); initial values are those of the lab's prototype of a later
+paper.
 """
 
 import jax
@@ -31,13 +34,27 @@ def empty_bank(layers, num_tasks: int):
       num_tasks: T.
 
     Returns:
-      ``{path: {"bias": f32 [T, K]}}``.
+      ``{path: {"bias": f32 [T, K]}}``, K the outputs of a layer.
+
+    Example:
+      >>> from bpnjax.layers import Layer
+      >>> from bpnjax.methods import bd
+      >>> layers = {"out": Layer("dense", 4, 3, 1, 2, (1, 3))}
+      >>> bd.empty_bank(layers, num_tasks=2)["out"]["bias"].shape
+      (2, 3)
     """
     return {path: {"bias": jnp.zeros((num_tasks, layer.outputs))} for path, layer in layers.items()}
 
 
 def init_factors(key, layers, hidden_dim: int):
-    """Factors for a new task: M zero, W uniform in +-1/sqrt(H).
+    r"""Factors for a new task: M zero, W uniform in +-1/sqrt(H).
+
+    .. math:: M = 0, \quad W_{ij} \sim U(-1 / \sqrt{H}, 1 / \sqrt{H})
+
+    Their product is zero, so the network starts as it was. A first step of epsilon on M moves the
+    bias by about 0.46 epsilon sqrt(H) against the gradient, whatever the gradient's length, and by
+    epsilon sqrt(K / 3) across it: H acts like a step size, and a small H leaves the direction to
+    chance.
 
     Args:
       key: typed PRNG key.
@@ -47,6 +64,20 @@ def init_factors(key, layers, hidden_dim: int):
     Returns:
       ``{path: {"M": f32 [1, H], "W": f32 [H, K]}}``; ``bpnjax.optim.beneficial_perturbation`` is
       the transform that trains them, `product` the biases they stand for.
+
+    Example:
+      >>> import jax
+      >>> from bpnjax.layers import Layer
+      >>> from bpnjax.methods import bd
+      >>> layers = {"out": Layer("dense", 4, 3, 1, 2, (1, 3))}
+      >>> factors = bd.init_factors(jax.random.key(0), layers, hidden_dim=16)
+      >>> factors["out"]["M"].shape, factors["out"]["W"].shape
+      ((1, 16), (16, 3))
+      >>> bd.product(factors)["out"]["bias"].tolist()
+      [0.0, 0.0, 0.0]
+
+    Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V. Variant: the paper does not say how they
+    start; these are the values of the lab's prototype of a later paper.
     """
     bound = hidden_dim**-0.5
     factors = {}
@@ -62,11 +93,13 @@ def init_factors(key, layers, hidden_dim: int):
 
 
 def init(key, core, spec):
+    """The hook `init` of `Method`: the `empty_bank` of the layers that `bd.layers` names."""
     del key, core
     return empty_bank(modulation.matching(spec.layers, spec.config.bd.layers), spec.num_tasks)
 
 
 def fresh(key, spec):
+    """The hook `fresh` of `Method`: ``{"bd": factors}`` as `init_factors` draws them."""
     layers = modulation.matching(spec.layers, spec.config.bd.layers)
     return {GROUP: init_factors(key, layers, spec.config.bd.hidden_dim)}
 
@@ -95,6 +128,7 @@ def product(factors):
 
 
 def train_mode(learned, mode):
+    """The hook `train_mode` of `Method`: the mode with the `product` of the factors added."""
     return modulation.merge(mode, product(learned[GROUP]))
 
 
@@ -123,6 +157,7 @@ def freeze(bank, biases, task):
 
 
 def store(core, learned, state, task):
+    """The hook `store` of `Method`: the bank with the task's product frozen in it."""
     del core
     return freeze(state, product(learned[GROUP]), task)
 

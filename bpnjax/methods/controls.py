@@ -1,12 +1,16 @@
 """Controls for an honest reading of BPN: what is due to the direction, the step, the oracle?
 
+.. math:: y = W x + b + bias_t
+
 - `PLAIN_BIAS`: one plain bias per task and layer, zero at first, trained by its gradient at the
   rate `plain_bias.learning_rate`.
-- `RANDOM_BIAS`: one random bias per task and layer, never trained, of the norm
-  `random_bias.norm`.
+- `RANDOM_BIAS`: one random bias per task and layer, never trained, uniform among the vectors of
+  the norm `random_bias.norm`.
 - `output_mask`: a method without modes, told the task when it answers, by a mask on its outputs.
 
-GD with the step of BD in length is `bpnjax.methods.bd.GD_MATCHED`.
+GD with the step of BD in length is `bpnjax.methods.bd.GD_MATCHED`. Layers are those of `bd.layers`.
+
+Source: ours.
 """
 
 import jax
@@ -71,14 +75,27 @@ RANDOM_BIAS = Method(
 
 
 def output_mask(name: str, method: Method) -> Method:
-    """Gives a method without modes the task's identity, as a mask on its outputs, in tests only.
+    r"""Gives a method without modes the task's identity, as a mask on its outputs, in tests only.
+
+    .. math:: z'_c = z_c - 10^9 \, [c \notin C_t]
+
+    with :math:`C_t` the classes of the task; training sees the outputs as they are.
 
     Args:
       name: of the new method.
-      method: trained as it is.
+      method: trained as it is. Its hooks `store`, `train_core`, `for_eval` and `examples_kept` must
+        be the defaults of `Method`: they are not wrapped and would be given the mask as well.
 
     Returns:
       A `Method` whose told accuracy is the masked accuracy of ``method``.
+
+    Example:
+      >>> from bpnjax.methods import controls, ewc
+      >>> method = controls.output_mask("ewc_masked", ewc.EWC)
+      >>> method.name, method.told_task, method.masks_outputs
+      ('ewc_masked', True, True)
+
+    Source: ours; what BPN's task biases are to be compared with, since both are told the task.
     """
 
     def init(key, core, spec):
@@ -104,5 +121,6 @@ def output_mask(name: str, method: Method) -> Method:
         consolidate=consolidate,
         mode=lambda state, task: modulation.select(state[0], task),
         train_mode=lambda learned, mode: {},
+        renumber=lambda state, slots: (state[0], method.renumber(state[1], slots)),
         stored=lambda state: {},  # which classes a task has is part of the question
     )

@@ -44,12 +44,27 @@ class EbllState(NamedTuple):
 
 
 def encoded_layer(spec) -> str:
-    """The path of the layer whose input is encoded."""
+    """The path of the layer whose input is encoded: `ebll.layer`, or the network's last.
+
+    Args:
+      spec: of the run.
+
+    Returns:
+      A path; `check` makes sure that it is a layer of the network.
+    """
     *_, last = spec.layers
     return spec.config.ebll.layer or last
 
 
 def check(spec):
+    """The hook `check` of `Method`.
+
+    Args:
+      spec: of the run.
+
+    Raises:
+      UserError: `ebll.layer` is no layer of the network, or none whose input is a vector.
+    """
     layer = encoded_layer(spec)
     if layer not in spec.layers:
         raise UserError(
@@ -62,6 +77,7 @@ def check(spec):
 
 
 def init(key, core, spec):
+    """The hook `init` of `Method`: LwF's state and zero encoders, the leading axis T."""
     tasks, code = spec.num_tasks, spec.config.ebll.code
     features = spec.layers[encoded_layer(spec)].inputs
     return EbllState(
@@ -72,27 +88,61 @@ def init(key, core, spec):
 
 
 def encode(encoder: Encoder, features) -> jax.Array:
-    """``sigmoid(A^T x + a)``: features f32 ``[n, features]`` to codes f32 ``[n, code]``."""
+    r"""The code of features.
+
+    .. math:: code(x) = \mathrm{sigmoid}(A^T x + a)
+
+    Args:
+      encoder: of one task, kernel f32 ``[features, code]``, bias f32 ``[code]``.
+      features: f32 ``[n, features]``.
+
+    Returns:
+      f32 ``[n, code]``, in (0, 1).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.methods import ebll
+      >>> encoder = ebll.Encoder(jnp.ones((2, 1)), jnp.zeros(1))
+      >>> ebll.encode(encoder, jnp.array([[1.0, -1.0]])).tolist()
+      [[0.5]]
+
+    Source: Rannen Triki et al. 2017 (arXiv 1704.01920), Sec. 3.2.
+    """
     return jax.nn.sigmoid(features @ encoder.kernel + encoder.bias)
 
 
 def code_loss(encoder: Encoder, features, old, weight) -> jax.Array:
-    """Half the squared distance between codes, averaged over examples, f32 scalar.
+    r"""Half the squared distance between codes, averaged over examples.
+
+    .. math:: \frac{1}{2 \sum_b w_b} \sum_b w_b |code(x_b) - code(x_{old, b})|^2
 
     Args:
       encoder: of one task.
       features: f32 ``[n, features]``.
       old: f32 ``[n, features]``, those before the task.
-      weight: f32 ``[n]``, 0 for padding.
+      weight: f32 ``[n]``, 0 for padding; not all 0.
 
     Returns:
       f32 scalar.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.methods import ebll
+      >>> encoder = ebll.Encoder(jnp.array([[1.0]]), jnp.zeros(1))
+      >>> x, old = jnp.array([[0.0], [9.0]]), jnp.array([[100.0], [0.0]])
+      >>> float(ebll.code_loss(encoder, x, old, jnp.array([1.0, 0.0])))  # the codes are 0.5 and 1
+      0.125
+
+    Source: Rannen Triki et al. 2017 (arXiv 1704.01920), Eq. 8. Variant: summed over the code and
+    averaged over examples; where others average over the code too, their strength is as many times
+    ours as the code has elements.
     """
     squares = jnp.square(encode(encoder, features) - encode(encoder, old)).sum(-1)
     return 0.5 * jnp.sum(weight * squares) / jnp.sum(weight)
 
 
 def gradient(grads, core, state, step):
+    """The hook `gradient` of `Method`: LwF's, and that of every earlier task's `code_loss`."""
     layer = encoded_layer(step.spec)
 
     def features_of(core):
@@ -114,7 +164,7 @@ def gradient(grads, core, state, step):
 
 
 def fit(core, ended: Ended, layer: str, features: int, options, batch: int) -> Encoder:
-    """Fits an autoencoder to the features of a task that ended.
+    """Fits an autoencoder to the features of a task that ended; the formula is above.
 
     Args:
       core: the shared parameters, which stay as they are.
@@ -122,10 +172,13 @@ def fit(core, ended: Ended, layer: str, features: int, options, batch: int) -> E
       layer: the layer whose input is encoded.
       features: its width.
       options: the configuration's group `ebll`.
-      batch: examples a step.
+      batch: examples a step; every epoch takes them in the same order.
 
     Returns:
-      Its encoder.
+      Its encoder, kernel f32 ``[features, code]`` and bias f32 ``[code]``; the decoder is dropped.
+
+    Source: Rannen Triki et al. 2017 (arXiv 1704.01920), Sec. 3.2. Variant: Adam, Glorot-uniform
+    kernels.
     """
     first, second = jax.random.split(ended.key)
     draw = jax.nn.initializers.glorot_uniform()
@@ -158,6 +211,7 @@ def fit(core, ended: Ended, layer: str, features: int, options, batch: int) -> E
 
 
 def consolidate(core, state, task, ended, spec):
+    """The hook `consolidate` of `Method`: moves LwF's teacher, keeps the encoder of `fit`."""
     layer, config = encoded_layer(spec), spec.config
     width = spec.layers[layer].inputs
     encoder = fit(core, ended, layer, width, config.ebll, config.train.batch_size)

@@ -1,15 +1,20 @@
 r"""Experience replay and its dark kin: a reservoir of earlier examples joins each step.
 
-- `er`: + the cross-entropy of a batch drawn from the memory.
-- `der`: + alpha times the mean squared difference between the logits now and those that the
-  network gave when the example entered the memory.
-- `derpp`: both, on two independent draws, with weights alpha (logits) and beta (labels).
+.. math:: L_t(\theta) + \alpha \frac{1}{|B_1| C} \sum_{b \in B_1} |z_b(\theta) - z_b|^2
+          + \beta \frac{1}{|B_2|} \sum_{b \in B_2} CE(z_b(\theta), y_b)
+
+with :math:`B_1, B_2` two independent draws from the memory, :math:`z_b` the C logits that the
+network gave when the example entered it, and
+
+- `er`: :math:`\alpha = 0, \beta = 1`, no logits kept.
+- `der`: :math:`\beta = 0`.
+- `derpp`: both.
 
 Examples enter the memory after the step that learned from them, with the logits before it.
 
 Source: Chaudhry et al. 2019 (arXiv 1902.10486) for ER; Buzzega et al. 2020 (arXiv 2004.07211), Eq.
 5 and 6, for DER and DER++. Variant: the squared difference is averaged over logits, as in the
-authors' code.
+authors' code; the paper writes the norm, which sums them, beside alphas found with that code.
 """
 
 from typing import NamedTuple
@@ -70,6 +75,9 @@ def _make(name, paper, labels, logits):
         gradient=gradient,
         after_step=after_step,
         examples_kept=lambda state: state.memory.slots.size,
+        renumber=lambda state, slots: state._replace(
+            memory=state.memory._replace(slots=slots(state.memory.slots))
+        ),
     )
 
 

@@ -40,17 +40,34 @@ class EwcState(NamedTuple):
 
 
 def accumulate(state: EwcState, core, new, decay=1.0, anchors="latest") -> EwcState:
-    """Adds a task: importance ``decay * F + new``; the anchor per the variant.
+    r"""Adds a task to what EWC keeps.
+
+    .. math:: F \leftarrow \gamma F + F_{new}, \quad
+              \theta^* \leftarrow \theta \text{ (latest)} \quad \text{or} \quad
+              \theta^* \leftarrow \theta^* + (F_{new} / F) (\theta - \theta^*) \text{ (per task)}
+
+    with the new F on the right; where it is 0 the anchor is the latest parameters.
 
     Args:
       state: before.
       core: the shared parameters after the task.
-      new: the task's Fisher, same tree.
-      decay: factor on the earlier importance.
+      new: the task's Fisher, same tree, f32, not negative.
+      decay: gamma, factor on the earlier importance.
       anchors: ``"latest"`` or ``"per_task"``.
 
     Returns:
       The state after the task.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.methods import ewc
+      >>> state = ewc.EwcState(jnp.array([1.0]), jnp.array([0.0]), jnp.float32(1))
+      >>> after = ewc.accumulate(state, jnp.array([4.0]), jnp.array([3.0]), anchors="per_task")
+      >>> after.importance.tolist(), after.anchor.tolist()  # 1/2 (x - 0)^2 + 3/2 (x - 4)^2
+      ([4.0], [3.0])
+
+    Source: Kirkpatrick et al. 2017 (arXiv 1612.00796) for ``"per_task"``; Schwarz et al. 2018
+    (arXiv 1805.06370), Sec. 4, for a decay, with ``"latest"``.
     """
     total = jax.tree.map(lambda old, f: decay * old + f, state.importance, new)
     if anchors == "latest":

@@ -4,10 +4,10 @@ r"""EWC with Kronecker-factored Fishers: the anchor holds a layer in the directi
           A_l = \sum_{k<t} A_{k,l},\ G_l = \frac{1}{t} \sum_{k<t} G_{k,l},\ \
           \Delta_l = \theta_l - \theta^*_l
 
-A diagonal Fisher lets a task's gradient through wherever single weights do not matter; inputs of
-earlier tasks are directions across many weights. What is kept is a pair of matrices a layer,
-however many tasks there are, and nothing per task. Sums of products are taken for the product of
-sums, which is exact for one task.
+with tasks counted from 0. A diagonal Fisher lets a task's gradient through wherever single weights
+do not matter; inputs of earlier tasks are directions across many weights. What is kept is a pair of
+matrices a layer, however many tasks there are, and nothing per task. Sums of products are taken for
+the product of sums, which is exact for one task.
 
 The anchor acts by its proximal step after every `ewc_kfac.every` updates of the optimizer, for as
 many times the learning rate, so its cost is a fraction of a step's and no strength diverges. The
@@ -42,6 +42,14 @@ class KfacState(NamedTuple):
 
 
 def check(spec):
+    """The hook `check` of `Method`.
+
+    Args:
+      spec: of the run.
+
+    Raises:
+      UserError: the network has shared parameters that are not of Dense layers called once.
+    """
     covered = importance.one_pass_layers(spec.layers)
     shapes = jax.eval_shape(spec.init, jax.random.key(0))
     leaves = traverse_util.flatten_dict(shapes, sep="/")
@@ -55,7 +63,20 @@ def check(spec):
 
 
 def joined(layer):
-    """A layer's kernel with its bias as a last row (zeros where it has none)."""
+    """A layer's kernel with its bias as a last row (zeros where it has none).
+
+    Args:
+      layer: ``{"kernel": [d, k], "bias": [k]}``, the bias optional.
+
+    Returns:
+      ``[d + 1, k]``, in the kernel's dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.methods import ewc_kfac
+      >>> ewc_kfac.joined({"kernel": jnp.ones((1, 2)), "bias": jnp.array([2.0, 3.0])}).tolist()
+      [[1.0, 1.0], [2.0, 3.0]]
+    """
     kernel = layer["kernel"]
     bias = layer.get("bias", jnp.zeros(kernel.shape[1], kernel.dtype))
     return jnp.concatenate([kernel, bias[None]])
@@ -72,6 +93,7 @@ def _layers(tree, paths):
 
 
 def init(key, core, spec):
+    """The hook `init` of `Method`: zero factors; bases of zero curvature, which pull nothing."""
     del key
     total = kronecker.empty_factors(spec.layers)
     basis = {}
@@ -83,6 +105,15 @@ def init(key, core, spec):
 
 
 def after_update(core, state, step):
+    r"""The hook `after_update` of `Method`: every so many steps the proximal step of the anchor.
+
+    .. math:: \theta_l \leftarrow \arg\min_z \frac{1}{2 n \eta} |z - \theta_l|^2 +
+              \frac{\lambda}{2} \mathrm{tr}(\Delta_l^T A_l \Delta_l G_l),
+              \quad \Delta_l = z - \theta^*_l
+
+    for each layer l, with n `ewc_kfac.every` and :math:`\eta` the learning rate at this step;
+    `bpnjax.kronecker.pull_back` solves it.
+    """
     every = step.spec.config.ewc_kfac.every
     strength = every * step.rate * state.strength
 
@@ -105,6 +136,7 @@ def after_update(core, state, step):
 
 
 def consolidate(core, state, task, ended, spec):
+    """The hook `consolidate` of `Method`: adds the task's factors and diagonalises the sums."""
     del task
     new = ended.factors(spec.config.ewc_kfac.examples)
     total = jax.tree.map(jnp.add, state.total, new)

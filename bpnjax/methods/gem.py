@@ -1,15 +1,19 @@
 r"""GEM and A-GEM: the gradient must not raise the loss on examples kept of earlier tasks.
 
-At each step GEM computes the gradient of every earlier task's memory and projects the step's own
-gradient onto what none of them forbids (`bpnjax.projection.gem`); A-GEM takes one gradient on a
-batch drawn from all memories (`bpnjax.projection.agem`).
+.. math:: \min_{g'} \frac{1}{2} |g' - g|^2 \quad \text{so that} \quad
+          g'^T g_k \ge 0 \text{ for all } k < t
+
+At each step GEM computes the gradient g_k of every earlier task's memory and projects the step's
+own gradient g onto what none of them forbids (`bpnjax.projection.gem`, with a margin); A-GEM takes
+one gradient on a batch drawn from all memories (`bpnjax.projection.agem`).
 
 The memory of a task is the last examples of its stream: `gem.memories` of them, or of each class
 with ``gem.per="class"`` (the BPN paper's GEM(n)). It is filled when the task ends; until then it
 is not used.
 
-Source: Lopez-Paz and Ranzato 2017 (arXiv 1706.08840); Chaudhry et al. 2019 (arXiv 1812.00420).
-Variant: the authors' ring counter carries over from task to task, ours starts anew for each.
+Source: Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), Eq. 8; Chaudhry et al. 2019 (arXiv
+1812.00420), Eq. 11. Variant: the authors' ring counter carries over from task to task, ours starts
+anew for each.
 """
 
 from typing import NamedTuple
@@ -30,6 +34,7 @@ class Memory(NamedTuple):
 
 
 def init(key, core, spec):
+    """The hook `init` of `Method`: an empty `Memory` for all tasks."""
     del key, core
     options = spec.config.gem
     classes = int(spec.classes.sum(1).max()) if options.per == "class" else 1
@@ -41,13 +46,15 @@ def last_examples(ended: Ended, size: int, per_class: int, num_classes: int):
     """Chooses what is kept of a task: the last examples of its stream.
 
     Args:
-      ended: the task.
+      ended: the task; its ``slots`` int32 ``[N]`` are in the order of the last epoch.
       size: M, places in the memory.
       per_class: if above 0, at most so many of each class.
-      num_classes: C.
+      num_classes: C, outputs of the network.
 
     Returns:
-      Slots int32 ``[M]`` and f32 ``[M]``, 0 for places left empty.
+      Slots int32 ``[M]`` in the order of the stream, and f32 ``[M]``, 0 for places left empty.
+
+    Source: Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), Sec. 3, the last m examples of each task.
     """
     position = jnp.arange(ended.slots.shape[0])
     chosen = (position < ended.count) & (position >= ended.count - size)
@@ -65,6 +72,7 @@ def last_examples(ended: Ended, size: int, per_class: int, num_classes: int):
 
 
 def consolidate(core, state, task, ended, spec):
+    """The hook `consolidate` of `Method`: keeps the task's `last_examples`."""
     del core
     options = spec.config.gem
     per_class = options.memories if options.per == "class" else 0
@@ -105,6 +113,14 @@ def draw(memory: Memory, earlier, key, size: int):
     Returns:
       Slots int32 ``[n]`` and f32 ``[n]``, 0 for places beyond what the memories hold; n is `size`,
       or all places if there are fewer.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpnjax.methods import gem
+      >>> memory = gem.Memory(jnp.array([[7, 8], [9, 0]]), jnp.array([[1.0, 1.0], [1.0, 0.0]]))
+      >>> slots, real = gem.draw(memory, jnp.array([True, False]), jax.random.key(0), size=3)
+      >>> sorted(slots[:2].tolist()), real.tolist()
+      ([7, 8], [1.0, 1.0, 0.0])
     """
     real = (memory.real * earlier[:, None]).reshape(-1)
     # The places with the largest of independent numbers: one number a place, not one a draw.
@@ -128,6 +144,7 @@ GEM = Method(
     gradient=_gem_gradient,
     consolidate=consolidate,
     examples_kept=lambda state: state.slots.size,
+    renumber=lambda state, slots: state._replace(slots=slots(state.slots)),
 )
 AGEM = Method(
     name="agem",
@@ -136,4 +153,5 @@ AGEM = Method(
     gradient=_agem_gradient,
     consolidate=consolidate,
     examples_kept=lambda state: state.slots.size,
+    renumber=lambda state, slots: state._replace(slots=slots(state.slots)),
 )

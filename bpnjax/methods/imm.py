@@ -42,14 +42,26 @@ class ImmState(NamedTuple):
 
 
 def merge(theta, share):
-    """Weighted mean over the leading axis; where all shares are 0, the plain mean.
+    r"""Weighted mean over the leading axis; where all shares are 0, the plain mean.
+
+    .. math:: \theta = \sum_k s_k \theta_k \Big/ \sum_k s_k
 
     Args:
       theta: ``[T, ...]``.
-      share: non-negative, broadcasts against it.
+      share: s, not negative, broadcasts against it: ``[T, 1, ...]`` for IMM's mean, Fishers for its
+        mode.
 
     Returns:
-      ``[...]``.
+      ``[...]``, in the dtype of ``theta``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.methods import imm
+      >>> theta, share = jnp.array([[0.0, 2.0], [4.0, 6.0]]), jnp.array([[3.0, 0.0], [1.0, 0.0]])
+      >>> imm.merge(theta, share).tolist()
+      [1.0, 4.0]
+
+    Source: Lee et al. 2017 (arXiv 1703.08475), Eq. 3 and 6.
     """
     share = jnp.broadcast_to(share, theta.shape)
     total = share.sum(0)
@@ -74,9 +86,18 @@ def drop_transfer(core, previous, is_head, rate, key):
       key: typed PRNG key.
 
     Returns:
-      Parameters, same tree.
+      Parameters, same tree and dtypes.
 
-    Source: Lee et al. 2017 (arXiv 1703.08475), Eq. 8.
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpnjax.methods import imm
+      >>> trees = ({"out": {"bias": jnp.full(8, value)}} for value in (3.0, 2.0, 0.0))
+      >>> mixed = imm.drop_transfer(*trees, rate=0.5, key=jax.random.key(0))
+      >>> sorted(set(mixed["out"]["bias"].tolist()))  # 2 put back, 2 + (3 - 2) / 0.5 kept
+      [2.0, 4.0]
+
+    Source: Lee et al. 2017 (arXiv 1703.08475), Eq. 8. Variant: one draw a step for the whole batch;
+    the authors' code draws for each example, and drops inputs too, at half the rate.
     """
     mixed = {}
     for i, (layer, leaves) in enumerate(core.items()):

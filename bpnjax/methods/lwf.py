@@ -36,6 +36,7 @@ class LwfState(NamedTuple):
 
 
 def init(key, core, spec):
+    """The hook `init` of `Method`; the teacher is not asked before the second task."""
     del key
     return LwfState(
         core,
@@ -46,17 +47,31 @@ def init(key, core, spec):
 
 
 def distillation(new, old, heads, temperature, weight) -> jax.Array:
-    """Cross-entropy between old and new answers, summed over heads, averaged over examples.
+    r"""Cross-entropy between old and new answers, summed over heads, averaged over examples.
+
+    .. math:: -\sum_h \frac{1}{\sum_b w_b} \sum_b w_b \sum_{c \in h}
+              \mathrm{softmax}_h(z^{old}_b / \tau)_c \log \mathrm{softmax}_h(z_b / \tau)_c
 
     Args:
-      new: logits f32 ``[n, C]``.
+      new: z, logits f32 ``[n, C]``.
       old: logits f32 ``[n, C]``.
       heads: bool ``[h, C]``, the classes of each head; heads without classes count nothing.
       temperature: tau.
-      weight: f32 ``[n]``, 0 for padding.
+      weight: w, f32 ``[n]``, 0 for padding; not all 0.
 
     Returns:
-      f32 scalar.
+      f32 scalar; at ``new = old`` the entropy of the old answers and not 0, with a gradient of 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.methods import lwf
+      >>> old, heads = jnp.array([[0.0, 2.0, 9.0]]), jnp.array([[True, True, False]])
+      >>> new, weight = jnp.array([[5.0, 5.0, 0.0]]), jnp.ones(1)
+      >>> round(float(lwf.distillation(new, old, heads, 2.0, weight)), 4)  # log 2
+      0.6931
+
+    Source: Li and Hoiem 2016 (arXiv 1606.09282), Eq. 2-3. Variant: no factor of the temperature's
+    square, as in the authors' code: its gradient is ``(q - p) / tau``.
     """
 
     def head(classes):
@@ -69,7 +84,17 @@ def distillation(new, old, heads, temperature, weight) -> jax.Array:
 
 
 def add_distillation(grads, core, state, step):
-    """Adds the gradient of `distillation` for the step's batch to a gradient."""
+    """Adds the gradient of `distillation` for the step's batch to a gradient.
+
+    Args:
+      grads: like the shared parameters.
+      core: the shared parameters.
+      state: before; its teacher answers the batch as it is, once a step.
+      step: `Step`.
+
+    Returns:
+      ``grads`` plus `lwf.strength` times the gradient; unchanged in the first task.
+    """
     options = step.spec.config.lwf
     earlier = jnp.arange(state.classes.shape[0]) < step.task
     heads = state.classes & earlier[:, None]
@@ -85,12 +110,23 @@ def add_distillation(grads, core, state, step):
 
 
 def warm_up(grads, state, step):
-    """Leaves of a gradient only the output layer's while a later task warms up."""
+    """Leaves of a gradient only the output layer's while a later task warms up.
+
+    Args:
+      grads: like the shared parameters.
+      state: tells which leaves are the output layer's.
+      step: `Step`; the first `lwf.warmup_epochs` epochs of a task but the first warm up.
+
+    Returns:
+      The gradient, 0 for all other leaves while it warms up. An optimizer with momentum or decay
+      may still move them.
+    """
     warming = (step.task > 0) & (step.epoch < step.spec.config.lwf.warmup_epochs)
     return jax.tree.map(lambda g, head: jnp.where(warming, head * g, g), grads, state.is_head)
 
 
 def gradient(grads, core, state, step):
+    """The hook `gradient` of `Method`: `add_distillation`, then `warm_up`."""
     return warm_up(add_distillation(grads, core, state, step), state, step)
 
 

@@ -16,15 +16,18 @@ from bpnjax.methods.base import Method
 
 
 def init(key, core, spec):
+    """The hook `init` of `Method`: EWC's state, with the strength of MAS (without 1/2)."""
     return ewc.EWC.init(key, core, spec)._replace(strength=jnp.float32(spec.config.mas.strength))
 
 
 def gradient(grads, core, state, step):
+    """The hook `gradient` of `Method`; lambda without 1/2 is 2 lambda of `anchor_gradient`."""
     strength = 2.0 * state.strength
     return optim.anchor_gradient(grads, core, state.anchor, state.importance, strength, step.size)
 
 
 def consolidate(core, state, task, ended, spec):
+    """The hook `consolidate` of `Method`: adds the task's sensitivity, moves the anchor."""
     del task, spec
     return ewc.accumulate(state, core, ended.sensitivity())
 

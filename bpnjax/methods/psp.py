@@ -1,11 +1,14 @@
-"""PSP, parameter superposition: a fixed random +-1 key per task on the input of every layer.
+r"""PSP, parameter superposition: a fixed random +-1 key per task on the input of every layer.
 
-    y = W (x * key[t]) + b,   key[t] in {-1, +1}^inputs
+.. math:: y = W (x \odot key_t) + b, \quad key_t \in \{-1, +1\}^{inputs}
 
-Source: Cheung et al. 2019, binary variant, with the layer's bias (the released code creates one
-and never adds it) and fixed keys (the released configurations train them); Wen et al. 2020, Alg. 3.
-Keys sit on pixels, every hidden layer and the last layer's input (`psp.layers` chooses), are drawn
-independently per layer and task, and are derived from one seed.
+Networks of different tasks lie in one set of weights; read out with its own key each task sees
+the others as noise that grows with their number and shrinks with the layer's width.
+
+Source: Cheung et al. 2019 (arXiv 1902.05522), binary variant, with the layer's bias (the released
+code creates one and never adds it) and fixed keys (the released configurations train them); Wen et
+al. 2020, Alg. 3. Keys sit on pixels, every hidden layer and the last layer's input (`psp.layers`
+chooses), are drawn independently per layer and task, and are derived from one seed.
 """
 
 from bpnjax import keys, modulation
@@ -13,6 +16,7 @@ from bpnjax.methods.base import Method
 
 
 def init(key, core, spec):
+    """The hook `init` of `Method`: a seed for each layer that `psp.layers` names."""
     del core
     layers = modulation.matching(spec.layers, spec.config.psp.layers)
     return keys.key_bank(key, layers)

@@ -21,15 +21,32 @@ class Reservoir(NamedTuple):
 
 
 def empty(size: int, num_logits: int = 0) -> Reservoir:
-    """A reservoir for ``size`` examples, with ``num_logits`` logits beside each if above 0."""
+    """A reservoir without examples.
+
+    Args:
+      size: M, examples it has room for.
+      num_logits: logits to keep beside each; 0 for none.
+
+    Returns:
+      `Reservoir`.
+
+    Example:
+      >>> from bpnjax.methods import replay
+      >>> memory = replay.empty(200, num_logits=10)
+      >>> memory.slots.shape, memory.logits.shape, int(memory.seen)
+      ((200,), (200, 10), 0)
+    """
     logits = jnp.zeros((size, num_logits)) if num_logits else None
     return Reservoir(jnp.zeros(size, jnp.int32), logits, jnp.zeros((), jnp.int32))
 
 
 def offer(memory: Reservoir, key, slots, weight, logits=None) -> Reservoir:
-    """Offers a batch to a reservoir, one example after another.
+    r"""Offers a batch to a reservoir, one example after another.
 
-    The i-th example of the stream is taken with probability M / i and replaces a random one.
+    .. math:: P(\text{the i-th example of the stream is taken}) = \min(1, M / i)
+
+    and one that is taken replaces a random one when the reservoir is full, so that at any time it
+    is a uniform sample of the stream.
 
     Args:
       memory: before.
@@ -40,6 +57,14 @@ def offer(memory: Reservoir, key, slots, weight, logits=None) -> Reservoir:
 
     Returns:
       The reservoir after.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpnjax.methods import replay
+      >>> batch = jnp.array([7, 8, 9]), jnp.array([1.0, 1.0, 0.0])
+      >>> memory = replay.offer(replay.empty(3), jax.random.key(0), *batch)
+      >>> memory.slots.tolist(), int(memory.seen)
+      ([7, 8, 0], 2)
 
     Source: Vitter 1985, algorithm R.
     """
@@ -69,7 +94,8 @@ def draw(memory: Reservoir, key, size: int):
 
     Returns:
       Slots int32 ``[size]``, logits f32 ``[size, C]`` (None if not kept), and a scalar that is 0.0
-      while the reservoir is empty, else 1.0.
+      while the reservoir is empty, else 1.0. Multiply what the slots give by it: of an empty
+      reservoir they are 0, a real example.
     """
     filled = jnp.minimum(memory.seen, memory.slots.shape[0])
     places = jax.random.randint(key, (size,), 0, jnp.maximum(filled, 1))
@@ -78,10 +104,34 @@ def draw(memory: Reservoir, key, size: int):
 
 
 def cross_entropy(core, step: Step, slots) -> jax.Array:
-    """Mean cross-entropy of some examples of earlier tasks, f32 scalar."""
+    """Mean cross-entropy of some examples of earlier tasks, each within its head.
+
+    Args:
+      core: the shared parameters; differentiable for them.
+      step: `Step`, whose ``examples`` answer.
+      slots: int32 ``[m]``.
+
+    Returns:
+      f32 scalar.
+    """
     return step.examples.losses(core, slots).mean()
 
 
 def add(grads: Any, more: Any, share) -> Any:
-    """``grads + share * more``, tree by tree."""
+    """``grads + share * more``, tree by tree.
+
+    Args:
+      grads: any tree.
+      more: same tree.
+      share: a scalar, may be traced.
+
+    Returns:
+      The same tree.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.methods import replay
+      >>> float(replay.add({"w": jnp.array(1.0)}, {"w": jnp.array(4.0)}, 0.5)["w"])
+      3.0
+    """
     return jax.tree.map(lambda g, m: g + share * m, grads, more)

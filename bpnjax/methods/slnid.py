@@ -38,7 +38,22 @@ class SlnidState(NamedTuple):
 
 
 def hidden_layers(layers) -> dict[str, str]:
-    """The Dense layers whose units go into another Dense layer, as ``{layer: the next one}``."""
+    """The Dense layers whose units go into another Dense layer.
+
+    Args:
+      layers: ``{path: Layer}`` as `bpnjax.modulation.find_layers` gives.
+
+    Returns:
+      ``{layer: the next one}``; the output layer is none of the former.
+
+    Example:
+      >>> from bpnjax.layers import Layer
+      >>> from bpnjax.methods import slnid
+      >>> layers = {"hidden_0": Layer("dense", 4, 3, 1, 2, (1, 3))}
+      >>> layers["output"] = Layer("dense", 3, 2, 1, 2, (1, 2))
+      >>> slnid.hidden_layers(layers)
+      {'hidden_0': 'output'}
+    """
     return {
         path: after
         for path, after in itertools.pairwise(layers)
@@ -48,6 +63,14 @@ def hidden_layers(layers) -> dict[str, str]:
 
 
 def check(spec):
+    """The hook `check` of `Method`.
+
+    Args:
+      spec: of the run.
+
+    Raises:
+      UserError: the network has no hidden Dense layer.
+    """
     if not hidden_layers(spec.layers):
         raise UserError(
             "method: slnid inhibits the units of hidden Dense layers, and this network has none "
@@ -56,6 +79,7 @@ def check(spec):
 
 
 def init(key, core, spec):
+    """The hook `init` of `Method`: the anchor's state and zero importance of the hidden units."""
     anchor, _ = _ANCHORS[spec.config.slnid.on]
     return SlnidState(
         anchor.init(key, core, spec),
@@ -65,17 +89,32 @@ def init(key, core, spec):
 
 
 def inhibition(units, importance, weight, scale: float, discount="sum") -> jax.Array:
-    """How much the units of a layer fire together, f32 scalar; the formula is above.
+    r"""How much the units of a layer fire together.
+
+    .. math:: \sum_{i \ne j} d_{ij} \, e^{-(i - j)^2 s^2 / 2 K^2} \,
+              \frac{1}{\sum_b w_b} \sum_b w_b |h_i^b h_j^b|, \quad
+              d_{ij} = e^{-(a_i + a_j)} \text{ or } e^{-\max(a_i, a_j)}
 
     Args:
-      units: h, f32 ``[n, K]``.
-      importance: a, f32 ``[K]``.
-      weight: f32 ``[n]``, 0 for padding.
-      scale: K / sigma; 0 for no locality.
+      units: h, f32 ``[n, K]``, after their nonlinearity.
+      importance: a, f32 ``[K]``, not negative.
+      weight: w, f32 ``[n]``, 0 for padding; not all 0.
+      scale: s = K / sigma; 0 for no locality.
       discount: ``"sum"`` or ``"max"``.
 
     Returns:
-      The sum over pairs, f32 scalar.
+      The sum over ordered pairs (each pair counts twice), f32 scalar; not divided by K.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.methods import slnid
+      >>> units = jnp.array([[1.0, 3.0], [0.0, 5.0]])
+      >>> # Twice the mean of 1 x 3 and 0 x 5.
+      >>> float(slnid.inhibition(units, jnp.zeros(2), jnp.ones(2), scale=0.0))
+      3.0
+
+    Source: Aljundi et al. 2019 (arXiv 1806.05421), Eq. 5-7. Variant: the paper's discount is
+    ``"sum"``, the authors' code takes ``"max"`` unless told otherwise.
     """
     width = units.shape[1]
     both = jnp.add.outer if discount == "sum" else jnp.maximum.outer
@@ -89,6 +128,7 @@ def inhibition(units, importance, weight, scale: float, discount="sum") -> jax.A
 
 
 def gradient(grads, core, state, step):
+    """The hook `gradient` of `Method`: lambda times that of `inhibition`, then the anchor's."""
     options = step.spec.config.slnid
     pairs = hidden_layers(step.spec.layers)
 
@@ -111,6 +151,7 @@ def gradient(grads, core, state, step):
 
 
 def consolidate(core, state, task, ended, spec):
+    """The hook `consolidate` of `Method`: the anchor's, and the importance of the units."""
     anchor, of = _ANCHORS[spec.config.slnid.on]
     found = ended.neurons(of)
     return state._replace(

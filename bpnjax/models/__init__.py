@@ -6,11 +6,13 @@ import jax.numpy as jnp
 from bpnjax.models.alexnet import AlexNet
 from bpnjax.models.convnet import ConvNet
 from bpnjax.models.mlp import MLP
+from bpnjax.models.pretrained import is_ours
+from bpnjax.models.small_alexnet import SmallAlexNet
 
-NAMES = ("mlp", "convnet", "alexnet")
+NAMES = ("mlp", "convnet", "alexnet", "small_alexnet")
 DTYPES = ("float32", "bfloat16")
 
-__all__ = ["DTYPES", "MLP", "NAMES", "AlexNet", "ConvNet", "build"]
+__all__ = ["DTYPES", "MLP", "NAMES", "AlexNet", "ConvNet", "SmallAlexNet", "build"]
 
 
 def build(config, num_classes: int):
@@ -22,6 +24,13 @@ def build(config, num_classes: int):
 
     Returns:
       A Linen module, not initialised.
+
+    Example:
+      >>> from bpnjax import config, models
+      >>> settings = config.default().model
+      >>> settings.hidden = (64, 32)
+      >>> models.build(settings, num_classes=10).hidden
+      (64, 32)
     """
     dtype = jnp.dtype(config.dtype)
     hidden = tuple(config.hidden)
@@ -29,7 +38,10 @@ def build(config, num_classes: int):
     if config.name == "mlp":
         return MLP(hidden, num_classes, dtype, kernel_init)
     channels = tuple(config.channels)
+    if config.name == "small_alexnet":
+        return SmallAlexNet(num_classes, channels, hidden, config.dropout, dtype, kernel_init)
     if config.name == "alexnet":
-        options = {"dtype": dtype, "kernel_init": kernel_init, "pretrained": config.pretrained}
+        theirs = "" if is_ours(config.pretrained) else config.pretrained
+        options = {"dtype": dtype, "kernel_init": kernel_init, "pretrained": theirs}
         return AlexNet(num_classes, channels, hidden, config.dropout, **options)
     return ConvNet(channels, hidden, num_classes, dtype, kernel_init)

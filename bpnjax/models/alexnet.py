@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpnjax.models import torch_weights
+from bpnjax.models.convolution import conv
 
 CHANNELS = (64, 192, 384, 256, 256)
 HIDDEN = (4096, 4096)
@@ -85,7 +86,7 @@ class AlexNet(nn.Module):
         if self.pretrained and self.is_initializing():  # to use a network needs no file
             start = torch_weights.alexnet_initializers(self.pretrained)
         options = {"dtype": self.dtype, "kernel_init": self.kernel_init}
-        conv = partial(nn.Conv, **options)
+        convolution = partial(nn.Conv, conv_general_dilated=conv, **options)
         dense = partial(nn.Dense, **options)
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
         for i, (width, (size, stride, pad, pooled)) in enumerate(
@@ -93,8 +94,10 @@ class AlexNet(nn.Module):
         ):
             name = f"conv_{i}"
             padding = [(pad, pad)] * 2
-            layer = conv(width, (size, size), stride, padding, name=name, **start.get(name, {}))
-            x = nn.relu(layer(x))
+            x = convolution(width, (size, size), stride, padding, name=name, **start.get(name, {}))(
+                x
+            )
+            x = nn.relu(x)
             if pooled:
                 x = nn.max_pool(x, (3, 3), (2, 2), padding="VALID")
         x = adaptive_average_pool(x, _GRID)

@@ -6,6 +6,8 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
+from bpnjax.models.convolution import conv
+
 
 class ConvNet(nn.Module):
     """Per channel count a 3x3 Conv, ReLU and 2x2 max pooling; then Dense and ReLU; then the output.
@@ -22,10 +24,10 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, x):
         options = {"dtype": self.dtype, "kernel_init": self.kernel_init}
-        conv = partial(nn.Conv, **options)
+        layer = partial(nn.Conv, conv_general_dilated=conv, **options)
         dense = partial(nn.Dense, **options)
         for i, width in enumerate(self.channels):
-            x = nn.relu(conv(width, (3, 3), name=f"conv_{i}")(x))
+            x = nn.relu(layer(width, (3, 3), name=f"conv_{i}")(x))
             x = nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.hidden):

@@ -14,8 +14,8 @@ from bpnjax.errors import UserError
 USAGE = """usage: python -m bpnjax.paper --artefact=NAME[,NAME...] [--workdir=DIR] [--num_seeds=N]
                               [--configs=DIR] [--config.FIELD=VALUE ...]
 
-  --artefact=NAME         fig5 fig6a fig6b fig6c table1 fig7 controls hidden_dim strength, or all,
-                          which also makes report/index.html
+  --artefact=NAME         fig5 fig6a fig6b fig6c table1 fig7 controls hidden_dim strength untold,
+                          or all, which also makes report/index.html
   --workdir=DIR           for runs, pictures and tables (default: runs/paper)
   --num_seeds=N           of each run, instead of what the artefact asks for
   --configs=DIR           the folder of configuration files (default: that of the repository)
@@ -23,8 +23,12 @@ USAGE = """usage: python -m bpnjax.paper --artefact=NAME[,NAME...] [--workdir=DI
 
 
 def artefacts() -> dict:
-    """The functions that make them, by name."""
-    from bpnjax.paper import controls, incremental, permuted, regions, sweeps
+    """The functions that make them, by name.
+
+    Returns:
+      ``{name: (Runner) -> Report}``, in the order in which ``all`` makes them.
+    """
+    from bpnjax.paper import controls, incremental, permuted, regions, sweeps, untold
 
     return {
         "fig5": regions.fig5,
@@ -36,6 +40,7 @@ def artefacts() -> dict:
         "controls": controls.controls,
         "hidden_dim": sweeps.hidden_dim,
         "strength": sweeps.strength,
+        "untold": untold.untold,
     }
 
 
@@ -71,7 +76,14 @@ def _parse(arguments):
 
 
 def run(arguments: list[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command.
+
+    Args:
+      arguments: without the program's name.
+
+    Returns:
+      The exit code: 0, 1 if it was interrupted or the disk failed, 2 for a wrong argument.
+    """
     try:
         if command.asks_for_help(arguments):
             print(USAGE)

@@ -15,19 +15,45 @@ COLORS = {
 
 
 def color(label: str) -> str | None:
-    """The colour of a method, the same in every picture; None lets matplotlib choose."""
+    """The colour of a method, the same in every picture.
+
+    Args:
+      label: as the figures call it, ``"BD+EWC"``.
+
+    Returns:
+      A colour of matplotlib; None, by which matplotlib chooses, for a method without one.
+    """
     return COLORS.get(label)
 
 
 def picture_path(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """Where an artefact's picture goes."""
+    """Where an artefact's picture goes; makes the folder.
+
+    Args:
+      folder: of all artefacts.
+      name: of the artefact.
+
+    Returns:
+      ``folder/name/name.png``.
+    """
     (folder / name).mkdir(parents=True, exist_ok=True)
     return folder / name / f"{name}.png"
 
 
 @contextlib.contextmanager
 def panels(path: pathlib.Path, rows: int, columns: int, size, **options):
-    """Axes of a picture as a flat list; saves it at the end."""
+    """Axes of a picture; saves it at the end.
+
+    Args:
+      path: of the picture.
+      rows: of panels.
+      columns: of panels.
+      size: width and height in inches.
+      **options: of ``pyplot.subplots``.
+
+    Yields:
+      The axes as a flat list, row by row.
+    """
     pyplot = headless_pyplot()
     options = {"sharex": rows > 1, "squeeze": False} | options
     figure, axes = pyplot.subplots(rows, columns, figsize=size, **options)
@@ -37,7 +63,14 @@ def panels(path: pathlib.Path, rows: int, columns: int, size, **options):
 
 
 def band(axis, x, values, label: str) -> None:
-    """A line of means with a band of ± one sd: values float ``[points, seeds]``."""
+    """A line of means with a band of ± one sd (n - 1).
+
+    Args:
+      axis: to draw on.
+      x: ``[points]``.
+      values: float ``[points, seeds]``; points with a NaN are left out.
+      label: of the method.
+    """
     shown = ~np.isnan(values).any(1)
     x, mean, sd = x[shown], values[shown].mean(1), values[shown].std(1, ddof=values.shape[1] > 1)
     (line,) = axis.plot(x, mean, "o-", ms=2.5, lw=1.3, label=label, color=color(label))
@@ -45,5 +78,9 @@ def band(axis, x, values, label: str) -> None:
 
 
 def legend(axis) -> None:
-    """A legend above the axes."""
+    """A legend above the axes.
+
+    Args:
+      axis: that has the lines.
+    """
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False, fontsize=8)

@@ -61,7 +61,17 @@ def _complete(runner, config_file, lines, seeds):
 
 
 def first_task(run, kind: str) -> tuple[float, float | None]:
-    """Task 1 after all tasks: mean and sd over seeds."""
+    """Task 1 after all tasks: mean and sd over seeds.
+
+    Args:
+      run: complete.
+      kind: which of the three accuracies.
+
+    Returns:
+      The mean, and the sd (n - 1), None for one seed.
+
+    Source: Wen et al. 2020 (arXiv 2009.13954), Table I.
+    """
     found = mean_and_sd(runs.matrix(run, kind)[:, -1, 0])
     return found["mean"], found["sd"]
 
@@ -84,7 +94,19 @@ classes with their task's mode (task_told)."""
 
 
 def by_epoch(runner, name, title, config_file, lines, seeds) -> Report:
-    """Fig. 6a or b: the accuracy of each task after each epoch."""
+    """Fig. 6a or b: the accuracy of each task after each epoch.
+
+    Args:
+      runner: where runs go.
+      name: of the artefact.
+      title: of the report.
+      config_file: a file of the folder of configurations.
+      lines: the methods, a `Line` each.
+      seeds: how many, unless the runner says so.
+
+    Returns:
+      `Report`.
+    """
     done = _complete(runner, config_file, lines, seeds)
     tasks = len(done[0].result["class_names"])
     path = drawing.picture_path(runner.folder, name)
@@ -106,17 +128,45 @@ def by_epoch(runner, name, title, config_file, lines, seeds) -> Report:
 
 
 def fig6a(runner) -> Report:
-    """Incremental MNIST."""
+    """Incremental MNIST: five tasks of two digits.
+
+    Args:
+      runner: where runs go.
+
+    Returns:
+      `Report`.
+
+    Source: Wen et al. 2020 (arXiv 2009.13954), Fig. 6a. Variant: GEM(n) keeps n of each class,
+    which the paper's bytes fit, and answers with a head a task.
+    """
     return by_epoch(runner, "fig6a", "Fig. 6a: incremental MNIST", "mnist.py", MNIST, 5)
 
 
 def fig6b(runner) -> Report:
-    """Incremental CIFAR-10."""
+    """Incremental CIFAR-10: five tasks of two classes.
+
+    Args:
+      runner: where runs go.
+
+    Returns:
+      `Report`.
+
+    Source: Wen et al. 2020 (arXiv 2009.13954), Fig. 6b; GEM as in `fig6a`.
+    """
     return by_epoch(runner, "fig6b", "Fig. 6b: incremental CIFAR-10", "cifar10.py", CIFAR10, 3)
 
 
 def fig6c(runner) -> Report:
-    """Incremental CIFAR-100: the first task by the number of tasks learned."""
+    """Incremental CIFAR-100: the first task by the number of tasks learned.
+
+    Args:
+      runner: where runs go.
+
+    Returns:
+      `Report`.
+
+    Source: Wen et al. 2020 (arXiv 2009.13954), Fig. 6c; GEM as in `fig6a`.
+    """
     done = _complete(runner, "cifar100.py", CIFAR100, 3)
     path = drawing.picture_path(runner.folder, "fig6c")
     with drawing.panels(path, 1, 1, (7, 4.5)) as (axis,):
@@ -142,7 +192,17 @@ colours and CIFAR twice. Ours has five hidden layers, as the paper's text says, 
 
 
 def table1(runner) -> Report:
-    """Task 1 after all tasks, and bytes per task."""
+    """Task 1 after all tasks, and bytes per task.
+
+    Args:
+      runner: where runs go.
+
+    Returns:
+      `Report`. Bytes are counted from the arrays that the runs store, not by the paper's
+      arithmetic, which its text takes apart.
+
+    Source: Wen et al. 2020 (arXiv 2009.13954), Table I.
+    """
     header = [
         "sequence",
         "method",

@@ -60,15 +60,20 @@ over seeds), two-sided, Holm's correction for the six comparisons of a group: **
 
 
 def holm(p_values) -> np.ndarray:
-    """Holm's correction: p-values that may be compared with the level of all tests together.
+    r"""Holm's correction: p-values that may be compared with the level of all tests together.
+
+    .. math:: \tilde p_{(i)} = \min\big(1, \max_{j \le i} (m - j + 1) \, p_{(j)}\big)
+
+    with :math:`p_{(j)}` the j-th smallest of the m.
 
     Args:
       p_values: float ``[m]``.
 
     Returns:
-      float ``[m]``, at most 1.
+      float ``[m]`` in the order given, at most 1.
 
     Example:
+      >>> from bpnjax.paper.permuted import holm
       >>> holm([0.01, 0.04, 0.03]).round(2).tolist()
       [0.03, 0.06, 0.06]
 
@@ -83,12 +88,38 @@ def holm(p_values) -> np.ndarray:
 
 
 def stars(p: float) -> str:
-    """The paper's marks."""
+    """The paper's marks.
+
+    Args:
+      p: a p-value.
+
+    Returns:
+      ``"***"``, ``"**"``, ``"*"`` or ``"n.s."``.
+
+    Example:
+      >>> from bpnjax.paper.permuted import stars
+      >>> stars(0.0005), stars(0.005), stars(0.05)
+      ('***', '**', 'n.s.')
+
+    Source: Wen et al. 2020 (arXiv 2009.13954), Fig. 7b.
+    """
     return "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < 0.05 else "n.s."
 
 
 def so_far(run) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of tasks learned at which a run was tested, and the averages ``[n, seeds]``."""
+    r"""The average over all tasks learned so far, by their number.
+
+    .. math:: A_n = \frac{1}{n} \sum_{j \le n} R_{n,j}
+
+    Args:
+      run: complete.
+
+    Returns:
+      The numbers of tasks at which the run was tested, int ``[rows]``, and the averages of
+      task_told, float ``[rows, seeds]``.
+
+    Source: Wen et al. 2020 (arXiv 2009.13954), Fig. 7a.
+    """
     found = runs.matrix(run)
     rows = [i for i in range(found.shape[1]) if not np.isnan(found[:, i]).all()]
     averages = np.array([found[:, i, : i + 1].mean(1) for i in rows])
@@ -96,7 +127,14 @@ def so_far(run) -> tuple[np.ndarray, np.ndarray]:
 
 
 def margins(done) -> tuple[list[str], list[list[str]]]:
-    """A table of the averages by the number of tasks, and what the biases add."""
+    """A table of the averages by the number of tasks, and what the biases add.
+
+    Args:
+      done: complete runs; pairs with and without BD are compared, seed by seed.
+
+    Returns:
+      Header and rows of text.
+    """
     by_label = {run.label: so_far(run) for run in done}
     counts = next(iter(by_label.values()))[0]
     rows = []
@@ -117,7 +155,17 @@ def margins(done) -> tuple[list[str], list[list[str]]]:
 
 
 def fig7(runner) -> Report:
-    """Averages by the number of tasks, and groups of tasks at the end."""
+    """Averages by the number of tasks, and groups of tasks at the end.
+
+    Args:
+      runner: where runs go.
+
+    Returns:
+      `Report`.
+
+    Source: Wen et al. 2020 (arXiv 2009.13954), Fig. 7. Variant: the paper says t-test, not which;
+    ours is Welch's on the tasks of a group, with Holm's correction.
+    """
     lines = (*METHODS, BEST)
     done = [
         runs.complete(

@@ -53,7 +53,17 @@ def probabilities(run: runs.Run, config, points) -> dict[tuple[int, int], np.nda
 
 
 def fig5(runner) -> Report:
-    """Classification regions after task 1 and task 2."""
+    """Classification regions after task 1 and task 2.
+
+    Args:
+      runner: where runs go.
+
+    Returns:
+      `Report`.
+
+    Source: Wen et al. 2020 (arXiv 2009.13954), Fig. 5. Variant: clusters and network are ours, the
+    paper gives none.
+    """
     done, cells, pictures = [], [], {}
     side = np.linspace(-4, 4, 161)
     points = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2).astype(np.float32)

@@ -12,7 +12,10 @@ CLOSE = 0.02  # a figure is reproduced within this, or above
 
 
 class Cell(NamedTuple):
-    """One figure beside the paper's."""
+    """One figure beside the paper's.
+
+    ``mean`` and ``sd`` (n - 1; None for one seed) are ours, ``paper`` is None where it has none.
+    """
 
     label: str
     mean: float
@@ -43,6 +46,11 @@ def state(mean: float, paper: float | None) -> str:
     Returns:
       ``"-"``, ``"reproduced"`` (within 0.02), ``"reproduced, higher"`` or ``"differs"``. Where the
       paper has 0, that a method fails, higher is different.
+
+    Example:
+      >>> from bpnjax.paper.report import state
+      >>> state(0.99, 0.98), state(0.9, 0.8), state(0.7, 0.8), state(0.9, 0.0), state(0.9, None)
+      ('reproduced', 'reproduced, higher', 'differs', 'differs', '-')
     """
     if paper is None:
         return "-"
@@ -52,12 +60,34 @@ def state(mean: float, paper: float | None) -> str:
 
 
 def number(mean: float, sd: float | None, digits: int = 3) -> str:
-    """``mean ± sd``."""
+    """A figure as the tables have it.
+
+    Args:
+      mean: of the seeds.
+      sd: None for one seed.
+      digits: after the point.
+
+    Returns:
+      ``mean ± sd``.
+
+    Example:
+      >>> from bpnjax.paper.report import number
+      >>> number(0.98, 0.004), number(0.98, None, digits=2)
+      ('0.980 ± 0.004', '0.98')
+    """
     return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
 
 
 def beside_paper(cells: list[Cell], what: str) -> tuple[list[str], list[list[str]]]:
-    """A table of figures with the paper's, the difference and the state."""
+    """A table of figures with the paper's, the difference and the state.
+
+    Args:
+      cells: a row each.
+      what: the head of the first column.
+
+    Returns:
+      Header and rows of text, for `bpnjax.writers.markdown_table`.
+    """
     rows = []
     for cell in cells:
         paper = "-" if cell.paper is None else f"{cell.paper:.3f}"
@@ -75,7 +105,14 @@ def beside_paper(cells: list[Cell], what: str) -> tuple[list[str], list[list[str
 
 
 def markdown(report: Report) -> str:
-    """A report as Markdown; pictures are beside the file."""
+    """A report as Markdown; pictures are beside the file.
+
+    Args:
+      report: an artefact, made.
+
+    Returns:
+      Lines of text, the last with a line feed.
+    """
     parts = [f"# {report.title}", report.text.strip()]
     parts += [markdown_table(*table) for table in report.tables]
     parts += [f"![{report.title}]({picture.name})" for picture in report.pictures]
@@ -86,7 +123,15 @@ def markdown(report: Report) -> str:
 
 
 def write(folder: pathlib.Path, report: Report) -> pathlib.Path:
-    """Writes ``NAME.md`` beside the pictures."""
+    """Writes ``NAME.md`` beside the pictures.
+
+    Args:
+      folder: of the artefact; must exist.
+      report: an artefact, made.
+
+    Returns:
+      The file's path.
+    """
     path = folder / f"{report.name}.md"
     write_atomically(path, markdown(report))
     return path
@@ -99,7 +144,14 @@ overflow-x:auto}nav a{margin-right:1rem}"""
 
 
 def page(reports: list[Report]) -> str:
-    """All reports as one self-contained HTML page."""
+    """All reports as one self-contained HTML page, pictures included.
+
+    Args:
+      reports: in the order of the page; their pictures are read from disk.
+
+    Returns:
+      The page's text.
+    """
     sections = []
     for report in reports:
         text = "".join(f"<p>{html.escape(p)}</p>" for p in report.text.strip().split("\n\n"))

@@ -33,7 +33,21 @@ class Run(NamedTuple):
 
 
 def configured(runner: Runner, config_file: str, method: str, seeds: int, changes: dict):
-    """The configuration of a run: that of the file, with the artefact's and the user's changes."""
+    """The configuration of a run: that of the file, with the artefact's and the user's changes.
+
+    Args:
+      runner: its overrides come last; its number of seeds, if any, replaces ``seeds``.
+      config_file: a file of the folder of configurations, as ``"mnist.py"``.
+      method: a name of the registry.
+      seeds: how many.
+      changes: ``{field: value}``.
+
+    Returns:
+      A validated configuration.
+
+    Raises:
+      UserError: no such file or field, or a value that is none.
+    """
     config = configuration.load_file(str(runner.configs / config_file))
     config.method = method
     config.num_seeds = runner.num_seeds or seeds
@@ -78,14 +92,31 @@ def complete(
 
 
 def read(folder: pathlib.Path, label: str, command: str) -> Run:
-    """Reads a complete run from its folder."""
+    """Reads a complete run from its folder.
+
+    Args:
+      folder: of the run.
+      label: what the run is called in tables.
+      command: that makes it.
+
+    Returns:
+      `Run`.
+    """
     result = json.loads((folder / "result.json").read_text())
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return Run(label, result, [json.loads(line) for line in lines], folder, command)
 
 
 def matrix(run: Run, kind: str = "task_told") -> np.ndarray:
-    """Accuracies of a run, float ``[seeds, T, T]``, NaN where not tested."""
+    """Accuracies of a run.
+
+    Args:
+      run: complete.
+      kind: which of the three accuracies.
+
+    Returns:
+      float ``[seeds, T, T]``: in row i those on all tasks after task i, NaN where not tested.
+    """
     return np.asarray(plain_nan(run.result["accuracy"][kind]), float)
 
 
@@ -110,6 +141,13 @@ def by_epoch(run: Run, kind: str = "task_told") -> tuple[np.ndarray, np.ndarray]
 
 
 def seconds(runs) -> float:
-    """Training and testing time of several runs together."""
+    """Training, testing and compile time of several runs together.
+
+    Args:
+      runs: complete ones.
+
+    Returns:
+      Seconds.
+    """
     names = ("train_seconds", "evaluate_seconds", "compile_seconds")
     return sum(run.result["time"][name] for run in runs for name in names)

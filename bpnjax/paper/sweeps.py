@@ -75,7 +75,16 @@ def _sweep(runner, name, title, text, field, groups, change, what) -> Report:
 
 
 def hidden_dim(runner) -> Report:
-    """Accuracy against H."""
+    """Accuracy against BD's inner width H.
+
+    Args:
+      runner: where results go.
+
+    Returns:
+      `Report`.
+
+    Source: Wen et al. 2020 (arXiv 2009.13954), Suppl. C.
+    """
     text = """BD+EWC on incremental MNIST for inner widths H of the product M W. The paper tries 1
 to 2,500 and uses 25 to 900 (Supplement C). With the sign rule a step moves the bias by a length
 that grows with sqrt(H), so H acts like the step size epsilon. Trained as vmapped programs, values
@@ -87,7 +96,17 @@ and seeds at once; a command below trains one value alone (with other random num
 
 
 def strength(runner) -> Report:
-    """Accuracy against EWC's strength."""
+    """Accuracy against EWC's strength.
+
+    Args:
+      runner: where results go.
+
+    Returns:
+      `Report`.
+
+    Source: Wen et al. 2020 (arXiv 2009.13954), Suppl. C. Variant: the paper's 2,000 is without the
+    1/2 of ours.
+    """
     text = """BD+EWC on incremental MNIST for strengths lambda of EWC's anchor (of lambda/2 sum F
 (theta - anchor)^2, proximal form, which stays finite at any strength). The paper uses 2,000 and
 says that larger ones hinder new tasks (Supplement C). Trained as one vmapped program, values and

@@ -30,7 +30,18 @@ _FOLDERS = {"natural": "English/Img/(?:GoodImg|BadImag)/Bmp", "fonts": "English/
 
 
 def read(files, config: str) -> Reading:
-    """Reads the names of the pictures, as ``.../Sample011/img011-00001.png`` for an A."""
+    """Reads the names of the pictures, as ``.../Sample011/img011-00001.png`` for an A.
+
+    Args:
+        files: {file name: path} of the set's archives.
+        config: ``natural`` or ``fonts``.
+
+    Returns:
+        A `Reading`: classes, examples of each split, and where the pictures are.
+
+    Raises:
+        UserError: An archive is malformed, or does not name what it should.
+    """
     path = files[_ARCHIVES[config].filename]
     pattern = re.compile(rf"{_FOLDERS[config]}/Sample(\d{{3}})/[^/]+\.png")
     by_class: dict[int, list[str]] = {}

@@ -30,7 +30,18 @@ _PARTS = {"train": ("train", "val"), "test": ("test",)}
 
 
 def read(files, config: str) -> Reading:
-    """Reads the names of the classes, and lists of lines such as ``1025794 Boeing 707``."""
+    """Reads the names of the classes, and lists of lines such as ``1025794 Boeing 707``.
+
+    Args:
+        files: {file name: path} of the set's archives.
+        config: ``family`` or ``variant``.
+
+    Returns:
+        A `Reading`: classes, examples of each split, and where the pictures are.
+
+    Raises:
+        UserError: An archive is malformed, or does not name what it should.
+    """
     path = files[_ARCHIVE.filename]
     listed = {split: [f"images_{config}_{part}.txt" for part in _PARTS[split]] for split in _PARTS}
     needed = [_FOLDER + f for f in (_NAMES[config], *listed["train"], *listed["test"])]

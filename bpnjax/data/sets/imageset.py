@@ -73,7 +73,15 @@ def examples(reading: Reading, split: str) -> Iterator[tuple[str, dict]]:
 
 
 def lacking(path, names) -> UserError:
-    """An error that names some of the members that an archive lacks, and how many they are."""
+    """An error that names some of the members that an archive lacks, and how many they are.
+
+    Args:
+        path: The archive.
+        names: Of all members it lacks.
+
+    Returns:
+        The `UserError`, to be raised.
+    """
     first = ", ".join(sorted(names)[:3])
     return archives.malformed(path, f"lacks {len(names)} member(s), as {first}")
 
@@ -99,13 +107,32 @@ def texts(path, wanted: Callable[[str], bool], needed=()) -> dict[str, bytes]:
 
 
 def check_classes(path, what: str, names, count: int) -> None:
-    """Raises `UserError` where a list does not have the number of classes of the set."""
+    """Makes sure that a list has as many classes as the set.
+
+    Args:
+        path: The archive, for the message.
+        what: Whose classes they are, for the message.
+        names: The classes that were found.
+        count: How many the set has.
+
+    Raises:
+        UserError: There are more or fewer.
+    """
     if len(names) != count:
         raise archives.malformed(path, f"{what} has {len(names)} classes, not {count}")
 
 
 def check_splits(path, class_names, splits: dict[str, list[Example]]) -> None:
-    """Raises `UserError` where a class has no picture in a split."""
+    """Makes sure that every class has pictures in every split.
+
+    Args:
+        path: The archive, for the message.
+        class_names: Names of the classes, by label.
+        splits: The examples of each split.
+
+    Raises:
+        UserError: A class has no picture in a split.
+    """
     for split, found in splits.items():
         present = {example.label for example in found}
         absent = [name for i, name in enumerate(class_names) if i not in present]

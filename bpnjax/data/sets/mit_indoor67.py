@@ -25,7 +25,18 @@ _ARCHIVES = (
 
 
 def read(files, config: str) -> Reading:
-    """Reads the two lists, of lines such as ``bakery/0001.jpg``."""
+    """Reads the two lists, of lines such as ``bakery/0001.jpg``.
+
+    Args:
+        files: {file name: path} of the set's archives.
+        config: Not looked at; the set has one.
+
+    Returns:
+        A `Reading`: classes, examples of each split, and where the pictures are.
+
+    Raises:
+        UserError: An archive is malformed, or does not name what it should.
+    """
     del config
     listed = {split: lines(files[f], f, files[f].read_bytes()) for split, f in _LISTS.items()}
     for split, names in listed.items():

@@ -69,7 +69,18 @@ def picture_label(path, name: str, note: bytes) -> int | None:
 
 
 def read(files, config: str) -> Reading:
-    """Reads the lists of pictures and their annotations."""
+    """Reads the lists of pictures and their annotations.
+
+    Args:
+        files: {file name: path} of the set's archives.
+        config: Not looked at; the set has one.
+
+    Returns:
+        A `Reading`: classes, examples of each split, and where the pictures are.
+
+    Raises:
+        UserError: An archive is malformed, or does not name what it should.
+    """
     del config
     path = files[_ARCHIVE.filename]
     small = set(_LISTS.values())

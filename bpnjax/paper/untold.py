@@ -1,0 +1,147 @@
+"""Not told the task: how often each rule guesses it, and the accuracy of the answers that follow.
+
+Not of the paper, which always tells the task. All rules are tried on the same trained models.
+"""
+
+import json
+import time
+
+import numpy as np
+from ml_collections import ConfigDict
+
+import bpnjax
+from bpnjax import inference
+from bpnjax.checkpoint import write_atomically
+from bpnjax.data import load_sequence
+from bpnjax.metrics import mean_and_sd
+from bpnjax.paper import drawing, permuted, runs
+from bpnjax.paper.report import Report, number
+
+SEQUENCES = (
+    ("10 permuted MNIST", "permuted_mnist.py", {"sequence__num_tasks": 10}, 500),
+    ("MNIST", "mnist.py", {}, 500),
+    ("CIFAR-100", "cifar100.py", {}, 200),
+    ("100 permuted MNIST", "permuted_mnist.py", {}, 200),
+)
+METHODS = ("bd_psp", "bd_ewc", "psp")
+BATCH = 10  # examples of one task, where it is inferred for all of them together
+_TEXT = f"""Which task is it, and what is the answer, if nobody says? Accuracy after all tasks, on
+500 test pictures of each task (200 of CIFAR-100 and where there are 100 tasks). Told: the mode is
+that of the task. The rules choose a mode by lowest entropy, by largest logit, or by the Gaussian of
+each task's projected inputs, for each picture, or for {BATCH} pictures of one task together. In the
+picture: the answers, for each picture."""
+
+
+def shares(predictor, sequence, examples: int) -> dict:
+    """What a model has right, of the test pictures of all its tasks.
+
+    Args:
+      predictor: a loaded model that kept statistics.
+      sequence: what it learned.
+      examples: of each task, at most.
+
+    Returns:
+      ``{"told": share, rule: {"example": (guess, answer), "batch": (guess, answer)}}``, each the
+      mean over tasks.
+    """
+    found = {rule: {"example": [], "batch": []} for rule in inference.RULES}
+    told = []
+    for task in range(predictor.num_tasks):
+        rows = sequence.test.index[task, : sequence.test.count[task]][:examples]
+        rows = rows[: len(rows) // BATCH * BATCH]
+        labels = sequence.columns[task, sequence.test.labels[rows]]
+        images = predictor.permuted(sequence.test.images[rows], task)
+        told.append(np.mean(predictor(images, task=task) == labels))
+        for rule, by in found.items():
+            guess = predictor.infer(images, rule)
+            by["example"].append(_right(guess.task, task, guess.outputs, labels))
+            batches = np.split(guess.scores, len(rows) // BATCH)
+            tasks = np.concatenate([inference.choose(scores, "batch") for scores in batches])
+            by["batch"].append(_right(tasks, task, predictor(images, task=tasks), labels))
+    means = {
+        rule: {per: np.mean(pairs, 0).tolist() for per, pairs in by.items()}
+        for rule, by in found.items()
+    }
+    return {"told": float(np.mean(told)), **means}
+
+
+def _right(guesses, task, answers, labels):
+    return np.mean(guesses == task), np.mean(answers == labels)
+
+
+def _measured(run, examples: int) -> tuple[list[dict], float]:
+    """`shares` of each seed of a run, made or read, and the seconds that it took."""
+    path = run.folder / "inference.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        return found["shares"], found["seconds"]
+    started, first = time.perf_counter(), run.result["seed"]
+    models = [bpnjax.load(run.folder, first + i) for i in range(run.result["num_seeds"])]
+    sequence = load_sequence(ConfigDict(run.result["config"]))
+    found = [shares(model, sequence, examples) for model in models]
+    seconds = time.perf_counter() - started
+    write_atomically(path, json.dumps({"shares": found, "seconds": seconds}) + "\n")
+    return found, seconds
+
+
+def _row(run, found, rule) -> list[str]:
+    cells = [[f["told"] for f in found]]
+    cells += [[f[rule][per][i] for f in found] for per in ("example", "batch") for i in (0, 1)]
+    told, *rest = (number(**mean_and_sd(values)) for values in cells)
+    return [f"`{run.label}`", told, rule, *rest]
+
+
+def _bars(axis, title, measured: dict) -> None:
+    """Answers told and by each rule, for each picture; a group of bars a method."""
+    bars = {"told": lambda f: f["told"]}
+    bars |= {rule: lambda f, rule=rule: f[rule]["example"][1] for rule in inference.RULES}
+    for k, (label, value) in enumerate(bars.items()):
+        found = [mean_and_sd([value(f) for f in shares]) for shares in measured.values()]
+        place = np.arange(len(found)) + (k - 1.5) * 0.2
+        errors = [f["sd"] or 0.0 for f in found]
+        axis.bar(place, [f["mean"] for f in found], 0.2, yerr=errors, capsize=1.5, label=label)
+    axis.set_xticks(range(len(measured)), measured)
+    axis.set_title(title, fontsize=9)
+    axis.set_ylim(0, 1)
+
+
+def untold(runner) -> Report:
+    """Rules, methods and sequences: the guess and the answer."""
+    home = runner.folder
+    runner = runner._replace(folder=home / "untold")  # other artefacts' runs keep no statistics
+    fields = {line.method: line.fields for line in permuted.METHODS}
+    done, tables, seconds, measured = [], [], 0.0, {}
+    for title, file, changes, examples in SEQUENCES:
+        header = [
+            title,
+            "told",
+            "rule",
+            "guess",
+            "answer",
+            f"guess of {BATCH}",
+            f"answer of {BATCH}",
+        ]
+        rows, measured[title] = [], {}
+        for method in METHODS:
+            more = changes | (fields[method] if file == "permuted_mnist.py" else {})
+            run = runs.complete(
+                runner, method, file, method, 3, **more, evaluate__rule="statistics",
+                evaluate__inferred_rows="last", evaluate__inferred_examples=examples,
+            )  # fmt: skip
+            found, took = _measured(run, examples)
+            rows += [_row(run, found, rule) for rule in inference.RULES]
+            measured[title][method] = found
+            done.append(run)
+            seconds += took
+        tables.append((header, rows))
+    path = drawing.picture_path(home, "untold")
+    columns = -(-len(SEQUENCES) // 2)
+    with drawing.panels(path, 2, columns, (9, 6), sharex=False) as axes:
+        for axis, (title, by_method) in zip(axes, measured.items(), strict=False):
+            _bars(axis, title, by_method)
+        axes[0].legend(loc="upper left", ncols=4, frameon=False, fontsize=7)
+    return Report(
+        "untold", "Not told the task", _TEXT, tables, [path],
+        "python -m bpnjax.paper --artefact=untold", [run.command for run in done],
+        seconds + runs.seconds(done),
+    )  # fmt: skip

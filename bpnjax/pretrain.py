@@ -1,0 +1,48 @@
+"""The command that trains a network on one set, for others to start from.
+
+python -m bpnjax.pretrain [--config=configs/tinyimagenet100.py] [--config.FIELD=VALUE ...]
+
+An ordinary run of one task, with all that `bpnjax.main` gives it: its ``model.safetensors`` is what
+``model.pretrained`` names.
+"""
+
+import os
+import sys
+
+from bpnjax import main as command
+from bpnjax.errors import UserError
+
+CONFIG = "configs/tinyimagenet100.py"
+USAGE = f"""usage: python -m bpnjax.pretrain [--config=FILE] [--config.FIELD=VALUE ...]
+                                 [--workdir=DIR] [--overwrite] [--dry_run]
+
+Trains a network on one set (default: {CONFIG}); its model.safetensors is what
+--config.model.pretrained=FILE of another run starts from. Flags are those of bpnjax.main."""
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    if command.asks_for_help(arguments):
+        print(USAGE)
+        return 0
+    given = any(a.lstrip("-").split("=", 1)[0] == "config" for a in arguments)
+    arguments = list(arguments) if given else [f"--config={CONFIG}", *arguments]
+    try:
+        config, folder, values = command.parse(arguments)
+        if config.sequence.num_tasks != 1 or config.sequence.kind != "class_split":
+            raise UserError(
+                f"sequence.num_tasks: {config.sequence.num_tasks} tasks ({config.sequence.kind}); "
+                "a network is pretrained on one, with all classes: class_split and 1"
+            )
+    except UserError as error:
+        print(f"bpnjax: {error}", file=sys.stderr)
+        return 2
+    code = command.run(arguments)
+    if code == 0 and not values.dry_run:
+        file = os.path.join(folder, "model.safetensors")
+        print(f"start from it with --config.model.pretrained={file}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

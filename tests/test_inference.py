@@ -1,0 +1,123 @@
+"""Rules that choose a mode: closed forms, and what a run keeps for the one that needs something."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special, stats
+from support import Jitted, digits_config
+
+import bpnjax
+from bpnjax import inference, memory, programs
+from bpnjax.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+STATISTICS = {"evaluate__rule": "statistics", "evaluate__statistics": 6}
+
+
+def test_scores_of_answers():
+    logits = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    p = special.softmax(logits, 1)
+    np.testing.assert_allclose(inference.entropy(logits), -stats.entropy(p, axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(inference.max_logit(logits), logits.max(1))
+    far = jnp.array([0.0, -1e9])  # outside a head
+    assert float(inference.entropy(far)) == 0.0
+    assert set(inference.RULES) == {"entropy", "max_logit", "statistics"}
+
+
+def test_gaussian_and_density_equal_scipy():
+    rng = np.random.default_rng(1)
+    seen, new = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 3)) + 2.0, rng.normal(size=(7, 3))
+    mean, whitener = inference.gaussian(40.0, seen.sum(0), seen.T @ seen)
+    covariance = np.cov(seen.T, bias=True)
+    drawn = (1 - 3 / 43) * covariance + 3 / 43 * np.trace(covariance) / 3 * np.eye(3)
+    expected = stats.multivariate_normal(seen.mean(0), drawn).logpdf(new)
+    found = inference.log_likelihood(mean, whitener, new) - 1.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("examples", [np.ones((3, 4)), np.eye(4)[:1], np.zeros((2, 4))])
+def test_few_or_equal_examples_have_a_density(examples):
+    mean, whitener = inference.gaussian(
+        float(len(examples)), examples.sum(0), examples.T @ examples
+    )
+    near, far = inference.log_likelihood(mean, whitener, jnp.stack([mean, mean + 1.0]))
+    assert np.isfinite([near, far]).all() and near > far
+
+
+def test_directions_are_signs_and_keep_lengths():
+    directions = inference.directions(jax.random.key(0), 784, 64)
+    np.testing.assert_allclose(np.abs(directions), 784**-0.5, rtol=1e-6)
+    assert abs(float(jnp.sum(directions)) * 784**0.5) < 4 * (784 * 64) ** 0.5
+    other = inference.directions(jax.random.key(1), 784, 64)
+    assert not np.array_equal(directions, other)
+
+
+def test_a_batch_has_the_sum_of_its_scores():
+    scores = np.array([[0.0, 1.0, -5.0], [0.0, 1.0, 0.0], [9.0, 0.0, 0.0]])
+    assert inference.choose(scores).tolist() == [1, 1, 0]
+    assert inference.choose(scores, "batch").tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="per 'seed'; tasks are inferred per 'example'"):
+        inference.choose(scores, "seed")
+
+
+@pytest.mark.parametrize("kind", ["class_split", "permuted"])
+def test_a_run_keeps_the_gaussian_of_each_task_as_its_inputs_come(kind):
+    """Before any key, pixels in the task's order, of all examples: against NumPy."""
+    config = digits_config("bd_psp", sequence__kind=kind, train__epochs=1, **STATISTICS)
+    jitted, key = Jitted(config), jax.random.key(3)
+    state, _ = jitted.train(key, [0, 1])
+    directions = np.asarray(programs.input_directions(jitted.problem, key, jitted.data))
+    sequence = jitted.sequence
+    for task in range(2):
+        rows = sequence.train.index[task, : sequence.train.count[task]]
+        x = (sequence.train.images[rows] * sequence.scale + sequence.shift).reshape(len(rows), -1)
+        if kind == "permuted" and task:
+            from bpnjax import prng
+            from bpnjax.data.permutation import pixel_order
+
+            x = x[:, pixel_order(prng.fold(key, prng.PIXELS), task, 64, True)]
+        z = x @ directions
+        mean, whitener = inference.gaussian(float(len(z)), z.sum(0), z.T @ z)
+        np.testing.assert_allclose(state.statistics.mean[task], mean, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(state.statistics.whitener[task], whitener, rtol=1e-2, atol=1e-3)
+    assert not state.statistics.mean[2].any()  # not learned yet
+
+
+def test_another_rule_keeps_nothing_and_trains_the_same():
+    key = jax.random.key(0)
+    plain = Jitted(digits_config("bd_psp", train__epochs=1))
+    kept = Jitted(digits_config("bd_psp", train__epochs=1, **STATISTICS))
+    (one, _), (two, _) = plain.train(key, [0, 1]), kept.train(key, [0, 1])
+    assert one.statistics == ()
+    jax.tree.map(np.testing.assert_array_equal, one, two._replace(statistics=()))
+    counts = [memory.report(j.problem, s) for j, s in ((plain, one), (kept, two))]
+    floats = 6 + 6 * 7 // 2
+    assert counts[1]["parameters_per_task"] - counts[0]["parameters_per_task"] == floats
+    assert counts[1]["bytes_per_task"] - counts[0]["bytes_per_task"] == 4 * floats
+    assert counts[1]["training_bytes"] - counts[0]["training_bytes"] == 3 * 4 * floats
+    untold = Jitted(digits_config("ewc", **STATISTICS))  # the same network for every task
+    assert jax.eval_shape(partial(programs.init_state, untold.problem), key).statistics == ()
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(UserError, match="evaluate.statistics: 65 projections of an input of 64"):
+        Jitted(digits_config("bd_psp", evaluate__rule="statistics", evaluate__statistics=65))
+    with pytest.raises(UserError, match="evaluate.statistics: 0 is below 1"):
+        digits_config("bd_psp", evaluate__statistics=0)
+    with pytest.raises(UserError, match="evaluate.rule: unknown value 'entrophy'; did you mean"):
+        digits_config("bd_psp", evaluate__rule="entrophy")
+    from bpnjax import train
+
+    train.train_and_evaluate(digits_config("bd_psp", train__epochs=1), tmp_path)
+    predictor = bpnjax.load(tmp_path)
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    with pytest.raises(ValueError, match="no statistics; train it with --config.evaluate.rule=st"):
+        predictor.infer(images, "statistics")
+    with pytest.raises(ValueError, match="unknown rule 'surest'; use one of entropy, max_logit"):
+        predictor.infer(images, "surest")
+    with pytest.raises(ValueError, match="per 'task'; tasks are inferred"):
+        predictor.infer(images, per="task")

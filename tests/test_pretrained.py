@@ -1,0 +1,108 @@
+"""Networks that start from a pretrained one, and frozen convolutions that are run once."""
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from support import digits_config
+
+import bpnjax
+from bpnjax import features, pretrain, programs, train
+from bpnjax.data import load_sequence
+from bpnjax.errors import UserError
+from bpnjax.models import SmallAlexNet, pretrained
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+SMALL = {
+    "model__name": "small_alexnet", "model__channels": (4, 4, 6, 4, 4), "model__hidden": (12, 12),
+    "train__epochs": 1,
+}  # fmt: skip
+FROZEN = SMALL | {
+    "train__rates": "conv_.*=0;output=2", "bd__layers": "fc6|fc7|output",
+    "psp__layers": "fc6|fc7|output", "sequence__heads": "multi",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    config = digits_config("sgd", sequence__num_tasks=1, sequence__classes_per_task=10, **SMALL)
+    folder = tmp_path_factory.mktemp("pretrained")
+    train.train_and_evaluate(config, folder)
+    return str(folder / "model.safetensors")
+
+
+def test_all_layers_but_the_output_start_from_the_file(model_file):
+    config = digits_config("sgd", model__pretrained=model_file, **SMALL)
+    problem = programs.make_problem(config, load_sequence(config))
+    core = problem.spec.init(jax.random.key(1))
+    given = load_file(model_file)
+    for layer in ("conv_0", "conv_4", "fc6", "fc7"):
+        for name, value in core[layer].items():
+            np.testing.assert_array_equal(value, given[f"core/{layer}/{name}"])
+    assert core["output"]["kernel"].shape == (12, 6)
+
+
+@pytest.mark.parametrize("method", ["bd_ewc", pytest.param("psp", marks=pytest.mark.slow)])
+def test_features_computed_once_train_the_same_network(model_file, method, tmp_path):
+    fields = FROZEN | {"model__pretrained": model_file}
+    whole = train.train_and_evaluate(digits_config(method, **fields), tmp_path / "whole")
+    config = digits_config(method, train__features_once=True, **fields)
+    once = train.train_and_evaluate(config, tmp_path / "once")
+    assert once["config"]["train"]["rates"] == FROZEN["train__rates"]
+    for kind, accuracy in whole["accuracy"].items():
+        np.testing.assert_allclose(once["accuracy"][kind], accuracy, atol=0.01, err_msg=kind)
+    a, b = (load_file(tmp_path / run / "model.safetensors") for run in ("whole", "once"))
+    assert a.keys() == b.keys()  # with the convolutions
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], atol=2e-4, err_msg=name)
+    # The model reads pictures, and answers as the run counted.
+    predictor, sequence = bpnjax.load(tmp_path / "once"), load_sequence(config)
+    for task in range(3):
+        rows = sequence.test.index[task, : sequence.test.count[task]]
+        labels = sequence.columns[task, sequence.test.labels[rows]]
+        right = np.mean(predictor(sequence.test.images[rows], task) == labels)
+        assert right == pytest.approx(once["accuracy"]["task_masked"][0][-1][task], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train__rates": ""}, "train.features_once: conv_0 learns; freeze it"),
+        ({"bd__layers": ".*"}, "train.features_once: bd.layers='.*' gives conv_0 a part"),
+        ({"model__pretrained": ""}, "train.features_once: model.pretrained is empty"),
+        ({"sequence__kind": "permuted"}, "train.features_once: permuted pixels"),
+        (
+            {"model__name": "mlp", "bd__layers": ".*", "train__rates": ""},
+            "train.features_once: model.name=mlp on (8, 8, 1) has no features",
+        ),
+        ({"model__channels": (5, 4, 6, 4, 4)}, "model.pretrained: conv_0/"),
+    ],
+)  # fmt: skip
+def test_refusals(model_file, fields, message):
+    given = FROZEN | {"model__pretrained": model_file} | fields
+    config = digits_config("bd_ewc", train__features_once=True, **given)
+    with pytest.raises(UserError) as error:
+        features.load(config)
+    assert str(error.value).startswith(message)
+
+
+def test_a_file_of_others_is_refused(tmp_path):
+    file = tmp_path / "other.safetensors"
+    save_file({"core/fc6/bias": np.zeros(1, np.float32)}, file)
+    config = digits_config("sgd", model__pretrained=str(file), **SMALL)
+    with pytest.raises(UserError, match=r"model.pretrained: .*other.safetensors: no model of this"):
+        programs.make_problem(config, load_sequence(config))
+    with pytest.raises(ValueError, match=r"no layer of this one \(fc6/bias\); it has a/bias"):
+        pretrained.start_from({"fc6": {"bias": np.zeros(1)}}, {"a/bias": np.zeros(1)})
+
+
+def test_small_pictures_are_refused():
+    with pytest.raises(ValueError, match="at least 8 x 8 pixels, not 7 x 9"):
+        SmallAlexNet(2).init(jax.random.key(0), np.zeros((1, 7, 9, 1), np.float32))
+
+
+def test_pretraining_takes_one_task(capsys):
+    assert pretrain.run(["--config=configs/digits.py"]) == 2
+    assert "sequence.num_tasks: 5 tasks" in capsys.readouterr().err
+    assert pretrain.run(["--help"]) == 0
