@@ -30,7 +30,6 @@ def pipeline():
         for workers in (0, 1, 2, 4, 8, 16):
             if workers <= max(2, cores):
                 rates[workers] = read_rate(files, workers)
-                print(workers, rates[workers], flush=True)
     on_cpu = jax.default_backend() == "cpu"
     steps, rounds = (1, 1) if on_cpu else (48, 4)
     methods = ("bd_psp",) if on_cpu else ("sgd", "bd_psp")  # a step takes many seconds there
