@@ -10,6 +10,7 @@ import numpy as np
 import torch_loop
 from accelerator import accelerator
 from machine import FLOPS, make_matrix_product
+from pipeline import pipeline
 from problems import NETWORKS, Timed, best_of, flops_per_example
 from startup import startup
 
@@ -205,5 +206,5 @@ def _seconds(run) -> float:
 PARTS = {
     "steps": steps, "torch": against_torch, "avalanche": against_avalanche, "passes": passes,
     "tasks": tasks, "seeds": seeds, "classes": classes, "sizes": sizes, "startup": startup,
-    "accelerator": accelerator,
+    "pipeline": pipeline, "accelerator": accelerator,
 }  # fmt: skip

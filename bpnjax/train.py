@@ -299,8 +299,9 @@ class _Run:
     def train_task(self, task):
         config, steps = self.config, self.steps[task]
         ranges = list(self.ranges(task))
-        for (epoch, start, stop), data in zip(ranges, self.feed(task, ranges), strict=True):
-            self.train_range(task, epoch, start, stop, data)
+        chunks = iter(self.feed(task, ranges))
+        for epoch, start, stop in ranges:
+            self.train_range(task, epoch, start, stop, chunks)
             at_end = stop == steps
             self.position = Position(task, epoch + at_end, 0 if at_end else stop)
             every = config.evaluate.every_epochs
@@ -308,10 +309,16 @@ class _Run:
                 self.test(task, finished=False)
             if (epoch * steps + stop) % self.save_every(task) == 0:
                 self.save()
+<<<<<<< HEAD
+        next(chunks, None)  # at its end it lets go of what it reads with
+=======
             self.end_if_interrupted()
+>>>>>>> 0fcced2ea77cde18b96b1690b1c1dc1dff56db55
 
-    def train_range(self, task, epoch, start, stop, data):
-        before = self.record["train_seconds"]
+    def train_range(self, task, epoch, start, stop, chunks):
+        before, started = self.record["train_seconds"], time.perf_counter()
+        data = next(chunks)  # waits where pictures take longer to read than to train on
+        self.record["train_seconds"] += time.perf_counter() - started
         self.state, sums = self.timed(
             "train_seconds", self.programs.run_steps, task, epoch, start, stop, data=data
         )

@@ -73,7 +73,8 @@ def put_on_device(sequence: TaskSequence, most_bytes: int | None = None) -> Data
 
     def held(split: Split) -> Split:
         fits = most_bytes is None or split.images.nbytes <= most_bytes
-        return split if fits else split._replace(images=HostImages(split.images))
+        images = np.asarray(split.images) if fits else HostImages(split.images)
+        return split._replace(images=images)
 
     return jax.tree.map(
         jnp.asarray,

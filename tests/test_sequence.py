@@ -8,7 +8,7 @@ import pytest
 from bpnjax import config as configuration
 from bpnjax import models
 from bpnjax.data import cache, embedded, load_sequence
-from bpnjax.data.arrays import Arrays
+from bpnjax.data.arrays import Arrays, Joined
 from bpnjax.errors import UserError
 
 
@@ -167,3 +167,12 @@ def test_the_kernels_start_as_chosen():
         params = models.build(config, 4).init(jax.random.key(0), jnp.zeros((1, 50)))["params"]
         spread = float(params["hidden_0"]["kernel"].std())
         assert spread == pytest.approx(variance[name.split("_")[0]] ** 0.5, rel=0.1), name
+
+
+def test_joined_sets_read_like_one_array():
+    parts = [np.arange(12, dtype=np.uint8).reshape(3, 2, 2), np.ones((2, 2, 2), np.uint8)]
+    joined, whole = Joined(parts), np.concatenate(parts)
+    assert (joined.shape, joined.dtype, joined.nbytes) == (whole.shape, whole.dtype, whole.nbytes)
+    for rows in (4, slice(1, 4), np.array([4, 0, 3, 3]), np.array([[2, 4], [3, 0]])):
+        np.testing.assert_array_equal(joined[rows], whole[rows])
+    np.testing.assert_array_equal(np.asarray(joined), whole)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bpnjax.data import crops
-from bpnjax.data.arrays import Arrays
+from bpnjax.data.arrays import Arrays, Joined
 from bpnjax.data.sources import load_arrays
 from bpnjax.errors import UserError
 
@@ -139,16 +139,14 @@ def _concatenate(names, sets: list[Arrays]) -> dict:
         )
     sizes = [len(s.class_names) for s in sets]
     offsets = np.cumsum([0, *sizes[:-1]])
-    joined = {
-        f"{split}_{part}": np.concatenate(
-            [
-                getattr(s, f"{split}_{part}") + (np.int32(offset) if part == "labels" else 0)
-                for s, offset in zip(sets, offsets, strict=True)
-            ]
+    joined = {}
+    for split in ("train", "test"):
+        images = [getattr(s, f"{split}_images") for s in sets]
+        labels = [getattr(s, f"{split}_labels") for s in sets]
+        joined[f"{split}_images"] = Joined(images)
+        joined[f"{split}_labels"] = np.concatenate(
+            [own + np.int32(offset) for own, offset in zip(labels, offsets, strict=True)]
         )
-        for split in ("train", "test")
-        for part in ("images", "labels")
-    }
     class_names = tuple(
         f"{name}/{c}" for name, s in zip(names, sets, strict=True) for c in s.class_names
     )
