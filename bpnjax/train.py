@@ -309,11 +309,8 @@ class _Run:
                 self.test(task, finished=False)
             if (epoch * steps + stop) % self.save_every(task) == 0:
                 self.save()
-<<<<<<< HEAD
-        next(chunks, None)  # at its end it lets go of what it reads with
-=======
             self.end_if_interrupted()
->>>>>>> 0fcced2ea77cde18b96b1690b1c1dc1dff56db55
+        next(chunks, None)  # at its end it lets go of what it reads with
 
     def train_range(self, task, epoch, start, stop, chunks):
         before, started = self.record["train_seconds"], time.perf_counter()

@@ -120,9 +120,8 @@ def fed(config, workers=0, start=(0, 0), task=1):
     """The batches that training of a task gets, from some epoch and step on."""
     config.dataset.workers = workers
     config.dataset.device_mb = 8 * 10 * 3 * 2 * 4 * 2.5 / 2**20  # two steps a chunk
-    run = train._Run(config, None, load_sequence(config), train.parallel.Layout())
+    run = train._Run(config, config, None, load_sequence(config), train.parallel.Layout())
     run.position = train.Position(task, *start)
-    run.epochs = run.problem.epochs
     found = {}
     for (epoch, first, stop), data in zip(
         list(run.ranges(task)), run.feed(task, list(run.ranges(task))), strict=True
