@@ -109,6 +109,14 @@ def _check_fields(earlier: Earlier, config) -> None:
             f"--resume_from: {earlier.path} comes from a run with other settings "
             f"({'; '.join(found)}); set them as they were there"
         )
+    if new.evaluate.rule == "statistics" and REGISTRY[new.method].told_task:
+        kept = old.evaluate.statistics if old.evaluate.rule == "statistics" else 0
+        if kept != new.evaluate.statistics:
+            raise UserError(
+                f"--resume_from: {earlier.path} kept {kept or 'no'} statistics of its tasks, and "
+                f"evaluate.rule=statistics asks for {new.evaluate.statistics}; set evaluate.rule "
+                "and evaluate.statistics as they were there"
+            )
     of_file = int(earlier.metadata["seed"])
     first, last = of_file, of_file
     if pathlib.Path(earlier.path).is_dir():
@@ -213,7 +221,10 @@ def _from_model(earlier: Earlier, problem, abstract: TrainState, seed: int) -> T
     places = {}
     for group, tree in problem.method.stored(_named(abstract.method)).items():
         places |= {path: name for name, path in plain_leaves(tree, group)}
-    return TrainState(core, (), (), (), _filled(file, abstract.method, places, arrays))
+    method = _filled(file, abstract.method, places, arrays)
+    places = {path: f"statistics/{path}" for path in jax.tree.leaves(_named(abstract.statistics))}
+    statistics = _filled(file, abstract.statistics, places, arrays)
+    return TrainState(core, (), (), (), method, statistics)
 
 
 def _filled(file, abstract, places: dict[str, str], arrays: dict[str, np.ndarray]):
@@ -297,6 +308,9 @@ def put_first(fresh: TrainState, earlier: Earlier, config) -> TrainState:
     state = fresh._replace(
         core=jax.tree.map(one, fresh.core, earlier.state.core),
         method=jax.tree.map(one, fresh.method, earlier.state.method),
+        statistics=jax.tree.map(one, fresh.statistics, earlier.state.statistics)
+        if fresh.statistics
+        else (),
     )
     if config.train.reset_optimizer:
         return state

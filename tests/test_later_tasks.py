@@ -110,6 +110,14 @@ def test_two_tasks_and_one_later_are_three_at_once(done, method):
     assert_continues(done(method, classes, resume_from=str(first)), done(method, classes))
 
 
+@pytest.mark.parametrize("file", ["", "model.safetensors"])
+def test_statistics_of_the_earlier_tasks_go_on(done, file):
+    same = {"evaluate__rule": "statistics", "evaluate__statistics": 8}
+    first, whole = done("bd_psp", TWO, **same), done("bd_psp", THREE, **same)
+    assert_continues(done("bd_psp", THREE, resume_from=str(first / file), **same), whole)
+
+
+@pytest.mark.slow
 def test_seeds_and_the_optimizer_go_on(done):
     same = {"num_seeds": 2, "train__reset_optimizer": False}
     first = done("bd_psp_ewc", TWO, **same)
@@ -312,6 +320,7 @@ def test_what_does_not_fit_is_refused(done, base, refused, tmp_path):
     refused(base("bd_psp", THREE, sequence__heads="multi", **later), "sequence.heads: 'single'")
     refused(base("bd_psp", THREE, seed=5, **later), "has seed 3", "pass --config.seed=3")
     refused(base("bd_psp", THREE, num_seeds=2, **later), "has seed 3", "--config.num_seeds=1")
+    refused(base("bd_psp", THREE, evaluate__rule="statistics", **later), "kept no statistics")
     refused(base("joint", THREE, **later), "joint trains on all tasks at once")
     refused(base("bd_psp", THREE, resume_from=str(tmp_path)), "no model", "of a complete run")
     refused(base("bd_psp", THREE, resume_from="nowhere"), "no model nowhere")
