@@ -33,7 +33,8 @@ from bpnjax.programs import TrainState
 _MAY_DIFFER = (
     "resume_from", "name", "seed", "num_seeds", "devices", "parallel", "train", "evaluate",
     "sequence.num_tasks", "sequence.classes_per_task", "sequence.classes", "sequence.order_seed",
-    "dataset.name", "bd.hidden_dim", "bd.epsilon", "bd.learning_rate", "plain_bias.learning_rate",
+    "dataset.name", "dataset.train_split", "bd.hidden_dim", "bd.epsilon", "bd.learning_rate",
+    "plain_bias.learning_rate",
 )  # fmt: skip
 
 
