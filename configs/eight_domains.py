@@ -50,6 +50,6 @@ def get_config():
     config.train.learning_rate = 3e-4
     config.bd.layers = "fc6|fc7|output"
     config.psp.layers = "fc6|fc7|output"
-    config.ebll.layer = "fc6"
+    config.ebll.layer = "fc7"  # what enters fc6 is fixed, there is nothing to keep
     config.evaluate.inferred_rows = "last"
     return config
