@@ -406,7 +406,10 @@ def test_pretrained_weights_of_another_width(tmp_path):
         ({"model__hidden": (1, 2, 3)}, r"model.hidden: .*3 widths and alexnet 2 .*\(4096, 4096\)"),
         ({"model__dropout": 1.0}, "model.dropout: 1.0 is no share"),
         ({"model__pretrained": "/no/such.pth"}, "model.pretrained: no file .*alexnet-owt-7be5be79"),
-        ({"model__name": "convnet", "model__pretrained": "x"}, "model.pretrained: 'x' is for"),
+        (
+            {"model__name": "convnet", "model__pretrained": "x"},
+            "model.pretrained: no file 'x'; make one with python -m bpnjax.pretrain",
+        ),
     ],
 )
 def test_fields(changes, message):
