@@ -1,6 +1,7 @@
 """Eight small domains in sequence, each with an output layer of its own: Table II on any machine.
 
-    python -m bpnjax.pretrain
+    python -m bpnjax.pretrain --config=configs/tinyimagenet100.py
+    python -m bpnjax.main --config=configs/eight_domains.py
     python -m bpnjax.paper --artefact=table2 --sequence=eight_domains
 
 The experiment of `configs/eight_tasks.py` on pictures of 32 x 32: digits, objects, traffic signs,

@@ -1,6 +1,6 @@
 """Every second class of Tiny ImageNet, for networks of other experiments to start from.
 
-    python -m bpnjax.pretrain
+    python -m bpnjax.pretrain --config=configs/tinyimagenet100.py
 
 The set is named `tinyimagenet100` and has to be prepared as a TFDS set: TFDS has none. 100 classes,
 220 pictures each to train and 20 to test, 32 x 32. One task, plain Adam, no augmentation: 0.19 of
