@@ -114,10 +114,12 @@ def table2(runner) -> Report:
         summary = [run.result["summary"][kind] for kind in kinds]
         cells = [s["average_accuracy"] for s in summary]
         forgotten = summary[0]["forgetting"]
+        lost = "-"  # joint learns all at once
+        if forgotten["mean"] is not None:
+            lost = number(forgotten["mean"], forgotten["sd"])
         other.append(
             [run.label, *(number(c["mean"], c["sd"]) for c in cells),
-             number(forgotten["mean"], forgotten["sd"]),
-             f"{run.result['memory']['bytes_per_task']:,}"]
+             lost, f"{run.result['memory']['bytes_per_task']:,}"]
         )  # fmt: skip
     _draw(path, sets, done, found, averages)
     command = f"python -m bpnjax.paper --artefact=table2 --sequence={name}"
