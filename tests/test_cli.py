@@ -435,14 +435,17 @@ class FakeBuilder:
         names = [f"class {i}" for i in range(10)]
         self.info = types.SimpleNamespace(
             features={"image": None, "label": types.SimpleNamespace(names=names)},
-            splits={"train": 400, "test": 100},
+            splits={
+                "train": types.SimpleNamespace(num_examples=400),
+                "test": types.SimpleNamespace(num_examples=100),
+            },
             version="1.0.0",
         )
 
     def as_data_source(self, split):
         self.decoded.append(split)
         rng = np.random.default_rng(0)
-        images = rng.integers(0, 256, (self.info.splits[split], 4, 4, 1), np.uint8)
+        images = rng.integers(0, 256, (self.info.splits[split].num_examples, 4, 4, 1), np.uint8)
 
         class Source(list):
             def __getitems__(self, rows):
@@ -687,8 +690,8 @@ def test_result_json(finished):
     assert set(result) == {
         "name", "method", "seed", "num_seeds", "config", "versions", "device", "accuracy",
         "summary", "memory", "time",
-        # Beyond DESIGN: what the paper reports, and the names for tables.
-        "paper", "class_names",
+        # Beyond DESIGN: what the paper reports, names for tables, how often the task was guessed.
+        "paper", "class_names", "inference",
     }  # fmt: skip
     assert (result["name"], result["method"]) == ("tiny", "bd_ewc")
     assert (result["seed"], result["num_seeds"]) == (0, 1)

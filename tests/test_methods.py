@@ -37,6 +37,8 @@ def test_learns_three_tasks(trained):
     if not jitted.problem.method.name.startswith("imm"):  # answers with a merge of three networks
         assert found["task_told"][2] > 0.9
     assert found["task_masked"][2] >= found["task_told"][2]
+    guess = found.pop("task_guess")  # of methods with modes
+    assert np.isfinite(guess).all() == jitted.problem.method.told_task
     assert all(np.isfinite(v).all() for v in found.values())
     assert int(sums.bad_step) == -1
     assert int(sums.examples) == (

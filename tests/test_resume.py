@@ -331,11 +331,11 @@ def test_ctrl_c_twice_ends_at_once(programs_once, uncut, interrupting, tmp_path,
 @pytest.mark.parametrize("method", ["bd_ewc", "bd_psp"])
 def test_three_seeds_are_three_runs(uncut, method):
     _, together = uncut(method=method, num_seeds=3)
-    accuracy, _, _ = left(together)
+    (accuracy, _), _, _ = left(together)
     for seed in range(3):
         changes = {"seed": seed, "num_seeds": 1} if seed else {"num_seeds": 1}
         _, alone = uncut(method=method, **changes)
-        expected, _, _ = left(alone)
+        (expected, _), _, _ = left(alone)
         for kind, matrix in expected.items():
             np.testing.assert_allclose(
                 np.array(accuracy[kind][seed], float), np.array(matrix[0], float), atol=0.03
