@@ -18,10 +18,14 @@ from bpnjax.view import make_view, put_on_device
 COMPOSED = ("bd_ewc_kfac", "bd_psp_ewc", "bd_psp_ewc_kfac", "gd_ewc", "gd_matched_ewc", "xdg_ewc")
 
 
-def whole_registry():
-    """All methods for a costly test; those made of others' parts are left to ``-m slow``."""
+def whole_registry(*costly):
+    """All methods for a costly test; left to ``-m slow`` are those made of others' parts, and more.
+
+    Args:
+      *costly: names of further ones.
+    """
     marks = {True: pytest.mark.slow, False: ()}
-    return [pytest.param(m, marks=marks[m in COMPOSED]) for m in sorted(REGISTRY)]
+    return [pytest.param(m, marks=marks[m in (*COMPOSED, *costly)]) for m in sorted(REGISTRY)]
 
 
 def digits_config(method, **changes):

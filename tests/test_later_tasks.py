@@ -110,7 +110,7 @@ def test_two_tasks_and_one_later_are_three_at_once(done, method):
     assert_continues(done(method, classes, resume_from=str(first)), done(method, classes))
 
 
-@pytest.mark.parametrize("file", ["", "model.safetensors"])
+@pytest.mark.parametrize("file", [pytest.param("", marks=pytest.mark.slow), "model.safetensors"])
 def test_statistics_of_the_earlier_tasks_go_on(done, file):
     same = {"evaluate__rule": "statistics", "evaluate__statistics": 8}
     first, whole = done("bd_psp", TWO, **same), done("bd_psp", THREE, **same)

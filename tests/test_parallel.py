@@ -72,7 +72,7 @@ def run_on_two_hosts(workdir, *more):
     "method, backend",
     [
         ("bd_ewc", "pmap"),
-        ("gem", "shard_map"),
+        pytest.param("gem", "shard_map", marks=pytest.mark.slow),
         *(
             pytest.param(*both, marks=pytest.mark.slow)
             for both in (("bd_psp", "shard_map"), ("si", "pmap"))

@@ -66,7 +66,8 @@ def test_features_computed_once_train_the_same_network(model_file, method, tmp_p
 
 
 def test_statistics_of_features_infer_the_task_of_pictures(model_file, tmp_path):
-    fields = FROZEN | {"model__pretrained": model_file, "evaluate__rule": "statistics"}
+    fields = FROZEN | {"model__pretrained": model_file, "evaluate__rule": "statistics",
+                       "evaluate__statistics": 3}  # fmt: skip
     config = digits_config("bd_ewc", train__features_once=True, **fields)
     found = train.train_and_evaluate(config, tmp_path)["inference"]["task_accuracy"][0, -1]
     predictor, split = bpnjax.load(tmp_path), load_sequence(config).test

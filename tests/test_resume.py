@@ -151,7 +151,7 @@ def kill_when_there(flags, workdir, position):
     "method, num_seeds",
     [
         ("bd_ewc", 1),
-        ("bd_psp", 3),
+        pytest.param("bd_psp", 3, marks=pytest.mark.slow),
         pytest.param("bd_ewc", 3, marks=pytest.mark.slow),
         pytest.param("bd_psp", 1, marks=pytest.mark.slow),
     ],

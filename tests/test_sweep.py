@@ -22,6 +22,7 @@ def told_after_all(config):
     return np.array(found)
 
 
+@pytest.mark.slow
 def test_a_sweep_over_strengths_is_the_ordinary_runs():
     config = digits_config("bd_ewc", num_seeds=2, train__epochs=4)
     values = (0.0, 5.0, 500.0)
