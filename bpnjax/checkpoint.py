@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from bpnjax import prng
 from bpnjax.errors import UserError
 
 
@@ -74,7 +75,8 @@ def save(folder: pathlib.Path, position: Position, state: Any, record: dict, kee
 
     folder.mkdir(parents=True, exist_ok=True)
     target = (folder / _name(position)).resolve()
-    if jax.process_count() > 1:  # Orbax would look for the other hosts' parts of them
+    state = prng.to_numbers(state)  # Orbax takes keys on one host only
+    if jax.process_count() > 1:  # of JAX's arrays it would look for the other hosts' parts
         state = jax.tree.map(np.asarray, state)
     with _checkpointer() as checkpointer:
         checkpointer.save(target, args=ocp.args.StandardSave(state), force=True)
@@ -94,7 +96,7 @@ def restore_latest(folder: pathlib.Path, abstract: Any) -> tuple[Position, Any, 
 
     Args:
       folder: the run's checkpoint folder.
-      abstract: the state's structure, shapes and dtypes (`jax.eval_shape`).
+      abstract: the state's structure, shapes and dtypes: a state, or `jax.eval_shape` of one.
 
     Returns:
       Position, state and record; None where no checkpoint was ever finished.
@@ -133,8 +135,17 @@ def _restore(manifest_path: pathlib.Path, abstract):
     position = Position(**manifest["position"])
     with warnings.catch_warnings(), _checkpointer() as checkpointer:
         warnings.simplefilter("ignore")  # of the sharding, which the target gives
-        state = checkpointer.restore(target, args=ocp.args.StandardRestore(abstract))
-    return position, state, manifest["record"]
+        restored = checkpointer.restore(target, args=ocp.args.StandardRestore(_stored(abstract)))
+    return position, prng.from_numbers(restored, abstract), manifest["record"]
+
+
+def _stored(abstract):
+    """What was stored of a state: shapes and dtypes, all for the default device."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        jax.eval_shape(prng.to_numbers, abstract),
+    )
 
 
 def restore_at(folder: pathlib.Path, position: Position, abstract: Any) -> Any:
@@ -143,7 +154,7 @@ def restore_at(folder: pathlib.Path, position: Position, abstract: Any) -> Any:
     Args:
       folder: the run's checkpoint folder.
       position: where the run stood.
-      abstract: the state's structure, shapes and dtypes (`jax.eval_shape`).
+      abstract: the state's structure, shapes and dtypes: a state, or `jax.eval_shape` of one.
 
     Returns:
       The state.
@@ -181,18 +192,3 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
         f.flush()
         os.fsync(f.fileno())
     partial.replace(path)
-
-
-def abstract_like(state) -> Any:
-    """The structure of a state for `restore_latest`.
-
-    Args:
-      state: a pytree of arrays, or their shapes.
-
-    Returns:
-      The tree of `jax.ShapeDtypeStruct`, all on the default device.
-    """
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), state
-    )

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bpnjax import prng
 from bpnjax.errors import UserError
 
 
@@ -118,10 +119,11 @@ def tell_arrays(tree: Any) -> Any:
       tree: of arrays; all hosts must give the same structure, shapes and dtypes.
 
     Returns:
-      The first host's, as NumPy arrays; ``tree`` itself on one host.
+      The first host's, as NumPy arrays and PRNG keys; ``tree`` itself on one host.
     """
     if jax.process_count() == 1:
         return tree
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
-    return jax.tree.map(np.asarray, broadcast_one_to_all(tree))
+    told = broadcast_one_to_all(prng.to_numbers(tree))
+    return prng.from_numbers(jax.tree.map(np.asarray, told), tree)

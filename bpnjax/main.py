@@ -8,6 +8,8 @@ import pathlib
 import re
 import sys
 import textwrap
+import time
+import traceback
 
 from absl import flags
 from ml_collections import config_flags
@@ -232,7 +234,19 @@ def run(arguments: list[str]) -> int:
 
 def main() -> None:
     """Runs the command on the arguments of the process and exits with its code."""
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    jax = sys.modules.get("jax")
+    if code and jax and jax.distributed.is_initialized():
+        # At a usual exit this host would wait for the others, and they for its part of the work.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        time.sleep(2)  # those that know of it too end by themselves
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

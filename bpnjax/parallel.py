@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from bpnjax import prng
 from bpnjax.compiled import compile_lowered
 from bpnjax.errors import UserError
 
@@ -112,14 +113,12 @@ def _put(tree, sharding):
         return jax.device_put(tree, sharding)
 
     def one(leaf):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(one(jax.random.key_data(leaf)))
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return leaf  # there already
         copies = [jax.device_put(leaf, device) for device in sharding.addressable_devices]
         return jax.make_array_from_single_device_arrays(leaf.shape, sharding, copies)
 
-    return jax.tree.map(one, tree)
+    return prng.from_numbers(jax.tree.map(one, prng.to_numbers(tree)), tree)
 
 
 def _here(tree):

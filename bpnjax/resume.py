@@ -20,7 +20,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 from safetensors import safe_open
 
-from bpnjax import checkpoint, hosts, predictor, programs
+from bpnjax import checkpoint, hosts, predictor, prng, programs
 from bpnjax.config import default, differences, flatten
 from bpnjax.data import TaskSequence
 from bpnjax.errors import UserError
@@ -233,7 +233,7 @@ def _filled(file, abstract, places: dict[str, str], arrays: dict[str, np.ndarray
 
     def one(path, leaf):
         array = arrays.get(places[path])
-        shape = jax.eval_shape(_numbers, leaf).shape
+        shape = jax.eval_shape(prng.to_numbers, leaf).shape
         if array is None or array.shape != shape:
             raise UserError(
                 f"--resume_from: {places[path]} of {file} is not what its settings say; it was "
@@ -258,10 +258,8 @@ def _from_checkpoint(earlier: Earlier, abstract, seeds, lacking: list[str]) -> l
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((old.num_seeds, *leaf.shape), leaf.dtype), abstract
         )
-    found = checkpoint.restore_at(
-        folder / "checkpoints", position, checkpoint.abstract_like(abstract)
-    )
-    found = jax.tree.map(lambda leaf: np.asarray(_numbers(leaf)), found)
+    found = checkpoint.restore_at(folder / "checkpoints", position, abstract)
+    found = jax.tree.map(np.asarray, prng.to_numbers(found))
     if old.num_seeds == 1:
         return [found]
     return [jax.tree.map(lambda leaf, s=s: leaf[s - old.seed], found) for s in seeds]
@@ -276,12 +274,6 @@ def _renumbered(method, state: TrainState, num_tasks: int, sequence: TaskSequenc
         return old // old_width * width + old % old_width
 
     return state._replace(method=method.renumber(state.method, slots))
-
-
-def _numbers(leaf):
-    """An array of PRNG keys as the numbers that they are; others unchanged."""
-    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(leaf) if is_key else leaf
 
 
 def put_first(fresh: TrainState, earlier: Earlier, config) -> TrainState:
@@ -301,10 +293,9 @@ def put_first(fresh: TrainState, earlier: Earlier, config) -> TrainState:
     """
 
     def one(new, old):
-        numbers = np.array(_numbers(new))
+        numbers = np.array(prng.to_numbers(new))
         numbers[tuple(slice(0, length) for length in old.shape)] = old
-        is_key = jnp.issubdtype(new.dtype, jax.dtypes.prng_key)
-        return jax.random.wrap_key_data(jnp.asarray(numbers)) if is_key else jnp.asarray(numbers)
+        return prng.from_numbers(jnp.asarray(numbers), new)
 
     state = fresh._replace(
         core=jax.tree.map(one, fresh.core, earlier.state.core),

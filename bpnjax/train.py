@@ -236,7 +236,7 @@ class _Run:
         def read():
             nonlocal state
             folder = self.workdir / "checkpoints"
-            found = checkpoint.restore_latest(folder, checkpoint.abstract_like(state))
+            found = checkpoint.restore_latest(folder, state)
             if found is None:
                 return None
             position, state, record = found

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -592,8 +593,18 @@ def test_damaged_checkpoint_does_not_take_the_place_of_a_good_one(tmp_path):
     damage_checkpoint(sorted(tmp_path.glob("*.json"))[-1])
     checkpoint.save(tmp_path, checkpoint.Position(0, 0, 3), state, {"step": 3}, keep=1)
     assert [path.stem[-1] for path in tmp_path.glob("*.json")] == ["3"]
-    position, _, record = checkpoint.restore_latest(tmp_path, checkpoint.abstract_like(state))
+    position, _, record = checkpoint.restore_latest(tmp_path, state)
     assert (position.step, record) == (3, {"step": 3})
+
+
+def test_checkpoint_holds_prng_keys(tmp_path):
+    state = {"keys": jax.random.split(jax.random.key(3), 2), "x": np.arange(3.0)}
+    position = checkpoint.Position(1, 0, 0)
+    checkpoint.save(tmp_path, position, state, {}, keep=1)
+    found = checkpoint.restore_at(tmp_path, position, jax.eval_shape(lambda: state))
+    assert found["keys"].dtype == state["keys"].dtype
+    np.testing.assert_array_equal(*(jax.random.key_data(s["keys"]) for s in (state, found)))
+    np.testing.assert_array_equal(found["x"], state["x"])
 
 
 # Failures

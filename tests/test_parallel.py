@@ -54,14 +54,14 @@ def run(workdir, *more):
     return result_of(workdir)
 
 
-def run_on_two_hosts(workdir, *more):
+def run_on_two_hosts(workdir, *more, timeout=300):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     flags = [*more, "--distributed", f"--coordinator={address}", "--hosts=2"]
     both = [start(workdir, *flags, f"--host={i}", devices=2) for i in range(2)]
     try:
-        said = [process.communicate(timeout=300) for process in both]
+        said = [process.communicate(timeout=timeout) for process in both]
     finally:
         for process in both:
             process.kill()
@@ -123,6 +123,15 @@ def test_two_hosts_equal_one_and_go_on_where_they_stopped(tmp_path, method, back
     ended = run_on_two_hosts(workdir, *flags, "--config.train.epochs=3")
     assert [code for code, *_ in ended] == [2, 2]
     assert all("train.epochs: 2 -> 3" in err for *_, err in ended)
+
+
+@pytest.mark.slow
+def test_host_that_fails_does_not_leave_the_other_waiting(tmp_path):
+    """The first host alone cannot write; the run ends on both, with its message."""
+    (tmp_path / ".config.json.partial").mkdir()
+    ended = run_on_two_hosts(tmp_path, timeout=100)
+    assert ended[0][0] == 2 and ended[1][0] != 0, ended
+    assert "bpnjax: --workdir: cannot write to" in ended[0][2]
 
 
 @pytest.mark.parametrize("backend", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])

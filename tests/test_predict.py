@@ -128,9 +128,7 @@ def test_a_loaded_network_is_the_trained_one_bit_for_bit(trained):
     config, folder, _ = trained
     problem = programs.make_problem(config, load_sequence(config))
     shapes = jax.eval_shape(lambda k: programs.init_state(problem, k), jax.random.key(0))
-    state = checkpoint.restore_at(
-        folder / "checkpoints", Position(3, 0, 0), checkpoint.abstract_like(shapes)
-    )
+    state = checkpoint.restore_at(folder / "checkpoints", Position(3, 0, 0), shapes)
     predictor = bpnjax.load(folder)
     jax.tree.map(np.testing.assert_array_equal, predictor.core, state.core)
     for task in range(3):

@@ -38,7 +38,7 @@ def probabilities(run: runs.Run, config, points) -> dict[tuple[int, int], np.nda
 
     init = partial(programs.init_state, problem)
     init = jax.vmap(init) if config.num_seeds > 1 else init
-    abstract = checkpoint.abstract_like(jax.eval_shape(init, train.seed_keys(config)))
+    abstract = jax.eval_shape(init, train.seed_keys(config))
     x = jnp.asarray(points) * sequence.scale + sequence.shift
     found = {}
     for learned, mode_of in ((1, 0), (2, 0), (2, 1)):
