@@ -124,7 +124,8 @@ def product(factors):
 
     Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V.
     """
-    return {path: {"bias": (f["M"] @ f["W"])[0]} for path, f in factors.items()}
+    # As a matrix product its gradient for W would be written out before W's optimizer reads it.
+    return {path: {"bias": jnp.sum(f["M"].T * f["W"], 0)} for path, f in factors.items()}
 
 
 def train_mode(learned, mode):
