@@ -447,7 +447,9 @@ def _task_importance(problem: Problem, key, core, mode, data: Data, task, slots,
 
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), like)
         sums = across.sum_loop(axis, -(-count // batch), add, zeros)
-        return jax.tree.map(lambda s: s / count, sums)
+        # By hand: XLA does this in some programs of the same function and not in others.
+        reciprocal = 1.0 / count
+        return jax.tree.map(lambda s: s * reciprocal, sums)
 
     def fisher(kind, examples=0):
         def one(i, x, y, weights):
