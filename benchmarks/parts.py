@@ -26,7 +26,7 @@ def steps():
     for network in MEASURED:
         timed = {method: Timed(network, method) for method in METHODS}
         bursts = {method: one.burst for method, one in timed.items()}
-        best = best_of({"product": make_matrix_product(), **bursts})
+        best = best_of({"product": make_matrix_product(), **bursts}, rounds=16)
         limit = FLOPS / best["product"]
         for method, one in timed.items():
             batch, seconds = one.config.train.batch_size, best[method]

@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 
 from bpnjax import config as configuration
-from bpnjax import parallel, programs, train
+from bpnjax import parallel, train
 from bpnjax.data import crops
 from bpnjax.data.sequence import Split, TaskSequence
+from bpnjax.problem import make_problem
 from bpnjax.view import put_on_device
 
 LOOK = crops.Look(256, (224, 224, 3))
@@ -112,7 +113,7 @@ def make_burst(method: str, steps: int):
         shift=np.full(3, -2.0, np.float32),
         columns=np.arange(CLASSES, dtype=np.int32)[None], permuted=False,
     )  # fmt: skip
-    problem = programs.make_problem(config, sequence)
+    problem = make_problem(config, sequence)
     made = train.compile_programs(problem, parallel.Clock(), 1, parallel.choose_layout(config))
     key, data = train.seed_keys(config), put_on_device(sequence)
     state = made.begin_task(key, made.init(key), jnp.int32(0))

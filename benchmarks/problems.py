@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpnjax import config as configuration
-from bpnjax import parallel, programs, train
+from bpnjax import parallel, train
 from bpnjax.data.sequence import Split, TaskSequence
+from bpnjax.problem import make_problem
 from bpnjax.view import put_on_device
 
 # Name: shape of a picture, hidden layers, outputs.
@@ -64,7 +65,7 @@ class Timed:
     def __init__(self, network: str, method: str, num_tasks: int = 2, steps: int = 90, **fields):
         self.config = make_config(network, method, **fields)
         self.sequence = make_sequence(network, num_tasks)
-        self.problem = programs.make_problem(self.config, self.sequence)
+        self.problem = make_problem(self.config, self.sequence)
         self.data, self.steps = put_on_device(self.sequence), steps
         self.keys = train.seed_keys(self.config)
         seeds, layout = self.config.num_seeds, parallel.choose_layout(self.config)

@@ -1,14 +1,12 @@
 """The run configuration: every field with its meaning, and the checks that say what to change."""
 
-import difflib
-import math
 import pathlib
-import re
 import types
 
 from ml_collections import ConfigDict
 
-from bpnjax.errors import UserError
+from bpnjax import checks
+from bpnjax.errors import UserError, suggest
 
 
 def default() -> ConfigDict:
@@ -185,97 +183,6 @@ FREE_FIELDS = (
     "dataset.device_mb", "dataset.workers", "checkpoint", "paper",
 )  # fmt: skip
 
-KERNEL_INITS = tuple(
-    f"{who}_{how}" for who in ("lecun", "he", "glorot") for how in ("normal", "uniform")
-)
-# Widths of the published network, whose layers are as many in any other.
-_ALEXNET = {"model.channels": (64, 192, 384, 256, 256), "model.hidden": (4096, 4096)}
-_CHOICES = {
-    "dataset.augment": ("none", "crop_flip"),
-    "dataset.normalize": ("standard", "imagenet", "unit", "none"),
-    "sequence.kind": ("class_split", "permuted", "datasets"),
-    "model.name": ("mlp", "convnet", "alexnet", "small_alexnet"),
-    "sequence.heads": ("single", "multi"),
-    "model.kernel_init": KERNEL_INITS,
-    "model.dtype": ("float32", "bfloat16"),
-    "ewc.fisher": ("empirical", "true", "sampled"),
-    "ewc.anchors": ("latest", "per_task"),
-    "ewc.form": ("proximal", "gradient"),
-    "slnid.discount": ("sum", "max"),
-    "slnid.on": ("mas", "ewc"),
-    "lwf.heads": ("tasks", "seen"),
-    "gem.per": ("task", "class"),
-    "si.clamp": ("sum", "increment", "none"),
-    "parallel.axis": ("batch", "seeds"),
-    "parallel.backend": ("pmap", "shard_map"),
-    "parallel.seeds": ("auto", "vmap", "map"),
-    "evaluate.on": ("test", "validation"),
-    "evaluate.infer": ("example", "batch"),
-    "evaluate.rule": ("entropy", "max_logit", "statistics"),
-    "evaluate.inferred_rows": ("all", "last"),
-}
-_AT_LEAST = {
-    "dataset.resize_shorter": 1,
-    "dataset.workers": 0,
-    "num_seeds": 1,
-    "seed": 0,
-    "sequence.num_tasks": 1,
-    "sequence.classes_per_task": 1,
-    "sequence.order_seed": -1,
-    "sequence.examples_per_task": 0,
-    "train.epochs": 1,
-    "train.batch_size": 1,
-    "bd.hidden_dim": 1,
-    "ewc.examples": 0,
-    "ewc_kfac.examples": 0,
-    "ewc_kfac.every": 1,
-    "lwf.warmup_epochs": 0,
-    "ebll.code": 1,
-    "ebll.epochs": 1,
-    "gem.memories": 1,
-    "gem.batch_size": 1,
-    "replay.memory_size": 1,
-    "replay.batch_size": 1,
-    "evaluate.batch_size": 1,
-    "evaluate.every_epochs": 0,
-    "evaluate.every_tasks": 1,
-    "evaluate.inferred_examples": 0,
-    "evaluate.statistics": 1,
-    "checkpoint.every_steps": 0,
-    "checkpoint.every_tasks": 1,
-    "checkpoint.keep": 1,
-}
-_LARGEST_SEED = 2**31 - 1  # larger ones would be cut to 32 bits, or refused, by JAX
-_POSITIVE = (
-    "train.learning_rate",
-    "train.rate_drop_factor",
-    "bd.epsilon",
-    "bd.learning_rate",
-    "plain_bias.learning_rate",
-    "si.damping",
-    "lwf.temperature",
-    "ebll.learning_rate",
-)
-_NOT_NEGATIVE = (
-    "dataset.device_mb",
-    "train.rate_decay",
-    "ewc.strength",
-    "ewc.decay",
-    "si.strength",
-    "lwf.strength",
-    "ebll.strength",
-    "ebll.reconstruction",
-    "slnid.strength",
-    "slnid.scale",
-    "imm.l2",
-    "mas.strength",
-    "random_bias.norm",
-    "gem.margin",
-    "gem.damping",
-    "replay.alpha",
-    "replay.beta",
-)
-
 
 def flatten(config, prefix: str = "") -> dict:
     """A configuration as one flat dict.
@@ -301,11 +208,6 @@ def flatten(config, prefix: str = "") -> dict:
     return flat
 
 
-def _suggest(word: str, words) -> str:
-    close = difflib.get_close_matches(word, list(words), n=2, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"choose from: {', '.join(words)}"
-
-
 def check_field(config: ConfigDict, field: str) -> None:
     """Makes sure that a configuration has a field.
 
@@ -322,7 +224,7 @@ def check_field(config: ConfigDict, field: str) -> None:
         return
     if field in groups:
         raise UserError(f"{field}: is a group of fields; set one of them, as --config.{field}.x=y")
-    raise UserError(f"{field}: unknown config field; {_suggest(field, fields)}")
+    raise UserError(f"{field}: unknown config field; {suggest(field, fields)}")
 
 
 def load_file(path: str) -> ConfigDict:
@@ -364,9 +266,7 @@ def load_file(path: str) -> ConfigDict:
     reference = flatten(default())
     for field in flatten(config):
         if field not in reference and not field.startswith("paper."):
-            raise UserError(
-                f"{field}: unknown config field in {path}; {_suggest(field, reference)}"
-            )
+            raise UserError(f"{field}: unknown config field in {path}; {suggest(field, reference)}")
     missing = [field for field in reference if field not in flatten(config)]
     if missing:
         raise UserError(
@@ -384,111 +284,12 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: the first wrong field, its value, and what to change.
     """
-    from bpnjax import logs, methods, optim
-
-    flat = flatten(config)
-    reference = flatten(default())
-    for field, value in flat.items():
-        if field.startswith("paper."):
-            continue
-        check_field(default(), field)
-        expected = type(reference[field])
-        fits = isinstance(value, expected) or (expected is float and isinstance(value, int))
-        if not fits or (isinstance(value, bool) and expected is not bool):
-            raise UserError(
-                f"{field}: {value!r} is of type {type(value).__name__}; give one of type "
-                f"{expected.__name__}"
-            )
-    choices = _CHOICES | {
-        "method": tuple(methods.REGISTRY),
-        "train.optimizer": tuple(optim.OPTIMIZERS),
-    }
-    for field, allowed in choices.items():
-        if flat[field] not in allowed:
-            raise UserError(
-                f"{field}: unknown value {flat[field]!r}; {_suggest(flat[field], allowed)}"
-            )
-    for field, least in _AT_LEAST.items():
-        if flat[field] < least:
-            raise UserError(f"{field}: {flat[field]} is below {least}; give at least {least}")
-    for field in _POSITIVE:
-        if not (flat[field] > 0 and math.isfinite(flat[field])):
-            raise UserError(f"{field}: {flat[field]} is not a positive number; give one above 0")
-    for field in _NOT_NEGATIVE:
-        if not (flat[field] >= 0 and math.isfinite(flat[field])):
-            raise UserError(f"{field}: {flat[field]} is negative or not finite; give 0 or more")
-    for field in ("xdg.gated", "dataset.validation", "imm.drop", "model.dropout"):
-        if not 0 <= flat[field] < 1:
-            raise UserError(f"{field}: {flat[field]} is no share; give 0 up to below 1")
-    for field in ("model.hidden", "model.channels"):
-        if any(not isinstance(width, int) or width < 1 for width in flat[field]):
-            raise UserError(f"{field}: {flat[field]} has a width below 1; give positive integers")
-    per_task = flat["train.epochs_per_task"]
-    if any(not isinstance(epochs, int) or epochs < 1 for epochs in per_task):
-        raise UserError(
-            f"train.epochs_per_task: {per_task} is not positive integers; give one a task"
-        )
-    drops = flat["train.rate_drops"]
-    if any(not isinstance(share, (int, float)) or not 0 < share < 1 for share in drops):
-        raise UserError(
-            f"train.rate_drops: {drops} is not shares of a task's epochs; give numbers between 0 "
-            "and 1, as (0.75, 0.9)"
-        )
-    for field, widths in _ALEXNET.items() if "alexnet" in flat["model.name"] else ():
-        if len(flat[field]) != len(widths):
-            raise UserError(
-                f"{field}: {flat[field]} has {len(flat[field])} widths and {flat['model.name']} "
-                f"{len(widths)} such layers; AlexNet's own are {widths}"
-            )
-    pretrained = flat["model.pretrained"]
-    if pretrained and not pathlib.Path(pretrained).is_file():
-        mend = "make one with python -m bpnjax.pretrain and name its model.safetensors"
-        if flat["model.name"] == "alexnet":
-            mend = (
-                "download https://download.pytorch.org/models/alexnet-owt-7be5be79.pth and name it"
-            )
-        raise UserError(f"model.pretrained: no file {pretrained!r}; {mend}")
-    resize = flat["dataset.resize"]
-    positive = all(isinstance(length, int) and length > 0 for length in resize)
-    if resize and not (positive and len(resize) == 3 and resize[2] in (1, 3)):
-        raise UserError(
-            f"dataset.resize: {resize} is no picture shape; give (height, width, 1 or 3)"
-        )
-    if flat["dataset.augment"] != "none":
-        if not resize:
-            raise UserError(
-                "dataset.resize: () leaves open what dataset.augment cuts out; give (height, "
-                "width, 1 or 3)"
-            )
-        if flat["dataset.resize_shorter"] < max(resize[:2]):
-            raise UserError(
-                f"dataset.resize_shorter: {flat['dataset.resize_shorter']} is below the "
-                f"{max(resize[:2])} pixels of dataset.resize; give at least that"
-            )
-        if flat["num_seeds"] > 1:
-            raise UserError(
-                f"num_seeds: {flat['num_seeds']} seeds draw crops of their own; with "
-                "dataset.augment run them one by one, each with its --config.seed"
-            )
-    for field in ("bd.layers", "psp.layers"):
-        try:
-            re.compile(flat[field])
-        except re.error as error:
-            raise UserError(
-                f"{field}: {flat[field]!r} is no regular expression ({error}); mend it"
-            ) from error
-    if flat["train.rates"]:
-        from bpnjax.paths import parse_rates  # late: it imports JAX
-
-        try:
-            parse_rates(flat["train.rates"])
-        except ValueError as error:
-            raise UserError(f"train.rates: {error}") from error
-    logs.parse(flat["log"])
-    if flat["seed"] > _LARGEST_SEED:
-        raise UserError(f"seed: {flat['seed']} is above {_LARGEST_SEED}; give at most that")
-    if flat["devices"] != "all" and not flat["devices"].isdecimal():
-        raise UserError(f"devices: {flat['devices']!r} is neither 'all' nor a number; give one")
+    flat, reference = flatten(config), default()
+    for field in flat:
+        if not field.startswith("paper."):
+            check_field(reference, field)
+    for complaint in checks.complaints(flat, flatten(reference)):
+        raise UserError(complaint)
 
 
 def differences(old: dict, new: dict) -> list[str]:

@@ -12,6 +12,7 @@ from bpnjax import features, feed, memory, parallel, programs, resume
 from bpnjax.data import embedded, set_names
 from bpnjax.errors import UserError
 from bpnjax.methods import REGISTRY
+from bpnjax.problem import make_problem
 
 _SHARE = 0.4  # of a matrix product's rate that training, tests included, reaches (benchmarks/)
 
@@ -33,7 +34,7 @@ def describe(config) -> str:
     layout = parallel.choose_layout(config)
     _check_prepared(config)
     trained, sequence = features.load(config)
-    problem = programs.make_problem(trained, sequence)
+    problem = make_problem(trained, sequence)
     state = jax.eval_shape(partial(programs.init_state, problem), jax.random.key(0))
     picture = sequence.train.images[0].nbytes
     counts = memory.report(problem, state, picture)

@@ -15,7 +15,8 @@ import numpy as np
 
 from bpnjax import across, inference, modulation
 from bpnjax.heads import within_head
-from bpnjax.programs import Problem, TrainState, input_directions
+from bpnjax.problem import Problem
+from bpnjax.programs import TrainState, input_directions
 from bpnjax.view import Data, make_view
 
 

@@ -11,7 +11,8 @@ from safetensors.numpy import save
 from bpnjax.checkpoint import write_atomically
 from bpnjax.data import TaskSequence
 from bpnjax.keys import is_seed
-from bpnjax.programs import Problem, TrainState
+from bpnjax.problem import Problem
+from bpnjax.programs import TrainState
 
 
 def plain_leaves(tree, prefix: str):

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 
 from bpnjax.keys import is_seed
-from bpnjax.programs import Problem, TrainState
+from bpnjax.problem import Problem
+from bpnjax.programs import TrainState
 
 
 def _elements(tree) -> int:

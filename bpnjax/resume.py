@@ -26,6 +26,7 @@ from bpnjax.data import TaskSequence
 from bpnjax.errors import UserError
 from bpnjax.export import plain_leaves
 from bpnjax.methods import REGISTRY
+from bpnjax.problem import Problem, make_problem
 from bpnjax.programs import TrainState
 
 # What may be another in the new run, beside fields that change no result. Which classes a task has
@@ -165,7 +166,7 @@ def _check_sequence(earlier: Earlier, config, sequence: TaskSequence) -> None:
 def _abstract(earlier: Earlier, sequence: TaskSequence):
     """Problem and state's shapes of one seed of the earlier run."""
     k, outputs = earlier.num_tasks, len(json.loads(earlier.metadata["class_names"]))
-    problem = programs.make_problem(
+    problem = make_problem(
         earlier.config, sequence._replace(classes=sequence.classes[:k, :outputs])
     )
     return problem, jax.eval_shape(partial(programs.init_state, problem), jax.random.key(0))
@@ -317,7 +318,7 @@ def put_first(fresh: TrainState, earlier: Earlier, config) -> TrainState:
     return state._replace(core_optimizer=kept)
 
 
-def stages(problem: programs.Problem, earlier: Earlier | None = None):
+def stages(problem: Problem, earlier: Earlier | None = None):
     """The tasks that a run trains, one after another.
 
     Args:

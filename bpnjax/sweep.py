@@ -15,7 +15,8 @@ from bpnjax import features, programs, schedule
 from bpnjax.errors import UserError
 from bpnjax.evaluate import Correct, accuracies, evaluate
 from bpnjax.methods import bd, ewc
-from bpnjax.programs import Problem, TrainState
+from bpnjax.problem import Problem, make_problem
+from bpnjax.programs import TrainState
 from bpnjax.train import seed_keys
 from bpnjax.view import Data, put_on_device
 
@@ -81,7 +82,7 @@ def sweep(
             "sweep never returns to; set none"
         )
     config, sequence = features.load(config)
-    problem = programs.make_problem(config, sequence)
+    problem = make_problem(config, sequence)
     if problem.method.joint:
         raise UserError(f"method: {config.method} has no tasks one after another to sweep over")
     tasks = range(sequence.num_tasks)

@@ -30,6 +30,7 @@ from bpnjax import (
 from bpnjax.checkpoint import Position
 from bpnjax.data import TaskSequence, load_sequence
 from bpnjax.evaluate import KINDS, accuracies, evaluate
+from bpnjax.problem import make_problem
 from bpnjax.view import put_on_device
 from bpnjax.workdir import claim
 
@@ -172,7 +173,7 @@ class _Run:
     def __init__(self, config, trained, workdir, sequence: TaskSequence, layout, earlier=None):
         self.config, self.workdir, self.sequence = config, workdir, sequence
         self.earlier = earlier
-        self.problem = programs.make_problem(trained, sequence)
+        self.problem = make_problem(trained, sequence)
         self.epochs = self.problem.epochs
         self.clock = parallel.Clock()
         self.programs = compile_programs(self.problem, self.clock, config.num_seeds, layout)

@@ -1,7 +1,10 @@
-"""What the tests share: JAX on the CPU, caches of their own, a configuration that runs at once."""
+"""What the tests share: JAX on the CPU, caches of their own, a configuration that runs at once, and
+the command run with it."""
 
 import os
-import pathlib
+import shutil
+import socket
+import types
 
 # Before the first import of JAX, here and in the processes that tests start.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -9,8 +12,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 import pytest
+from command import ROOT, contents, one_line, process
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = {
     "name": "tiny",
     "dataset.name": "digits",
@@ -79,3 +82,65 @@ def compile_once(tmp_path_factory):
         for name, value in before.items():
             jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs the command in an empty folder; returns exit code, stdout, stderr."""
+    from bpnjax import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def command(arguments):
+        capsys.readouterr()
+        code = main.run([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return command
+
+
+@pytest.fixture
+def refused(run, tmp_path):
+    """Checks that a command is refused in one line with all the words, and writes nothing."""
+
+    def check(arguments, *words):
+        before = contents(tmp_path)
+        code, out, err = run(arguments)
+        assert code == 2, err
+        one_line(err, *words)
+        assert out == ""
+        assert contents(tmp_path) == before
+        return err
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_flags, compile_once):
+    """A run that a real process did, with the default workdir."""
+    cwd = tmp_path_factory.mktemp("finished")
+    flags = tiny_flags(method="bd_ewc", checkpoint__every_steps=7)
+    done = process(flags, cwd)
+    assert done.returncode == 0, done.stderr
+    return types.SimpleNamespace(
+        cwd=cwd, flags=flags, out=done.stdout, err=done.stderr, workdir=cwd / "runs/tiny/bd_ewc"
+    )
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of it to damage, and the flags that run it there."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished.workdir, workdir)
+    return workdir, [*finished.flags, f"--workdir={workdir}"]
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Whoever asks for another machine gets an error."""
+
+    def refuse(*args, **kwargs):
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)

@@ -12,6 +12,7 @@ from bpnjax import programs
 from bpnjax.data import load_sequence
 from bpnjax.evaluate import accuracies, evaluate
 from bpnjax.methods import REGISTRY
+from bpnjax.problem import make_problem
 from bpnjax.view import make_view, put_on_device
 
 # Compositions whose every part is in another method of the registry, with nothing of their own.
@@ -61,7 +62,7 @@ class Jitted:
     def __init__(self, config):
         self.config = config
         self.sequence = load_sequence(config)
-        self.problem = programs.make_problem(config, self.sequence)
+        self.problem = make_problem(config, self.sequence)
         self.data = put_on_device(self.sequence)
         self.traces = 0
 

@@ -17,6 +17,7 @@ from bpnjax import models, modulation
 from bpnjax.errors import UserError
 from bpnjax.models import torch_weights
 from bpnjax.models.alexnet import AlexNet, adaptive_average_pool
+from bpnjax.problem import make_problem
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -438,7 +439,7 @@ def test_a_task_of_a_method(tmp_path):
         sequence__heads="multi", train__batch_size=4, bd__hidden_dim=3, train__epochs=1,
     )  # fmt: skip
     sequence = _assemble(arrays, [np.array([0, 1]), np.array([2, 3])], config, permuted=False)
-    problem = programs.make_problem(config, sequence)
+    problem = make_problem(config, sequence)
     data, key = put_on_device(sequence), jax.random.key(0)
 
     @jax.jit

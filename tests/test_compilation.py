@@ -7,7 +7,7 @@ import sys
 
 import jax
 import pytest
-from conftest import ROOT
+from command import ROOT
 
 from bpnjax import config as configuration
 from bpnjax import train
@@ -33,6 +33,7 @@ def compiled_programs(tmp_path, caplog, tasks, method):
     ]
 
 
+@pytest.mark.usefixtures("compile_once")  # counted is what is asked for, wherever it comes from
 @pytest.mark.parametrize("method", ["bd_ewc", pytest.param("bd_psp", marks=pytest.mark.slow)])
 def test_one_compilation_for_3_tasks_and_for_30(tmp_path, caplog, method):
     few = compiled_programs(tmp_path, caplog, 3, method)

@@ -4,7 +4,7 @@ import re
 import shlex
 
 import pytest
-from conftest import ROOT
+from command import ROOT
 
 from bpnjax import compare, main, methods, plots, predict
 from bpnjax.data import embedded

@@ -2,17 +2,16 @@
 
 import io
 import json
-import pathlib
 
 import numpy as np
 import pytest
+from command import ROOT
+from official_archives import WRITE
 from support import encoded, write_prepared
-from test_sets import WRITE
 
 from bpnjax import main, plots
 from bpnjax.data import load_sequence, prepare
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = f"--config={ROOT / 'configs' / 'eight_tasks.py'}"
 CLASSES = (102, 67, 200, 196, 70, 10, 62, 10)
 # As configured but for the widths, the steps and where the sets are.

@@ -13,6 +13,7 @@ from bpnjax import inference, prng, programs
 from bpnjax.data import load_sequence
 from bpnjax.evaluate import Correct, accuracies, evaluate
 from bpnjax.modulation import modulated_apply
+from bpnjax.problem import make_problem
 from bpnjax.view import put_on_device
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -29,7 +30,7 @@ def trained(method="bd_psp", **changes):
     config.evaluate.batch_size = 32  # the last chunk of a task is not full
     config.evaluate.update(changes)
     sequence = load_sequence(config)
-    problem = programs.make_problem(config, sequence)
+    problem = make_problem(config, sequence)
     data = put_on_device(sequence)
     key = jax.random.key(0)
     state = programs.init_state(problem, key)
@@ -144,7 +145,7 @@ def test_methods_without_modes_have_one_number():
     config.method, config.dataset.name, config.train.batch_size = "sgd", "digits", 48
     config.model.hidden = (8,)
     sequence = load_sequence(config)
-    problem = programs.make_problem(config, sequence)
+    problem = make_problem(config, sequence)
     key = jax.random.key(0)
     state = programs.init_state(problem, key)
     found = evaluate(problem, key, state, put_on_device(sequence), 2, True)

@@ -362,7 +362,7 @@ def test_without_the_protection_a_method_is_refused(done, base, refused, tmp_pat
 @pytest.mark.parametrize("method", [n for n, m in methods.REGISTRY.items() if not m.joint])
 def test_which_methods_need_more_than_a_model(base, method):
     config = base(method, TWO)
-    problem = train.programs.make_problem(config, load_sequence(config))
+    problem = train.make_problem(config, load_sequence(config))
     state = jax.eval_shape(lambda key: problem.method.init(
         key, problem.spec.init(key), problem.spec), jax.random.key(0))  # fmt: skip
     alone = {"sgd", "stl", "psp", "xdg", "bd_psp"}

@@ -10,7 +10,7 @@ import networks
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT
+from command import ROOT
 
 import bpnjax
 from bpnjax import importance, loop, optim

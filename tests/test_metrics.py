@@ -9,6 +9,7 @@ import pytest
 from bpnjax import config as configuration
 from bpnjax import memory, metrics, programs
 from bpnjax.data import load_sequence
+from bpnjax.problem import make_problem
 
 NAN = math.nan
 MATRIX = [[0.9, NAN, NAN], [0.5, 0.8, NAN], [0.6, 0.4, 0.7]]
@@ -52,7 +53,7 @@ def test_what_is_stored_per_task(method, floats):
     config = configuration.default()
     config.method, config.dataset.name, config.train.batch_size = method, "digits", 32
     sequence = load_sequence(config)
-    problem = programs.make_problem(config, sequence)
+    problem = make_problem(config, sequence)
     state = jax.eval_shape(lambda key: programs.init_state(problem, key), jax.random.key(0))
     report = memory.report(problem, state)
     core = 64 * 300 + 4 * 300**2 + 300 * 10 + 5 * 300 + 10
@@ -70,7 +71,7 @@ def test_what_a_memory_keeps():
     config.method, config.dataset.name, config.train.batch_size = "gem", "digits", 32
     config.gem.memories, config.gem.per = 10, "class"
     sequence = load_sequence(config)
-    problem = programs.make_problem(config, sequence)
+    problem = make_problem(config, sequence)
     state = jax.eval_shape(lambda key: programs.init_state(problem, key), jax.random.key(0))
     report = memory.report(problem, state, sequence.train.images[0].nbytes)
     assert report["replay_bytes"] == 5 * 20 * 64

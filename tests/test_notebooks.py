@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from conftest import ROOT
+from command import ROOT
 
 nbclient = pytest.importorskip("nbclient")
 nbformat = pytest.importorskip("nbformat")

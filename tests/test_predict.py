@@ -11,6 +11,7 @@ import bpnjax
 from bpnjax import predict, train
 from bpnjax.data import load_sequence
 from bpnjax.errors import UserError
+from bpnjax.problem import make_problem
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -126,7 +127,7 @@ def test_a_loaded_network_is_the_trained_one_bit_for_bit(trained):
     from bpnjax.checkpoint import Position
 
     config, folder, _ = trained
-    problem = programs.make_problem(config, load_sequence(config))
+    problem = make_problem(config, load_sequence(config))
     shapes = jax.eval_shape(lambda k: programs.init_state(problem, k), jax.random.key(0))
     state = checkpoint.restore_at(folder / "checkpoints", Position(3, 0, 0), shapes)
     predictor = bpnjax.load(folder)

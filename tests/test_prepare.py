@@ -5,7 +5,6 @@ import gzip
 import os
 import pathlib
 import shutil
-import socket
 import struct
 import subprocess
 import sys
@@ -17,20 +16,12 @@ import urllib.request
 
 import pytest
 import requests
+from command import ROOT
 
 from bpnjax.data import builders, prepare
 from bpnjax.errors import UserError
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise OSError("no network in tests")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def write_mnist(folder):

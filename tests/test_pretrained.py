@@ -7,10 +7,11 @@ from safetensors.numpy import load_file, save_file
 from support import digits_config
 
 import bpnjax
-from bpnjax import features, pretrain, programs, train
+from bpnjax import features, pretrain, train
 from bpnjax.data import load_sequence
 from bpnjax.errors import UserError
 from bpnjax.models import SmallAlexNet, pretrained
+from bpnjax.problem import make_problem
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -34,7 +35,7 @@ def model_file(tmp_path_factory):
 
 def test_all_layers_but_the_output_start_from_the_file(model_file):
     config = digits_config("sgd", model__pretrained=model_file, **SMALL)
-    problem = programs.make_problem(config, load_sequence(config))
+    problem = make_problem(config, load_sequence(config))
     core = problem.spec.init(jax.random.key(1))
     given = load_file(model_file)
     for layer in ("conv_0", "conv_4", "fc6", "fc7"):
@@ -104,7 +105,7 @@ def test_a_file_of_others_is_refused(tmp_path):
     save_file({"core/fc6/bias": np.zeros(1, np.float32)}, file)
     config = digits_config("sgd", model__pretrained=str(file), **SMALL)
     with pytest.raises(UserError, match=r"model.pretrained: .*other.safetensors: no model of this"):
-        programs.make_problem(config, load_sequence(config))
+        make_problem(config, load_sequence(config))
     with pytest.raises(ValueError, match=r"no layer of this one \(fc6/bias\); it has a/bias"):
         pretrained.start_from({"fc6": {"bias": np.zeros(1)}}, {"a/bias": np.zeros(1)})
 

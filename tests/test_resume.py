@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
@@ -11,12 +10,12 @@ import time
 
 import numpy as np
 import pytest
+from command import ROOT
 from safetensors.numpy import load_file
 from support import whole_registry
 
 from bpnjax import main, methods, plots, train
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Two tasks of two epochs of 9 steps. Checkpoints after 13 steps of a task, so in mid-epoch, and
 # at its end: (0, 1, 4), (1, 0, 0), (1, 1, 4), (2, 0, 0) as (task, epoch, step) counted from 0.
 CHANGES = {

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from support import Jitted, digits_config
 
 from bpnjax import errors, main, plots, train
+from bpnjax.problem import make_problem
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 DROPS = {"train.epochs_per_task": "(1, 3, 2)", "train.rate_drops": "(0.5,)"}
@@ -138,7 +139,6 @@ def test_what_cannot_be_is_refused(field, value, words):
 
 def test_joint_trains_as_long_as_the_longest(tiny):
     tiny.method, tiny.train.epochs_per_task = "joint", (1, 3, 2)
-    from bpnjax import programs
     from bpnjax.data import load_sequence
 
-    assert programs.make_problem(tiny, load_sequence(tiny)).epochs == [3, 3, 3]
+    assert make_problem(tiny, load_sequence(tiny)).epochs == [3, 3, 3]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from support import digits_config
 
-from bpnjax import parallel, programs, train
+from bpnjax import parallel, train
 from bpnjax.data import load_sequence
+from bpnjax.problem import make_problem
 from bpnjax.view import put_on_device
 
 
@@ -15,7 +16,7 @@ def run(how, **fields):
     """The state after each program of two tasks, compiled as for a user."""
     config = digits_config("bd_ewc", evaluate__rule="statistics", evaluate__statistics=6, **fields)
     sequence = load_sequence(config)
-    problem = programs.make_problem(config, sequence)
+    problem = make_problem(config, sequence)
     data, keys = put_on_device(sequence), train.seed_keys(config)
     layout = parallel.Layout(seeds=how)
     compiled = train.compile_programs(problem, parallel.Clock(), config.num_seeds, layout)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bpnjax import checks, models
 from bpnjax import config as configuration
-from bpnjax import models
 from bpnjax.data import cache, embedded, load_sequence
 from bpnjax.data.arrays import Arrays, Joined
 from bpnjax.errors import UserError
@@ -161,7 +161,7 @@ def test_more_examples_than_a_task_has_are_refused():
 def test_the_kernels_start_as_chosen():
     """Their spread against the variance in the initializer's name: 1/in, 2/in, 2/(in + out)."""
     variance = {"lecun": 1 / 50, "he": 2 / 50, "glorot": 2 / 80}
-    for name in configuration.KERNEL_INITS:
+    for name in checks.KERNEL_INITS:
         config = configuration.default().model
         config.kernel_init, config.hidden = name, (30,)
         params = models.build(config, 4).init(jax.random.key(0), jnp.zeros((1, 50)))["params"]

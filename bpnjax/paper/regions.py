@@ -14,6 +14,7 @@ from bpnjax.metrics import mean_and_sd
 from bpnjax.modulation import modulated_apply
 from bpnjax.paper import drawing, runs
 from bpnjax.paper.report import Cell, Report, beside_paper
+from bpnjax.problem import make_problem
 
 METHODS = (("plain SGD", "sgd"), ("GD+EWC", "gd_ewc"), ("BD+EWC", "bd_ewc"))
 _TEXT = """Probability of the black cluster (yellow: high, blue: low). Task 1 is black against red,
@@ -34,7 +35,7 @@ def probabilities(run: runs.Run, config, points) -> dict[tuple[int, int], np.nda
       ``{(tasks learned, mode): f32 [n]}``.
     """
     sequence = load_sequence(config)
-    problem = programs.make_problem(config, sequence)
+    problem = make_problem(config, sequence)
 
     init = partial(programs.init_state, problem)
     init = jax.vmap(init) if config.num_seeds > 1 else init
