@@ -1,9 +1,6 @@
-"""How much each parameter matters: Fisher information, exact per example, in one backward pass.
+"""How much each parameter matters: Fisher information (EWC), sensitivity (MAS), units (SLNID).
 
-For a Dense layer called once, with inputs ``a`` [n, d] and output gradients ``delta`` [n, k] of one
-batched backward pass, the gradient of example i with respect to the kernel is ``a_i delta_i^T``.
-Its square is ``a_i^2 (delta_i^2)^T``, so the sum over examples is a matrix product and no array of
-size n x parameters exists. Other layers fall back to `jax.vmap` of `jax.grad`, a chunk at a time.
+All are exact per example and take one backward pass, by the sums of `bpnjax.per_example`.
 
 The network maps ``x`` alone to logits. Where it takes more, `bpnjax.modulation.fixed` fills it in:
 ``fisher(fixed(model, variables, train=False), variables["params"], ...)``. Only "params" has
@@ -11,19 +8,12 @@ importance; other collections, such as the running averages of BatchNorm, are co
 must not depend on the others of its batch: BatchNorm on batch statistics is an error.
 """
 
-import contextlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
-from flax.errors import (
-    ModifyScopeVariableError,
-    ScopeCollectionNotFound,
-    ScopeVariableNotFoundError,
-)
 
-from bpnjax import modulation
+from bpnjax import modulation, per_example
 from bpnjax.heads import within_head
 
 __all__ = [
@@ -33,7 +23,6 @@ __all__ = [
     "fisher_sum",
     "neurons",
     "neurons_sum",
-    "one_pass_layers",
     "sensitivity",
     "sensitivity_sum",
 ]
@@ -42,132 +31,7 @@ FISHER_KINDS = ("empirical", "true", "sampled")
 NEURON_KINDS = ("loss", "output_norm")
 
 
-def one_pass_layers(layers: dict[str, modulation.Layer]) -> dict[str, modulation.Layer]:
-    """Those that the outer-product identity covers: Dense, called once, on [n, d], not lifted.
-
-    Args:
-      layers: ``{path: Layer}`` as `bpnjax.modulation.find_layers` gives.
-
-    Returns:
-      The part of ``layers`` whose per-example gradients need not be formed.
-    """
-    return {
-        path: layer
-        for path, layer in layers.items()
-        if layer.kind == "dense" and layer.calls == 1 and layer.rank == 2 and layer.plain
-    }
-
-
-@contextlib.contextmanager
-def _named_remedy():
-    """What to do about a network that does not run on ``x`` alone, in words of this library."""
-    try:
-        yield
-    except (ModifyScopeVariableError, ScopeCollectionNotFound, ScopeVariableNotFoundError) as error:
-        raise ValueError(
-            "importance is a sum over single examples, so BatchNorm must use its running averages: "
-            'pass {"params": ..., "batch_stats": ...} for params, or for the model '
-            "modulation.fixed(model, variables, train=False), whatever its call names that "
-            f"argument ({str(error).splitlines()[0]})"
-        ) from error
-
-
-@_named_remedy()
-def probe(model, params, mode, x):
-    """What the outer-product identity needs of a batch.
-
-    Args:
-      model: a Linen module that maps ``x`` to logits ``[n, C]``.
-      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
-      mode: as in `bpnjax.modulated_apply`, one task for the whole batch; ``{}`` for none.
-      x: inputs ``[n, ...]``.
-
-    Returns:
-      Logits f32 ``[n, C]``; a function from a cotangent of them to ``{path: f32 [n, outputs]}``,
-      the derivative for the output of each of `one_pass_layers`; and the layers' inputs,
-      ``{path: ([n, d],)}``.
-    """
-    layers = one_pass_layers(modulation.find_layers(model, params, x))
-    probes = {path: jnp.zeros(layer.output_shape) for path, layer in layers.items()}
-
-    def forward(probes):
-        logits, inputs = modulation.tapped_apply(model, params, mode, x, probes)
-        return logits.astype(jnp.float32), inputs
-
-    logits, backward, inputs = jax.vjp(forward, probes, has_aux=True)
-    return logits, lambda cotangent: backward(cotangent)[0], inputs
-
-
-def _dense_sums(model, params, mode, x, weights, magnitudes, element):
-    """Sums over examples of ``element(gradient)`` for the covered Dense layers.
-
-    ``element`` is a square or an absolute value, so that of an outer product is the outer product
-    of those of its factors. ``magnitudes(logits, backward)`` gives element(delta) per layer.
-    """
-    logits, backward, inputs = probe(model, params, mode, x)
-    sums = {}
-    for path, size in magnitudes(logits, backward).items():
-        weighted = weights[:, None] * size
-        (layer_input,) = inputs[path]
-        at = tuple(path.split("/")) if path else ()
-        sums[(*at, "kernel")] = element(layer_input.astype(jnp.float32)).T @ weighted
-        sums[(*at, "bias")] = weighted.sum(0)
-    return sums
-
-
-def _other_sums(model, params, mode, names, chunk, x, weights, labels, magnitude):
-    """The same for the named leaves, by vmap of grad.
-
-    ``magnitude(logits_of, free, label)`` gives element(gradient) of one example, where
-    ``logits_of(free)`` are its logits as a function of the named leaves.
-    """
-    flat = traverse_util.flatten_dict(params)
-    fixed = {name: leaf for name, leaf in flat.items() if name not in names}
-    free = {name: flat[name] for name in names}
-
-    def one_example(example):
-        x_i, label, weight = example
-
-        def logits_of(free):
-            tree = traverse_util.unflatten_dict({**fixed, **free})
-            logits = modulation.modulated_apply(model, tree, mode, x_i[None])[0]
-            return logits.astype(jnp.float32)
-
-        return jax.tree.map(lambda m: weight * m, magnitude(logits_of, free, label))
-
-    def one_chunk(sums, examples):
-        return jax.tree.map(lambda s, m: s + m.sum(0), sums, jax.vmap(one_example)(examples)), None
-
-    padded = _in_pieces((x, labels, weights), chunk)
-    sums, _ = jax.lax.scan(one_chunk, jax.tree.map(jnp.zeros_like, free), padded)
-    return sums
-
-
-def _in_pieces(arrays, size):
-    """Arrays ``[n, ...]`` as ``[pieces, size, ...]``, padded with zeros."""
-    pad = -arrays[0].shape[0] % size
-    return tuple(
-        jnp.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1)).reshape((-1, size, *a.shape[1:]))
-        for a in arrays
-    )
-
-
-def _all_sums(model, params, mode, x, labels, weights, chunk, magnitudes, element, magnitude):
-    flat = traverse_util.flatten_dict(params)
-    sums = {
-        name: value
-        for name, value in _dense_sums(model, params, mode, x, weights, magnitudes, element).items()
-        if name in flat  # a Dense layer without bias has no such leaf
-    }
-    rest = [name for name in flat if name not in sums]
-    if rest:
-        chunk = min(chunk, x.shape[0])
-        sums |= _other_sums(model, params, mode, rest, chunk, x, weights, labels, magnitude)
-    sums = {name: sums[name].astype(jnp.float32) for name in flat}
-    return traverse_util.unflatten_dict(sums)
-
-
-@_named_remedy()
+@per_example.named_remedy()
 def fisher_sum(
     model,
     params,
@@ -251,7 +115,7 @@ def fisher_sum(
 
         return jax.lax.fori_loop(0, p.shape[0], add, jax.tree.map(jnp.zeros_like, free))
 
-    return _all_sums(
+    return per_example.sums(
         model, params, mode, x, labels, weights, chunk, magnitudes, jnp.square, magnitude
     )
 
@@ -310,7 +174,7 @@ def fisher(
 
 def _mean(sum_of_batch, params, x, labels, batch_size):
     n = x.shape[0]
-    x, labels, weights = _in_pieces((x, labels, jnp.ones(n)), min(batch_size, n))
+    x, labels, weights = per_example.in_pieces((x, labels, jnp.ones(n)), min(batch_size, n))
 
     def add(sums, batch):
         return jax.tree.map(jnp.add, sums, sum_of_batch(*batch)), None
@@ -347,7 +211,9 @@ def sensitivity_sum(model, params, mode, x, *, weights=None, chunk=32, classes=N
         return jax.tree.map(jnp.abs, gradient)
 
     labels = jnp.zeros(x.shape[0], jnp.int32)  # not used by MAS
-    return _all_sums(model, params, mode, x, labels, weights, chunk, magnitudes, jnp.abs, magnitude)
+    return per_example.sums(
+        model, params, mode, x, labels, weights, chunk, magnitudes, jnp.abs, magnitude
+    )
 
 
 def sensitivity(model, params, mode, x, *, batch_size=512, chunk=32) -> Any:
@@ -415,7 +281,7 @@ def neurons_sum(
         raise ValueError(f"unknown importance {of!r}; use one of {', '.join(NEURON_KINDS)}")
     model, params = modulation.split(model, params)
     weights = jnp.ones(x.shape[0]) if weights is None else weights
-    logits, backward, _ = probe(model, params, mode, x)
+    logits, backward, _ = per_example.probe(model, params, mode, x)
     if of == "output_norm":
         cotangent = 2.0 * logits * (1.0 if classes is None else classes)
     else:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from bpnjax.heads import within_head
-from bpnjax.importance import one_pass_layers, probe
+from bpnjax.per_example import one_pass_layers, probe
 
 __all__ = [
     "Basis",

@@ -12,7 +12,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bpnjax import across, importance, inference, kronecker, modulation, prng, schedule
+from bpnjax import (
+    across,
+    importance,
+    inference,
+    kronecker,
+    modulation,
+    per_example,
+    prng,
+    schedule,
+)
 from bpnjax.data.sequence import Split, TaskSequence
 from bpnjax.methods import Ended, Step
 from bpnjax.problem import Problem
@@ -359,7 +368,7 @@ def _task_importance(problem: Problem, key, core, mode, data: Data, task, slots,
                 problem.model, params, mode, x, y, of=of, weights=weights, classes=head
             )
 
-        covered = importance.one_pass_layers(problem.spec.layers)
+        covered = per_example.one_pass_layers(problem.spec.layers)
         return mean(one, {path: jnp.zeros(layer.outputs) for path, layer in covered.items()})
 
     return fisher, factors, sensitivity, neurons

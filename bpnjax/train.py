@@ -1,8 +1,6 @@
 """The loop: tasks, epochs, evaluation, checkpoints. All computing is in `bpnjax.programs`."""
 
-import importlib.metadata
 import pathlib
-import platform
 import time
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,16 +18,15 @@ from bpnjax import (
     hosts,
     interrupt,
     logs,
-    memory,
-    metrics,
     parallel,
     programs,
+    results,
     resume,
     writers,
 )
 from bpnjax.checkpoint import Position
 from bpnjax.data import TaskSequence, load_sequence
-from bpnjax.evaluate import KINDS, accuracies, evaluate
+from bpnjax.evaluate import accuracies, evaluate
 from bpnjax.problem import make_problem
 from bpnjax.view import put_on_device
 from bpnjax.workdir import claim
@@ -105,30 +102,6 @@ def seed_keys(config):
     return jnp.stack([jax.random.key(config.seed + s) for s in range(config.num_seeds)])
 
 
-def new_record(config, num_tasks: int) -> dict:
-    """What a run knows besides its state: accuracies so far and times.
-
-    Args:
-      config: a run configuration.
-      num_tasks: T.
-
-    Returns:
-      A dict: ``accuracy`` float64 ``[num_seeds, T, T]`` of each kind, NaN; times in seconds,
-      examples, steps and the length of the log in bytes, all 0.
-    """
-    empty = np.full((config.num_seeds, num_tasks, num_tasks), np.nan)
-    return {
-        "accuracy": {kind: empty.copy() for kind in KINDS},
-        "task_guess": empty.copy(),
-        "train_seconds": 0.0,
-        "evaluate_seconds": 0.0,
-        "compile_seconds": 0.0,
-        "examples": 0.0,
-        "total_steps": 0,
-        "metrics_length": 0,
-    }
-
-
 def train_and_evaluate(config, workdir: str | pathlib.Path, overwrite: bool = False) -> dict:
     """Trains a sequence of tasks, tests it, and leaves everything in a folder.
 
@@ -187,17 +160,12 @@ class _Run:
 
     def restore_or_start(self):
         self.state = self.programs.init(self.keys)
-        self.record = new_record(self.config, self.sequence.num_tasks)
+        self.record = results.new_record(self.config, self.sequence.num_tasks)
         self.position = Position(self.stages[0], 0, 0)
         found = self.restore()
         if found is not None:
-            self.position, self.state, self.record = found
-            self.record["accuracy"] = {
-                kind: np.array(writers.plain_nan(matrix), float)
-                for kind, matrix in self.record["accuracy"].items()
-            }
-            guess = writers.plain_nan(self.record["task_guess"])
-            self.record["task_guess"] = np.array(guess, float)
+            self.position, self.state, stored = found
+            self.record = results.from_json(stored)
         self.compiled_before = self.record["compile_seconds"]
         self.log = writers.MetricsLog(
             self.workdir / "metrics.jsonl",
@@ -383,77 +351,17 @@ class _Run:
         )
 
     def finish(self) -> dict:
-        config, record = self.config, self.record
-        one = jax.eval_shape(partial(programs.init_state, self.problem), jax.random.key(0))
-        images = self.sequence.train.images
-        per_seed = memory.report(self.problem, one, images[0].nbytes)
-        published = config.paper.get(config.method, {})
-        result = {
-            "name": config.name,
-            "method": config.method,
-            "seed": config.seed,
-            "num_seeds": config.num_seeds,
-            "config": config.to_dict(),
-            "versions": versions(),
-            "device": device_name(),
-            "accuracy": record["accuracy"],
-            "summary": {k: metrics.summarise(m) for k, m in record["accuracy"].items()},
-            "inference": self.inference(),
-            "memory": per_seed,
-            "paper": dict(published),
-            "time": {
-                "train_seconds": record["train_seconds"],
-                "evaluate_seconds": record["evaluate_seconds"],
-                "compile_seconds": self.compiled_before + self.clock.compile_seconds,
-                "examples_per_second": record["examples"] / max(record["train_seconds"], 1e-9),
-            },
-            "class_names": [
-                [self.sequence.class_names[c] for c in np.flatnonzero(row)]
-                for row in self.sequence.classes
-            ],
+        record = self.record | {
+            "compile_seconds": self.compiled_before + self.clock.compile_seconds
         }
+        result = results.make(self.config, self.problem, self.sequence, record)
         if not hosts.is_first():
             return result
-        export.save_models(self.workdir, self.problem, self.state, config.num_seeds, self.sequence)
+        export.save_models(
+            self.workdir, self.problem, self.state, self.config.num_seeds, self.sequence
+        )
         from bpnjax import plots
 
         plots.draw(self.workdir, writers.plain(result))
         writers.write_result(self.workdir, result)
         return result
-
-    def inference(self) -> dict | None:
-        """How the task was inferred, and how often rightly; None for methods without modes."""
-        if not self.problem.method.told_task:
-            return None
-        config, right = self.config.evaluate, self.record["task_guess"]
-        return {
-            "rule": config.rule,
-            "per": config.infer,
-            "task_accuracy": right,
-            "summary": {"task_accuracy": metrics.mean_and_sd(right[:, -1].mean(-1))},
-        }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on.
-
-    Returns:
-      ``{"python": ..., "jax": ..., ...}``.
-    """
-    names = ("bpnjax", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
-
-
-def device_name() -> str:
-    """The devices of this host in words.
-
-    Returns:
-      Such as ``2 x cpu``.
-    """
-    return f"{jax.local_device_count()} x {jax.devices()[0].device_kind}"

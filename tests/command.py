@@ -11,6 +11,22 @@ FILES = (
     "accuracy.csv", "accuracy_matrix.png", "checkpoints", "config.json", "learning_curves.png",
     "metrics.jsonl", "model.json", "model.safetensors", "result.json",
 )  # fmt: skip
+# Two test processes share two cores: one thread each for a matrix product.
+XLA_FLAGS = "--xla_cpu_multi_thread_eigen=false"
+# Half of the tests' time goes to compiling; without its newest code generator XLA takes half of it.
+_QUICK = "--xla_cpu_use_fusion_emitters=false"
+
+
+def flags_of_tests() -> str:
+    """XLA's flags for tests that do not ask how fast or how exactly users' programs run."""
+    both = f"{XLA_FLAGS} {_QUICK}"
+    # A flag that XLA does not know ends the process.
+    known = subprocess.run(
+        [sys.executable, "-c", "import jax; jax.devices()"],
+        env=os.environ | {"XLA_FLAGS": both, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+    )
+    return XLA_FLAGS if known.returncode else both
 
 
 def contents(folder):

@@ -6,14 +6,13 @@ import shutil
 import socket
 import types
 
+import pytest
+from command import ROOT, contents, flags_of_tests, one_line, process
+
 # Before the first import of JAX, here and in the processes that tests start.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Two test processes share two cores: one thread each for a matrix product.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
-
-import pytest
-from command import ROOT, contents, one_line, process
-
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = flags_of_tests()  # the workers of pytest-xdist inherit them
 TINY = {
     "name": "tiny",
     "dataset.name": "digits",

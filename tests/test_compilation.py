@@ -7,7 +7,7 @@ import sys
 
 import jax
 import pytest
-from command import ROOT
+from command import ROOT, XLA_FLAGS
 
 from bpnjax import config as configuration
 from bpnjax import train
@@ -47,6 +47,7 @@ def test_a_second_process_compiles_nothing_again(tmp_path, tiny_flags):
     def run(name, *more):
         env = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
         env |= {"BPNJAX_CACHE_DIR": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
+        env["XLA_FLAGS"] = XLA_FLAGS
         command = [sys.executable, "-m", "bpnjax.main", *tiny_flags(method="bd_psp"), *more]
         subprocess.run([*command, f"--workdir={tmp_path / name}"], check=True, env=env,
                        capture_output=True, cwd=ROOT)  # fmt: skip

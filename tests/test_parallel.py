@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from command import XLA_FLAGS
 
 from bpnjax import parallel
 from bpnjax.config import default
@@ -138,6 +139,7 @@ def test_host_that_fails_does_not_leave_the_other_waiting(tmp_path):
 def test_seeds_over_devices_equal_seeds_on_one(tmp_path, backend, monkeypatch):
     """Two seeds on each of two devices, and all on one: bit for bit, compiled as users do."""
     monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+    monkeypatch.setenv("XLA_FLAGS", XLA_FLAGS)
     flags = ["--config.method=bd_ewc", "--config.parallel.axis=seeds", "--config.num_seeds=4"]
     one, ones = run(tmp_path / "one", *flags, "--config.devices=1")
     two, twos = run(

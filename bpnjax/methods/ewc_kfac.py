@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from bpnjax import importance, kronecker
+from bpnjax import kronecker, per_example
 from bpnjax.errors import UserError
 from bpnjax.methods.base import Method
 
@@ -50,7 +50,7 @@ def check(spec):
     Raises:
       UserError: the network has shared parameters that are not of Dense layers called once.
     """
-    covered = importance.one_pass_layers(spec.layers)
+    covered = per_example.one_pass_layers(spec.layers)
     shapes = jax.eval_shape(spec.init, jax.random.key(0))
     leaves = traverse_util.flatten_dict(shapes, sep="/")
     for name in leaves:
