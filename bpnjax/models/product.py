@@ -15,7 +15,7 @@ def dot_general(x, kernel, dimensions, **options):
     A backward pass reads the kernel a last time for the gradient of the layer's input. XLA is free
     to update the kernel before that, and then keeps a copy of the old one in every step. Here the
     kernel's gradient depends on the input's, so there is nothing to copy: steps of 784-5x300-10 and
-    784-4x128-10 take 3 to 7% less time on a CPU. Values and gradients are JAX's own.
+    784-4x128-10 take 2 to 7% less time on a CPU. Values and gradients are JAX's own.
 
     Not for a first layer, the gradient of whose input nobody wants: it would be computed. Forward
     mode (`jax.jvp`) is not defined.
