@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from problems import Timed, best_of
 
-from bpnjax import programs
+from bpnjax.training import epochs
 
 
 def accelerator():
@@ -58,7 +58,7 @@ def _seconds(function, x) -> float:
 def _kernels(timed) -> int:
     """Kernels of one step: fusions and library calls in the loop's body, as compiled."""
     n = jnp.int32(0)
-    step = jax.vmap(partial(programs.run_steps, timed.problem), (0, 0, *[None] * 5))
+    step = jax.vmap(partial(epochs.run_steps, timed.problem), (0, 0, *[None] * 5))
     keys, state = timed.keys, timed.state
     if timed.config.num_seeds == 1:
         keys, state = jax.tree.map(lambda leaf: leaf[None], (keys, state))

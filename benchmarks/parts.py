@@ -14,7 +14,9 @@ from pipeline import pipeline
 from problems import NETWORKS, Timed, best_of, flops_per_example
 from startup import startup
 
-from bpnjax import importance, memory, programs
+from bpnjax import importance
+from bpnjax.run import byte_counts
+from bpnjax.training import epochs
 
 METHODS = ("sgd", "ewc", "bd_ewc", "bd_psp", "psp", "si", "gem")
 MEASURED = tuple(NETWORKS)[:3]
@@ -121,7 +123,7 @@ def tasks():
     rows = []
     for method in ("bd_ewc", "bd_psp", "si", "mas"):
         ahead, behind = (Timed("784-4x128-10", method, num_tasks=200) for _ in range(2))
-        count = programs.steps_per_epoch(ahead.problem, ahead.sequence, 0)
+        count = epochs.steps_per_epoch(ahead.problem, ahead.sequence, 0)
 
         def seconds(timed, task, count=count):
             started = time.perf_counter()
@@ -184,12 +186,12 @@ def sizes():
         found = []
         for number in (2, 200):
             timed = Timed("784-4x128-10", method, num_tasks=number, steps=1)
-            state = jax.eval_shape(partial(programs.init_state, timed.problem), jax.random.key(0))
-            found.append(memory.report(timed.problem, state, 784)["training_bytes"])
+            state = jax.eval_shape(partial(epochs.init_state, timed.problem), jax.random.key(0))
+            found.append(byte_counts.report(timed.problem, state, 784)["training_bytes"])
         n = jnp.int32(0)
         arguments = (timed.keys, timed.state, timed.data, n)
-        step = jax.jit(partial(programs.run_steps, timed.problem), donate_argnums=1)
-        end = jax.jit(partial(programs.end_task, timed.problem), donate_argnums=1)
+        step = jax.jit(partial(epochs.run_steps, timed.problem), donate_argnums=1)
+        end = jax.jit(partial(epochs.end_task, timed.problem), donate_argnums=1)
         for lowered in (step.lower(*arguments, n, n, n), end.lower(*arguments)):
             found.append(lowered.compile().memory_analysis().temp_size_in_bytes)
         rows.append([method, *(f"{b / 1e6:.2f}" for b in found)])

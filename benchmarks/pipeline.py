@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image
 
 from bpnjax import config as configuration
-from bpnjax import parallel, train
 from bpnjax.data import crops
 from bpnjax.data.sequence import Split, TaskSequence
-from bpnjax.problem import make_problem
-from bpnjax.view import put_on_device
+from bpnjax.run import train
+from bpnjax.run.setup import make_problem
+from bpnjax.training import parallel
+from bpnjax.training.task_data import put_on_device
 
 LOOK = crops.Look(256, (224, 224, 3))
 PICTURE = (300, 400)  # of those that are decoded

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpnjax import config as configuration
-from bpnjax import parallel, train
 from bpnjax.data.sequence import Split, TaskSequence
-from bpnjax.problem import make_problem
-from bpnjax.view import put_on_device
+from bpnjax.run import train
+from bpnjax.run.setup import make_problem
+from bpnjax.training import parallel
+from bpnjax.training.task_data import put_on_device
 
 # Name: shape of a picture, hidden layers, outputs.
 NETWORKS = {

@@ -11,7 +11,7 @@ import sys
 from machine import FLOPS, describe, make_matrix_product
 from parts import PARTS
 
-from bpnjax.writers import markdown_table
+from bpnjax.run.writers import markdown_table
 
 
 def main() -> int:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from bpnjax import config as configuration
 from bpnjax import main as command
-from bpnjax.errors import UserError
+from bpnjax.utils.errors import UserError
 
 USAGE = """usage: python -m bpnjax.compare --config=FILE --methods=A,B,... [--num_seeds=N]
                                 [--config.FIELD=VALUE ...] [--workdir=DIR] [--overwrite]
@@ -50,7 +50,7 @@ def run_all(config, names, folder: pathlib.Path, overwrite: bool) -> list[Row]:
     Returns:
       A row for each, in the order of ``names``.
     """
-    from bpnjax import train, workdir
+    from bpnjax.run import train, workdir
 
     rows = []
     for i, name in enumerate(names):
@@ -92,7 +92,7 @@ def markdown(rows: list[Row]) -> str:
     Returns:
       Lines of text; a method that failed has its error in the second column.
     """
-    from bpnjax.writers import markdown_table
+    from bpnjax.run.writers import markdown_table
 
     lines = []
     for row in rows:
@@ -157,8 +157,8 @@ def write(folder: pathlib.Path, config, rows: list[Row], line: str) -> None:
       rows: of all methods.
       line: the command, for the reader who wants to repeat it.
     """
-    from bpnjax import plots
-    from bpnjax.checkpoint import write_atomically
+    from bpnjax.run import plots
+    from bpnjax.run.checkpoint import write_atomically
 
     seeds = f"{config.num_seeds} seed" + ("s" if config.num_seeds > 1 else "")
     done = [row.result for row in rows if row.result is not None]

@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from bpnjax import config as configuration
-from bpnjax.errors import UserError
+from bpnjax.utils.errors import UserError
 
 USAGE = """usage: python -m bpnjax.main --config=FILE [--config.FIELD=VALUE ...]
                              [--workdir=DIR] [--overwrite] [--dry_run] [--distributed]
@@ -190,13 +190,14 @@ def run(arguments: list[str]) -> int:
             return 0
         config, folder, values = parsed
         # Imported late: --help and a wrong flag need not wait for JAX.
-        from bpnjax import hosts, train, workdir, writers
+        from bpnjax.run import train, workdir, writers
+        from bpnjax.training import hosts
 
         if values.distributed:
             numbers = [int(text) if text else None for text in (values.hosts, values.host)]
             hosts.join(values.coordinator, *numbers)
         if values.dry_run:
-            from bpnjax import dry_run
+            from bpnjax.run import dry_run
 
             print(dry_run.describe(config))
             return 0

@@ -15,9 +15,9 @@ import sys
 import numpy as np
 from absl import flags
 
-from bpnjax import inference
-from bpnjax.errors import UserError
-from bpnjax.predictor import Predictor, load
+from bpnjax.evaluation import task_inference
+from bpnjax.evaluation.predictor import Predictor, load
+from bpnjax.utils.errors import UserError
 
 USAGE = """usage: python -m bpnjax.predict --model=DIR --input=FILE.npz --output=FILE.csv
                                 [--task=N] [--seed=N] [--rule=NAME] [--per=example|batch]
@@ -82,7 +82,7 @@ def run(arguments: list[str]) -> int:
     Returns:
       The exit code: 0, 1 if the file could not be written, 2 for a wrong argument or input.
     """
-    from bpnjax.checkpoint import write_atomically
+    from bpnjax.run.checkpoint import write_atomically
 
     if {"--help", "-h", "--helpfull"} & set(arguments):
         print(USAGE)
@@ -90,7 +90,7 @@ def run(arguments: list[str]) -> int:
     values = flags.FlagValues()
     for name in ("model", "input", "output"):
         flags.DEFINE_string(name, "", "", flag_values=values)
-    flags.DEFINE_enum("rule", None, inference.RULES, "", flag_values=values)
+    flags.DEFINE_enum("rule", None, task_inference.RULES, "", flag_values=values)
     flags.DEFINE_enum("per", "example", ("example", "batch"), "", flag_values=values)
     for name in ("task", "seed"):
         flags.DEFINE_integer(name, None, "", flag_values=values)

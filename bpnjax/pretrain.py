@@ -10,7 +10,7 @@ import os
 import sys
 
 from bpnjax import main as command
-from bpnjax.errors import UserError
+from bpnjax.utils.errors import UserError
 
 CONFIG = "configs/tinyimagenet100.py"
 USAGE = f"""usage: python -m bpnjax.pretrain [--config=FILE] [--config.FIELD=VALUE ...]

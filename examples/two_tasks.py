@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import tensorflow_datasets as tfds
 
-from bpnjax import loop, modulated_apply, optim, select
+from bpnjax import modulated_apply, optim, select
+from bpnjax.training import loop
 
 
 class CNN(nn.Module):

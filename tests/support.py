@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from bpnjax import config as configuration
-from bpnjax import programs
 from bpnjax.data import load_sequence
-from bpnjax.evaluate import accuracies, evaluate
+from bpnjax.evaluation.accuracy import accuracies, evaluate
 from bpnjax.methods import REGISTRY
-from bpnjax.problem import make_problem
-from bpnjax.view import make_view, put_on_device
+from bpnjax.run.setup import make_problem
+from bpnjax.training import epochs
+from bpnjax.training.task_data import make_view, put_on_device
 
 # Compositions whose every part is in another method of the registry, with nothing of their own.
 COMPOSED = ("bd_ewc_kfac", "bd_psp_ewc", "bd_psp_ewc_kfac", "gd_ewc", "gd_matched_ewc", "xdg_ewc")
@@ -68,12 +68,12 @@ class Jitted:
 
         def run_steps(*args):
             self.traces += 1
-            return programs.run_steps(self.problem, *args)
+            return epochs.run_steps(self.problem, *args)
 
         self.run_steps = jax.jit(run_steps)
-        self.init = jax.jit(partial(programs.init_state, self.problem))
-        self.begin_task = jax.jit(partial(programs.begin_task, self.problem))
-        self.end_task = jax.jit(partial(programs.end_task, self.problem))
+        self.init = jax.jit(partial(epochs.init_state, self.problem))
+        self.begin_task = jax.jit(partial(epochs.begin_task, self.problem))
+        self.end_task = jax.jit(partial(epochs.end_task, self.problem))
         self.evaluate = jax.jit(partial(evaluate, self.problem))
 
     def train(self, key, tasks=None, epochs=None):
@@ -82,7 +82,7 @@ class Jitted:
         stages = range(self.sequence.num_tasks) if tasks is None else tasks
         for task in stages:
             state = self.begin_task(key, state, task)
-            steps = programs.steps_per_epoch(self.problem, self.sequence, task)
+            steps = epochs.steps_per_epoch(self.problem, self.sequence, task)
             for epoch in range(epochs or self.config.train.epochs):
                 state, sums = self.run_steps(key, state, self.data, task, epoch, 0, steps)
             state = self.end_task(key, state, self.data, task)
@@ -95,7 +95,7 @@ class Jitted:
 
     def epoch(self, key, task, epoch):
         """The batches of an epoch in their order: NumPy inputs and labels."""
-        slots, count = programs.epoch_order(self.problem, key, self.data.train, task, epoch)
+        slots, count = epochs.epoch_order(self.problem, key, self.data.train, task, epoch)
         view = make_view(self.problem, key, self.data, task)
         x, y = view.examples(self.data.train, slots[: int(count)])
         size = self.config.train.batch_size

@@ -197,7 +197,7 @@ def test_gem(margin):
 
 
 def test_agem():
-    from bpnjax import prng
+    from bpnjax.utils import prng
 
     size = 30
     start, (first, second), core = two_tasks("agem", gem__memories=50, gem__batch_size=size)

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from bpnjax import config as configuration
-from bpnjax import models, modulation
-from bpnjax.errors import UserError
+from bpnjax import models
 from bpnjax.models import torch_weights
 from bpnjax.models.alexnet import AlexNet, adaptive_average_pool
-from bpnjax.problem import make_problem
+from bpnjax.networks import linen
+from bpnjax.run.setup import make_problem
+from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -89,7 +90,7 @@ def test_equal_to_pytorch_layer_by_layer(tmp_path, size):
     with torch.no_grad():
         logits = network(torch.from_numpy(x.transpose(0, 3, 1, 2))).numpy()
 
-    taken = modulation.layer_inputs(SMALL, params, {}, x, list(seen))
+    taken = linen.layer_inputs(SMALL, params, {}, x, list(seen))
     ours, outputs = SMALL.apply({"params": params}, x, capture_intermediates=True)
     outputs = outputs["intermediates"]
     for layer, (inputs, output) in seen.items():
@@ -108,9 +109,9 @@ def test_full_size_has_the_published_shape():
     shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 61_100_840
     assert shapes["fc6"]["kernel"].shape == (9216, 4096)
-    layers = modulation.find_layers(net, shapes, jax.ShapeDtypeStruct((1, 224, 224, 3), "float32"))
+    layers = linen.find_layers(net, shapes, jax.ShapeDtypeStruct((1, 224, 224, 3), "float32"))
     assert list(layers) == [*(f"conv_{i}" for i in range(5)), "fc6", "fc7", "output"]
-    assert list(modulation.matching(layers, "fc6|fc7|output")) == ["fc6", "fc7", "output"]
+    assert list(linen.matching(layers, "fc6|fc7|output")) == ["fc6", "fc7", "output"]
 
 
 def test_average_into_cells_against_pytorch():
@@ -125,7 +126,7 @@ def test_average_into_cells_against_pytorch():
 def test_dropout_only_with_a_key_for_it():
     params = torch_weights.alexnet_params(random_tensors())
     x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 70, 70, 3)), (50, 70, 70, 3))
-    run = lambda x, **k: modulation.modulated_apply(SMALL, params, {}, x, **k)  # noqa: E731
+    run = lambda x, **k: linen.modulated_apply(SMALL, params, {}, x, **k)  # noqa: E731
     plain = run(x[:2])
     np.testing.assert_array_equal(plain[0], plain[1])
     dropped = run(x, rngs={"dropout": jax.random.key(1)})
@@ -422,10 +423,10 @@ def test_a_task_of_a_method(tmp_path):
     """Biases and keys are where the paper has them."""
     from safetensors.numpy import save_file
 
-    from bpnjax import programs
     from bpnjax.data.arrays import Arrays
     from bpnjax.data.sequence import _assemble
-    from bpnjax.view import put_on_device
+    from bpnjax.training import epochs
+    from bpnjax.training.task_data import put_on_device
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (8, 63, 63, 3), np.uint8)
@@ -444,11 +445,11 @@ def test_a_task_of_a_method(tmp_path):
 
     @jax.jit
     def task(state, t):
-        state = programs.begin_task(problem, key, state, t)
-        state, sums = programs.run_steps(problem, key, state, data, t, 0, 0, 1)
-        return programs.end_task(problem, key, state, data, t), sums
+        state = epochs.begin_task(problem, key, state, t)
+        state, sums = epochs.run_steps(problem, key, state, data, t, 0, 0, 1)
+        return epochs.end_task(problem, key, state, data, t), sums
 
-    before = jax.jit(partial(programs.init_state, problem))(key)
+    before = jax.jit(partial(epochs.init_state, problem))(key)
     state, sums = task(before, 0)
     assert int(sums.bad_step) == -1 and float(sums.loss) > 0
     assert set(before.learned["bd"]) == {"fc6", "fc7", "output"}

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from support import Jitted, digits_config
 
-from bpnjax import keys, modulation, optim
+from bpnjax import optim
 from bpnjax.methods import mas, si
+from bpnjax.modes import keys
+from bpnjax.networks import linen
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -105,9 +107,9 @@ def test_mas_sums_over_tasks_and_anchors_at_the_last():
 
 
 def test_gates_silence_the_chosen_share_of_hidden_units():
-    layers = {"a": modulation.Layer("dense", 4000, 1, 1, 2, (1, 1))}
+    layers = {"a": linen.Layer("dense", 4000, 1, 1, 2, (1, 1))}
     bank = keys.gate_bank(jax.random.key(0), layers, 0.8)
-    gates = [modulation.select(bank, t)["a"]["key"] for t in (0, 1)]
+    gates = [linen.select(bank, t)["a"]["key"] for t in (0, 1)]
     for gate in gates:
         assert set(np.unique(gate)) == {0.0, 1.0} and abs(float(gate.mean()) - 0.2) < 0.03
     assert abs(float(jnp.mean(gates[0] * gates[1])) - 0.04) < 0.02  # independent tasks
@@ -156,7 +158,7 @@ def test_a_plain_bias_follows_its_gradient_and_is_frozen():
 
     def loss(bias):
         mode = {p: {"bias": b} for p, b in bias.items()}
-        logits = modulation.modulated_apply(jitted.problem.model, state.core, mode, x)
+        logits = linen.modulated_apply(jitted.problem.model, state.core, mode, x)
         return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(y)), y])
 
     zero = {"hidden_0": jnp.zeros(16), "output": jnp.zeros(6)}

@@ -9,9 +9,11 @@ import optax
 import pytest
 from flax import nnx, traverse_util
 
-from bpnjax import importance, keys, modulation, optim
+from bpnjax import importance, optim
 from bpnjax.methods import bd
-from bpnjax.modulation import find_layers, fixed, matching, modulated_apply
+from bpnjax.modes import keys
+from bpnjax.networks import linen
+from bpnjax.networks.linen import find_layers, fixed, matching, modulated_apply
 
 PICTURES = jax.random.normal(jax.random.key(0), (4, 4, 4, 2))
 ROWS = jax.random.normal(jax.random.key(1), (4, 5))
@@ -105,8 +107,8 @@ def test_a_batch_of_mixed_modes_equals_one_call_per_example(name):
     bank = random_mode(layers, rows=(3,))
     tasks = jnp.array([2, 0, 1, 2])
     run = jax.jit(lambda m, x: modulated_apply(model, variables, m, x, **kwargs))
-    mixed = run(modulation.select(bank, tasks), x)
-    each = [run(modulation.select(bank, t), x[i : i + 1])[0] for i, t in enumerate(tasks)]
+    mixed = run(linen.select(bank, tasks), x)
+    each = [run(linen.select(bank, t), x[i : i + 1])[0] for i, t in enumerate(tasks)]
     np.testing.assert_allclose(mixed, jnp.stack(each), rtol=1e-4, atol=1e-5)
 
 
@@ -123,7 +125,7 @@ def test_attention_gets_flat_vectors_over_heads():
     chosen = matching(layers, ".*/attention/(query|value)")
     assert list(chosen) == [f"block_{i}/attention/{n}" for i in (0, 1) for n in ("query", "value")]
     seeds = keys.key_bank(jax.random.key(0), chosen)
-    mode = modulation.merge(modulation.select(seeds, 1),
+    mode = linen.merge(linen.select(seeds, 1),
                             bd.product(bd.init_factors(jax.random.key(1), chosen, 4)))  # fmt: skip
     assert modulated_apply(model, variables, mode, x).shape == (4, 3)
 
@@ -188,7 +190,7 @@ def test_learns_a_task_with_factors_and_any_optimizer(name):
     assert all(np.abs(vectors["bias"]).max() > 1e-3 for vectors in biases.values())
     bank = bd.freeze(bd.empty_bank(layers, 2), biases, 1)
     core = {"params": params["core"], **others}
-    kept = modulated_apply(model, core, modulation.select(bank, 1), x, train=False)
+    kept = modulated_apply(model, core, linen.select(bank, 1), x, train=False)
     live = modulated_apply(model, core, biases, x, train=False)
     np.testing.assert_array_equal(kept, live)
 
@@ -324,7 +326,7 @@ def test_fisher_of_batch_norm_is_that_of_its_running_averages():
 
 def test_batch_statistics_in_importance_are_an_error_with_the_remedy():
     model, variables, x, _ = started("resnet")
-    remedy = "BatchNorm must use its running averages: pass .*modulation.fixed"
+    remedy = "BatchNorm must use its running averages: pass .*linen.fixed"
     with pytest.raises(ValueError, match=remedy):  # examples would normalise each other
         importance.fisher(fixed(model, train=True), variables, {}, x, LABELS)
     with pytest.raises(ValueError, match=remedy):  # no averages
@@ -338,7 +340,7 @@ def test_a_layer_that_has_no_input_of_its_own_cannot_be_taken_out():
     layers = find_layers(model, variables, x)
     assert not layers["lifted/dense"].plain and layers["head"].plain
     with pytest.raises(ValueError, match="'lifted/dense' lies within nn.scan"):
-        modulation.layer_inputs(model, variables["params"], {}, x, ["lifted/dense"])
+        linen.layer_inputs(model, variables["params"], {}, x, ["lifted/dense"])
 
 
 @pytest.mark.parametrize("family", ["resnet", "vit"])

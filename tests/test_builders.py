@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bpnjax.data import builders
-from bpnjax.errors import UserError
+from bpnjax.utils.errors import UserError
 
 COUNTS = {"train": 7, "test": 3}
 MNIST_LIKE = ("mnist", "fashion_mnist")

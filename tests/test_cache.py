@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from command import half
 
-from bpnjax import main, train
-from bpnjax.data import cache, prepare
+from bpnjax import main
+from bpnjax.data import cache
+from bpnjax.run import train
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 

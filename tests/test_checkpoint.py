@@ -9,7 +9,7 @@ import pytest
 from command import contents, half, one_line, process
 from safetensors.numpy import load_file
 
-from bpnjax import checkpoint, train
+from bpnjax.run import checkpoint, train
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from command import FILES, ROOT, contents, one_line, process
 
-from bpnjax import checkpoint, main, methods
 from bpnjax import config as configuration
+from bpnjax import main, methods
+from bpnjax.run import checkpoint
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
 KINDS = ("task_masked", "task_told", "task_inferred")

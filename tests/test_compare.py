@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from bpnjax import compare, train
+from bpnjax import compare
+from bpnjax.run import train
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 

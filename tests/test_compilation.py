@@ -10,7 +10,7 @@ import pytest
 from command import ROOT, XLA_FLAGS
 
 from bpnjax import config as configuration
-from bpnjax import train
+from bpnjax.run import train
 
 
 def compiled_programs(tmp_path, caplog, tasks, method):

@@ -11,9 +11,10 @@ from safetensors.numpy import load_file
 from support import encoded, write_prepared
 
 from bpnjax import config as configuration
-from bpnjax import errors, plots, train
 from bpnjax.data import crops, load_sequence
 from bpnjax.data.crops import Draws, Look
+from bpnjax.run import plots, train
+from bpnjax.utils import errors
 
 pytest.importorskip("grain", reason="grain is not installed")
 pytestmark = pytest.mark.usefixtures("compile_once")

@@ -6,8 +6,9 @@ import shlex
 import pytest
 from command import ROOT
 
-from bpnjax import compare, main, methods, plots, predict
-from bpnjax.data import embedded
+from bpnjax import compare, main, methods, predict
+from bpnjax.data import builtin_sets
+from bpnjax.run import plots
 
 PAGES = [ROOT / "docs" / "start.md", *sorted((ROOT / "docs" / "howto").glob("*.md"))]
 FENCE = re.compile(r"^```(python|sh)( skip)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -41,7 +42,7 @@ def arguments(line):
 @pytest.fixture
 def as_it_was(monkeypatch):
     """What examples register is gone afterwards."""
-    monkeypatch.setattr(embedded, "SETS", dict(embedded.SETS))
+    monkeypatch.setattr(embedded, "SETS", dict(builtin_sets.SETS))
     before = dict(methods.REGISTRY)
     yield
     methods.REGISTRY.clear()

@@ -7,9 +7,10 @@ import optax
 import pytest
 from support import Jitted, digits_config
 
-from bpnjax import prng, programs
-from bpnjax.errors import UserError
 from bpnjax.methods import ebll
+from bpnjax.training import epochs
+from bpnjax.utils import prng
+from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 SMALL = dict(ebll__code=5, ebll__epochs=2)
@@ -123,4 +124,4 @@ def test_the_input_of_a_dense_layer_after_convolutions_can_be_encoded():
                                   model__channels=(2,), **SMALL))  # fmt: skip
     state, _ = jitted.train(jax.random.key(0), [0, 1], epochs=1)
     assert state.method.encoders.kernel.shape == (3, 2 * 4 * 4, 5)
-    assert programs.steps_per_epoch(jitted.problem, jitted.sequence, 0) > 1
+    assert epochs.steps_per_epoch(jitted.problem, jitted.sequence, 0) > 1

@@ -9,8 +9,9 @@ from command import ROOT
 from official_archives import WRITE
 from support import encoded, write_prepared
 
-from bpnjax import main, plots
-from bpnjax.data import load_sequence, prepare
+from bpnjax import main
+from bpnjax.data import load_sequence, tfds_prepare
+from bpnjax.run import plots
 
 CONFIG = f"--config={ROOT / 'configs' / 'eight_tasks.py'}"
 CLASSES = (102, 67, 200, 196, 70, 10, 62, 10)
@@ -28,7 +29,7 @@ def prepared(tmp_path_factory):
     root, rng = tmp_path_factory.mktemp("eight"), np.random.default_rng(0)
     for name, write in WRITE.items():
         write(root / "archives")
-        prepare.ensure_prepared(name, root / "data", root / "archives", verify=False)
+        tfds_prepare.ensure_prepared(name, root / "data", root / "archives", verify=False)
     import tensorflow_datasets as tfds
 
     mask = encoded(np.ones((60, 80), np.uint8))

@@ -9,12 +9,14 @@ import pytest
 from scipy import stats
 
 from bpnjax import config as configuration
-from bpnjax import inference, prng, programs
 from bpnjax.data import load_sequence
-from bpnjax.evaluate import Correct, accuracies, evaluate
-from bpnjax.modulation import modulated_apply
-from bpnjax.problem import make_problem
-from bpnjax.view import put_on_device
+from bpnjax.evaluation import task_inference
+from bpnjax.evaluation.accuracy import Correct, accuracies, evaluate
+from bpnjax.networks.linen import modulated_apply
+from bpnjax.run.setup import make_problem
+from bpnjax.training import epochs
+from bpnjax.training.task_data import put_on_device
+from bpnjax.utils import prng
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -33,20 +35,20 @@ def trained(method="bd_psp", **changes):
     problem = make_problem(config, sequence)
     data = put_on_device(sequence)
     key = jax.random.key(0)
-    state = programs.init_state(problem, key)
-    run_steps = jax.jit(partial(programs.run_steps, problem))
+    state = epochs.init_state(problem, key)
+    run_steps = jax.jit(partial(epochs.run_steps, problem))
     for task in range(3):
-        state = programs.begin_task(problem, key, state, task)
+        state = epochs.begin_task(problem, key, state, task)
         for epoch in range(3):
             state, _ = run_steps(key, state, data, task, epoch, 0, 5)
-        state = programs.end_task(problem, key, state, data, task)
+        state = epochs.end_task(problem, key, state, data, task)
     return problem, key, state, data, sequence
 
 
 def densities(problem, key, sequence, x, rows):
     """Log-densities [modes, n] of inputs under the Gaussians of the tasks, by SciPy."""
     r, scores = problem.statistics, []
-    directions = inference.directions(prng.fold(key, prng.STATISTICS), 64, r)
+    directions = task_inference.directions(prng.fold(key, prng.STATISTICS), 64, r)
     for task in range(rows):
         index = sequence.train.index[task, : sequence.train.count[task]]
         seen = sequence.train.images[index] * sequence.scale + sequence.shift
@@ -147,6 +149,6 @@ def test_methods_without_modes_have_one_number():
     sequence = load_sequence(config)
     problem = make_problem(config, sequence)
     key = jax.random.key(0)
-    state = programs.init_state(problem, key)
+    state = epochs.init_state(problem, key)
     found = evaluate(problem, key, state, put_on_device(sequence), 2, True)
     np.testing.assert_array_equal(found.task_told, found.task_inferred)

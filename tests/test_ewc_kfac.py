@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from support import Jitted, digits_config
 
-from bpnjax import kronecker, programs
-from bpnjax.errors import UserError
+from bpnjax.importance import kronecker
 from bpnjax.methods import ewc_kfac
+from bpnjax.training import epochs
+from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -143,8 +144,8 @@ def test_the_pull_stays_a_branch_under_vmap():
     """As a select it would be paid for at every step."""
     jitted = Jitted(digits_config("ewc_kfac"))
     keys = jnp.stack([jax.random.key(s) for s in (0, 1)])
-    states = jax.vmap(partial(programs.init_state, jitted.problem))(keys)
-    steps = jax.vmap(partial(programs.run_steps, jitted.problem), (0, 0, *[None] * 5))
+    states = jax.vmap(partial(epochs.init_state, jitted.problem))(keys)
+    steps = jax.vmap(partial(epochs.run_steps, jitted.problem), (0, 0, *[None] * 5))
     program = jax.make_jaxpr(steps)(keys, states, jitted.data, 1, 0, 0, 5)
     assert " cond[" in str(program)
 

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bpnjax import compiled, errors, feed, train
-from bpnjax.view import HostImages
+from bpnjax.run import train
+from bpnjax.training import compilation, streaming
+from bpnjax.training.task_data import HostImages
+from bpnjax.utils import errors
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -39,9 +41,9 @@ def run(config, workdir, **fields):
 def test_streaming_changes_nothing(tiny, tmp_path, fields, monkeypatch):
     tiny.model.hidden = (16,)
     # Two programs that are to give the same bits: by the code generator that users have.
-    monkeypatch.setitem(compiled._ON_CPU, "xla_cpu_use_fusion_emitters", True)
+    monkeypatch.setitem(compilation._ON_CPU, "xla_cpu_use_fusion_emitters", True)
     chunks = []
-    monkeypatch.setattr(feed, "_chunks", spy(feed._chunks, chunks))
+    monkeypatch.setattr(feed, "_chunks", spy(streaming._chunks, chunks))
     whole = run(tiny, tmp_path / "whole", **fields)
     assert not chunks
     # A batch of 32 takes 2 kB: four steps a chunk.

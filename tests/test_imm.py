@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from support import Jitted, digits_config
 
-from bpnjax import programs
-from bpnjax.evaluate import evaluate
+from bpnjax.evaluation.accuracy import evaluate
 from bpnjax.methods import imm
+from bpnjax.training import epochs
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -108,7 +108,7 @@ def test_a_task_in_training_is_tested_on_the_network_as_it_stands():
     run = Jitted(digits_config("imm_mean"))
     key = jax.random.key(0)
     state = run.begin_task(key, run.init(key), 0)
-    steps = programs.steps_per_epoch(run.problem, run.sequence, 0)
+    steps = epochs.steps_per_epoch(run.problem, run.sequence, 0)
     for epoch in range(8):
         state, _ = run.run_steps(key, state, run.data, 0, epoch, 0, steps)
     correct = evaluate(run.problem, key, state, run.data, 0, False, in_training=True)

@@ -8,7 +8,7 @@ import pytest
 
 from bpnjax import importance
 from bpnjax.models import MLP, ConvNet
-from bpnjax.modulation import modulated_apply
+from bpnjax.networks.linen import modulated_apply
 
 
 def reference(model, params, mode, x, labels, kind, key=None):

@@ -10,8 +10,10 @@ from scipy import special, stats
 from support import Jitted, digits_config
 
 import bpnjax
-from bpnjax import inference, memory, programs
-from bpnjax.errors import UserError
+from bpnjax.evaluation import task_inference
+from bpnjax.run import byte_counts
+from bpnjax.training import epochs
+from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -21,47 +23,47 @@ STATISTICS = {"evaluate__rule": "statistics", "evaluate__statistics": 6}
 def test_scores_of_answers():
     logits = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     p = special.softmax(logits, 1)
-    np.testing.assert_allclose(inference.entropy(logits), -stats.entropy(p, axis=1), rtol=1e-5)
-    np.testing.assert_array_equal(inference.max_logit(logits), logits.max(1))
+    np.testing.assert_allclose(task_inference.entropy(logits), -stats.entropy(p, axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(task_inference.max_logit(logits), logits.max(1))
     far = jnp.array([0.0, -1e9])  # outside a head
-    assert float(inference.entropy(far)) == 0.0
-    assert set(inference.RULES) == {"entropy", "max_logit", "statistics"}
+    assert float(task_inference.entropy(far)) == 0.0
+    assert set(task_inference.RULES) == {"entropy", "max_logit", "statistics"}
 
 
 def test_gaussian_and_density_equal_scipy():
     rng = np.random.default_rng(1)
     seen, new = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 3)) + 2.0, rng.normal(size=(7, 3))
-    mean, whitener = inference.gaussian(40.0, seen.sum(0), seen.T @ seen)
+    mean, whitener = task_inference.gaussian(40.0, seen.sum(0), seen.T @ seen)
     covariance = np.cov(seen.T, bias=True)
     drawn = (1 - 3 / 43) * covariance + 3 / 43 * np.trace(covariance) / 3 * np.eye(3)
     expected = stats.multivariate_normal(seen.mean(0), drawn).logpdf(new)
-    found = inference.log_likelihood(mean, whitener, new) - 1.5 * np.log(2 * np.pi)
+    found = task_inference.log_likelihood(mean, whitener, new) - 1.5 * np.log(2 * np.pi)
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("examples", [np.ones((3, 4)), np.eye(4)[:1], np.zeros((2, 4))])
 def test_few_or_equal_examples_have_a_density(examples):
-    mean, whitener = inference.gaussian(
+    mean, whitener = task_inference.gaussian(
         float(len(examples)), examples.sum(0), examples.T @ examples
     )
-    near, far = inference.log_likelihood(mean, whitener, jnp.stack([mean, mean + 1.0]))
+    near, far = task_inference.log_likelihood(mean, whitener, jnp.stack([mean, mean + 1.0]))
     assert np.isfinite([near, far]).all() and near > far
 
 
 def test_directions_are_signs_and_keep_lengths():
-    directions = inference.directions(jax.random.key(0), 784, 64)
+    directions = task_inference.directions(jax.random.key(0), 784, 64)
     np.testing.assert_allclose(np.abs(directions), 784**-0.5, rtol=1e-6)
     assert abs(float(jnp.sum(directions)) * 784**0.5) < 4 * (784 * 64) ** 0.5
-    other = inference.directions(jax.random.key(1), 784, 64)
+    other = task_inference.directions(jax.random.key(1), 784, 64)
     assert not np.array_equal(directions, other)
 
 
 def test_a_batch_has_the_sum_of_its_scores():
     scores = np.array([[0.0, 4.0, -5.0], [0.0, 4.0, 0.0], [7.0, 0.0, 0.0]])
-    assert inference.choose(scores).tolist() == [1, 1, 0]
-    assert inference.choose(scores, "batch").tolist() == [1, 1, 1]
+    assert task_inference.choose(scores).tolist() == [1, 1, 0]
+    assert task_inference.choose(scores, "batch").tolist() == [1, 1, 1]
     with pytest.raises(ValueError, match="per 'seed'; tasks are inferred per 'example'"):
-        inference.choose(scores, "seed")
+        task_inference.choose(scores, "seed")
 
 
 @pytest.mark.parametrize("kind", ["class_split", "permuted"])
@@ -70,18 +72,18 @@ def test_a_run_keeps_the_gaussian_of_each_task_as_its_inputs_come(kind):
     config = digits_config("bd_psp", sequence__kind=kind, train__epochs=1, **STATISTICS)
     jitted, key = Jitted(config), jax.random.key(3)
     state, _ = jitted.train(key, [0, 1])
-    directions = np.asarray(programs.input_directions(jitted.problem, key, jitted.data))
+    directions = np.asarray(epochs.input_directions(jitted.problem, key, jitted.data))
     sequence = jitted.sequence
     for task in range(2):
         rows = sequence.train.index[task, : sequence.train.count[task]]
         x = (sequence.train.images[rows] * sequence.scale + sequence.shift).reshape(len(rows), -1)
         if kind == "permuted" and task:
-            from bpnjax import prng
             from bpnjax.data.permutation import pixel_order
+            from bpnjax.utils import prng
 
             x = x[:, pixel_order(prng.fold(key, prng.PIXELS), task, 64, True)]
         z = x @ directions
-        mean, whitener = inference.gaussian(float(len(z)), z.sum(0), z.T @ z)
+        mean, whitener = task_inference.gaussian(float(len(z)), z.sum(0), z.T @ z)
         np.testing.assert_allclose(state.statistics.mean[task], mean, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(state.statistics.whitener[task], whitener, rtol=1e-2, atol=1e-3)
     assert not state.statistics.mean[2].any()  # not learned yet
@@ -97,13 +99,13 @@ def test_another_rule_keeps_nothing_and_trains_the_same():
     bank, kept_bank = (bpnjax.select(j.problem.method.stored(s.method)["bank"], 1)
                        for j, s in ((plain, one), (kept, two)))  # fmt: skip
     jax.tree.map(np.testing.assert_array_equal, bank, kept_bank)
-    counts = [memory.report(j.problem, s) for j, s in ((plain, one), (kept, two))]
+    counts = [byte_counts.report(j.problem, s) for j, s in ((plain, one), (kept, two))]
     floats = 6 + 6 * 7 // 2
     assert counts[1]["parameters_per_task"] - counts[0]["parameters_per_task"] == floats
     assert counts[1]["bytes_per_task"] - counts[0]["bytes_per_task"] == 4 * floats
     assert counts[1]["training_bytes"] - counts[0]["training_bytes"] == 3 * 4 * floats
     untold = Jitted(digits_config("ewc", **STATISTICS))  # the same network for every task
-    assert jax.eval_shape(partial(programs.init_state, untold.problem), key).statistics == ()
+    assert jax.eval_shape(partial(epochs.init_state, untold.problem), key).statistics == ()
 
 
 def test_refusals(tmp_path):
@@ -113,7 +115,7 @@ def test_refusals(tmp_path):
         digits_config("bd_psp", evaluate__statistics=0)
     with pytest.raises(UserError, match="evaluate.rule: unknown value 'entrophy'; did you mean"):
         digits_config("bd_psp", evaluate__rule="entrophy")
-    from bpnjax import train
+    from bpnjax.run import train
 
     train.train_and_evaluate(digits_config("bd_psp", train__epochs=1), tmp_path)
     predictor = bpnjax.load(tmp_path)

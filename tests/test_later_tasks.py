@@ -11,9 +11,10 @@ from safetensors.numpy import load_file
 from support import COMPOSED
 
 import bpnjax
-from bpnjax import main, methods, plots, resume, train
+from bpnjax import main, methods
 from bpnjax.data import load_sequence
-from bpnjax.errors import UserError
+from bpnjax.run import later_tasks, plots, train
+from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -274,7 +275,7 @@ def test_examples_kept_are_the_same_examples(base):
     method = methods.REGISTRY["gem"]
     state = methods.gem.Memory(slots, np.ones(slots.shape))
     state = train.programs.TrainState((), (), (), (), state)
-    moved = resume._renumbered(method, state, 2, sequences[1]).method.slots
+    moved = later_tasks._renumbered(method, state, 2, sequences[1]).method.slots
     for task in range(2):
         count = sequences[0].train.count[task]
         np.testing.assert_array_equal(wide.reshape(-1)[moved[task, :count]], narrow[task, :count])
@@ -337,10 +338,10 @@ def test_other_sets_are_refused(done, base, refused):
 
 def test_a_part_held_out_by_other_draws_is_refused(done, base):
     metadata = bpnjax.load(done("bd_psp", TWO)).metadata
-    earlier = resume.Earlier("there", 2, None, metadata, None)
+    earlier = later_tasks.Earlier("there", 2, None, metadata, None)
     config = base("bd_psp", "0,1;2,3;4,5", dataset__validation=0.2)
     with pytest.raises(UserError, match=r"dataset.validation: with 0.2 .* held out than before"):
-        resume._check_sequence(earlier, config, load_sequence(config))
+        later_tasks._check_sequence(earlier, config, load_sequence(config))
 
 
 def test_without_the_protection_a_method_is_refused(done, base, refused, tmp_path):
@@ -366,4 +367,4 @@ def test_which_methods_need_more_than_a_model(base, method):
     state = jax.eval_shape(lambda key: problem.method.init(
         key, problem.spec.init(key), problem.spec), jax.random.key(0))  # fmt: skip
     alone = {"sgd", "stl", "psp", "xdg", "bd_psp"}
-    assert (not resume.kept_elsewhere(problem.method, state)) == (method in alone)
+    assert (not later_tasks.kept_elsewhere(problem.method, state)) == (method in alone)

@@ -11,8 +11,8 @@ import threading
 import pytest
 
 from bpnjax import config as configuration
-from bpnjax import interrupt, logs, writers
-from bpnjax.errors import UserError
+from bpnjax.run import interrupt, log_copies, writers
+from bpnjax.utils.errors import UserError
 
 TRAIN = {
     "kind": "train", "task": 2, "epoch": 1, "step": 9, "total_steps": 27,
@@ -27,7 +27,7 @@ TEST = {
 
 
 def test_a_row_a_seed_and_tested_task(tmp_path):
-    (copy,) = logs.open_copies("csv", tmp_path, first_seed=3)
+    (copy,) = log_copies.open_copies("csv", tmp_path, first_seed=3)
     copy.write(TRAIN)
     copy.write(TEST)
     copy.close()
@@ -35,7 +35,7 @@ def test_a_row_a_seed_and_tested_task(tmp_path):
     assert (train["seed"], train["loss"], train["accuracy"]) == ("3", "0.5", "0.75")
     assert (train["task"], train["total_steps"], train["task_told"]) == ("2", "27", "")
     assert (train_2["seed"], train_2["loss"], train_2["accuracy"]) == ("4", "", "0.25")
-    found = [[r[c] for c in ("seed", "tested", *logs.ACCURACIES)] for r in tests]
+    found = [[r[c] for c in ("seed", "tested", *log_copies.ACCURACIES)] for r in tests]
     assert found == [
         ["3", "1", "0.5", "0.75", ""],
         ["3", "2", "1.0", "1.0", ""],
@@ -67,7 +67,7 @@ def test_tensorboard_reads_them(tmp_path):
     with path.open("a") as f:
         f.write(json.dumps(TRAIN | {"total_steps": 36}) + "\n")  # to be written again
     for _ in range(2):  # as of a run that goes on: nothing twice, nothing of what was cut off
-        copies = logs.open_copies("tensorboard", tmp_path, first_seed=3)
+        copies = log_copies.open_copies("tensorboard", tmp_path, first_seed=3)
         log = writers.MetricsLog(path, length, copies)
         log.write(**TEST)
         log.close()

@@ -13,9 +13,10 @@ import pytest
 from command import ROOT
 
 import bpnjax
-from bpnjax import importance, loop, optim
-from bpnjax.data.prepared import data_roots, find
+from bpnjax import importance, optim
+from bpnjax.data.tfds_read import data_roots, find
 from bpnjax.methods import bd
+from bpnjax.training import loop
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 

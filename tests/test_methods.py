@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from support import Jitted, digits_config, whole_registry
 
-from bpnjax import importance, programs
-from bpnjax.evaluate import accuracies, evaluate
+from bpnjax import importance
+from bpnjax.evaluation.accuracy import accuracies, evaluate
 from bpnjax.methods import REGISTRY, ewc
-from bpnjax.modulation import find_layers, modulated_apply
-from bpnjax.view import make_view
+from bpnjax.networks.linen import find_layers, modulated_apply
+from bpnjax.training import epochs
+from bpnjax.training.task_data import make_view
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -55,7 +56,7 @@ def test_compiles_its_step_once(trained):
 
 def test_keeps_structure_shapes_and_dtypes(trained):
     jitted, key, state, _ = trained
-    first = jax.eval_shape(partial(programs.init_state, jitted.problem), key)
+    first = jax.eval_shape(partial(epochs.init_state, jitted.problem), key)
     assert jax.tree.structure(first) == jax.tree.structure(state)
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), first, state)
     assert all(jax.tree.leaves(same))
@@ -90,11 +91,11 @@ def test_vmap_over_seeds_equals_single_runs(method):
         problem, data = jitted.problem, jitted.data
 
         def one_task(task, state):
-            state = programs.begin_task(problem, key, state, task)
-            state, _ = programs.run_steps(problem, key, state, data, task, 0, 0, 2)
-            return programs.end_task(problem, key, state, data, task)
+            state = epochs.begin_task(problem, key, state, task)
+            state, _ = epochs.run_steps(problem, key, state, data, task, 0, 0, 2)
+            return epochs.end_task(problem, key, state, data, task)
 
-        return jax.lax.fori_loop(0, 2, one_task, programs.init_state(problem, key)).core
+        return jax.lax.fori_loop(0, 2, one_task, epochs.init_state(problem, key)).core
 
     both = jax.jit(jax.vmap(short))(keys)
     for i, key in enumerate(keys):
@@ -151,7 +152,7 @@ def test_bd_factor_gradients_by_hand():
     state, _ = jitted.run_steps(key, state, jitted.data, 0, 0, 0, 1)
     moved, _ = jitted.run_steps(key, state, jitted.data, 0, 0, 1, 2)
     problem, data = jitted.problem, jitted.data
-    slots, _ = programs.epoch_order(problem, key, data.train, 0, 0)
+    slots, _ = epochs.epoch_order(problem, key, data.train, 0, 0)
     x, y = make_view(problem, key, data, 0).examples(data.train, slots[48:96])
     mode = problem.method.train_mode(state.learned, problem.method.mode(state.method, 0))
 
@@ -291,8 +292,8 @@ def test_permuting_the_kernel_equals_permuting_the_pictures(method):
         if not moves_rows:
             jitted.problem = jitted.problem._replace(input_layer="")
             for name, function in [
-                ("begin_task", programs.begin_task),
-                ("end_task", programs.end_task),
+                ("begin_task", epochs.begin_task),
+                ("end_task", epochs.end_task),
                 ("evaluate", evaluate),
             ]:
                 setattr(jitted, name, jax.jit(partial(function, jitted.problem)))  # fmt: skip

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from bpnjax import config as configuration
-from bpnjax import memory, metrics, programs
 from bpnjax.data import load_sequence
-from bpnjax.problem import make_problem
+from bpnjax.evaluation import metrics
+from bpnjax.run import byte_counts
+from bpnjax.run.setup import make_problem
+from bpnjax.training import epochs
 
 NAN = math.nan
 MATRIX = [[0.9, NAN, NAN], [0.5, 0.8, NAN], [0.6, 0.4, 0.7]]
@@ -54,8 +56,8 @@ def test_what_is_stored_per_task(method, floats):
     config.method, config.dataset.name, config.train.batch_size = method, "digits", 32
     sequence = load_sequence(config)
     problem = make_problem(config, sequence)
-    state = jax.eval_shape(lambda key: programs.init_state(problem, key), jax.random.key(0))
-    report = memory.report(problem, state)
+    state = jax.eval_shape(lambda key: epochs.init_state(problem, key), jax.random.key(0))
+    report = byte_counts.report(problem, state)
     core = 64 * 300 + 4 * 300**2 + 300 * 10 + 5 * 300 + 10
     assert report["core_parameters"] == core
     floats = core if floats is None else floats
@@ -72,6 +74,6 @@ def test_what_a_memory_keeps():
     config.gem.memories, config.gem.per = 10, "class"
     sequence = load_sequence(config)
     problem = make_problem(config, sequence)
-    state = jax.eval_shape(lambda key: programs.init_state(problem, key), jax.random.key(0))
-    report = memory.report(problem, state, sequence.train.images[0].nbytes)
+    state = jax.eval_shape(lambda key: epochs.init_state(problem, key), jax.random.key(0))
+    report = byte_counts.report(problem, state, sequence.train.images[0].nbytes)
     assert report["replay_bytes"] == 5 * 20 * 64

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpnjax import keys, modulation
-from bpnjax.keys import key_bank
-from bpnjax.modulation import find_layers, merge, modulated_apply, select
+from bpnjax.modes import keys
+from bpnjax.modes.keys import key_bank
+from bpnjax.networks import linen
+from bpnjax.networks.linen import find_layers, merge, modulated_apply, select
 
 
 class Block(nn.Module):
@@ -120,11 +121,11 @@ def test_layers_are_found_and_left_out_by_pattern():
     assert list(layers) == ["block/inner", "twice", "out"]
     assert layers["twice"].calls == 2
     assert (layers["block/inner"].inputs, layers["block/inner"].outputs) == (3, 4)
-    assert list(modulation.matching(layers, "(?!out$).*")) == ["block/inner", "twice"]
+    assert list(linen.matching(layers, "(?!out$).*")) == ["block/inner", "twice"]
 
 
 def test_keys_are_signs_drawn_independently_and_stored_as_a_seed():
-    layer = modulation.Layer("dense", 5000, 10, 1, 2, (1, 10))
+    layer = linen.Layer("dense", 5000, 10, 1, 2, (1, 10))
     bank = key_bank(jax.random.key(0), {"a": layer, "b": layer})
     assert sum(leaf.size for leaf in jax.tree.leaves(bank)) == 2
     keys = [select(bank, t)[name]["key"] for t in range(3) for name in "ab"]

@@ -9,7 +9,7 @@ from support import Jitted, digits_config, whole_registry
 from bpnjax import importance
 from bpnjax.data import load_sequence
 from bpnjax.models import MLP, ConvNet
-from bpnjax.recall import make_examples
+from bpnjax.training.recall import make_examples
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 

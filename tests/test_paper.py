@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from bpnjax.errors import UserError
 from bpnjax.paper import __main__ as command
 from bpnjax.paper import controls, eight, incremental, permuted, report, runs, sweeps, untold
+from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -84,8 +84,8 @@ def test_every_artefact_and_the_page(configs, folder, few, monkeypatch, capsys):
     assert '"batch_size": 48' in config  # the override reached the runs
     # All is there: nothing is trained again.
     capsys.readouterr()
-    monkeypatch.setattr("bpnjax.train.train_and_evaluate", None)
-    monkeypatch.setattr("bpnjax.sweep.sweep", None)
+    monkeypatch.setattr("bpnjax.run.train.train_and_evaluate", None)
+    monkeypatch.setattr("bpnjax.run.sweep.sweep", None)
     assert command.run(flags) == 0
 
 

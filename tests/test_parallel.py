@@ -10,9 +10,9 @@ import sys
 import pytest
 from command import XLA_FLAGS
 
-from bpnjax import parallel
 from bpnjax.config import default
-from bpnjax.errors import UserError
+from bpnjax.training import parallel
+from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import bpnjax
-from bpnjax import predict, train
+from bpnjax import predict
 from bpnjax.data import load_sequence
-from bpnjax.errors import UserError
-from bpnjax.problem import make_problem
+from bpnjax.run import train
+from bpnjax.run.setup import make_problem
+from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -123,12 +124,13 @@ one_model = pytest.mark.parametrize("trained", ["bd_psp"], indirect=True)
 
 @one_model
 def test_a_loaded_network_is_the_trained_one_bit_for_bit(trained):
-    from bpnjax import checkpoint, programs
-    from bpnjax.checkpoint import Position
+    from bpnjax.run import checkpoint
+    from bpnjax.run.checkpoint import Position
+    from bpnjax.training import epochs
 
     config, folder, _ = trained
     problem = make_problem(config, load_sequence(config))
-    shapes = jax.eval_shape(lambda k: programs.init_state(problem, k), jax.random.key(0))
+    shapes = jax.eval_shape(lambda k: epochs.init_state(problem, k), jax.random.key(0))
     state = checkpoint.restore_at(folder / "checkpoints", Position(3, 0, 0), shapes)
     predictor = bpnjax.load(folder)
     jax.tree.map(np.testing.assert_array_equal, predictor.core, state.core)

@@ -18,8 +18,8 @@ import pytest
 import requests
 from command import ROOT
 
-from bpnjax.data import builders, prepare
-from bpnjax.errors import UserError
+from bpnjax.data import builders, tfds_prepare
+from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -36,7 +36,7 @@ def write_mnist(folder):
 
 def refused(*args, **kwargs):
     with pytest.raises(UserError) as caught:
-        prepare.ensure_prepared(*args, **kwargs)
+        tfds_prepare.ensure_prepared(*args, **kwargs)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -44,10 +44,10 @@ def refused(*args, **kwargs):
 
 def test_prepare_from_archives_then_read_without_them(tmp_path, capsys):
     archives = write_mnist(tmp_path / "archives")
-    builder = prepare.ensure_prepared("mnist:3.0.1", tmp_path / "data", archives, verify=False)
+    builder = tfds_prepare.ensure_prepared("mnist:3.0.1", tmp_path / "data", archives, verify=False)
     assert capsys.readouterr().out == ""
     shutil.rmtree(archives)
-    again = prepare.ensure_prepared("mnist", tmp_path / "data", archives)
+    again = tfds_prepare.ensure_prepared("mnist", tmp_path / "data", archives)
     assert builder.data_dir == again.data_dir
     labels = [example["label"] for example in again.as_data_source("test")]
     assert sorted(labels) == [0, 1, 2, 3]
@@ -117,7 +117,7 @@ def test_probe_is_bounded_however_long_the_opener_hangs(monkeypatch):
 
     monkeypatch.setattr(urllib.request, "urlopen", hang)
     start = time.monotonic()
-    assert "no answer within 0.2 s" in prepare.unreachable(["http://a/x", "http://b/x"], 0.2)
+    assert "no answer within 0.2 s" in tfds_prepare.unreachable(["http://a/x", "http://b/x"], 0.2)
     assert time.monotonic() - start < 2
     release.set()
 
@@ -132,11 +132,11 @@ def test_probe_answers(monkeypatch):
         return contextlib.nullcontext()
 
     monkeypatch.setattr(urllib.request, "urlopen", opener)
-    assert prepare.unreachable(["http://a/x"]) == ""
-    assert prepare.unreachable(["http://b/x"]) == ""
-    assert prepare.unreachable(["http://c/x"]) == "HTTP status 503"
-    assert prepare.unreachable(["http://d/x"]) == "no route"
-    assert prepare.unreachable(["http://d/x", "http://a/x"]) == ""
+    assert tfds_prepare.unreachable(["http://a/x"]) == ""
+    assert tfds_prepare.unreachable(["http://b/x"]) == ""
+    assert tfds_prepare.unreachable(["http://c/x"]) == "HTTP status 503"
+    assert tfds_prepare.unreachable(["http://d/x"]) == "no route"
+    assert tfds_prepare.unreachable(["http://d/x", "http://a/x"]) == ""
 
 
 def serve(monkeypatch, folder, status=200):
@@ -172,11 +172,11 @@ def test_download_is_verified(tmp_path, monkeypatch):
         published(archive, folder / archive.filename) for archive in builders.ARCHIVES["mnist"]
     ]
     monkeypatch.setitem(builders.ARCHIVES, "mnist", tuple(small))
-    assert prepare.ensure_prepared("mnist", tmp_path / "data").info.full_name == "mnist/3.0.1"
+    assert tfds_prepare.ensure_prepared("mnist", tmp_path / "data").info.full_name == "mnist/3.0.1"
     # The archives are cached: to prepare again asks nobody.
     shutil.rmtree(tmp_path / "data" / "mnist")
     monkeypatch.setattr(prepare, "unreachable", lambda urls: pytest.fail("asked"))
-    prepare.ensure_prepared("mnist", tmp_path / "data")
+    tfds_prepare.ensure_prepared("mnist", tmp_path / "data")
 
 
 def published(archive, path):
@@ -207,13 +207,14 @@ def test_manual_dir_lacks_archives(tmp_path):
 def test_interrupted_preparation_leaves_nothing(tmp_path):
     archives = write_mnist(tmp_path / "archives")
     code = f"""import os
-from bpnjax.data import builders, prepare
+from bpnjax.data import builders
+from bpnjax.data import tfds_prepare
 png, count = builders._png, [0]
 def dying(image):
     count[0] += 1
     return png(image) if count[0] < 8 else os._exit(9)  # in the second split
 builders._png = dying
-prepare.ensure_prepared("mnist", {str(tmp_path / "data")!r}, {str(archives)!r}, verify=False)
+tfds_prepare.ensure_prepared("mnist", {str(tmp_path / "data")!r}, {str(archives)!r}, verify=False)
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]
@@ -222,13 +223,13 @@ prepare.ensure_prepared("mnist", {str(tmp_path / "data")!r}, {str(archives)!r}, 
     left = list((tmp_path / "data").rglob("*array_record*"))
     assert left and all("incomplete." in str(path) for path in left)
     assert "lacks" in refused("mnist", tmp_path / "data", tmp_path)
-    builder = prepare.ensure_prepared("mnist", tmp_path / "data", archives, verify=False)
+    builder = tfds_prepare.ensure_prepared("mnist", tmp_path / "data", archives, verify=False)
     assert len(builder.as_data_source("train")) == 6
 
 
 def test_another_process_was_faster(tmp_path):
     archives = write_mnist(tmp_path / "archives")
-    other = prepare.ensure_prepared("mnist", tmp_path / "other", archives, verify=False)
+    other = tfds_prepare.ensure_prepared("mnist", tmp_path / "other", archives, verify=False)
 
     def meanwhile(image, png=builders._png):
         shutil.copytree(other.data_dir, tmp_path / "data/mnist/3.0.1", dirs_exist_ok=True)
@@ -236,7 +237,7 @@ def test_another_process_was_faster(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builders, "_png", meanwhile)
-        builder = prepare.ensure_prepared("mnist", tmp_path / "data", archives, verify=False)
+        builder = tfds_prepare.ensure_prepared("mnist", tmp_path / "data", archives, verify=False)
     assert pathlib.Path(builder.data_dir) == tmp_path / "data/mnist/3.0.1"
 
 
@@ -285,6 +286,6 @@ def test_builder_that_needs_tensorflow(tmp_path, monkeypatch, capsys):
 def test_builder_of_tfds_writes_array_record(tmp_path, monkeypatch):
     toy = toy_class("toyset", lambda self: ((i, {"label": i}) for i in range(3)))
     monkeypatch.setattr(prepare, "tfds_class", lambda name: toy)
-    builder = prepare.ensure_prepared("toyset", tmp_path)
+    builder = tfds_prepare.ensure_prepared("toyset", tmp_path)
     assert builder.info.file_format.value == "array_record"
     assert sorted(example["label"] for example in builder.as_data_source("train")) == [0, 1, 2]

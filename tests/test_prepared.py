@@ -11,8 +11,8 @@ import time
 import pytest
 from command import ROOT
 
-from bpnjax.data import prepare
-from bpnjax.errors import UserError
+from bpnjax.data import tfds_prepare
+from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -46,7 +46,7 @@ def write_toy(data_dir, name="toyset", config=None, configs=()):
 
 def refused(*args, **kwargs):
     with pytest.raises(UserError) as caught:
-        prepare.ensure_prepared(*args, **kwargs)
+        tfds_prepare.ensure_prepared(*args, **kwargs)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -56,7 +56,7 @@ def refused(*args, **kwargs):
 def test_prepared_set_opens_fast_and_read_only(tmp_path, name):
     folder = write_toy(tmp_path)
     start = time.monotonic()
-    builder = prepare.ensure_prepared(name, tmp_path)
+    builder = tfds_prepare.ensure_prepared(name, tmp_path)
     assert time.monotonic() - start < 1
     assert type(builder).__name__ == "ReadOnlyBuilder"
     assert pathlib.Path(builder.data_dir) == folder
@@ -65,10 +65,10 @@ def test_prepared_set_opens_fast_and_read_only(tmp_path, name):
 
 def test_configs(tmp_path):
     write_toy(tmp_path, config="b", configs=("a", "b"))
-    assert prepare.ensure_prepared("toyset/b", tmp_path).info.config_name == "b"
+    assert tfds_prepare.ensure_prepared("toyset/b", tmp_path).info.config_name == "b"
     assert "toyset/b" in refused("toyset", tmp_path)  # the default is a, which is not there
     write_toy(tmp_path, config="a", configs=("a", "b"))
-    assert prepare.ensure_prepared("toyset", tmp_path).info.config_name == "a"
+    assert tfds_prepare.ensure_prepared("toyset", tmp_path).info.config_name == "a"
 
 
 def test_default_data_dir_and_lazy_imports(tmp_path):
@@ -76,7 +76,7 @@ def test_default_data_dir_and_lazy_imports(tmp_path):
     code = (
         "import sys; from bpnjax.data import builders, prepare\n"
         "assert 'tensorflow_datasets' not in sys.modules\n"
-        "print(prepare.ensure_prepared('toyset').data_dir)\n"
+        "print(tfds_prepare.ensure_prepared('toyset').data_dir)\n"
         "assert 'tensorflow' not in sys.modules"
     )
     environment = os.environ | {"TFDS_DATA_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}

@@ -7,11 +7,12 @@ from safetensors.numpy import load_file, save_file
 from support import digits_config
 
 import bpnjax
-from bpnjax import features, pretrain, train
+from bpnjax import pretrain
 from bpnjax.data import load_sequence
-from bpnjax.errors import UserError
 from bpnjax.models import SmallAlexNet, pretrained
-from bpnjax.problem import make_problem
+from bpnjax.run import frozen_features, train
+from bpnjax.run.setup import make_problem
+from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -96,7 +97,7 @@ def test_refusals(model_file, fields, message):
     given = FROZEN | {"model__pretrained": model_file} | fields
     config = digits_config("bd_ewc", train__features_once=True, **given)
     with pytest.raises(UserError) as error:
-        features.load(config)
+        frozen_features.load(config)
     assert str(error.value).startswith(message)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 
-from bpnjax import projection
+from bpnjax.optim import projection
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.9, 0.999])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bpnjax import config as configuration
-from bpnjax import train
+from bpnjax.run import train
 
 
 def run(tmp_path, file, **changes):

@@ -14,7 +14,8 @@ from command import ROOT
 from safetensors.numpy import load_file
 from support import whole_registry
 
-from bpnjax import main, methods, plots, train
+from bpnjax import main, methods
+from bpnjax.run import plots, train
 
 # Two tasks of two epochs of 9 steps. Checkpoints after 13 steps of a task, so in mid-epoch, and
 # at its end: (0, 1, 4), (1, 0, 0), (1, 1, 4), (2, 0, 0) as (task, epoch, step) counted from 0.

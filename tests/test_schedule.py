@@ -9,8 +9,10 @@ import pytest
 from safetensors.numpy import load_file
 from support import Jitted, digits_config
 
-from bpnjax import errors, main, plots, train
-from bpnjax.problem import make_problem
+from bpnjax import main
+from bpnjax.run import plots, train
+from bpnjax.run.setup import make_problem
+from bpnjax.utils import errors
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 DROPS = {"train.epochs_per_task": "(1, 3, 2)", "train.rate_drops": "(0.5,)"}

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from support import digits_config
 
-from bpnjax import parallel, train
 from bpnjax.data import load_sequence
-from bpnjax.problem import make_problem
-from bpnjax.view import put_on_device
+from bpnjax.run import train
+from bpnjax.run.setup import make_problem
+from bpnjax.training import parallel
+from bpnjax.training.task_data import put_on_device
 
 
 def run(how, **fields):

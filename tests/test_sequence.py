@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpnjax import checks, models
 from bpnjax import config as configuration
-from bpnjax.data import cache, embedded, load_sequence
+from bpnjax import models
+from bpnjax.config import checks
+from bpnjax.data import builtin_sets, cache, load_sequence
 from bpnjax.data.arrays import Arrays, Joined
-from bpnjax.errors import UserError
+from bpnjax.utils.errors import UserError
 
 
 def config_for(name="digits", **changes):
@@ -40,7 +41,7 @@ def test_unused_classes_are_left_out_and_renumbered():
     sequence = load_sequence(config_for(sequence__classes="7,2;2,9"))
     assert sequence.class_names == ("7", "2", "9")
     assert sequence.classes.tolist() == [[True, True, False], [False, True, True]]
-    raw = embedded.digits()
+    raw = builtin_sets.digits()
     assert len(sequence.train.labels) == np.isin(raw.train_labels, [7, 2, 9]).sum()
     shared = set(rows(sequence.train, 0)) & set(rows(sequence.train, 1))
     assert len(shared) == (raw.train_labels == 2).sum()  # class 2 belongs to both tasks

@@ -21,10 +21,10 @@ from official_archives import (
 from PIL import Image
 
 from bpnjax.config import default
-from bpnjax.data import archives, prepare, sets
+from bpnjax.data import archives, sets, tfds_prepare
 from bpnjax.data.sets import chars74k_letters, voc2012_actions
 from bpnjax.data.sources import load_arrays
-from bpnjax.errors import UserError
+from bpnjax.utils.errors import UserError
 
 NAMES = ("mit_indoor67", "fgvc_aircraft", "voc2012_actions", "chars74k_letters")
 CASES = [
@@ -52,7 +52,7 @@ def test_pictures_labels_and_splits(tmp_path, name, config):
     fonts = {"config": "fonts"} if config == "fonts" else {}
     expected = write(tmp_path / "archives", **fonts)
     full = f"{name}/{config}" if config else name
-    builder = prepare.ensure_prepared(
+    builder = tfds_prepare.ensure_prepared(
         full, tmp_path / "data", tmp_path / "archives", verify=bool("fgvc" in name)
     )
     assert builder.info.full_name == f"{full}/1.0.0"
@@ -98,7 +98,7 @@ def test_a_cut_jpeg_keeps_its_quantization():
 def test_loads_as_arrays(tmp_path):
     """The path of a run: name in, arrays of one shape out."""
     write_actions(tmp_path / "archives")
-    prepare.ensure_prepared("voc2012_actions", tmp_path / "data", tmp_path / "archives", False)
+    tfds_prepare.ensure_prepared("voc2012_actions", tmp_path / "data", tmp_path / "archives", False)
     dataset = default().dataset
     dataset.data_dir, dataset.resize = str(tmp_path / "data"), (16, 16, 3)
     arrays = load_arrays("voc2012_actions", dataset)
@@ -172,7 +172,7 @@ def test_what_to_do_where_a_set_is_missing(tmp_path, monkeypatch, name):
 
 def refused(name, data_dir, manual_dir, verify=False):
     with pytest.raises(UserError) as caught:
-        prepare.ensure_prepared(name, data_dir, manual_dir, verify)
+        tfds_prepare.ensure_prepared(name, data_dir, manual_dir, verify)
     assert not list(pathlib.Path(data_dir).rglob("dataset_info.json"))
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -320,7 +320,7 @@ def test_wrong_layouts(tmp_path, layout):
     name, change, what = LAYOUTS[layout]
     WRITE[name](tmp_path / "a", change)
     if what is None:  # seven are enough
-        assert prepare.ensure_prepared(name, tmp_path / "data", tmp_path / "a", False)
+        assert tfds_prepare.ensure_prepared(name, tmp_path / "data", tmp_path / "a", False)
         return
     message = refused(name, tmp_path / "data", tmp_path / "a")
     assert what in message
@@ -384,7 +384,7 @@ def test_a_sequence_of_sets(tmp_path):
     for write in WRITE.values():
         write(tmp_path / "archives")
     for name in NAMES:
-        prepare.ensure_prepared(name, tmp_path / "data", tmp_path / "archives", verify=False)
+        tfds_prepare.ensure_prepared(name, tmp_path / "data", tmp_path / "archives", verify=False)
     config = default()
     config.dataset.name = ",".join(NAMES)
     config.dataset.data_dir, config.dataset.resize = str(tmp_path / "data"), (8, 8, 3)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from support import Jitted, digits_config
 
-from bpnjax.errors import UserError
 from bpnjax.methods import slnid
+from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 

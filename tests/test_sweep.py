@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from support import Jitted, digits_config
 
-from bpnjax import sweep
-from bpnjax.errors import UserError
 from bpnjax.methods import bd, ewc
+from bpnjax.run import sweep
+from bpnjax.utils.errors import UserError
 
 
 def told_after_all(config):

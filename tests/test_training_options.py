@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from support import Jitted, digits_config
 
-from bpnjax import errors, main, problem
+from bpnjax import main
+from bpnjax.run import setup
+from bpnjax.utils import errors
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -47,7 +49,7 @@ class Dropping(nn.Module):
 def test_dropout_acts_in_training_only_and_by_the_key_of_its_step(monkeypatch):
     key, found = jax.random.key(0), {}
     for share in (0.0, 0.5):
-        monkeypatch.setattr(problem.models, "build", lambda *_, share=share: Dropping(share))
+        monkeypatch.setattr(setup.models, "build", lambda *_, share=share: Dropping(share))
         jitted = Jitted(digits_config("sgd"))
         start = jitted.init(key)
 

@@ -11,7 +11,7 @@ import pytest
 from command import FILES, contents
 
 from bpnjax import config as configuration
-from bpnjax.errors import UserError
+from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -35,7 +35,7 @@ def test_fields_that_change_no_result_are_no_other_configuration(run, copied):
 
 
 def test_a_field_that_an_earlier_version_did_not_have_counts_as_its_default(copied, tiny):
-    from bpnjax import workdir as folders
+    from bpnjax.run import workdir as folders
 
     workdir, _ = copied
     path = workdir / "config.json"
@@ -72,7 +72,7 @@ def test_workdir_that_turns_out_not_to_be_writable(refused, tiny_flags, monkeypa
     def fail(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("bpnjax.workdir.write_atomically", fail)
+    monkeypatch.setattr("bpnjax.run.workdir.write_atomically", fail)
     flags = [*tiny_flags(), "--workdir=there"]
     refused(flags, "--workdir", "Permission denied", "name another")
 
@@ -134,7 +134,7 @@ def test_overwrite_replaces_the_run_and_nothing_else(run, copied):
 
 def test_overwrite_cut_short_leaves_nothing_for_another_configuration(copied, tiny, monkeypatch):
     """Killed while it removes files, the folder is still the old configuration's."""
-    from bpnjax import workdir as folders
+    from bpnjax.run import workdir as folders
 
     workdir, _ = copied
     tiny.train.learning_rate = 0.5

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from bpnjax.errors import UserError
+from bpnjax.utils.errors import UserError
 
 
 class Archive(NamedTuple):

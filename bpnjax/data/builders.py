@@ -15,7 +15,7 @@ from PIL import Image
 
 from bpnjax.data import archives
 from bpnjax.data.archives import Archive, malformed, unpacking
-from bpnjax.errors import UserError
+from bpnjax.utils.errors import UserError
 
 # Address, then file name, size and sha256 of each archive, as in url_checksums/ of TFDS.
 _PUBLISHED = {

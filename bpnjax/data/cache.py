@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 
-from bpnjax.errors import UserError
+from bpnjax.utils.errors import UserError
 
 
 def cache_root(cache_dir: str = "") -> pathlib.Path:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bpnjax.errors import UserError
+from bpnjax.utils.errors import UserError
 
 _THREADS = 4  # of a process without workers; JPEGs are decoded outside Python's lock
 _AHEAD = 2  # batches that a process has ready

@@ -106,7 +106,7 @@ def permute_key(mode, input_layer: str, pixels: PixelOrder):
     """The mode to go with `permute_input`: the key of the first layer moves with the pixels.
 
     Args:
-      mode: as in `bpnjax.modulation.modulated_apply`, one task's.
+      mode: as in `bpnjax.networks.linen.modulated_apply`, one task's.
       input_layer: the path of the first layer.
       pixels: the task's pixel order.
 

@@ -11,7 +11,7 @@ import numpy as np
 from bpnjax.data import crops
 from bpnjax.data.arrays import Arrays, Joined
 from bpnjax.data.sources import load_arrays
-from bpnjax.errors import UserError
+from bpnjax.utils.errors import UserError
 
 # Mean and standard deviation of ImageNet's red, green and blue between 0 and 1, as those who
 # publish networks trained on it divide by.

@@ -5,9 +5,9 @@ import pathlib
 
 import numpy as np
 
-from bpnjax.data import cache, crops, embedded
+from bpnjax.data import builtin_sets, cache, crops
 from bpnjax.data.arrays import Arrays
-from bpnjax.errors import UserError
+from bpnjax.utils.errors import UserError
 
 _DECODE_BLOCK = 2000
 
@@ -38,7 +38,7 @@ def load_arrays(name: str, dataset, train_split: str = "train") -> Arrays:
       ('black', 'red', 'light blue')
     """
     look = _look(dataset)
-    if name in embedded.SETS:
+    if name in builtin_sets.SETS:
         if look or train_split != "train":
             field, value = ("augment", look) if look else ("train_split", train_split)
             value = dataset.augment if look else value
@@ -46,8 +46,8 @@ def load_arrays(name: str, dataset, train_split: str = "train") -> Arrays:
                 f"dataset.{field}: {value!r} is for sets of TFDS, and {name} is built in; leave "
                 "it out"
             )
-        return embedded.SETS[name]()
-    from bpnjax.data.prepare import ensure_prepared
+        return builtin_sets.SETS[name]()
+    from bpnjax.data.tfds_prepare import ensure_prepared
 
     builder = ensure_prepared(name, dataset.data_dir, dataset.manual_dir)
     features = builder.info.features

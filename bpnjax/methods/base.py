@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpnjax import modulation
+from bpnjax.networks import linen
 
 
 class Spec(NamedTuple):
@@ -19,7 +19,7 @@ class Spec(NamedTuple):
 
     num_tasks: int
     classes: Any  # bool [T, C], the classes of each task; host array
-    layers: dict[str, modulation.Layer]
+    layers: dict[str, linen.Layer]
     init: Callable[[jax.Array], Any]  # PRNG key -> fresh shared parameters
     config: Any  # the run's ConfigDict
 
@@ -62,7 +62,9 @@ class Ended(NamedTuple):
     """The task that just ended: importance over its data, and the data themselves."""
 
     fisher: Callable[..., Any]  # (kind, of how many examples) -> as `bpnjax.importance.fisher`
-    factors: Callable[..., Any]  # (of how many examples) -> as `bpnjax.kronecker.factors`
+    factors: Callable[
+        ..., Any
+    ]  # (of how many examples) -> as `bpnjax.importance.kronecker.factors`
     sensitivity: Callable[[], Any]  # as `bpnjax.importance.sensitivity`
     neurons: Callable[[str], dict[str, jax.Array]]  # as `bpnjax.importance.neurons`
     slots: jax.Array  # int32 [N], its examples in the order of the last epoch, padding last
@@ -132,7 +134,7 @@ def head_mask(core, spec: Spec):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from bpnjax.layers import Layer
+      >>> from bpnjax.networks.layers import Layer
       >>> from bpnjax.methods.base import Spec, head_mask
       >>> layers = {name: Layer("dense", 2, 2, 1, 2, (1, 2)) for name in ("hidden_0", "output")}
       >>> spec = Spec(1, None, layers, None, None)
@@ -152,7 +154,7 @@ def head_mask(core, spec: Spec):
 def chain(name: str, *methods: Method, paper: str = "") -> Method:
     """Composes methods: modes and learned parameters merge, gradients pass left to right.
 
-    Biases of one layer add up and keys of one layer multiply (`bpnjax.modulation.merge`). Each part
+    Biases of one layer add up and keys of one layer multiply (`bpnjax.networks.linen.merge`). Each part
     sees its own state only, and draws from a PRNG key of its own.
 
     Args:
@@ -190,7 +192,7 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
         return sum(each("rules", config, optimizer), ())
 
     def mode(states, task):
-        return modulation.merge(*(m.mode(s, task) for m, s in zip(methods, states, strict=True)))
+        return linen.merge(*(m.mode(s, task) for m, s in zip(methods, states, strict=True)))
 
     def train_core(core, states, task, key):
         for method, state in zip(methods, states, strict=True):
@@ -237,7 +239,7 @@ def chain(name: str, *methods: Method, paper: str = "") -> Method:
         kept = {}
         for method, state in zip(methods, states, strict=True):
             for name, tree in method.stored(state).items():
-                kept[name] = modulation.merge(kept.get(name, {}), tree)
+                kept[name] = linen.merge(kept.get(name, {}), tree)
         return kept
 
     return Method(

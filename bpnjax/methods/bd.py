@@ -20,8 +20,9 @@ paper.
 import jax
 import jax.numpy as jnp
 
-from bpnjax import modulation, optim
+from bpnjax import optim
 from bpnjax.methods.base import Method
+from bpnjax.networks import linen
 
 GROUP = "bd"
 
@@ -30,14 +31,14 @@ def empty_bank(layers, num_tasks: int):
     """A bank of zero biases: every task's mode is the plain network until it is frozen.
 
     Args:
-      layers: ``{path: Layer}`` as `bpnjax.modulation.find_layers` gives, or a part of it.
+      layers: ``{path: Layer}`` as `bpnjax.networks.linen.find_layers` gives, or a part of it.
       num_tasks: T.
 
     Returns:
       ``{path: {"bias": f32 [T, K]}}``, K the outputs of a layer.
 
     Example:
-      >>> from bpnjax.layers import Layer
+      >>> from bpnjax.networks.layers import Layer
       >>> from bpnjax.methods import bd
       >>> layers = {"out": Layer("dense", 4, 3, 1, 2, (1, 3))}
       >>> bd.empty_bank(layers, num_tasks=2)["out"]["bias"].shape
@@ -58,7 +59,7 @@ def init_factors(key, layers, hidden_dim: int):
 
     Args:
       key: typed PRNG key.
-      layers: ``{path: Layer}`` as `bpnjax.modulation.find_layers` gives.
+      layers: ``{path: Layer}`` as `bpnjax.networks.linen.find_layers` gives.
       hidden_dim: H.
 
     Returns:
@@ -67,7 +68,7 @@ def init_factors(key, layers, hidden_dim: int):
 
     Example:
       >>> import jax
-      >>> from bpnjax.layers import Layer
+      >>> from bpnjax.networks.layers import Layer
       >>> from bpnjax.methods import bd
       >>> layers = {"out": Layer("dense", 4, 3, 1, 2, (1, 3))}
       >>> factors = bd.init_factors(jax.random.key(0), layers, hidden_dim=16)
@@ -95,12 +96,12 @@ def init_factors(key, layers, hidden_dim: int):
 def init(key, core, spec):
     """The hook `init` of `Method`: the `empty_bank` of the layers that `bd.layers` names."""
     del key, core
-    return empty_bank(modulation.matching(spec.layers, spec.config.bd.layers), spec.num_tasks)
+    return empty_bank(linen.matching(spec.layers, spec.config.bd.layers), spec.num_tasks)
 
 
 def fresh(key, spec):
     """The hook `fresh` of `Method`: ``{"bd": factors}`` as `init_factors` draws them."""
-    layers = modulation.matching(spec.layers, spec.config.bd.layers)
+    layers = linen.matching(spec.layers, spec.config.bd.layers)
     return {GROUP: init_factors(key, layers, spec.config.bd.hidden_dim)}
 
 
@@ -130,7 +131,7 @@ def product(factors):
 
 def train_mode(learned, mode):
     """The hook `train_mode` of `Method`: the mode with the `product` of the factors added."""
-    return modulation.merge(mode, product(learned[GROUP]))
+    return linen.merge(mode, product(learned[GROUP]))
 
 
 def freeze(bank, biases, task):
@@ -172,7 +173,7 @@ def _make(name, rules):
         init=init,
         fresh=fresh,
         rules=rules,
-        mode=modulation.select,
+        mode=linen.select,
         train_mode=train_mode,
         store=store,
         stored=lambda state: {"bank": state},

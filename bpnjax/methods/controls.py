@@ -16,17 +16,17 @@ Source: ours.
 import jax
 import jax.numpy as jnp
 
-from bpnjax import modulation
-from bpnjax.heads import FAR_BELOW
 from bpnjax.methods import bd
 from bpnjax.methods.base import Method
+from bpnjax.networks import linen
+from bpnjax.utils.heads import FAR_BELOW
 
 GROUP = "plain_bias"
 
 
 def _fresh(key, spec):
     del key
-    layers = modulation.matching(spec.layers, spec.config.bd.layers)
+    layers = linen.matching(spec.layers, spec.config.bd.layers)
     return {GROUP: {path: {"bias": jnp.zeros(layer.outputs)} for path, layer in layers.items()}}
 
 
@@ -43,8 +43,8 @@ PLAIN_BIAS = Method(
     init=bd.init,
     fresh=_fresh,
     rules=lambda config, optimizer: ((f"^{GROUP}/", optimizer(config.plain_bias.learning_rate)),),
-    mode=modulation.select,
-    train_mode=lambda learned, mode: modulation.merge(mode, learned[GROUP]),
+    mode=linen.select,
+    train_mode=lambda learned, mode: linen.merge(mode, learned[GROUP]),
     store=_store,
     stored=lambda state: {"bank": state},
 )
@@ -52,7 +52,7 @@ PLAIN_BIAS = Method(
 
 def _random_bank(key, core, spec):
     del core
-    layers = modulation.matching(spec.layers, spec.config.bd.layers)
+    layers = linen.matching(spec.layers, spec.config.bd.layers)
     bank = {}
     for layer_key, (path, layer) in zip(
         jax.random.split(key, len(layers)), layers.items(), strict=True
@@ -69,7 +69,7 @@ RANDOM_BIAS = Method(
     told_task=True,
     layer_fields=("bd",),
     init=_random_bank,
-    mode=modulation.select,
+    mode=linen.select,
     stored=lambda state: {"bank": state},
 )
 
@@ -119,7 +119,7 @@ def output_mask(name: str, method: Method) -> Method:
         after_update=lambda core, state, step: method.after_update(core, state[1], step),
         after_step=after_step,
         consolidate=consolidate,
-        mode=lambda state, task: modulation.select(state[0], task),
+        mode=lambda state, task: linen.select(state[0], task),
         train_mode=lambda learned, mode: {},
         renumber=lambda state, slots: (state[0], method.renumber(state[1], slots)),
         stored=lambda state: {},  # which classes a task has is part of the question

@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bpnjax.errors import UserError
 from bpnjax.methods import lwf, replay
 from bpnjax.methods.base import Ended, Method
+from bpnjax.utils.errors import UserError
 
 
 class Encoder(NamedTuple):

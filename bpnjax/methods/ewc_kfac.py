@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from bpnjax import kronecker, per_example
-from bpnjax.errors import UserError
+from bpnjax.importance import kronecker, per_example
 from bpnjax.methods.base import Method
+from bpnjax.utils.errors import UserError
 
 
 class KfacState(NamedTuple):
@@ -112,7 +112,7 @@ def after_update(core, state, step):
               \quad \Delta_l = z - \theta^*_l
 
     for each layer l, with n `ewc_kfac.every` and :math:`\eta` the learning rate at this step;
-    `bpnjax.kronecker.pull_back` solves it.
+    `bpnjax.importance.kronecker.pull_back` solves it.
     """
     every = step.spec.config.ewc_kfac.every
     strength = every * step.rate * state.strength

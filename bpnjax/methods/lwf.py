@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpnjax.heads import within_head
 from bpnjax.methods import replay
 from bpnjax.methods.base import Method, head_mask
+from bpnjax.utils.heads import within_head
 
 
 class LwfState(NamedTuple):

@@ -11,14 +11,15 @@ al. 2020, Alg. 3. Keys sit on pixels, every hidden layer and the last layer's in
 chooses), are drawn independently per layer and task, and are derived from one seed.
 """
 
-from bpnjax import keys, modulation
 from bpnjax.methods.base import Method
+from bpnjax.modes import keys
+from bpnjax.networks import linen
 
 
 def init(key, core, spec):
     """The hook `init` of `Method`: a seed for each layer that `psp.layers` names."""
     del core
-    layers = modulation.matching(spec.layers, spec.config.psp.layers)
+    layers = linen.matching(spec.layers, spec.config.psp.layers)
     return keys.key_bank(key, layers)
 
 
@@ -28,6 +29,6 @@ PSP = Method(
     told_task=True,
     layer_fields=("psp",),
     init=init,
-    mode=modulation.select,
+    mode=linen.select,
     stored=lambda state: {"bank": state},
 )

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpnjax.errors import UserError
 from bpnjax.methods import ewc, mas, replay
 from bpnjax.methods.base import Method
+from bpnjax.utils.errors import UserError
 
 _ANCHORS = {"mas": (mas.MAS, "output_norm"), "ewc": (ewc.EWC, "loss")}
 
@@ -41,13 +41,13 @@ def hidden_layers(layers) -> dict[str, str]:
     """The Dense layers whose units go into another Dense layer.
 
     Args:
-      layers: ``{path: Layer}`` as `bpnjax.modulation.find_layers` gives.
+      layers: ``{path: Layer}`` as `bpnjax.networks.linen.find_layers` gives.
 
     Returns:
       ``{layer: the next one}``; the output layer is none of the former.
 
     Example:
-      >>> from bpnjax.layers import Layer
+      >>> from bpnjax.networks.layers import Layer
       >>> from bpnjax.methods import slnid
       >>> layers = {"hidden_0": Layer("dense", 4, 3, 1, 2, (1, 3))}
       >>> layers["output"] = Layer("dense", 3, 2, 1, 2, (1, 2))

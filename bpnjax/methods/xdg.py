@@ -10,8 +10,9 @@ Source: Masse et al. 2018 (arXiv 1802.01569). Variant: without rescaling of the 
 `xdg` is gating alone, `xdg_ewc` with EWC, the paper's combination.
 """
 
-from bpnjax import keys, modulation
 from bpnjax.methods.base import Method
+from bpnjax.modes import keys
+from bpnjax.networks import linen
 
 
 def init(key, core, spec):
@@ -27,6 +28,6 @@ XDG = Method(
     paper="Masse et al. 2018, arXiv 1802.01569",
     told_task=True,
     init=init,
-    mode=modulation.select,
+    mode=linen.select,
     stored=lambda state: {"bank": state},
 )

@@ -9,7 +9,7 @@ import sys
 
 from bpnjax import config as configuration
 from bpnjax import main as command
-from bpnjax.errors import UserError
+from bpnjax.utils.errors import UserError
 
 USAGE = """usage: python -m bpnjax.paper --artefact=NAME[,NAME...] [--workdir=DIR] [--num_seeds=N]
                               [--configs=DIR] [--config.FIELD=VALUE ...]
@@ -102,9 +102,9 @@ def run(arguments: list[str]) -> int:
             print(USAGE)
             return 0
         names, whole, runner = _parse(arguments)
-        from bpnjax.checkpoint import write_atomically
         from bpnjax.paper import report
-        from bpnjax.writers import markdown_table
+        from bpnjax.run.checkpoint import write_atomically
+        from bpnjax.run.writers import markdown_table
 
         folder, made = runner.folder, []
         for name in names:

@@ -3,7 +3,7 @@
 import numpy as np
 from safetensors.numpy import load_file
 
-from bpnjax.metrics import mean_and_sd
+from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.paper import drawing, runs
 from bpnjax.paper.report import Report, number
 

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from bpnjax.plots import headless_pyplot
+from bpnjax.run.plots import headless_pyplot
 
 COLORS = {
     "STL": "0.35", "BD+PSP": "#d62728", "BD+EWC": "#1f77b4", "PSP": "#ff7f0e", "EWC": "#2ca02c",

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bpnjax.metrics import mean_and_sd
+from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.paper import drawing, runs
 from bpnjax.paper.report import Cell, Report, beside_paper
 

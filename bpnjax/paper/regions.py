@@ -6,15 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpnjax import checkpoint, programs, train
 from bpnjax import config as configuration
-from bpnjax.checkpoint import Position
-from bpnjax.data import embedded, load_sequence
-from bpnjax.metrics import mean_and_sd
-from bpnjax.modulation import modulated_apply
+from bpnjax.data import builtin_sets, load_sequence
+from bpnjax.evaluation.metrics import mean_and_sd
+from bpnjax.networks.linen import modulated_apply
 from bpnjax.paper import drawing, runs
 from bpnjax.paper.report import Cell, Report, beside_paper
-from bpnjax.problem import make_problem
+from bpnjax.run import checkpoint, train
+from bpnjax.run.checkpoint import Position
+from bpnjax.run.setup import make_problem
+from bpnjax.training import epochs
 
 METHODS = (("plain SGD", "sgd"), ("GD+EWC", "gd_ewc"), ("BD+EWC", "bd_ewc"))
 _TEXT = """Probability of the black cluster (yellow: high, blue: low). Task 1 is black against red,
@@ -37,7 +38,7 @@ def probabilities(run: runs.Run, config, points) -> dict[tuple[int, int], np.nda
     sequence = load_sequence(config)
     problem = make_problem(config, sequence)
 
-    init = partial(programs.init_state, problem)
+    init = partial(epochs.init_state, problem)
     init = jax.vmap(init) if config.num_seeds > 1 else init
     abstract = jax.eval_shape(init, train.seed_keys(config))
     x = jnp.asarray(points) * sequence.scale + sequence.shift
@@ -76,7 +77,7 @@ def fig5(runner) -> Report:
         found = mean_and_sd(runs.matrix(run)[:, -1, 0])
         cells.append(Cell(label, found["mean"], found["sd"]))
         done.append(run)
-    data = embedded.gaussians()
+    data = builtin_sets.gaussians()
     path = drawing.picture_path(runner.folder, "fig5")
     with drawing.panels(path, 3, len(METHODS), (9, 9), sharey=True) as axes:
         rows = {(1, 0): "after task 1", (2, 0): "after task 2,\nmode of task 1",

@@ -5,8 +5,8 @@ import html
 import pathlib
 from typing import NamedTuple
 
-from bpnjax.checkpoint import write_atomically
-from bpnjax.writers import markdown_table
+from bpnjax.run.checkpoint import write_atomically
+from bpnjax.run.writers import markdown_table
 
 CLOSE = 0.02  # a figure is reproduced within this, or above
 
@@ -86,7 +86,7 @@ def beside_paper(cells: list[Cell], what: str) -> tuple[list[str], list[list[str
       what: the head of the first column.
 
     Returns:
-      Header and rows of text, for `bpnjax.writers.markdown_table`.
+      Header and rows of text, for `bpnjax.run.writers.markdown_table`.
     """
     rows = []
     for cell in cells:

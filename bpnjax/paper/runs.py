@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bpnjax import config as configuration
-from bpnjax import train, workdir
-from bpnjax.errors import UserError
-from bpnjax.writers import plain_nan
+from bpnjax.run import train, workdir
+from bpnjax.run.writers import plain_nan
+from bpnjax.utils.errors import UserError
 
 
 class Runner(NamedTuple):

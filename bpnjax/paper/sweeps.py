@@ -1,6 +1,6 @@
 """Supplement C: accuracy against the inner width H and against EWC's strength.
 
-Values and seeds are one vmapped program (`bpnjax.sweep`). Factors of a width are padded to the
+Values and seeds are one vmapped program (`bpnjax.run.sweep`). Factors of a width are padded to the
 widest of its group, so widths that differ much are in groups of their own.
 """
 
@@ -9,11 +9,12 @@ import time
 
 import numpy as np
 
-from bpnjax import compiled, sweep, writers
-from bpnjax.checkpoint import write_atomically
-from bpnjax.metrics import mean_and_sd
+from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.paper import drawing, runs
 from bpnjax.paper.report import Report, number
+from bpnjax.run import sweep, writers
+from bpnjax.run.checkpoint import write_atomically
+from bpnjax.training import compilation
 
 HIDDEN_DIMS = ((1, 5, 25, 100), (300, 900), (2500,))
 STRENGTHS = ((0.0, 1.0, 10.0, 100.0, 2000.0, 2e4, 2e5, 2e6),)
@@ -29,7 +30,7 @@ def _group(runner, name, field, values, change) -> tuple[np.ndarray, float]:
         if found["asked"] == asked:
             return np.array(writers.plain_nan(found["task_told"]), float), found["seconds"]
     started = time.perf_counter()
-    compiled.keep(config)
+    compilation.keep(config)
     told = sweep.sweep(config, values, change)["task_told"]
     seconds = time.perf_counter() - started
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import bpnjax
-from bpnjax import inference
-from bpnjax.checkpoint import write_atomically
 from bpnjax.data import load_sequence
-from bpnjax.metrics import mean_and_sd
+from bpnjax.evaluation import task_inference
+from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.paper import drawing, permuted, runs
 from bpnjax.paper.report import Report, number
+from bpnjax.run.checkpoint import write_atomically
 
 SEQUENCES = (
     ("10 permuted MNIST", "permuted_mnist.py", {"sequence__num_tasks": 10}, 500),
@@ -44,7 +44,7 @@ def shares(predictor, sequence, examples: int) -> dict:
       ``{"told": share, rule: {"example": (guess, answer), "batch": (guess, answer)}}``, each the
       mean over tasks.
     """
-    found = {rule: {"example": [], "batch": []} for rule in inference.RULES}
+    found = {rule: {"example": [], "batch": []} for rule in task_inference.RULES}
     told = []
     for task in range(predictor.num_tasks):
         rows = sequence.test.index[task, : sequence.test.count[task]][:examples]
@@ -56,7 +56,7 @@ def shares(predictor, sequence, examples: int) -> dict:
             guess = predictor.infer(images, rule)
             by["example"].append(_right(guess.task, task, guess.outputs, labels))
             batches = np.split(guess.scores, len(rows) // BATCH)
-            tasks = np.concatenate([inference.choose(scores, "batch") for scores in batches])
+            tasks = np.concatenate([task_inference.choose(scores, "batch") for scores in batches])
             by["batch"].append(_right(tasks, task, predictor(images, task=tasks), labels))
     means = {
         rule: {per: np.mean(pairs, 0).tolist() for per, pairs in by.items()}
@@ -94,7 +94,7 @@ def _row(run, found, rule) -> list[str]:
 def _bars(axis, title, measured: dict) -> None:
     """Answers told and by each rule, for each picture; a group of bars a method."""
     bars = {"told": lambda f: f["told"]}
-    bars |= {rule: lambda f, rule=rule: f[rule]["example"][1] for rule in inference.RULES}
+    bars |= {rule: lambda f, rule=rule: f[rule]["example"][1] for rule in task_inference.RULES}
     for k, (label, value) in enumerate(bars.items()):
         found = [mean_and_sd([value(f) for f in shares]) for shares in measured.values()]
         place = np.arange(len(found)) + (k - 1.5) * 0.2
@@ -129,7 +129,7 @@ def untold(runner) -> Report:
                 evaluate__inferred_rows="last", evaluate__inferred_examples=examples,
             )  # fmt: skip
             found, took = _measured(run, examples)
-            rows += [_row(run, found, rule) for rule in inference.RULES]
+            rows += [_row(run, found, rule) for rule in task_inference.RULES]
             measured[title][method] = found
             done.append(run)
             seconds += took

@@ -12,7 +12,7 @@ from bpnjax.data.sets.fgvc_aircraft import FGVC_AIRCRAFT
 from bpnjax.data.sets.imageset import examples
 from bpnjax.data.sets.mit_indoor67 import MIT_INDOOR67
 from bpnjax.data.sets.voc2012_actions import VOC2012_ACTIONS
-from bpnjax.errors import UserError
+from bpnjax.utils.errors import UserError
 
 SETS = {
     "mit_indoor67": MIT_INDOOR67,

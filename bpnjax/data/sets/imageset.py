@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from bpnjax.data import archives
 from bpnjax.data.archives import Archive
-from bpnjax.errors import UserError
+from bpnjax.utils.errors import UserError
 
 
 class Config(NamedTuple):

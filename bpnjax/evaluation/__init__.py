@@ -1,0 +1,1 @@
+"""Accuracy matrices and their summaries, task inference, the predictor of a saved model."""

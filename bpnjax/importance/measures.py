@@ -1,0 +1,328 @@
+"""How much each parameter matters: Fisher information (EWC), sensitivity (MAS), units (SLNID).
+
+All are exact per example and take one backward pass, by the sums of `bpnjax.importance.per_example`.
+
+The network maps ``x`` alone to logits. Where it takes more, `bpnjax.networks.linen.fixed` fills it in:
+``fisher(fixed(model, variables, train=False), variables["params"], ...)``. Only "params" has
+importance; other collections, such as the running averages of BatchNorm, are constants. An example
+must not depend on the others of its batch: BatchNorm on batch statistics is an error.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bpnjax.importance import per_example
+from bpnjax.networks import linen
+from bpnjax.utils.heads import within_head
+
+__all__ = [
+    "FISHER_KINDS",
+    "NEURON_KINDS",
+    "fisher",
+    "fisher_sum",
+    "neurons",
+    "neurons_sum",
+    "sensitivity",
+    "sensitivity_sum",
+]
+
+FISHER_KINDS = ("empirical", "true", "sampled")
+NEURON_KINDS = ("loss", "output_norm")
+
+
+@per_example.named_remedy()
+def fisher_sum(
+    model,
+    params,
+    mode,
+    x,
+    labels,
+    *,
+    kind="empirical",
+    weights=None,
+    key=None,
+    chunk=32,
+    classes=None,
+) -> Any:
+    """Sum over a batch of squared per-example gradients of the log-likelihood; see `fisher`.
+
+    Args:
+      model: a Linen module that maps ``x`` to logits ``[n, C]``.
+      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
+      mode: as in `bpnjax.modulated_apply`, one task for the whole batch; ``{}`` for none.
+      x: inputs ``[n, ...]``.
+      labels: int ``[n]``; read by ``kind="empirical"`` only.
+      kind: ``"empirical"``, ``"true"`` or ``"sampled"``.
+      weights: f32 ``[n]``, 0 for examples that are padding; all 1 by default.
+      key: typed PRNG key; needed by ``kind="sampled"``.
+      chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
+      classes: bool ``[C]``, the head whose softmax is meant; all outputs by default.
+
+    Returns:
+      A tree like the parameters, f32.
+
+    Raises:
+      ValueError: unknown ``kind``, or ``"sampled"`` without a key.
+
+    Example:
+      >>> import jax.numpy as jnp, flax.linen as nn
+      >>> from bpnjax import importance
+      >>> params = {"kernel": jnp.zeros((1, 2)), "bias": jnp.zeros(2)}  # softmax gives 1/2 each
+      >>> x, labels = jnp.array([[2.0], [4.0], [9.0]]), jnp.array([0, 1, 0])
+      >>> weights = jnp.array([1.0, 1.0, 0.0])  # the last one is padding
+      >>> found = importance.fisher_sum(nn.Dense(2), params, {}, x, labels, weights=weights)
+      >>> found["kernel"].tolist(), found["bias"].tolist()  # (2 / 2)^2 + (4 / 2)^2
+      ([[5.0, 5.0]], [0.5, 0.5])
+    """
+    if kind not in FISHER_KINDS:
+        raise ValueError(f"unknown Fisher kind {kind!r}; use one of {', '.join(FISHER_KINDS)}")
+    if kind == "sampled" and key is None:
+        raise ValueError("the sampled Fisher draws labels: pass key=jax.random.key(...)")
+    model, params = linen.split(model, params)
+    weights = jnp.ones(x.shape[0]) if weights is None else weights
+
+    if kind == "sampled":
+        answers = linen.modulated_apply(model, params, mode, x).astype(jnp.float32)
+        labels = jax.random.categorical(key, within_head(answers, classes))
+
+    def magnitudes(logits, backward):
+        # d(-log p_y)/d logits = p - onehot(y); everything upstream of the logits is linear in it.
+        p, width = jax.nn.softmax(within_head(logits, classes)), logits.shape[-1]
+        if kind != "true":
+            return jax.tree.map(jnp.square, backward(p - jax.nn.one_hot(labels, width)))
+
+        def add(c, sums):
+            deltas = backward(p - jax.nn.one_hot(c, width))
+            return jax.tree.map(lambda s, d: s + p[:, c, None] * jnp.square(d), sums, deltas)
+
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(backward, p))
+        return jax.lax.fori_loop(0, width, add, zeros)
+
+    def magnitude(logits_of, free, label):
+        def squares(y):
+            return jax.tree.map(
+                jnp.square,
+                jax.grad(lambda f: jax.nn.log_softmax(within_head(logits_of(f), classes))[y])(free),
+            )
+
+        if kind != "true":
+            return squares(label)
+        p = jax.nn.softmax(within_head(logits_of(free), classes))
+
+        def add(c, sums):
+            return jax.tree.map(lambda s, q: s + p[c] * q, sums, squares(c))
+
+        return jax.lax.fori_loop(0, p.shape[0], add, jax.tree.map(jnp.zeros_like, free))
+
+    return per_example.sums(
+        model, params, mode, x, labels, weights, chunk, magnitudes, jnp.square, magnitude
+    )
+
+
+def fisher(
+    model, params, mode, x, labels, *, kind="empirical", key=None, batch_size=512, chunk=32
+) -> Any:
+    r"""Diagonal of the Fisher information, exact per example.
+
+    .. math:: F_j = \frac{1}{n} \sum_i \Big( \frac{\partial \log p(y_i | x_i)}{\partial \theta_j}
+              \Big)^2
+
+    The kinds differ in the label: ``"empirical"`` takes the label of the data, ``"true"`` the
+    expectation over the model's own labels, :math:`\sum_c p(c | x_i) (\cdot)^2`, and ``"sampled"``
+    one label drawn from the model per example. It is never the square of a batch-mean gradient,
+    which many codes call Fisher and which is too small by about the batch size.
+
+    Args:
+      model: a Linen module that maps ``x`` to logits ``[n, C]``.
+      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
+      mode: as in `bpnjax.modulated_apply`; ``{}`` for none.
+      x: inputs ``[n, ...]``.
+      labels: int ``[n]``; read by ``kind="empirical"`` only.
+      kind: ``"empirical"``, ``"true"`` or ``"sampled"``.
+      key: typed PRNG key; needed by ``kind="sampled"``.
+      batch_size: examples in one pass.
+      chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
+
+    Returns:
+      A tree like the parameters, f32, non-negative.
+
+    Raises:
+      ValueError: unknown ``kind``, or ``"sampled"`` without a key.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, flax.linen as nn
+      >>> from bpnjax import importance
+      >>> net = nn.Dense(2, use_bias=False)
+      >>> params = {"kernel": jnp.zeros((1, 2))}  # p = 1/2, gradient = x * (p - onehot)
+      >>> f = importance.fisher(net, params, {}, jnp.array([[2.0]]), jnp.array([0]))
+      >>> f["kernel"].tolist()
+      [[1.0, 1.0]]
+
+    Source: Kirkpatrick et al. 2017 (EWC); van de Ven 2025 (arXiv 2502.11756) for the kinds.
+    """
+    model, params = linen.split(model, params)
+
+    def one_batch(i, x, labels, weights):
+        draw = None if key is None else jax.random.fold_in(key, i)
+        return fisher_sum(
+            model, params, mode, x, labels, kind=kind, weights=weights, key=draw, chunk=chunk
+        )
+
+    return _mean(one_batch, params, x, labels, batch_size)
+
+
+def _mean(sum_of_batch, params, x, labels, batch_size):
+    n = x.shape[0]
+    x, labels, weights = per_example.in_pieces((x, labels, jnp.ones(n)), min(batch_size, n))
+
+    def add(sums, batch):
+        return jax.tree.map(jnp.add, sums, sum_of_batch(*batch)), None
+
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    sums, _ = jax.lax.scan(add, zeros, (jnp.arange(len(x)), x, labels, weights))
+    return jax.tree.map(lambda s: s / n, sums)
+
+
+def sensitivity_sum(model, params, mode, x, *, weights=None, chunk=32, classes=None) -> Any:
+    """Sum over a batch of absolute per-example gradients of the squared output norm.
+
+    Args:
+      model: a Linen module that maps ``x`` to outputs ``[n, C]``.
+      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
+      mode: as in `bpnjax.modulated_apply`, one task for the whole batch; ``{}`` for none.
+      x: inputs ``[n, ...]``.
+      weights: f32 ``[n]``, 0 for examples that are padding; all 1 by default.
+      chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
+      classes: bool ``[C]``, the head whose outputs are meant; all outputs by default.
+
+    Returns:
+      A tree like the parameters, f32.
+    """
+    model, params = linen.split(model, params)
+    weights = jnp.ones(x.shape[0]) if weights is None else weights
+    counted = 1.0 if classes is None else classes.astype(jnp.float32)
+
+    def magnitudes(outputs, backward):
+        return jax.tree.map(jnp.abs, backward(2.0 * counted * outputs))
+
+    def magnitude(outputs_of, free, _):
+        gradient = jax.grad(lambda f: jnp.sum(counted * jnp.square(outputs_of(f))))(free)
+        return jax.tree.map(jnp.abs, gradient)
+
+    labels = jnp.zeros(x.shape[0], jnp.int32)  # not used by MAS
+    return per_example.sums(
+        model, params, mode, x, labels, weights, chunk, magnitudes, jnp.abs, magnitude
+    )
+
+
+def sensitivity(model, params, mode, x, *, batch_size=512, chunk=32) -> Any:
+    r"""MAS importance: how much the squared norm of the output depends on each parameter.
+
+    .. math:: \Omega_j = \frac{1}{n} \sum_i \Big| \frac{\partial \|F(x_i)\|_2^2}{\partial
+              \theta_j} \Big|
+
+    ``F`` are the logits. No labels are used. The absolute value is taken per example; the released
+    code takes it of the gradient summed over a batch by default, where signs cancel.
+
+    Args:
+      model: a Linen module that maps ``x`` to outputs ``[n, C]``.
+      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
+      mode: as in `bpnjax.modulated_apply`; ``{}`` for none.
+      x: inputs ``[n, ...]``.
+      batch_size: examples in one pass.
+      chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
+
+    Returns:
+      A tree like the parameters, f32, non-negative.
+
+    Example:
+      >>> import jax.numpy as jnp, flax.linen as nn
+      >>> from bpnjax import importance
+      >>> params = {"kernel": jnp.array([[3.0]])}  # F = 3 x, d F^2 / d w = 2 F x
+      >>> x = jnp.array([[1.0], [-1.0]])
+      >>> importance.sensitivity(nn.Dense(1, use_bias=False), params, {}, x)["kernel"].tolist()
+      [[6.0]]
+
+    Source: Aljundi et al. 2018 (MAS), Eq. 2-3.
+    """
+    model, params = linen.split(model, params)
+    labels = jnp.zeros(x.shape[0], jnp.int32)
+    return _mean(
+        lambda _, x, __, weights: sensitivity_sum(
+            model, params, mode, x, weights=weights, chunk=chunk
+        ),
+        params, x, labels, batch_size,
+    )  # fmt: skip
+
+
+def neurons_sum(
+    model, params, mode, x, labels, *, of="output_norm", weights=None, classes=None
+) -> dict[str, jax.Array]:
+    """Sum over a batch of absolute gradients for the units' inputs; see `neurons`.
+
+    Args:
+      model: a Linen module that maps ``x`` to logits ``[n, C]``.
+      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
+      mode: as in `bpnjax.modulated_apply`, one task for the whole batch; ``{}`` for none.
+      x: inputs ``[n, ...]``.
+      labels: int ``[n]``; read by ``of="loss"`` only.
+      of: ``"output_norm"`` or ``"loss"``.
+      weights: f32 ``[n]``, 0 for examples that are padding; all 1 by default.
+      classes: bool ``[C]``, the head whose outputs are meant; all outputs by default.
+
+    Returns:
+      ``{path: f32 [outputs]}`` for every Dense layer that is called once on ``[n, d]``.
+
+    Raises:
+      ValueError: unknown ``of``.
+    """
+    if of not in NEURON_KINDS:
+        raise ValueError(f"unknown importance {of!r}; use one of {', '.join(NEURON_KINDS)}")
+    model, params = linen.split(model, params)
+    weights = jnp.ones(x.shape[0]) if weights is None else weights
+    logits, backward, _ = per_example.probe(model, params, mode, x)
+    if of == "output_norm":
+        cotangent = 2.0 * logits * (1.0 if classes is None else classes)
+    else:
+        p = jax.nn.softmax(within_head(logits, classes))
+        cotangent = p - jax.nn.one_hot(labels, logits.shape[-1])
+    return {path: weights @ jnp.abs(delta) for path, delta in backward(cotangent).items()}
+
+
+def neurons(model, params, mode, x, labels, *, of="output_norm") -> dict[str, jax.Array]:
+    r"""Importance of the units: how much what is measured depends on the input of each.
+
+    .. math:: a_i = \frac{1}{n} \sum_b \Big| \frac{\partial s(x_b)}{\partial z_i} \Big|
+
+    ``z_i`` is the sum that unit i of a Dense layer puts into its nonlinearity. ``of="output_norm"``
+    takes ``s = ||F(x)||^2`` (with MAS), ``of="loss"`` the negative log-likelihood of the label
+    (with EWC).
+
+    Args:
+      model: a Linen module that maps ``x`` to logits ``[n, C]``.
+      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
+      mode: as in `bpnjax.modulated_apply`; ``{}`` for none.
+      x: inputs ``[n, ...]``.
+      labels: int ``[n]``; read by ``of="loss"`` only.
+      of: ``"output_norm"`` or ``"loss"``.
+
+    Returns:
+      ``{path: f32 [outputs]}`` for every Dense layer that is called once on ``[n, d]``.
+
+    Raises:
+      ValueError: unknown ``of``.
+
+    Example:
+      >>> import jax.numpy as jnp, flax.linen as nn
+      >>> from bpnjax import importance
+      >>> net, params = nn.Dense(1), {"kernel": jnp.array([[3.0]]), "bias": jnp.zeros(1)}
+      >>> x = jnp.array([[1.0], [-1.0]])
+      >>> importance.neurons(net, params, {}, x, jnp.zeros(2, int))[""].tolist()  # |2 z| = 6
+      [6.0]
+
+    Source: Aljundi et al. 2019 (arXiv 1806.05421), Sec. 4.2: the importance of neurons in SLNID.
+    """
+    sums = neurons_sum(model, params, mode, x, labels, of=of)
+    return {path: s / x.shape[0] for path, s in sums.items()}

@@ -1,0 +1,147 @@
+"""Keys and gates of tasks, derived from a seed and never stored element by element.
+
+A node of a bank that is `KeySeeds` or `GateSeeds` stands for an array ``[T, width]``;
+`bpnjax.networks.linen.select` draws the row of a task when it is asked for.
+"""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+__all__ = ["GateSeeds", "KeySeeds", "gate_bank", "is_seed", "key_bank"]
+
+
+@struct.dataclass
+class KeySeeds:
+    """The +-1 keys of one layer for any number of tasks, stored as one PRNG key.
+
+    A drop-in for an array ``[T, width]`` in a bank: `select` draws the row of a task when it is
+    asked for, so a thousand tasks cost no more memory than one.
+
+    Example:
+      >>> import jax
+      >>> from bpnjax.modes.keys import KeySeeds
+      >>> keys = KeySeeds(jax.random.key(0), width=50)
+      >>> row = keys.row(999)
+      >>> row.shape, sorted(set(row.tolist()))
+      ((50,), [-1.0, 1.0])
+    """
+
+    seed: jax.Array  # typed PRNG key, shape ()
+    width: int = struct.field(pytree_node=False)
+
+    def row(self, task) -> jax.Array:
+        """The key of one task.
+
+        Args:
+          task: int scalar, may be traced.
+
+        Returns:
+          f32 ``[width]``, each element +1 or -1 with probability 1/2.
+        """
+        words = jax.random.bits(jax.random.fold_in(self.seed, task), ((self.width + 31) // 32,))
+        bits = (words[:, None] >> jnp.arange(32, dtype=words.dtype)) & 1
+        return 1.0 - 2.0 * bits.reshape(-1)[: self.width].astype(jnp.float32)
+
+
+@struct.dataclass
+class GateSeeds:
+    """The 0/1 gates of one layer for any number of tasks, stored as one PRNG key.
+
+    Example:
+      >>> import jax
+      >>> from bpnjax.modes.keys import GateSeeds
+      >>> row = GateSeeds(jax.random.key(0), width=1000, gated=0.8).row(3)
+      >>> sorted(set(row.tolist())), round(float(row.mean()), 1)
+      ([0.0, 1.0], 0.2)
+    """
+
+    seed: jax.Array  # typed PRNG key, shape ()
+    width: int = struct.field(pytree_node=False)
+    gated: float = struct.field(pytree_node=False)  # probability of 0
+
+    def row(self, task) -> jax.Array:
+        """The gate of one task.
+
+        Args:
+          task: int scalar, may be traced.
+
+        Returns:
+          f32 ``[width]``, each element 0 with probability ``gated``, else 1.
+        """
+        open_ = jax.random.bernoulli(
+            jax.random.fold_in(self.seed, task), 1.0 - self.gated, (self.width,)
+        )
+        return open_.astype(jnp.float32)
+
+
+def is_seed(node) -> bool:
+    """Is this node of a bank drawn from a seed instead of stored?
+
+    Args:
+      node: any; meant for ``is_leaf`` of `jax.tree.map` over a bank.
+
+    Returns:
+      True for `KeySeeds` and `GateSeeds`.
+    """
+    return isinstance(node, (KeySeeds, GateSeeds))
+
+
+def _layer_seed(seed, path):
+    return jax.random.fold_in(seed, zlib.crc32(path.encode()))
+
+
+def key_bank(seed: jax.Array, layers) -> dict[str, dict[str, KeySeeds]]:
+    r"""PSP keys for the given layers, independent per layer and task, from one seed.
+
+    .. math:: key_{l,t} \in \{-1, +1\}^{inputs_l}, \quad y = W (x \odot key_{l,t}) + b
+
+    Args:
+      seed: a typed PRNG key.
+      layers: as `find_layers` returns them; each gets a key on its input.
+
+    Returns:
+      A bank ``{path: {"key": KeySeeds}}``. The layer's path is folded into the seed, so adding a
+      layer to a network does not change the keys of the others.
+
+    Example:
+      >>> import jax
+      >>> from bpnjax.modes import keys
+      >>> from bpnjax.networks import linen
+      >>> from bpnjax.networks.layers import Layer
+      >>> layers = {"out": Layer("dense", 4, 3, 1, 2, (1, 3))}
+      >>> bank = keys.key_bank(jax.random.key(0), layers)
+      >>> linen.select(bank, 7)["out"]["key"].shape
+      (4,)
+
+    Source: Cheung et al. 2019 (arXiv 1902.05522), binary superposition. Variant: keys fixed (the
+    released code trains them).
+    """
+    return {
+        path: {"key": KeySeeds(_layer_seed(seed, path), layer.inputs)}
+        for path, layer in layers.items()
+    }
+
+
+def gate_bank(seed: jax.Array, layers, gated: float):
+    r"""Like `key_bank`, with gates in {0, 1} instead of signs.
+
+    .. math:: gate_{l,t} \in \{0, 1\}^{inputs_l}, \quad P(gate = 0) = gated
+
+    Args:
+      seed: a typed PRNG key.
+      layers: as `find_layers` returns them; each gets a gate on its input.
+      gated: probability of 0.
+
+    Returns:
+      A bank ``{path: {"key": GateSeeds}}``; a gate multiplies the input as a key does.
+
+    Source: Masse et al. 2018 (arXiv 1802.01569, XdG). Variant: the units that are left are not
+    rescaled.
+    """
+    return {
+        path: {"key": GateSeeds(_layer_seed(seed, path), layer.inputs, gated)}
+        for path, layer in layers.items()
+    }

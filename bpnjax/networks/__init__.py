@@ -1,0 +1,1 @@
+"""Networks as bpnjax sees them: one adapter file per framework."""

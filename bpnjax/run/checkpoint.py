@@ -1,0 +1,194 @@
+"""Checkpoints that survive a kill at any moment: Orbax for the arrays, a manifest that seals each.
+
+A checkpoint is a folder written by Orbax and beside it ``<name>.json``, which holds the run's
+record (position, accuracies so far, times) and size and checksum of each file. The manifest is
+written last and moved into place whole, so what has none is unfinished and what does not match it
+is damaged; either way the one before it serves.
+"""
+
+import json
+import logging
+import os
+import pathlib
+import shutil
+import warnings
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bpnjax.utils import prng
+from bpnjax.utils.errors import UserError
+
+
+class Position(NamedTuple):
+    """Where a run stands: the next thing to do is this step of this epoch of this task.
+
+    All from 0; after the last step of the last epoch the task counts on, and epoch and step are 0.
+    """
+
+    task: int
+    epoch: int
+    step: int
+
+
+def _name(position: Position) -> str:
+    return f"{position.task:05d}-{position.epoch:05d}-{position.step:09d}"
+
+
+def _files(folder: pathlib.Path) -> dict[str, list[int]]:
+    return {
+        str(path.relative_to(folder)): [path.stat().st_size, zlib.crc32(path.read_bytes())]
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _checkpointer():
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    # One host writes and reads by itself; without this it would wait for all others.
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"host{me}"
+    )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def save(folder: pathlib.Path, position: Position, state: Any, record: dict, keep: int) -> None:
+    """Writes a checkpoint, then removes all but it and the ``keep - 1`` before it.
+
+    Args:
+      folder: the run's checkpoint folder.
+      position: where the run stands.
+      state: any pytree of arrays.
+      record: what else to keep, JSON.
+      keep: how many checkpoints stay.
+
+    Raises:
+      OSError: it could not be written; the earlier ones are untouched.
+    """
+    import orbax.checkpoint as ocp
+
+    folder.mkdir(parents=True, exist_ok=True)
+    target = (folder / _name(position)).resolve()
+    state = prng.to_numbers(state)  # Orbax takes keys on one host only
+    if jax.process_count() > 1:  # of JAX's arrays it would look for the other hosts' parts
+        state = jax.tree.map(np.asarray, state)
+    with _checkpointer() as checkpointer:
+        checkpointer.save(target, args=ocp.args.StandardSave(state), force=True)
+    manifest = {"position": position._asdict(), "record": record, "files": _files(target)}
+    write_atomically(folder / f"{target.name}.json", json.dumps(manifest))
+    # Later ones are damaged, else the run would have gone on from them: they must not take the
+    # place of good ones.
+    sealed = sorted(path.stem for path in folder.glob("*.json") if path.stem <= target.name)
+    for path in folder.iterdir():
+        if path.is_dir() and path.name not in sealed[-keep:]:
+            (folder / f"{path.name}.json").unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def restore_latest(folder: pathlib.Path, abstract: Any) -> tuple[Position, Any, dict] | None:
+    """Reads the newest checkpoint that is whole, and warns of those that are not.
+
+    Args:
+      folder: the run's checkpoint folder.
+      abstract: the state's structure, shapes and dtypes: a state, or `jax.eval_shape` of one.
+
+    Returns:
+      Position, state and record; None where no checkpoint was ever finished.
+
+    Raises:
+      UserError: there are checkpoints, but all are damaged.
+    """
+    manifests = sorted(folder.glob("*.json"), reverse=True)
+    for path in manifests:
+        try:
+            return _restore(path, abstract)
+        except _DAMAGE as error:
+            why = str(error).split("\n", 1)[0] or type(error).__name__
+            warnings.warn(
+                f"checkpoint {path.stem} is damaged ({why}); going back to the one before it",
+                stacklevel=2,
+            )
+    if manifests:
+        raise UserError(
+            f"workdir: every checkpoint in {folder} is damaged; delete that folder or pass "
+            "--overwrite to start afresh"
+        )
+    return None
+
+
+_DAMAGE = (ValueError, KeyError, TypeError, OSError)
+
+
+def _restore(manifest_path: pathlib.Path, abstract):
+    import orbax.checkpoint as ocp
+
+    target = manifest_path.with_suffix("").resolve()
+    manifest = json.loads(manifest_path.read_text())
+    if _files(target) != manifest["files"]:
+        raise ValueError("its files are not what was written")
+    position = Position(**manifest["position"])
+    with warnings.catch_warnings(), _checkpointer() as checkpointer:
+        warnings.simplefilter("ignore")  # of the sharding, which the target gives
+        restored = checkpointer.restore(target, args=ocp.args.StandardRestore(_stored(abstract)))
+    return position, prng.from_numbers(restored, abstract), manifest["record"]
+
+
+def _stored(abstract):
+    """What was stored of a state: shapes and dtypes, all for the default device."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        jax.eval_shape(prng.to_numbers, abstract),
+    )
+
+
+def restore_at(folder: pathlib.Path, position: Position, abstract: Any) -> Any:
+    """Reads the state of one checkpoint.
+
+    Args:
+      folder: the run's checkpoint folder.
+      position: where the run stood.
+      abstract: the state's structure, shapes and dtypes: a state, or `jax.eval_shape` of one.
+
+    Returns:
+      The state.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged.
+    """
+    try:
+        return _restore(folder / f"{_name(position)}.json", abstract)[1]
+    except _DAMAGE as error:
+        raise UserError(
+            f"workdir: no whole checkpoint {_name(position)} in {folder}; delete that run's folder "
+            "and run again"
+        ) from error
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that at any moment either the old or the new content is there.
+
+    Args:
+      path: of the file; its folder must exist. ``.NAME.partial`` beside it is used meanwhile.
+      text: its content.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from bpnjax.run.checkpoint import write_atomically
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     write_atomically(pathlib.Path(folder, "a.txt"), "new")
+      ...     pathlib.Path(folder, "a.txt").read_text(), len(list(pathlib.Path(folder).iterdir()))
+      ('new', 1)
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    partial.replace(path)

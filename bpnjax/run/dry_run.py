@@ -1,0 +1,143 @@
+"""What a run would be, without training: its settings, tasks, network, memory and time."""
+
+import math
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from bpnjax import config as configuration
+from bpnjax.data import builtin_sets, set_names
+from bpnjax.methods import REGISTRY
+from bpnjax.run import byte_counts, frozen_features, later_tasks
+from bpnjax.run.setup import make_problem
+from bpnjax.training import epochs, parallel, streaming
+from bpnjax.utils.errors import UserError
+
+_SHARE = 0.4  # of a matrix product's rate that training, tests included, reaches (benchmarks/)
+
+
+def describe(config) -> str:
+    """Reads the sets and shapes of a run and says what it would be.
+
+    Nothing is trained or written to the run's folder; some matrix products are timed on the device.
+
+    Args:
+      config: a validated configuration.
+
+    Returns:
+      Lines of text.
+
+    Raises:
+      UserError: the run could not start.
+    """
+    layout = parallel.choose_layout(config)
+    _check_prepared(config)
+    trained, sequence = frozen_features.load(config)
+    problem = make_problem(trained, sequence)
+    state = jax.eval_shape(partial(epochs.init_state, problem), jax.random.key(0))
+    picture = sequence.train.images[0].nbytes
+    counts = byte_counts.report(problem, state, picture)
+    earlier = later_tasks.find(config, sequence)
+    stages = later_tasks.stages(problem, earlier)
+    steps = sum(
+        problem.epochs[task] * epochs.steps_per_epoch(problem, sequence, task) for task in stages
+    )
+    lines = [f"{name} = {value!r}" for name, value in configuration.flatten(config).items()]
+    lines += ["", f"method    {config.method} ({REGISTRY[config.method].paper or 'baseline'})"]
+    learned = f", 1 to {earlier.num_tasks} learned in {earlier.path}" if earlier else ""
+    lines += [f"tasks     {sequence.num_tasks}{learned}"]
+    for task, row in enumerate(sequence.classes):
+        names = [sequence.class_names[c] for c in row.nonzero()[0]]
+        shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+        lines.append(
+            f"  {task + 1:3d}  {int(sequence.train.count[task]):,} training and "
+            f"{int(sequence.test.count[task]):,} test examples of {len(names)} classes: {shown}"
+        )
+    lines.append(f"network   {config.model.name}, input {sequence.train.images.shape[1:]}")
+    for path, layer in problem.spec.layers.items():
+        lines.append(f"  {path}: {layer.kind}, {layer.inputs} -> {layer.outputs}")
+    held = sequence.train.images.nbytes + sequence.test.images.nbytes
+    most = streaming.most_bytes(config)
+    streams = most is not None and sequence.train.images.nbytes > most
+    lines += [
+        f"memory    {counts['core_parameters']:,} shared parameters",
+        f"  {counts['parameters_per_task']:,} numbers ({counts['bytes_per_task']:,} bytes) kept "
+        "a task",
+        f"  {config.num_seeds * counts['training_bytes'] / 1e6:,.1f} MB of state in training, "
+        f"{config.num_seeds} seed{'s' * (config.num_seeds > 1)}",
+        f"  {held / 1e6:,.1f} MB of pictures{', which stream' if streams else ''}",
+        f"devices   {layout.number} of {jax.device_count()} x {jax.devices()[0].device_kind}",
+        f"steps     {steps:,} of {config.train.batch_size} examples",
+        f"time      about {_duration(_seconds(problem, sequence, stages))} on one such "
+        "device, by its rate of matrix products; rough, compiling not counted",
+    ]
+    return "\n".join(lines)
+
+
+def _check_prepared(config) -> None:
+    """Refuses sets that a run would prepare first, perhaps for hours: here nothing is prepared."""
+    names = [name for name in set_names(config) if name not in builtin_sets.SETS]
+    if not names:
+        return
+    from bpnjax.data.tfds_prepare import unprepared
+
+    absent = unprepared(names, config.dataset.data_dir)
+    if not absent:
+        return
+    listed = "; ".join(
+        name + (f" ({', '.join(files[:4])}{', ...' if len(files) > 4 else ''})" if files else "")
+        for name, files in absent.items()
+    )
+    raise UserError(
+        f"dataset.name: {len(absent)} of {len(names)} sets are not prepared, and a dry run prepares"
+        f" none: {listed}; the command without --dry_run downloads and prepares them, or takes"
+        " these archives from --config.dataset.manual_dir=DIR; sets prepared elsewhere are read"
+        " from --config.dataset.data_dir=DIR"
+    )
+
+
+def _seconds(problem, sequence, stages) -> float:
+    """By the multiplications of training and of the tests after each task."""
+    core = jax.eval_shape(problem.spec.init, jax.random.key(0))
+    multiplications = 0
+    for path, layer in problem.spec.layers.items():
+        kernel = core
+        for name in path.split("/"):
+            kernel = kernel[name]
+        # A convolution multiplies its whole kernel at every place of its output.
+        places = math.prod(layer.output_shape[1:-1]) if layer.kind == "conv" else 1
+        multiplications += layer.calls * places * kernel["kernel"].size
+    tested = 0
+    for row in stages:
+        of_row = int(sequence.test.count[: row + 1].sum())
+        modes = row + 1 if problem.method.told_task else 0  # tried for task_inferred
+        every = problem.config.evaluate.inferred_rows == "all" or row == stages[-1]
+        limit = problem.config.evaluate.inferred_examples
+        share = min(1.0, limit * (row + 1) / of_row) if limit else 1.0
+        tested += of_row * (1 + every * share * modes)
+    epochs = problem.epochs
+    count = sequence.train.count
+    if problem.method.joint:
+        trained = epochs[0] * int(count.sum())
+    else:
+        trained = sum(epochs[task] * int(count[task]) for task in stages)
+    work = problem.config.num_seeds * 2.0 * multiplications * (3 * trained + tested)
+    return work / (_SHARE * _matrix_rate())
+
+
+def _matrix_rate(size: int = 1024) -> float:
+    a = jnp.ones((size, size))
+    multiply = jax.jit(jnp.matmul)
+    jax.block_until_ready(multiply(a, a))
+    started = time.perf_counter()
+    for _ in range(5):
+        jax.block_until_ready(multiply(a, a))
+    return 5 * 2.0 * size**3 / (time.perf_counter() - started)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

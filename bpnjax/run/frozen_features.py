@@ -1,0 +1,152 @@
+"""Frozen convolutions run once: what they give takes the pictures' place in a sequence.
+
+A network whose convolutions start from pretrained weights and have a learning rate of 0 computes
+the same features of a picture in every epoch, method and seed. With ``train.features_once`` they
+are computed before training, kept in the cache folder, and the network that is trained begins
+behind them.
+"""
+
+import hashlib
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpnjax import models, optim
+from bpnjax.data import TaskSequence, cache, load_sequence
+from bpnjax.data.sequence import Extractor
+from bpnjax.methods import REGISTRY
+from bpnjax.models import pretrained
+from bpnjax.utils.errors import UserError
+
+_BATCH = 500
+
+
+def load(config):
+    """Loads a run's sequence, of features where its configuration asks for them.
+
+    Args:
+      config: a validated run configuration.
+
+    Returns:
+      The configuration of what is trained, which is ``config`` itself unless layers were run once
+      and are gone, and its `TaskSequence`.
+
+    Raises:
+      UserError: the sets cannot be had, or the convolutions do not stay as they are.
+    """
+    return once(config, load_sequence(config))
+
+
+def once(config, sequence: TaskSequence):
+    """Replaces the pictures of a sequence by the features of frozen convolutions, if so asked.
+
+    Args:
+      config: a validated run configuration.
+      sequence: of pictures.
+
+    Returns:
+      The configuration without the rates of the layers that are gone, and the sequence: images f32
+      ``[n, d]``, to be taken as they are, and what made them in ``extractor``.
+
+    Raises:
+      UserError: the network has no features, or its convolutions may change.
+    """
+    if not config.train.features_once:
+        return config, sequence
+    if config.resume_from:
+        raise UserError(
+            "train.features_once: a run goes on behind another's tasks with the whole network; "
+            "leave it out beside --resume_from"
+        )
+    if config.dataset.augment != "none":
+        raise UserError(
+            f"train.features_once: with dataset.augment={config.dataset.augment} a picture differs "
+            "from epoch to epoch; leave one of the two out"
+        )
+    model = models.build(config.model, sequence.num_classes)
+    shape = sequence.train.images.shape[1:]
+    x = jnp.zeros((1, *shape))
+    if config.model.name != "small_alexnet" or len(shape) != 3:
+        raise UserError(
+            f"train.features_once: model.name={config.model.name} on {shape} has no features; it "
+            "is for small_alexnet on pictures"
+        )
+    if not config.model.pretrained:
+        raise UserError(
+            "train.features_once: model.pretrained is empty; name the model.safetensors of python "
+            "-m bpnjax.pretrain"
+        )
+    params = jax.eval_shape(partial(model.init, features=True), jax.random.key(0), x)["params"]
+    _check_frozen(config, params, sequence)
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
+    try:
+        params = pretrained.start_from(params, pretrained.read(config.model.pretrained))
+    except ValueError as error:
+        raise UserError(f"model.pretrained: {error}") from error
+    extractor = Extractor(jax.tree.map(np.asarray, params), shape, sequence.scale, sequence.shift)
+
+    @jax.jit
+    def features_of(images):
+        x = images.astype(jnp.float32) * sequence.scale + sequence.shift
+        return model.apply({"params": params}, x, features=True).astype(jnp.float32)
+
+    def replaced(split):
+        folder = _folder(config, extractor, split.images)
+        found = cache.read(folder)
+        if found is None:
+            cache.write(folder, {"features": _in_batches(features_of, split.images)})
+            found = cache.read(folder)
+        return split._replace(images=found["features"])
+
+    config = config.copy_and_resolve_references()
+    rules = optim.parse_rates(config.train.rates)
+    left = [(p, c) for p, c in rules if not any(re.fullmatch(p, layer) for layer in params)]
+    config.train.rates = ";".join(f"{pattern}={factor}" for pattern, factor in left)
+    return config, sequence._replace(
+        train=replaced(sequence.train), test=replaced(sequence.test), extractor=extractor,
+        scale=np.ones(1, np.float32), shift=np.zeros(1, np.float32),
+    )  # fmt: skip
+
+
+def _check_frozen(config, layers, sequence):
+    rules = optim.parse_rates(config.train.rates)
+    for layer in layers:
+        rate = next((c for pattern, c in rules if re.fullmatch(pattern, layer)), 1.0)
+        if rate:
+            raise UserError(
+                f"train.features_once: {layer} learns; freeze it with "
+                "--config.train.rates='conv_.*=0'"
+            )
+        for field in REGISTRY[config.method].layer_fields:
+            if re.fullmatch(config[field].layers, layer):
+                raise UserError(
+                    f"train.features_once: {field}.layers={config[field].layers!r} gives {layer} a "
+                    f"part in the tasks; leave it out, as --config.{field}.layers='fc6|fc7|output'"
+                )
+    if sequence.permuted:
+        raise UserError(
+            "train.features_once: permuted pixels give each task features of its own; set it to "
+            "False"
+        )
+
+
+def _folder(config, extractor: Extractor, images):
+    """Where features are kept: by the pictures and all that makes the one of the other."""
+    digest = hashlib.blake2b(config.model.dtype.encode(), digest_size=12)
+    parts = [*jax.tree.leaves(extractor.params), extractor.scale, extractor.shift, images]
+    for part in parts:
+        digest.update(str(part.shape).encode() + np.ascontiguousarray(part).tobytes())
+    return cache.cache_root(config.dataset.cache_dir) / "features" / digest.hexdigest()
+
+
+def _in_batches(function, images) -> np.ndarray:
+    """Rows in batches of one size, the last one padded, so that one program serves all."""
+    found = []
+    for start in range(0, len(images), _BATCH):
+        part = np.asarray(images[start : start + _BATCH])
+        padded = np.pad(part, [(0, _BATCH - len(part)), *[(0, 0)] * (part.ndim - 1)])
+        found.append(np.asarray(function(padded))[: len(part)])
+    return np.concatenate(found)

@@ -1,0 +1,336 @@
+"""Later tasks: a run whose first tasks are those that another run has learned.
+
+`resume_from` names the folder of a complete run, or a model of it. Its tasks come first in the
+new, longer sequence and are not trained again: the shared parameters, the modes and what the method
+keeps of them are put into the first places of a fresh state, and training goes on behind them.
+
+A model holds what answers. What protects earlier tasks while later ones are trained (a Fisher and
+its anchor, memories, teachers) is in a run's checkpoints; a method that has any needs those.
+"""
+
+import json
+import pathlib
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+from safetensors import safe_open
+
+from bpnjax.config import default, differences, flatten
+from bpnjax.data import TaskSequence
+from bpnjax.evaluation import predictor
+from bpnjax.methods import REGISTRY
+from bpnjax.run import checkpoint
+from bpnjax.run.export import plain_leaves
+from bpnjax.run.setup import Problem, make_problem
+from bpnjax.training import epochs, hosts
+from bpnjax.training.epochs import TrainState
+from bpnjax.utils import prng
+from bpnjax.utils.errors import UserError
+
+# What may be another in the new run, beside fields that change no result. Which classes a task has
+# is compared itself, not the fields that say so.
+_MAY_DIFFER = (
+    "resume_from", "name", "seed", "num_seeds", "devices", "parallel", "train", "evaluate",
+    "sequence.num_tasks", "sequence.classes_per_task", "sequence.classes", "sequence.order_seed",
+    "dataset.name", "dataset.train_split", "bd.hidden_dim", "bd.epsilon", "bd.learning_rate",
+    "plain_bias.learning_rate",
+)  # fmt: skip
+
+
+class Earlier(NamedTuple):
+    """The tasks learned before, and what is known of them."""
+
+    path: str  # as the user gave it
+    num_tasks: int  # k
+    config: Any  # ConfigDict of their run, with the fields of this version
+    metadata: dict[str, Any]  # of its model
+    state: TrainState | None  # host arrays, [num_seeds, ...] with several; None on other hosts
+
+    def normalised(self, sequence: TaskSequence) -> TaskSequence:
+        """The sequence with pictures scaled as the earlier tasks saw them."""
+        scale, shift = (
+            np.asarray(json.loads(self.metadata[name]), np.float32) for name in ("scale", "shift")
+        )
+        return sequence._replace(scale=scale, shift=shift)
+
+
+def find(config, sequence: TaskSequence) -> Earlier | None:
+    """Reads what `resume_from` names, and checks that this run can go on from it.
+
+    Args:
+      config: a validated configuration, of the longer sequence.
+      sequence: what it gives.
+
+    Returns:
+      `Earlier`; None where `resume_from` is empty.
+
+    Raises:
+      UserError: there is no such model, it does not fit, or it lacks what the method needs.
+    """
+    path = config.resume_from
+    if not path:
+        return None
+    method = REGISTRY[config.method]
+    if method.joint:
+        raise UserError(
+            f"--resume_from: {config.method} trains on all tasks at once and learns none later; "
+            "choose another method, or train the whole sequence anew"
+        )
+    metadata = hosts.first_asks(lambda: predictor.read_metadata(predictor.find_file(path)))
+    known = flatten(default())
+    old = known | flatten(json.loads(metadata["config"]))
+    old = {f: tuple(v) if isinstance(known.get(f), tuple) else v for f, v in old.items()}
+    of_run = ConfigDict(traverse_util.unflatten_dict(old, sep="."))
+    num_tasks = len(json.loads(metadata["outputs"]))
+    earlier = Earlier(path, num_tasks, of_run, metadata, None)
+    _check_fields(earlier, config)
+    _check_sequence(earlier, config, sequence)
+    state = None
+
+    def read():
+        nonlocal state
+        state = _read(earlier, config, sequence)
+
+    hosts.first_asks(read)
+    return earlier._replace(state=state)
+
+
+def _check_fields(earlier: Earlier, config) -> None:
+    old, new = earlier.config, config
+    skipped = [f for f in flatten(new) if any(f == m or f.startswith(m + ".") for m in _MAY_DIFFER)]
+    found = differences(
+        *({f: v for f, v in flatten(c).items() if f not in skipped} for c in (old, new))
+    )
+    names = [[name.strip() for name in c.dataset.name.split(",")] for c in (old, new)]
+    if names[0] != (names[1][: len(names[0])] if new.sequence.kind == "datasets" else names[1]):
+        found.append(f"dataset.name: {old.dataset.name!r} -> {new.dataset.name!r}")
+    if found:
+        raise UserError(
+            f"--resume_from: {earlier.path} comes from a run with other settings "
+            f"({'; '.join(found)}); set them as they were there"
+        )
+    if new.evaluate.rule == "statistics" and REGISTRY[new.method].told_task:
+        kept = old.evaluate.statistics if old.evaluate.rule == "statistics" else 0
+        if kept != new.evaluate.statistics:
+            raise UserError(
+                f"--resume_from: {earlier.path} kept {kept or 'no'} statistics of its tasks, and "
+                f"evaluate.rule=statistics asks for {new.evaluate.statistics}; set evaluate.rule "
+                "and evaluate.statistics as they were there"
+            )
+    of_file = int(earlier.metadata["seed"])
+    first, last = of_file, of_file
+    if pathlib.Path(earlier.path).is_dir():
+        first, last = old.seed, old.seed + old.num_seeds - 1
+    if not (first <= new.seed and new.seed + new.num_seeds - 1 <= last):
+        has = f"seed {first}" if first == last else f"seeds {first} to {last}"
+        raise UserError(
+            f"--resume_from: {earlier.path} has {has}, this run asks for {new.num_seeds} from "
+            f"{new.seed} on, and keys come from the seed; pass --config.seed={first} "
+            f"--config.num_seeds={last - first + 1}"
+        )
+
+
+def _check_sequence(earlier: Earlier, config, sequence: TaskSequence) -> None:
+    k, path = earlier.num_tasks, earlier.path
+    shape = tuple(json.loads(earlier.metadata["input_shape"]))
+    if shape != sequence.train.images.shape[1:]:
+        raise UserError(
+            f"--resume_from: {path} reads pictures of shape {shape}, the set has "
+            f"{sequence.train.images.shape[1:]}; name the set that it was trained on"
+        )
+    names = json.loads(earlier.metadata["class_names"])
+    outputs = json.loads(earlier.metadata["outputs"])
+    for task, (old, row) in enumerate(zip(outputs, sequence.classes, strict=False)):
+        new = np.flatnonzero(row).tolist()
+        was, now = [names[c] for c in old], [sequence.class_names[c] for c in new]
+        if (old, was) != (new, now):
+            raise UserError(
+                f"--resume_from: task {task + 1} of {path} has the classes {', '.join(was)}, here "
+                f"{', '.join(now)}; the tasks of the model come first, in their order"
+            )
+    if sequence.num_tasks <= k:
+        raise UserError(
+            f"--resume_from: {path} has {k} tasks and this sequence {sequence.num_tasks}; raise "
+            f"sequence.num_tasks to {k + 1} or more"
+        )
+    chosen = config.sequence.classes or config.sequence.order_seed >= 0
+    if config.dataset.validation and chosen and sequence.num_classes > len(names):
+        raise UserError(
+            f"dataset.validation: with {config.dataset.validation} and classes out of their order "
+            "other examples of the earlier tasks would be held out than before; resume without it"
+        )
+
+
+def _abstract(earlier: Earlier, sequence: TaskSequence):
+    """Problem and state's shapes of one seed of the earlier run."""
+    k, outputs = earlier.num_tasks, len(json.loads(earlier.metadata["class_names"]))
+    problem = make_problem(
+        earlier.config, sequence._replace(classes=sequence.classes[:k, :outputs])
+    )
+    return problem, jax.eval_shape(partial(epochs.init_state, problem), jax.random.key(0))
+
+
+def kept_elsewhere(method, state) -> list[str]:
+    """What a method keeps that a model does not hold, by name.
+
+    Args:
+      method: a `Method`.
+      state: its state, or shapes.
+
+    Returns:
+      Names of the parts of its state, each once; empty where the model has all of it.
+    """
+    named = _named(state)
+    in_model = set(jax.tree.leaves(method.stored(named)))
+    missing = [name for name in jax.tree.leaves(named) if name not in in_model]
+    fields = [
+        next((word for word in name.split("/") if not word.isdecimal()), name) for name in missing
+    ]
+    return list(dict.fromkeys(fields))
+
+
+def _named(state):
+    """A tree with its own paths as leaves."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), state
+    )
+
+
+def _read(earlier: Earlier, config, sequence: TaskSequence) -> TrainState:
+    problem, abstract = _abstract(earlier, sequence)
+    seeds = range(config.seed, config.seed + config.num_seeds)
+    lacking = kept_elsewhere(problem.method, abstract.method)
+    if not config.train.reset_optimizer:
+        lacking.append("the optimizer's state (train.reset_optimizer=False)")
+    if lacking:
+        states = _from_checkpoint(earlier, abstract, seeds, lacking)
+    else:
+        states = [_from_model(earlier, problem, abstract, seed) for seed in seeds]
+    states = [_renumbered(problem.method, s, earlier.num_tasks, sequence) for s in states]
+    if config.num_seeds == 1:
+        return states[0]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+
+
+def _from_model(earlier: Earlier, problem, abstract: TrainState, seed: int) -> TrainState:
+    file = predictor.find_file(earlier.path, seed)
+    with safe_open(file, "np") as tensors:
+        arrays = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+    places = {path: f"core/{path}" for path in jax.tree.leaves(_named(abstract.core))}
+    core = _filled(file, abstract.core, places, arrays)
+    places = {}
+    for group, tree in problem.method.stored(_named(abstract.method)).items():
+        places |= {path: name for name, path in plain_leaves(tree, group)}
+    method = _filled(file, abstract.method, places, arrays)
+    places = {path: f"statistics/{path}" for path in jax.tree.leaves(_named(abstract.statistics))}
+    statistics = _filled(file, abstract.statistics, places, arrays)
+    return TrainState(core, (), (), (), method, statistics)
+
+
+def _filled(file, abstract, places: dict[str, str], arrays: dict[str, np.ndarray]):
+    """The tree whose leaves are the arrays of these names; keys as their numbers."""
+
+    def one(path, leaf):
+        array = arrays.get(places[path])
+        shape = jax.eval_shape(prng.to_numbers, leaf).shape
+        if array is None or array.shape != shape:
+            raise UserError(
+                f"--resume_from: {places[path]} of {file} is not what its settings say; it was "
+                "written by something else, train again"
+            )
+        return array
+
+    return jax.tree.map(one, _named(abstract), abstract)
+
+
+def _from_checkpoint(earlier: Earlier, abstract, seeds, lacking: list[str]) -> list[TrainState]:
+    folder, old = pathlib.Path(earlier.path), earlier.config
+    position = checkpoint.Position(earlier.num_tasks, 0, 0)
+    if not (folder / "checkpoints").is_dir():
+        where = "is one model" if folder.is_file() else "has no checkpoints"
+        raise UserError(
+            f"--resume_from: {old.method} goes on with more than a model holds "
+            f"({', '.join(lacking)}) and {earlier.path} {where}; name the folder of the run, with "
+            "its checkpoints"
+        )
+    if old.num_seeds > 1:
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((old.num_seeds, *leaf.shape), leaf.dtype), abstract
+        )
+    found = checkpoint.restore_at(folder / "checkpoints", position, abstract)
+    found = jax.tree.map(np.asarray, prng.to_numbers(found))
+    if old.num_seeds == 1:
+        return [found]
+    return [jax.tree.map(lambda leaf, s=s: leaf[s - old.seed], found) for s in seeds]
+
+
+def _renumbered(method, state: TrainState, num_tasks: int, sequence: TaskSequence) -> TrainState:
+    """Slots count along a table that is as wide as the largest task, which may be a new one."""
+    old_width = int(sequence.train.count[:num_tasks].max())
+    width = sequence.train.index.shape[1]
+
+    def slots(old):
+        return old // old_width * width + old % old_width
+
+    return state._replace(method=method.renumber(state.method, slots))
+
+
+def put_first(fresh: TrainState, earlier: Earlier, config) -> TrainState:
+    """The state before the first new task.
+
+    Every array of the earlier run goes to the front of its place in the fresh state, along the axis
+    of tasks and, where there are new outputs, along theirs. What lies behind stays fresh: an output
+    layer's new columns as they are drawn at the start of any run, modes and importance zero.
+
+    Args:
+      fresh: of the longer sequence, as `bpnjax.training.epochs.init_state` gives it.
+      earlier: the tasks learned before.
+      config: of the new run.
+
+    Returns:
+      The state.
+    """
+
+    def one(new, old):
+        numbers = np.array(prng.to_numbers(new))
+        numbers[tuple(slice(0, length) for length in old.shape)] = old
+        return prng.from_numbers(jnp.asarray(numbers), new)
+
+    state = fresh._replace(
+        core=jax.tree.map(one, fresh.core, earlier.state.core),
+        method=jax.tree.map(one, fresh.method, earlier.state.method),
+        statistics=jax.tree.map(one, fresh.statistics, earlier.state.statistics)
+        if fresh.statistics
+        else (),
+    )
+    if config.train.reset_optimizer:
+        return state
+    try:
+        kept = jax.tree.map(one, fresh.core_optimizer, earlier.state.core_optimizer)
+    except (ValueError, IndexError) as error:
+        raise UserError(
+            f"train.optimizer: {config.train.optimizer} cannot go on with the state of "
+            f"{earlier.config.train.optimizer}; set it and train.rates as they were, or "
+            "--config.train.reset_optimizer=True"
+        ) from error
+    return state._replace(core_optimizer=kept)
+
+
+def stages(problem: Problem, earlier: Earlier | None = None):
+    """The tasks that a run trains, one after another.
+
+    Args:
+      problem: the static side of the run.
+      earlier: the tasks learned before, if any.
+
+    Returns:
+      A sequence of ints; joint trains all tasks in the last one's place.
+    """
+    if problem.method.joint:
+        return [problem.num_tasks - 1]
+    return range(earlier.num_tasks if earlier else 0, problem.num_tasks)

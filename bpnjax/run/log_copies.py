@@ -1,0 +1,141 @@
+"""Copies of ``metrics.jsonl`` for other tools: a CSV, event files for TensorBoard.
+
+A copy begins empty and is fed all lines from the first on, also by a run that goes on, so that it
+ends with neither more nor less than they are.
+"""
+
+import csv
+import importlib.util
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import NamedTuple
+
+from bpnjax.utils.errors import UserError
+
+KINDS = ("csv", "tensorboard")
+FOLDER = "tensorboard"
+ACCURACIES = ("task_told", "task_masked", "task_inferred")
+COLUMNS = (
+    "kind", "seed", "task", "epoch", "step", "total_steps", "loss", "accuracy",
+    "examples_per_second", "task_finished", "tested", *ACCURACIES,
+)  # fmt: skip
+
+
+class Copy(NamedTuple):
+    """One of them, open."""
+
+    write: Callable[[dict], None]  # a line, as `json.loads` gives it
+    close: Callable[[], None]
+
+
+def parse(text: str) -> list[str]:
+    """The kinds of copies that ``log`` names.
+
+    Args:
+      text: names separated by commas; may be empty.
+
+    Returns:
+      Names out of `KINDS`.
+
+    Raises:
+      UserError: another name, or a package that is not installed.
+
+    Example:
+      >>> from bpnjax.run import log_copies
+      >>> log_copies.parse("csv")
+      ['csv']
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in KINDS:
+            raise UserError(f"log: unknown value {name!r}; choose from: {', '.join(KINDS)}")
+    if "tensorboard" in names and importlib.util.find_spec("tensorboardX") is None:
+        raise UserError(
+            "log: 'tensorboard' needs a package that is not installed; pip install tensorboardX"
+        )
+    return names
+
+
+def open_copies(text: str, workdir: pathlib.Path, first_seed: int) -> list[Copy]:
+    """Begins the copies that ``log`` names.
+
+    Args:
+      text: as in `parse`.
+      workdir: the run's folder.
+      first_seed: its first seed.
+
+    Returns:
+      The copies, empty.
+    """
+    begin = {"csv": _begin_csv, "tensorboard": _begin_tensorboard}
+    return [begin[name](workdir, first_seed) for name in parse(text)]
+
+
+def _begin_csv(workdir, first_seed):
+    path = workdir / "metrics.csv"
+
+    def append(rows, mode="a"):
+        with path.open(mode, newline="") as f:
+            csv.writer(f, lineterminator="\n").writerows(rows)
+
+    append([COLUMNS], "w")
+
+    def write(line):
+        found = rows(line, first_seed)
+        append([["" if row.get(c) is None else row[c] for c in COLUMNS] for row in found])
+
+    return Copy(write, lambda: None)
+
+
+def rows(line: dict, first_seed: int) -> list[dict]:
+    """A line of ``metrics.jsonl`` as flat rows.
+
+    Args:
+      line: what it holds.
+      first_seed: the seed of its first entries.
+
+    Returns:
+      A row a seed where it tells of training, and a row a seed and tested task (from 1) where it
+      tells of a test.
+    """
+    common = {name: value for name, value in line.items() if not isinstance(value, list)}
+    if line["kind"] == "train":
+        return [
+            common | {"seed": first_seed + s, "loss": loss, "accuracy": line["accuracy"][s]}
+            for s, loss in enumerate(line["loss"])
+        ]
+    return [
+        common
+        | {"seed": first_seed + s, "tested": task + 1}
+        | {kind: line[kind][s][task] for kind in ACCURACIES}
+        for s, tasks in enumerate(line["task_told"])
+        for task, value in enumerate(tasks)
+        if value is not None
+    ]
+
+
+def _begin_tensorboard(workdir, first_seed):
+    from tensorboardX import SummaryWriter
+
+    shutil.rmtree(workdir / FOLDER, ignore_errors=True)
+    writers = {}
+
+    def write(line):
+        for row in rows(line, first_seed):
+            seed = row["seed"]
+            if seed not in writers:
+                writers[seed] = SummaryWriter(str(workdir / FOLDER / f"seed_{seed}"), flush_secs=10)
+            if row["kind"] == "train":
+                values = {f"train/{n}": row[n] for n in ("loss", "accuracy", "examples_per_second")}
+            else:
+                values = {f"{kind}/task_{row['tested']}": row[kind] for kind in ACCURACIES}
+            for tag, value in values.items():
+                if value is not None:
+                    writers[seed].add_scalar(tag, value, row["total_steps"])
+
+    def close():
+        for writer in writers.values():
+            writer.close()
+
+    return Copy(write, close)

@@ -1,0 +1,174 @@
+"""A whole run as one pure function of its key, and many of them in one program.
+
+The command's loop returns to the host after each epoch, to test, to write and to keep checkpoints.
+Here nothing does: small runs that differ in a number (a strength, a width) and in their seed are
+one `jax.vmap` over both.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpnjax.evaluation.accuracy import Correct, accuracies, evaluate
+from bpnjax.methods import bd, ewc
+from bpnjax.run import frozen_features
+from bpnjax.run.setup import Problem, make_problem
+from bpnjax.run.train import seed_keys
+from bpnjax.training import epochs, schedule
+from bpnjax.training.epochs import TrainState
+from bpnjax.training.task_data import Data, put_on_device
+from bpnjax.utils.errors import UserError
+
+
+def whole_run(
+    problem: Problem,
+    key,
+    data: Data,
+    steps,
+    change: Callable[[TrainState], TrainState] = lambda state: state,
+) -> Correct:
+    """Trains all tasks one after another and tests the ones learned after each.
+
+    A pure function: wrap it in `jax.jit`, and in `jax.vmap` over keys and over what ``change``
+    uses.
+
+    Args:
+      problem: the static side.
+      key: the seed's typed PRNG key.
+      data: the sequence.
+      steps: int32 ``[T]``, batches in an epoch of each task (`bpnjax.training.epochs.steps_per_epoch`).
+      change: applied to the state at the start of each task.
+
+    Returns:
+      `Correct` of int32 ``[T, T]``: in row i how many test examples of each task were right after
+      task i, -1 where not tested; task_inferred is not measured for methods that are told the task.
+    """
+
+    def one_task(state, task):
+        state = change(epochs.begin_task(problem, key, state, task))
+
+        def one_epoch(epoch, state):
+            return epochs.run_steps(problem, key, state, data, task, epoch, 0, steps[task])[0]
+
+        epochs = schedule.look_up(problem.epochs, task)
+        state = jax.lax.fori_loop(0, epochs, one_epoch, state)
+        state = epochs.end_task(problem, key, state, data, task)
+        return state, evaluate(problem, key, state, data, task, False)
+
+    start = epochs.init_state(problem, key)
+    return jax.lax.scan(one_task, start, jnp.arange(problem.num_tasks))[1]
+
+
+def sweep(
+    config, values, change: Callable[[TrainState, jax.Array], TrainState]
+) -> dict[str, np.ndarray]:
+    """Runs a configuration for many values of a number, all values and seeds in one program.
+
+    Args:
+      config: a validated configuration; all its ``num_seeds`` seeds are run.
+      values: numbers ``[V]``.
+      change: (state at the start of a task, value) -> state; `strength` and `hidden_dim` are two.
+
+    Returns:
+      ``{"task_told": float64 [V, seeds, T, T], ...}``, NaN where not tested.
+
+    Raises:
+      UserError: the data cannot be read, or the method trains on all tasks at once.
+    """
+    if config.dataset.augment != "none":
+        raise UserError(
+            f"dataset.augment: {config.dataset.augment!r} reads pictures on the host, which a "
+            "sweep never returns to; set none"
+        )
+    config, sequence = frozen_features.load(config)
+    problem = make_problem(config, sequence)
+    if problem.method.joint:
+        raise UserError(f"method: {config.method} has no tasks one after another to sweep over")
+    tasks = range(sequence.num_tasks)
+    steps = jnp.array([epochs.steps_per_epoch(problem, sequence, t) for t in tasks])
+
+    @jax.jit
+    def program(keys, values, data):
+        def one(key, value):
+            return whole_run(problem, key, data, steps, lambda state: change(state, value))
+
+        over_seeds = jax.vmap(one, (0, None))
+        return jax.vmap(over_seeds, (None, 0))(keys, values)
+
+    keys = jnp.atleast_1d(seed_keys(config))
+    correct = program(keys, jnp.asarray(values), put_on_device(sequence))
+    return accuracies(correct, sequence.test.count)
+
+
+def strength(state: TrainState, value) -> TrainState:
+    r"""The state with another strength of EWC.
+
+    .. math:: \lambda \text{ in } \frac{\lambda}{2} \sum_j F_j (\theta_j - \theta^*_j)^2
+
+    Args:
+      state: of a method that EWC is a part of.
+      value: lambda, f32 scalar, may be traced.
+
+    Returns:
+      The state; unchanged where no part keeps an `EwcState`. MAS and SLNID keep one too: there it
+      is the strength of their anchor, MAS's without the 1/2.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.run import sweep
+      >>> from bpnjax.training import epochs
+      >>> from bpnjax.methods.ewc import EwcState
+      >>> kept = ({}, EwcState(jnp.zeros(1), jnp.zeros(1), jnp.float32(2000)))  # of bd_ewc
+      >>> state = epochs.TrainState(None, {}, None, None, kept)
+      >>> float(sweep.strength(state, 5.0).method[1].strength)
+      5.0
+    """
+
+    def is_ewc(part):
+        return isinstance(part, ewc.EwcState)
+
+    def one(part):
+        return part._replace(strength=jnp.float32(value)) if is_ewc(part) else part
+
+    return state._replace(method=jax.tree.map(one, state.method, is_leaf=is_ewc))
+
+
+def hidden_dim(state: TrainState, value) -> TrainState:
+    r"""The state at the start of a task with BD's factors cut to an inner width.
+
+    .. math:: W_{hk} \leftarrow \sqrt{H_{max} / H} \, W_{hk} \text{ for } h \le H, \quad
+              0 \text{ else}
+
+    Rows of W beyond it are zero. They stay so: what leads to M there passes through W and is zero,
+    what leads to W passes through M, which starts at zero and takes no step where its gradient
+    has no sign. So factors of the largest width hold those of every smaller one.
+
+    Args:
+      state: of a method with BD, at the start of a task (M zero).
+      value: H, scalar from 1 to `bd.hidden_dim`, may be traced.
+
+    Returns:
+      The state, W uniform in +-1/sqrt(H) in its first H rows.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.run import sweep
+      >>> from bpnjax.training import epochs
+      >>> factors = {"out": {"M": jnp.zeros((1, 4)), "W": jnp.full((4, 1), 0.5)}}
+      >>> state = epochs.TrainState(None, {"bd": factors}, None, None, None)
+      >>> sweep.hidden_dim(state, 1).learned["bd"]["out"]["W"][:, 0].tolist()
+      [1.0, 0.0, 0.0, 0.0]
+    """
+
+    def cut(factors):
+        widest = factors["W"].shape[0]
+        within = jnp.arange(widest)[:, None] < value
+        # Uniform in +-1/sqrt(H), by the H that is left.
+        return factors | {"W": within * factors["W"] * jnp.sqrt(widest / value)}
+
+    groups = state.learned | {
+        bd.GROUP: {path: cut(factors) for path, factors in state.learned[bd.GROUP].items()}
+    }
+    return state._replace(learned=groups)

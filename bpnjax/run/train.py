@@ -1,0 +1,364 @@
+"""The loop: tasks, epochs, evaluation, checkpoints. All computing is in `bpnjax.training.epochs`."""
+
+import pathlib
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpnjax.data import TaskSequence, load_sequence
+from bpnjax.evaluation.accuracy import accuracies, evaluate
+from bpnjax.run import (
+    checkpoint,
+    export,
+    frozen_features,
+    interrupt,
+    later_tasks,
+    log_copies,
+    results,
+    writers,
+)
+from bpnjax.run.checkpoint import Position
+from bpnjax.run.setup import make_problem
+from bpnjax.run.workdir import claim
+from bpnjax.training import compilation, epochs, hosts, parallel, streaming
+from bpnjax.training.task_data import put_on_device
+
+
+class LossNotFinite(RuntimeError):
+    """Training met a loss that is NaN or infinite."""
+
+
+class Programs(NamedTuple):
+    """The compiled programs of a run.
+
+    ``evaluate_in_training`` is ``evaluate`` before the task's mode was stored.
+    """
+
+    init: Any
+    begin_task: Any
+    run_steps: Any
+    end_task: Any
+    evaluate: Any
+    evaluate_in_training: Any
+
+
+def compile_programs(problem, clock, num_seeds: int, layout: parallel.Layout) -> Programs:
+    """Wraps the per-seed functions for seeds and devices; nothing is compiled before its use.
+
+    Args:
+      problem: the static side of the run.
+      clock: counts the compile time.
+      num_seeds: as in `bpnjax.training.parallel.program`.
+      layout: of the devices.
+
+    Returns:
+      `Programs`, each a function of key or keys, state, and what follows in `bpnjax.training.epochs`.
+    """
+
+    takes_state_over = (epochs.begin_task, epochs.run_steps, epochs.end_task)
+
+    def make(function, **options):
+        static = {"in_training": True} if options.pop("in_training", False) else {}
+        donate = (1,) if function in takes_state_over else ()
+        bound = partial(function, problem, **static)
+        return parallel.program(bound, clock, num_seeds, layout, donate=donate, **options)
+
+    return Programs(
+        init=make(epochs.init_state, over_seeds=(0,)),
+        begin_task=make(epochs.begin_task),
+        run_steps=make(epochs.run_steps, split=True),
+        end_task=make(epochs.end_task, split=True),
+        evaluate=make(evaluate, split=True),
+        evaluate_in_training=make(evaluate, split=True, in_training=True),
+    )
+
+
+def seed_keys(config):
+    """The PRNG keys of a run.
+
+    Args:
+      config: a run configuration; seed s has the key of ``seed + s``.
+
+    Returns:
+      Typed PRNG keys ``[num_seeds]``, or a scalar for one seed.
+
+    Example:
+      >>> from bpnjax import config
+      >>> from bpnjax.run import train
+      >>> settings = config.default()
+      >>> settings.num_seeds = 3
+      >>> train.seed_keys(settings).shape
+      (3,)
+    """
+    if config.num_seeds == 1:
+        return jax.random.key(config.seed)
+    return jnp.stack([jax.random.key(config.seed + s) for s in range(config.num_seeds)])
+
+
+def train_and_evaluate(config, workdir: str | pathlib.Path, overwrite: bool = False) -> dict:
+    """Trains a sequence of tasks, tests it, and leaves everything in a folder.
+
+    A run that was cut goes on from its newest whole checkpoint and gives what it would have given.
+
+    Args:
+      config: a validated configuration.
+      workdir: the run's folder.
+      overwrite: remove an earlier run from the folder, once it is sure that this one can start.
+
+    Returns:
+      The result, as in ``result.json`` (arrays where that has lists).
+
+    Raises:
+      UserError: data, folder or checkpoints cannot be used.
+      LossNotFinite: the loss was NaN or infinite; the last good checkpoint stays.
+    """
+    workdir = pathlib.Path(workdir)
+    compilation.keep(config)
+    layout = parallel.choose_layout(config)
+    sequence = load_sequence(config)
+    earlier = later_tasks.find(config, sequence)
+    if earlier is not None:
+        sequence = earlier.normalised(sequence)
+    trained, sequence = frozen_features.once(config, sequence)
+    with hosts.own_folder(workdir) as folder:
+        run = _Run(config, trained, folder, sequence, layout, earlier)
+        claim(folder, config, overwrite)
+        run.restore_or_start()
+        try:
+            with interrupt.at_a_good_place() as run.interrupted:
+                run.all_tasks()
+        finally:
+            run.progress.close()
+            run.log.close()
+        return run.finish()
+
+
+class _Run:
+    """The host side of one run: position, record and files, threaded through the loop."""
+
+    def __init__(self, config, trained, workdir, sequence: TaskSequence, layout, earlier=None):
+        self.config, self.workdir, self.sequence = config, workdir, sequence
+        self.earlier = earlier
+        self.problem = make_problem(trained, sequence)
+        self.epochs = self.problem.epochs
+        self.clock = parallel.Clock()
+        self.programs = compile_programs(self.problem, self.clock, config.num_seeds, layout)
+        self.data = parallel.place(put_on_device(sequence, streaming.most_bytes(config)), layout)
+        self.keys = seed_keys(config)
+        self.stages = later_tasks.stages(self.problem, earlier)
+        self.steps = {t: epochs.steps_per_epoch(self.problem, sequence, t) for t in self.stages}
+        self.chunk_steps, self.feed = streaming.make_feed(
+            self.problem, self.keys, sequence, self.data, layout, max(self.steps.values())
+        )
+
+    def restore_or_start(self):
+        self.state = self.programs.init(self.keys)
+        self.record = results.new_record(self.config, self.sequence.num_tasks)
+        self.position = Position(self.stages[0], 0, 0)
+        found = self.restore()
+        if found is not None:
+            self.position, self.state, stored = found
+            self.record = results.from_json(stored)
+        self.compiled_before = self.record["compile_seconds"]
+        self.log = writers.MetricsLog(
+            self.workdir / "metrics.jsonl",
+            self.record["metrics_length"],
+            log_copies.open_copies(self.config.log, self.workdir, self.config.seed),
+        )
+        total = sum(self.epochs[task] * steps for task, steps in self.steps.items())
+        self.progress = writers.Progress(total, self.record["total_steps"])
+        if found is None and self.earlier is not None:
+            self.take_over()
+        if found is not None:
+            task, epoch, step = self.position
+            self.progress.line(
+                f"going on at task {min(task + 1, self.sequence.num_tasks)}, epoch {epoch + 1}, "
+                f"step {step} (checkpoint in {self.workdir / 'checkpoints'})"
+            )
+
+    def take_over(self):
+        """Puts what was learned before into the first places of the state."""
+        state = self.state
+
+        def put():
+            nonlocal state
+            state = later_tasks.put_first(self.state, self.earlier, self.config)
+
+        hosts.first_asks(put)
+        self.state = hosts.tell_arrays(state)
+        self.progress.line(
+            f"tasks 1 to {self.earlier.num_tasks} are those of {self.earlier.path}; going on at "
+            f"task {self.earlier.num_tasks + 1}"
+        )
+
+    def restore(self):
+        """Position, state and record of the last checkpoint, which the first host reads for all."""
+        state = self.state
+
+        def read():
+            nonlocal state
+            folder = self.workdir / "checkpoints"
+            found = checkpoint.restore_latest(folder, state)
+            if found is None:
+                return None
+            position, state, record = found
+            return [position, record]
+
+        found = hosts.first_asks(read)
+        if found is None:
+            return None
+        position, record = found
+        return Position(*position), hosts.tell_arrays(state), record
+
+    def all_tasks(self):
+        for task in self.stages:
+            if task < self.position.task:
+                continue
+            if (self.position.epoch, self.position.step) == (0, 0):
+                self.state = self.programs.begin_task(self.keys, self.state, jnp.int32(task))
+            self.train_task(task)
+            self.state = self.timed("train_seconds", self.programs.end_task, task)
+            self.position = Position(task + 1, 0, 0)
+            last = task == self.stages[-1]
+            if last or (task + 1) % self.config.evaluate.every_tasks == 0:
+                self.test(task, finished=True)
+            if last or (task + 1) % self.config.checkpoint.every_tasks == 0:
+                self.save()
+            if not last:
+                self.end_if_interrupted()
+
+    def end_if_interrupted(self):
+        if self.interrupted():
+            self.save()
+            task, epoch, step = self.position
+            raise KeyboardInterrupt(f"saved at task {task + 1}, epoch {epoch + 1}, step {step}")
+
+    def timed(self, kind, program, task, *more, data=None):
+        """Runs a program on the state and adds its time, without compiling, to the record."""
+        data = self.data if data is None else data
+        compiled, started = self.clock.compile_seconds, time.perf_counter()
+        numbers = [jnp.int32(n) for n in more]
+        out = program(self.keys, self.state, data, jnp.int32(task), *numbers)
+        jax.block_until_ready(out)
+        compiling = self.clock.compile_seconds - compiled
+        self.record[kind] += time.perf_counter() - started - compiling
+        return out
+
+    def ranges(self, task):
+        """The ranges of steps ``(epoch, start, stop)`` that are left of a task."""
+        steps, longest = self.steps[task], self.chunk_steps or self.steps[task]
+        every = self.save_every(task)
+        _, epoch, start = self.position
+        while epoch < self.epochs[task]:
+            done = epoch * steps + start  # in this task
+            stop = min(steps, start + longest, start + every - done % every)
+            yield epoch, start, stop
+            epoch, start = (epoch + 1, 0) if stop == steps else (epoch, stop)
+
+    def save_every(self, task):
+        return self.config.checkpoint.every_steps or self.epochs[task] * self.steps[task] + 1
+
+    def train_task(self, task):
+        config, steps = self.config, self.steps[task]
+        ranges = list(self.ranges(task))
+        chunks = iter(self.feed(task, ranges))
+        for epoch, start, stop in ranges:
+            self.train_range(task, epoch, start, stop, chunks)
+            at_end = stop == steps
+            self.position = Position(task, epoch + at_end, 0 if at_end else stop)
+            every = config.evaluate.every_epochs
+            if at_end and every and (epoch + 1) % every == 0:
+                self.test(task, finished=False)
+            if (epoch * steps + stop) % self.save_every(task) == 0:
+                self.save()
+            self.end_if_interrupted()
+        next(chunks, None)  # at its end it lets go of what it reads with
+
+    def train_range(self, task, epoch, start, stop, chunks):
+        before, started = self.record["train_seconds"], time.perf_counter()
+        data = next(chunks)  # waits where pictures take longer to read than to train on
+        self.record["train_seconds"] += time.perf_counter() - started
+        self.state, sums = self.timed(
+            "train_seconds", self.programs.run_steps, task, epoch, start, stop, data=data
+        )
+        seconds = self.record["train_seconds"] - before
+        sums = jax.tree.map(lambda leaf: np.atleast_1d(np.asarray(leaf)), sums)
+        bad = int(sums.bad_step.max())
+        if bad >= 0:
+            raise LossNotFinite(
+                f"the loss is not finite at task {task + 1}, epoch {epoch + 1}, step "
+                f"{int(sums.bad_step[sums.bad_step >= 0].min()) + 1}; the last good checkpoint "
+                f"stays in {self.workdir / 'checkpoints'}; lower train.learning_rate or bd.epsilon "
+                "and pass --overwrite"
+            )
+        examples = float(sums.examples.sum())
+        self.record["examples"] += examples
+        self.record["total_steps"] += stop - start
+        loss = sums.loss / sums.examples
+        rate = examples / max(seconds, 1e-9)
+        self.log.write(
+            kind="train", task=task + 1, epoch=epoch + 1, step=stop,
+            total_steps=self.record["total_steps"], loss=loss,
+            accuracy=sums.correct / sums.examples, examples_per_second=rate,
+        )  # fmt: skip
+        self.progress.update(
+            stop - start, task + 1, self.sequence.num_tasks, epoch + 1,
+            self.epochs[task], float(loss.mean()), rate,
+        )  # fmt: skip
+
+    def test(self, task, finished):
+        last = task == self.stages[-1]
+        infer = finished and (self.config.evaluate.inferred_rows == "all" or last)
+        which = self.programs.evaluate if finished else self.programs.evaluate_in_training
+        correct = self.timed("evaluate_seconds", which, task, infer)
+        limit = self.config.evaluate.inferred_examples if self.problem.method.told_task else 0
+        found = accuracies(correct, self.sequence.test.count, limit)
+        found = {kind: np.atleast_2d(values) for kind, values in found.items()}
+        guess = found.pop("task_guess")
+        if finished:
+            for kind, values in found.items():
+                self.record["accuracy"][kind][:, task] = values
+            self.record["task_guess"][:, task] = guess
+        self.log.write(
+            kind="evaluate", task=task + 1, task_finished=finished,
+            total_steps=self.record["total_steps"], **found, task_guess=guess,
+        )  # fmt: skip
+        if finished:
+            means = {kind: np.nanmean(v) for kind, v in found.items() if not np.isnan(v).all()}
+            text = ", ".join(f"{kind} {mean:.4f}" for kind, mean in means.items())
+            self.progress.line(
+                f"task {task + 1}/{self.sequence.num_tasks} done; mean so far: {text}"
+            )
+
+    def save(self):
+        if not hosts.is_first():
+            return
+        self.record["metrics_length"] = self.log.length
+        self.record["compile_seconds"] = self.compiled_before + self.clock.compile_seconds
+        checkpoint.save(
+            self.workdir / "checkpoints",
+            self.position,
+            self.state,
+            writers.plain(self.record),
+            self.config.checkpoint.keep,
+        )
+
+    def finish(self) -> dict:
+        record = self.record | {
+            "compile_seconds": self.compiled_before + self.clock.compile_seconds
+        }
+        result = results.make(self.config, self.problem, self.sequence, record)
+        if not hosts.is_first():
+            return result
+        export.save_models(
+            self.workdir, self.problem, self.state, self.config.num_seeds, self.sequence
+        )
+        from bpnjax.run import plots
+
+        plots.draw(self.workdir, writers.plain(result))
+        writers.write_result(self.workdir, result)
+        return result

@@ -1,0 +1,114 @@
+"""The folder of a run: may it be used, and for this configuration?"""
+
+import json
+import os
+import pathlib
+import shutil
+
+from bpnjax.config import default, differences, flatten
+from bpnjax.run import log_copies
+from bpnjax.run.checkpoint import write_atomically
+from bpnjax.run.writers import plain
+from bpnjax.utils.errors import UserError
+
+_LEFT_BY_A_RUN = (
+    "metrics.jsonl", "metrics.csv", "result.json", "accuracy.csv", "model.json",
+    "model*.safetensors", "accuracy_matrix.png", "learning_curves.png",
+)  # fmt: skip
+
+
+def check(workdir: pathlib.Path, config, overwrite: bool) -> bool:
+    """Looks whether a folder may take a run; changes nothing.
+
+    Args:
+      workdir: the folder; need not exist.
+      config: the run's configuration.
+      overwrite: an earlier run in it will be removed.
+
+    Returns:
+      Whether the folder already holds this run, complete.
+
+    Raises:
+      UserError: it is a file, cannot be written, or holds a run of another configuration.
+    """
+    try:
+        places = (workdir, *workdir.absolute().parents)
+        existing = next(place for place in places if place.exists())
+        saved = (workdir / "config.json").exists()
+        left = [
+            n for n in ("checkpoints", "metrics.jsonl", "result.json") if (workdir / n).exists()
+        ]
+    except OSError as error:  # no access to a parent, or a name that is too long
+        raise UserError(
+            f"--workdir: cannot use {workdir} ({error.strerror}); name another folder"
+        ) from error
+    _refuse_source(workdir, config)
+    if not existing.is_dir():
+        raise UserError(f"--workdir: {existing} is a file; name a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir: cannot write to {existing}; name another folder")
+    if overwrite:
+        return False
+    if not saved:
+        if left:  # whose? to go on with them could mix two configurations
+            raise UserError(
+                f"--workdir: {workdir} holds {left[0]} but no config.json; name another folder, "
+                "or pass --overwrite to start afresh"
+            )
+        return False
+    try:
+        old = flatten(json.loads((workdir / "config.json").read_text()))
+    except (ValueError, AttributeError, OSError) as error:  # no JSON, JSON but no dict, no file
+        raise UserError(
+            f"--workdir: {workdir / 'config.json'} is damaged ({error}); pass --overwrite to start "
+            "afresh"
+        ) from error
+    # What an earlier version did not ask, it did as the default does.
+    found = differences(flatten(default()) | old, flatten(config))
+    if found:
+        raise UserError(
+            f"--workdir: {workdir} holds a run of another configuration ({'; '.join(found)}); "
+            "name another folder, or pass --overwrite"
+        )
+    return (workdir / "result.json").exists()
+
+
+def _refuse_source(workdir: pathlib.Path, config) -> None:
+    """A run that goes on from another's model must not overwrite it."""
+    source = pathlib.Path(config.resume_from)
+    if config.resume_from and workdir.resolve() in (source.resolve(), source.resolve().parent):
+        raise UserError(
+            f"--workdir: {workdir} is the run that --resume_from names; give this one a --workdir "
+            "of its own"
+        )
+
+
+def claim(workdir: pathlib.Path, config, overwrite: bool) -> None:
+    """Makes the folder this configuration's: call it when nothing can be refused any more.
+
+    Args:
+      workdir: the folder; made if it is not there.
+      config: the run's configuration, written to ``config.json``.
+      overwrite: remove what an earlier run left (and nothing else).
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    _refuse_source(workdir, config)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            # The old config.json goes last, by the replacement below: after a kill in between no
+            # checkpoint of the old run can pass for one of the new configuration.
+            for folder in ("checkpoints", log_copies.FOLDER):
+                if (workdir / folder).exists():
+                    shutil.rmtree(workdir / folder)
+            for pattern in _LEFT_BY_A_RUN:
+                for path in workdir.glob(pattern):
+                    path.unlink()
+        text = json.dumps(plain(config.to_dict()), indent=1) + "\n"
+        write_atomically(workdir / "config.json", text)
+    except OSError as error:
+        raise UserError(
+            f"--workdir: cannot write to {workdir} ({error.strerror}); name another folder"
+        ) from error

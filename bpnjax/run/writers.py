@@ -1,0 +1,224 @@
+"""What a run writes: metrics line by line, results at the end, a line or a bar meanwhile."""
+
+import csv
+import io
+import json
+import math
+import pathlib
+import sys
+
+import numpy as np
+
+from bpnjax.run.checkpoint import write_atomically
+
+
+def plain(value):
+    """JSON of arrays and floats.
+
+    Args:
+      value: dicts, lists, tuples, NumPy arrays and scalars, and what JSON has.
+
+    Returns:
+      The same of what JSON has: arrays as lists, keys as text, None for NaN and the infinities.
+
+    Example:
+      >>> import numpy as np
+      >>> from bpnjax.run.writers import plain
+      >>> plain({"R": np.array([[1.0, np.nan]])})
+      {'R': [[1.0, None]]}
+    """
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+class MetricsLog:
+    """`metrics.jsonl`: a line an interval; taken up again where a checkpoint left it.
+
+    ``length`` is that of the file at the checkpoint, in bytes; what comes after it is cut off.
+
+    ``copies`` (see `bpnjax.run.log_copies`) get all lines, those that are there already as well.
+    """
+
+    def __init__(self, path: pathlib.Path, length: int, copies=()):
+        self._path, self._copies = path, copies
+        with path.open("ab") as f:
+            # Lines after the checkpoint will be written again. A file that lost some (deleted, or
+            # cut by a loss of power) stays shorter: truncate would fill it up with null bytes.
+            f.truncate(min(length, f.tell()))
+        for line in path.read_text().splitlines() if copies else ():
+            self._copy(json.loads(line))
+
+    def _copy(self, line: dict) -> None:
+        for copy in self._copies:
+            copy.write(line)
+
+    def write(self, **values) -> None:
+        """Appends a line.
+
+        Args:
+          **values: what `plain` takes, by name.
+        """
+        line = plain(values)
+        with self._path.open("a") as f:
+            f.write(json.dumps(line) + "\n")
+        self._copy(line)
+
+    def close(self) -> None:
+        """Closes the copies."""
+        for copy in self._copies:
+            copy.close()
+
+    @property
+    def length(self) -> int:
+        """Bytes of the file."""
+        return self._path.stat().st_size
+
+
+def write_result(workdir: pathlib.Path, result: dict) -> None:
+    """Writes `accuracy.csv`, then `result.json`, whose presence says that the run is complete.
+
+    Args:
+      workdir: the run's folder.
+      result: ``accuracy`` holds ``{kind: float [seeds, T, T]}``, NaN where not tested, and ``seed``
+        the first seed; whatever else `plain` takes goes into the file as it is.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["seed", "after_task", "task", *result["accuracy"]])
+    kinds = list(result["accuracy"].values())
+    seeds, tasks, _ = kinds[0].shape
+    for s in range(seeds):
+        for i in range(tasks):
+            for j in range(i + 1):
+                values = [k[s, i, j] for k in kinds]
+                if not all(math.isnan(v) for v in values):
+                    cells = ["" if math.isnan(v) else f"{v:.6f}" for v in values]
+                    rows.writerow([result["seed"] + s, i + 1, j + 1, *cells])
+    write_atomically(workdir / "accuracy.csv", text.getvalue())
+    write_atomically(workdir / "result.json", json.dumps(plain(result), indent=1) + "\n")
+
+
+def table(result: dict, class_names: list[list[str]]) -> str:
+    """The three accuracies per task after the last one, as text.
+
+    Args:
+      result: of a complete run, from memory or from ``result.json``.
+      class_names: of each task.
+
+    Returns:
+      Lines of text, no line feed at the end; mean ± sd (n - 1) over seeds where there are several.
+    """
+    kinds = {name: np.asarray(plain_nan(m), float)[:, -1] for name, m in result["accuracy"].items()}
+    several = result["num_seeds"] > 1
+
+    def cell(values):
+        if np.isnan(values).all():
+            return "-"
+        if not several:
+            return f"{values[0]:.4f}"
+        return f"{values.mean():.4f} ± {values.std(ddof=1):.4f}"
+
+    lines = [["task", "classes", *kinds]]
+    for task, names in enumerate(class_names):
+        shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+        lines.append([str(task + 1), shown, *(cell(k[:, task]) for k in kinds.values())])
+    lines.append(["mean", "", *(cell(k.mean(axis=1)) for k in kinds.values())])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
+    text = [line.rstrip() for line in text]
+    rule = "-" * max(map(len, text))
+    return "\n".join([text[0], rule, *text[1:-1], rule, text[-1]])
+
+
+def markdown_table(header, rows) -> str:
+    """A table as Markdown.
+
+    Args:
+      header: texts.
+      rows: of texts, as many in each; a ``|`` in them would be taken for a border.
+
+    Returns:
+      Lines of text, no line feed at the end.
+
+    Example:
+      >>> from bpnjax.run.writers import markdown_table
+      >>> print(markdown_table(["method", "told"], [["`psp`", "0.98"]]))
+      | method | told |
+      |---|---|
+      | `psp` | 0.98 |
+    """
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
+
+
+def plain_nan(value):
+    """The reverse of `plain` for matrices: null becomes NaN.
+
+    Args:
+      value: nested lists of numbers and None, or arrays, which stay as they are.
+
+    Returns:
+      Nested lists of numbers.
+
+    Example:
+      >>> from bpnjax.run.writers import plain_nan
+      >>> plain_nan([[1.0, None]])
+      [[1.0, nan]]
+    """
+    if isinstance(value, list):
+        return [plain_nan(v) for v in value]
+    return math.nan if value is None else value
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere; both on stderr."""
+
+    def __init__(self, total_steps: int, done_steps: int, quiet_lines: bool = False):
+        self._bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total_steps, initial=done_steps, unit="step", leave=False)
+        self._lines = not quiet_lines
+
+    def update(self, steps: int, task, tasks, epoch, epochs, loss, rate) -> None:
+        """Moves the bar on by some steps; where there is no bar, nothing.
+
+        Args:
+          steps: how many were run since the last call.
+          task: number of the task, from 1.
+          tasks: how many there are.
+          epoch: number of the epoch in the task, from 1.
+          epochs: how many there are.
+          loss: mean training loss of an example.
+          rate: examples a second.
+        """
+        if self._bar is not None:
+            self._bar.set_description(f"task {task}/{tasks} epoch {epoch}/{epochs}")
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} examples/s")
+            self._bar.update(steps)
+
+    def line(self, text: str) -> None:
+        """Prints a line, above the bar if there is one.
+
+        Args:
+          text: without a line feed.
+        """
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Removes the bar."""
+        if self._bar is not None:
+            self._bar.close()

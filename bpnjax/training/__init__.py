@@ -1,0 +1,1 @@
+"""Training: whole epochs as compiled programs, devices, hosts, streaming, schedules."""

@@ -1,0 +1,71 @@
+"""What a per-device function needs to do its share of a loop and to sum over the devices.
+
+``axis`` is the name of the mapped device axis, None on one device. Nothing here knows whether
+`jax.pmap` or `jax.shard_map` maps it.
+"""
+
+import jax
+
+
+def devices(axis: str | None):
+    """How many devices share the work, and the number of this one.
+
+    Args:
+      axis: name of the device axis, or None.
+
+    Returns:
+      The number of devices, an int, and this one's place from 0, an int32 scalar; (1, 0) for None.
+    """
+    return (1, 0) if axis is None else (jax.lax.axis_size(axis), jax.lax.axis_index(axis))
+
+
+def total(tree, axis: str | None):
+    """The sum over devices, leaf by leaf.
+
+    Args:
+      tree: of arrays, those of this device.
+      axis: name of the device axis, or None.
+
+    Returns:
+      The sums, the same on all devices; ``tree`` itself for None.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpnjax.training import collectives
+      >>> summed = jax.vmap(lambda x: collectives.total(x, "devices"), axis_name="devices")
+      >>> summed(jnp.arange(3)).tolist()
+      [3, 3, 3]
+    """
+    return tree if axis is None else jax.lax.psum(tree, axis)
+
+
+def sum_loop(axis: str | None, count, body, zeros):
+    """Adds up ``body(i, sums)`` for i from 0 to ``count - 1``, each device its share of the i.
+
+    Device d of n takes the i for which ``i % n`` is d.
+
+    Args:
+      axis: name of the device axis, or None.
+      count: int scalar, may be traced.
+      body: (i, sums) -> sums; must add nothing for an i of ``count`` or more, since all devices
+        take the same number of turns.
+      zeros: the sums to start with, all zero: what they hold would count once per device.
+
+    Returns:
+      The sums, the same on all devices.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpnjax.training import collectives
+      >>> def squares(axis, count=5):
+      ...     return collectives.sum_loop(axis, count, lambda i, s: s + (i < count) * i**2, 0)
+      >>> devices = jax.vmap(lambda _: squares("devices"), axis_name="devices")
+      >>> int(squares(None)), devices(jnp.arange(2)).tolist()
+      (30, [30, 30])
+    """
+    number, me = devices(axis)
+
+    def turn(i, sums):
+        return body(i * number + me, sums)
+
+    return total(jax.lax.fori_loop(0, -(-count // number), turn, zeros), axis)

@@ -1,0 +1,84 @@
+"""How long each task is trained and when its learning rate drops: tables a traced task looks up."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bpnjax.utils.errors import UserError
+
+
+def epochs_per_task(config, num_tasks: int, joint: bool = False) -> list[int]:
+    """The epochs of each task.
+
+    Args:
+      config: a run configuration.
+      num_tasks: T.
+      joint: whether all tasks are trained at once: then for as long as the longest.
+
+    Returns:
+      T numbers.
+
+    Raises:
+      UserError: `train.epochs_per_task` does not have one number a task.
+    """
+    given = tuple(config.train.epochs_per_task)
+    if not given:
+        return [config.train.epochs] * num_tasks
+    if len(given) != num_tasks:
+        raise UserError(
+            f"train.epochs_per_task: {given} has {len(given)} numbers for {num_tasks} tasks; give "
+            "one a task, or () for train.epochs in each"
+        )
+    return [max(given)] * num_tasks if joint else list(given)
+
+
+def look_up(table, task) -> jax.Array:
+    """The entry of a task, which may be traced."""
+    return jnp.asarray(np.array(table, np.int32))[task]
+
+
+def dropped(config, epochs: list[int], task, epoch) -> jax.Array:
+    r"""What is left of a task's learning rate in one of its epochs.
+
+    .. math:: f^{-d}, \quad d = |\{s : epoch \ge s \cdot epochs_t\}|
+
+    with the shares s of `train.rate_drops`, the factor f, and epochs counted from 0; a drop that
+    falls into an epoch waits for the next one.
+
+    Args:
+      config: a run configuration.
+      epochs: of each task, as `epochs_per_task` gives them.
+      task: int scalar, may be traced.
+      epoch: int scalar, may be traced.
+
+    Returns:
+      A factor on the rate, f32 scalar.
+
+    Example:
+      >>> from bpnjax import config
+      >>> from bpnjax.training import schedule
+      >>> c = config.default()
+      >>> c.train.rate_drops = (0.75, 0.9)
+      >>> [float(schedule.dropped(c, [60], 0, epoch)) for epoch in (44, 45)]
+      [1.0, 0.10000000149011612]
+
+    Source: Aljundi et al. 2018 (arXiv 1711.09601) and their code: a tenth at fixed epochs.
+    """
+    shares = config.train.rate_drops
+    # In integers on the host: a share of f32 epochs might round to the epoch after.
+    first = np.ceil(np.outer(epochs, shares) - 1e-9).astype(np.int32)
+    left = [config.train.rate_drop_factor**-count for count in range(len(shares) + 1)]
+    drops = jnp.sum(jnp.asarray(epoch) >= jnp.asarray(first)[task])
+    return jnp.asarray(left, jnp.float32)[drops]
+
+
+def following(transform: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The transformation with its updates times ``rate_left``, an argument of each update."""
+    inner = optax.with_extra_args_support(transform)
+
+    def update(updates, state, params=None, *, rate_left, **more):
+        updates, state = inner.update(updates, state, params, **more)
+        return jax.tree.map(lambda u: rate_left.astype(u.dtype) * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
