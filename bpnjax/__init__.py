@@ -1,24 +1,34 @@
-"""bpnjax: continual learning with the Beneficial Perturbation Network, in JAX and Flax."""
+"""bpnjax: continual learning with the Beneficial Perturbation Network, in JAX and Flax.
 
-from bpnjax import importance, optim
+learner = bpnjax.learner(network, method, optimizer, num_tasks)   # any network, any loop
+predictor = bpnjax.load("runs/mnist/bd_ewc")                      # a run of the command
+"""
+
+from bpnjax import importance, methods, modes, networks, optim
 from bpnjax.evaluation import metrics
-from bpnjax.evaluation.predictor import Predictor, load
-from bpnjax.modes import keys
-from bpnjax.networks import linen
-from bpnjax.networks.linen import modulated_apply, select
-from bpnjax.training import loop
+from bpnjax.learner import Learner, State, learner
+from bpnjax.methods import Method
+from bpnjax.modes import merge, select
+from bpnjax.networks import Network, modulated_apply
+from bpnjax.run.predictor import Predictor, load
 from bpnjax.version import __version__
 
 __all__ = [
+    "Learner",
+    "Method",
+    "Network",
     "Predictor",
+    "State",
     "__version__",
     "importance",
-    "keys",
+    "learner",
     "load",
-    "loop",
+    "merge",
+    "methods",
     "metrics",
+    "modes",
     "modulated_apply",
-    "modulation",
+    "networks",
     "optim",
     "select",
 ]

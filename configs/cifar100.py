@@ -52,6 +52,7 @@ def get_config():
     config.si.strength = 100.0
     config.mas.strength = 10.0
     config.slnid.strength = 1e-4
+    config.slnid.anchor_strength = 10.0
     config.imm.l2 = 1e-3
     config.lwf.strength = 3.0
     config.ebll.strength = 1.0

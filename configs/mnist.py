@@ -54,6 +54,7 @@ def get_config():
     config.si.strength = 100.0
     config.mas.strength = 10.0
     config.slnid.strength = 1e-5
+    config.slnid.anchor_strength = 10.0
     config.gem.memories = 100
     config.replay.alpha = 0.1
     config.xdg.gated = 0.9

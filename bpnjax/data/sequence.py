@@ -35,6 +35,7 @@ class Extractor(NamedTuple):
     shape: tuple[int, ...]  # of a picture
     scale: np.ndarray  # f32 [channels], of pictures
     shift: np.ndarray
+    dtype: np.dtype  # of the pictures, as they are stored
 
 
 class TaskSequence(NamedTuple):

@@ -50,7 +50,7 @@ def empty_factors(layers) -> dict[str, Factors]:
     """Zeros to add to, for every Dense layer that is called once.
 
     Args:
-      layers: ``{path: Layer}`` as `bpnjax.networks.linen.find_layers` gives.
+      layers: ``{path: Layer}`` as `Network.layers`.
 
     Returns:
       ``{path: Factors}``, f32 ``[inputs + 1, inputs + 1]`` and ``[outputs, outputs]``.
@@ -62,26 +62,30 @@ def empty_factors(layers) -> dict[str, Factors]:
 
 
 def factors_sum(
-    model, params, mode, x, labels, *, weights=None, classes=None
+    network, params, mode, x, labels, *, weights=None, classes=None, loss=None
 ) -> dict[str, Factors]:
     """Sum over a batch of both factors of each layer; see `factors`.
 
     Args:
-      model: a Linen module that maps ``x`` to logits ``[n, C]``.
+      network: a `bpnjax.networks.Network` that maps ``x`` to logits ``[n, C]``.
       params: its parameters, a dict tree.
-      mode: as in `bpnjax.modulated_apply`, one task for the whole batch; ``{}`` for none.
+      mode: of one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
       labels: int ``[n]``.
       weights: f32 ``[n]``, 0 for examples that are padding; all 1 by default.
       classes: bool ``[C]``, the head whose softmax is meant; all outputs by default.
+      loss: ``(outputs, labels) -> losses [n]``; cross-entropy by default.
 
     Returns:
       ``{path: Factors}`` for every Dense layer that is called once on ``[n, d]``.
     """
     weights = jnp.ones(x.shape[0]) if weights is None else weights
-    logits, backward, inputs = probe(model, params, mode, x)
-    p = jax.nn.softmax(within_head(logits, classes))
-    deltas = backward(p - jax.nn.one_hot(labels, logits.shape[-1]))
+    logits, backward, inputs = probe(network, params, mode, x)
+    if loss is not None:
+        deltas = backward(jax.grad(lambda z: jnp.sum(loss(z, labels)))(logits))
+    else:
+        p = jax.nn.softmax(within_head(logits, classes))
+        deltas = backward(p - jax.nn.one_hot(labels, logits.shape[-1]))
     sums = {}
     for path, delta in deltas.items():
         (a,) = inputs[path]
@@ -90,7 +94,7 @@ def factors_sum(
     return sums
 
 
-def factors(model, params, mode, x, labels) -> dict[str, Factors]:
+def factors(network, params, mode, x, labels) -> dict[str, Factors]:
     r"""Both Kronecker factors of the empirical Fisher of each Dense layer.
 
     .. math:: A = \frac{1}{n} \sum_b a_b a_b^T, \quad G = \frac{1}{n} \sum_b d_b d_b^T
@@ -99,9 +103,9 @@ def factors(model, params, mode, x, labels) -> dict[str, Factors]:
     the derivative of the negative log-likelihood of the label for the layer's output.
 
     Args:
-      model: a Linen module that maps ``x`` to logits ``[n, C]``.
+      network: a `bpnjax.networks.Network` that maps ``x`` to logits ``[n, C]``.
       params: its parameters, a dict tree.
-      mode: as in `bpnjax.modulated_apply`; ``{}`` for none.
+      mode: of the task; ``{}`` for none.
       x: inputs ``[n, ...]``.
       labels: int ``[n]``.
 
@@ -110,8 +114,9 @@ def factors(model, params, mode, x, labels) -> dict[str, Factors]:
 
     Example:
       >>> import jax.numpy as jnp, flax.linen as nn
+      >>> from bpnjax import networks
       >>> from bpnjax.importance import kronecker
-      >>> net = nn.Dense(2)
+      >>> net = networks.from_linen(nn.Dense(2), jnp.ones((1, 1)))
       >>> params = {"kernel": jnp.zeros((1, 2)), "bias": jnp.zeros(2)}  # p = (0.5, 0.5)
       >>> found = kronecker.factors(net, params, {}, jnp.array([[3.0]]), jnp.array([0]))[""]
       >>> found.inputs.tolist()
@@ -121,7 +126,7 @@ def factors(model, params, mode, x, labels) -> dict[str, Factors]:
 
     Source: Martens and Grosse 2015, Eq. 1. Variant: empirical, with the data's labels.
     """
-    sums = factors_sum(model, params, mode, x, labels)
+    sums = factors_sum(network, params, mode, x, labels)
     return {path: Factors(*(s / x.shape[0] for s in both)) for path, both in sums.items()}
 
 

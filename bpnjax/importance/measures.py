@@ -2,10 +2,8 @@
 
 All are exact per example and take one backward pass, by the sums of `bpnjax.importance.per_example`.
 
-The network maps ``x`` alone to logits. Where it takes more, `bpnjax.networks.linen.fixed` fills it in:
-``fisher(fixed(model, variables, train=False), variables["params"], ...)``. Only "params" has
-importance; other collections, such as the running averages of BatchNorm, are constants. An example
-must not depend on the others of its batch: BatchNorm on batch statistics is an error.
+The network is evaluated, so that an example does not depend on the others of its batch. Variables
+such as the running statistics of BatchNorm are constants: ``fisher(network.bind(variables), ...)``.
 """
 
 from typing import Any
@@ -14,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from bpnjax.importance import per_example
-from bpnjax.networks import linen
 from bpnjax.utils.heads import within_head
 
 __all__ = [
@@ -32,9 +29,8 @@ FISHER_KINDS = ("empirical", "true", "sampled")
 NEURON_KINDS = ("loss", "output_norm")
 
 
-@per_example.named_remedy()
 def fisher_sum(
-    model,
+    network,
     params,
     mode,
     x,
@@ -45,13 +41,14 @@ def fisher_sum(
     key=None,
     chunk=32,
     classes=None,
+    loss=None,
 ) -> Any:
     """Sum over a batch of squared per-example gradients of the log-likelihood; see `fisher`.
 
     Args:
-      model: a Linen module that maps ``x`` to logits ``[n, C]``.
-      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
-      mode: as in `bpnjax.modulated_apply`, one task for the whole batch; ``{}`` for none.
+      network: a `bpnjax.networks.Network` that maps ``x`` to logits ``[n, C]``.
+      params: its parameters, a dict tree.
+      mode: of one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
       labels: int ``[n]``; read by ``kind="empirical"`` only.
       kind: ``"empirical"``, ``"true"`` or ``"sampled"``.
@@ -59,20 +56,24 @@ def fisher_sum(
       key: typed PRNG key; needed by ``kind="sampled"``.
       chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
       classes: bool ``[C]``, the head whose softmax is meant; all outputs by default.
+      loss: ``(outputs, labels) -> losses [n]``, whose gradients ``kind="empirical"`` squares;
+        cross-entropy by default.
 
     Returns:
       A tree like the parameters, f32.
 
     Raises:
-      ValueError: unknown ``kind``, or ``"sampled"`` without a key.
+      ValueError: unknown ``kind``, ``"sampled"`` without a key, or another loss than cross-entropy
+        for a kind that draws labels from a softmax.
 
     Example:
       >>> import jax.numpy as jnp, flax.linen as nn
-      >>> from bpnjax import importance
+      >>> from bpnjax import importance, networks
       >>> params = {"kernel": jnp.zeros((1, 2)), "bias": jnp.zeros(2)}  # softmax gives 1/2 each
       >>> x, labels = jnp.array([[2.0], [4.0], [9.0]]), jnp.array([0, 1, 0])
       >>> weights = jnp.array([1.0, 1.0, 0.0])  # the last one is padding
-      >>> found = importance.fisher_sum(nn.Dense(2), params, {}, x, labels, weights=weights)
+      >>> network = networks.from_linen(nn.Dense(2), x)
+      >>> found = importance.fisher_sum(network, params, {}, x, labels, weights=weights)
       >>> found["kernel"].tolist(), found["bias"].tolist()  # (2 / 2)^2 + (4 / 2)^2
       ([[5.0, 5.0]], [0.5, 0.5])
     """
@@ -80,14 +81,21 @@ def fisher_sum(
         raise ValueError(f"unknown Fisher kind {kind!r}; use one of {', '.join(FISHER_KINDS)}")
     if kind == "sampled" and key is None:
         raise ValueError("the sampled Fisher draws labels: pass key=jax.random.key(...)")
-    model, params = linen.split(model, params)
+    if loss is not None and kind != "empirical":
+        raise ValueError(
+            f"the {kind} Fisher takes its labels from a softmax, and the loss is another than "
+            "cross-entropy; use the empirical Fisher"
+        )
     weights = jnp.ones(x.shape[0]) if weights is None else weights
 
     if kind == "sampled":
-        answers = linen.modulated_apply(model, params, mode, x).astype(jnp.float32)
+        answers = network.apply(params, mode, x)[0].astype(jnp.float32)
         labels = jax.random.categorical(key, within_head(answers, classes))
 
     def magnitudes(logits, backward):
+        if loss is not None:
+            gradients = jax.grad(lambda z: jnp.sum(loss(z, labels)))(logits)
+            return jax.tree.map(jnp.square, backward(gradients))
         # d(-log p_y)/d logits = p - onehot(y); everything upstream of the logits is linear in it.
         p, width = jax.nn.softmax(within_head(logits, classes)), logits.shape[-1]
         if kind != "true":
@@ -101,6 +109,10 @@ def fisher_sum(
         return jax.lax.fori_loop(0, width, add, zeros)
 
     def magnitude(logits_of, free, label):
+        if loss is not None:
+            gradient = jax.grad(lambda f: loss(logits_of(f)[None], label[None])[0])(free)
+            return jax.tree.map(jnp.square, gradient)
+
         def squares(y):
             return jax.tree.map(
                 jnp.square,
@@ -117,13 +129,14 @@ def fisher_sum(
         return jax.lax.fori_loop(0, p.shape[0], add, jax.tree.map(jnp.zeros_like, free))
 
     return per_example.sums(
-        model, params, mode, x, labels, weights, chunk, magnitudes, jnp.square, magnitude
+        network, params, mode, x, labels, weights, chunk, magnitudes, jnp.square, magnitude
     )
 
 
 def fisher(
-    model, params, mode, x, labels, *, kind="empirical", key=None, batch_size=512, chunk=32
-) -> Any:
+    network, params, mode, x, labels, *,
+    kind="empirical", key=None, batch_size=512, chunk=32, loss=None,
+) -> Any:  # fmt: skip
     r"""Diagonal of the Fisher information, exact per example.
 
     .. math:: F_j = \frac{1}{n} \sum_i \Big( \frac{\partial \log p(y_i | x_i)}{\partial \theta_j}
@@ -135,15 +148,16 @@ def fisher(
     which many codes call Fisher and which is too small by about the batch size.
 
     Args:
-      model: a Linen module that maps ``x`` to logits ``[n, C]``.
-      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
-      mode: as in `bpnjax.modulated_apply`; ``{}`` for none.
+      network: a `bpnjax.networks.Network` that maps ``x`` to logits ``[n, C]``.
+      params: its parameters, a dict tree.
+      mode: of the task; ``{}`` for none.
       x: inputs ``[n, ...]``.
       labels: int ``[n]``; read by ``kind="empirical"`` only.
       kind: ``"empirical"``, ``"true"`` or ``"sampled"``.
       key: typed PRNG key; needed by ``kind="sampled"``.
       batch_size: examples in one pass.
       chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
+      loss: as in `fisher_sum`.
 
     Returns:
       A tree like the parameters, f32, non-negative.
@@ -153,22 +167,22 @@ def fisher(
 
     Example:
       >>> import jax, jax.numpy as jnp, flax.linen as nn
-      >>> from bpnjax import importance
-      >>> net = nn.Dense(2, use_bias=False)
+      >>> from bpnjax import importance, networks
+      >>> network = networks.from_linen(nn.Dense(2, use_bias=False), jnp.ones((1, 1)))
       >>> params = {"kernel": jnp.zeros((1, 2))}  # p = 1/2, gradient = x * (p - onehot)
-      >>> f = importance.fisher(net, params, {}, jnp.array([[2.0]]), jnp.array([0]))
+      >>> f = importance.fisher(network, params, {}, jnp.array([[2.0]]), jnp.array([0]))
       >>> f["kernel"].tolist()
       [[1.0, 1.0]]
 
     Source: Kirkpatrick et al. 2017 (EWC); van de Ven 2025 (arXiv 2502.11756) for the kinds.
     """
-    model, params = linen.split(model, params)
 
     def one_batch(i, x, labels, weights):
         draw = None if key is None else jax.random.fold_in(key, i)
         return fisher_sum(
-            model, params, mode, x, labels, kind=kind, weights=weights, key=draw, chunk=chunk
-        )
+            network, params, mode, x, labels,
+            kind=kind, weights=weights, key=draw, chunk=chunk, loss=loss,
+        )  # fmt: skip
 
     return _mean(one_batch, params, x, labels, batch_size)
 
@@ -185,13 +199,13 @@ def _mean(sum_of_batch, params, x, labels, batch_size):
     return jax.tree.map(lambda s: s / n, sums)
 
 
-def sensitivity_sum(model, params, mode, x, *, weights=None, chunk=32, classes=None) -> Any:
+def sensitivity_sum(network, params, mode, x, *, weights=None, chunk=32, classes=None) -> Any:
     """Sum over a batch of absolute per-example gradients of the squared output norm.
 
     Args:
-      model: a Linen module that maps ``x`` to outputs ``[n, C]``.
-      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
-      mode: as in `bpnjax.modulated_apply`, one task for the whole batch; ``{}`` for none.
+      network: a `bpnjax.networks.Network` that maps ``x`` to outputs ``[n, C]``.
+      params: its parameters, a dict tree.
+      mode: of one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
       weights: f32 ``[n]``, 0 for examples that are padding; all 1 by default.
       chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
@@ -200,7 +214,6 @@ def sensitivity_sum(model, params, mode, x, *, weights=None, chunk=32, classes=N
     Returns:
       A tree like the parameters, f32.
     """
-    model, params = linen.split(model, params)
     weights = jnp.ones(x.shape[0]) if weights is None else weights
     counted = 1.0 if classes is None else classes.astype(jnp.float32)
 
@@ -213,11 +226,11 @@ def sensitivity_sum(model, params, mode, x, *, weights=None, chunk=32, classes=N
 
     labels = jnp.zeros(x.shape[0], jnp.int32)  # not used by MAS
     return per_example.sums(
-        model, params, mode, x, labels, weights, chunk, magnitudes, jnp.abs, magnitude
+        network, params, mode, x, labels, weights, chunk, magnitudes, jnp.abs, magnitude
     )
 
 
-def sensitivity(model, params, mode, x, *, batch_size=512, chunk=32) -> Any:
+def sensitivity(network, params, mode, x, *, batch_size=512, chunk=32) -> Any:
     r"""MAS importance: how much the squared norm of the output depends on each parameter.
 
     .. math:: \Omega_j = \frac{1}{n} \sum_i \Big| \frac{\partial \|F(x_i)\|_2^2}{\partial
@@ -227,9 +240,9 @@ def sensitivity(model, params, mode, x, *, batch_size=512, chunk=32) -> Any:
     code takes it of the gradient summed over a batch by default, where signs cancel.
 
     Args:
-      model: a Linen module that maps ``x`` to outputs ``[n, C]``.
-      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
-      mode: as in `bpnjax.modulated_apply`; ``{}`` for none.
+      network: a `bpnjax.networks.Network` that maps ``x`` to outputs ``[n, C]``.
+      params: its parameters, a dict tree.
+      mode: of the task; ``{}`` for none.
       x: inputs ``[n, ...]``.
       batch_size: examples in one pass.
       chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
@@ -239,38 +252,39 @@ def sensitivity(model, params, mode, x, *, batch_size=512, chunk=32) -> Any:
 
     Example:
       >>> import jax.numpy as jnp, flax.linen as nn
-      >>> from bpnjax import importance
+      >>> from bpnjax import importance, networks
       >>> params = {"kernel": jnp.array([[3.0]])}  # F = 3 x, d F^2 / d w = 2 F x
       >>> x = jnp.array([[1.0], [-1.0]])
-      >>> importance.sensitivity(nn.Dense(1, use_bias=False), params, {}, x)["kernel"].tolist()
+      >>> network = networks.from_linen(nn.Dense(1, use_bias=False), x)
+      >>> importance.sensitivity(network, params, {}, x)["kernel"].tolist()
       [[6.0]]
 
     Source: Aljundi et al. 2018 (MAS), Eq. 2-3.
     """
-    model, params = linen.split(model, params)
     labels = jnp.zeros(x.shape[0], jnp.int32)
     return _mean(
         lambda _, x, __, weights: sensitivity_sum(
-            model, params, mode, x, weights=weights, chunk=chunk
+            network, params, mode, x, weights=weights, chunk=chunk
         ),
         params, x, labels, batch_size,
     )  # fmt: skip
 
 
 def neurons_sum(
-    model, params, mode, x, labels, *, of="output_norm", weights=None, classes=None
+    network, params, mode, x, labels, *, of="output_norm", weights=None, classes=None, loss=None
 ) -> dict[str, jax.Array]:
     """Sum over a batch of absolute gradients for the units' inputs; see `neurons`.
 
     Args:
-      model: a Linen module that maps ``x`` to logits ``[n, C]``.
-      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
-      mode: as in `bpnjax.modulated_apply`, one task for the whole batch; ``{}`` for none.
+      network: a `bpnjax.networks.Network` that maps ``x`` to logits ``[n, C]``.
+      params: its parameters, a dict tree.
+      mode: of one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
       labels: int ``[n]``; read by ``of="loss"`` only.
       of: ``"output_norm"`` or ``"loss"``.
       weights: f32 ``[n]``, 0 for examples that are padding; all 1 by default.
       classes: bool ``[C]``, the head whose outputs are meant; all outputs by default.
+      loss: ``(outputs, labels) -> losses [n]`` for ``of="loss"``; cross-entropy by default.
 
     Returns:
       ``{path: f32 [outputs]}`` for every Dense layer that is called once on ``[n, d]``.
@@ -278,20 +292,26 @@ def neurons_sum(
     Raises:
       ValueError: unknown ``of``.
     """
+    if network.tapped is None:
+        raise ValueError(
+            f"the units of {network.name} are not known; build it with networks.from_linen or "
+            "networks.from_nnx"
+        )
     if of not in NEURON_KINDS:
         raise ValueError(f"unknown importance {of!r}; use one of {', '.join(NEURON_KINDS)}")
-    model, params = linen.split(model, params)
     weights = jnp.ones(x.shape[0]) if weights is None else weights
-    logits, backward, _ = per_example.probe(model, params, mode, x)
+    logits, backward, _ = per_example.probe(network, params, mode, x)
     if of == "output_norm":
         cotangent = 2.0 * logits * (1.0 if classes is None else classes)
+    elif loss is not None:
+        cotangent = jax.grad(lambda z: jnp.sum(loss(z, labels)))(logits)
     else:
         p = jax.nn.softmax(within_head(logits, classes))
         cotangent = p - jax.nn.one_hot(labels, logits.shape[-1])
     return {path: weights @ jnp.abs(delta) for path, delta in backward(cotangent).items()}
 
 
-def neurons(model, params, mode, x, labels, *, of="output_norm") -> dict[str, jax.Array]:
+def neurons(network, params, mode, x, labels, *, of="output_norm") -> dict[str, jax.Array]:
     r"""Importance of the units: how much what is measured depends on the input of each.
 
     .. math:: a_i = \frac{1}{n} \sum_b \Big| \frac{\partial s(x_b)}{\partial z_i} \Big|
@@ -301,9 +321,9 @@ def neurons(model, params, mode, x, labels, *, of="output_norm") -> dict[str, ja
     (with EWC).
 
     Args:
-      model: a Linen module that maps ``x`` to logits ``[n, C]``.
-      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
-      mode: as in `bpnjax.modulated_apply`; ``{}`` for none.
+      network: a `bpnjax.networks.Network` that maps ``x`` to logits ``[n, C]``.
+      params: its parameters, a dict tree.
+      mode: of the task; ``{}`` for none.
       x: inputs ``[n, ...]``.
       labels: int ``[n]``; read by ``of="loss"`` only.
       of: ``"output_norm"`` or ``"loss"``.
@@ -316,13 +336,14 @@ def neurons(model, params, mode, x, labels, *, of="output_norm") -> dict[str, ja
 
     Example:
       >>> import jax.numpy as jnp, flax.linen as nn
-      >>> from bpnjax import importance
-      >>> net, params = nn.Dense(1), {"kernel": jnp.array([[3.0]]), "bias": jnp.zeros(1)}
+      >>> from bpnjax import importance, networks
+      >>> params = {"kernel": jnp.array([[3.0]]), "bias": jnp.zeros(1)}
       >>> x = jnp.array([[1.0], [-1.0]])
-      >>> importance.neurons(net, params, {}, x, jnp.zeros(2, int))[""].tolist()  # |2 z| = 6
+      >>> network = networks.from_linen(nn.Dense(1), x)
+      >>> importance.neurons(network, params, {}, x, jnp.zeros(2, int))[""].tolist()  # |2 z| = 6
       [6.0]
 
     Source: Aljundi et al. 2019 (arXiv 1806.05421), Sec. 4.2: the importance of neurons in SLNID.
     """
-    sums = neurons_sum(model, params, mode, x, labels, of=of)
+    sums = neurons_sum(network, params, mode, x, labels, of=of)
     return {path: s / x.shape[0] for path, s in sums.items()}

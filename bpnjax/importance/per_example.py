@@ -6,25 +6,20 @@ Its square is ``a_i^2 (delta_i^2)^T``, so the sum over examples is a matrix prod
 size n x parameters exists. Other layers fall back to `jax.vmap` of `jax.grad`, a chunk at a time.
 """
 
-import contextlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
-from flax.errors import (
-    ModifyScopeVariableError,
-    ScopeCollectionNotFound,
-    ScopeVariableNotFoundError,
-)
 
-from bpnjax.networks import linen
+from bpnjax.networks import Layer, Network
 
 
-def one_pass_layers(layers: dict[str, linen.Layer]) -> dict[str, linen.Layer]:
+def one_pass_layers(layers: dict[str, Layer]) -> dict[str, Layer]:
     """Those that the outer-product identity covers: Dense, called once, on [n, d], not lifted.
 
     Args:
-      layers: ``{path: Layer}`` as `bpnjax.networks.linen.find_layers` gives.
+      layers: ``{path: Layer}`` as `Network.layers` gives.
 
     Returns:
       The part of ``layers`` whose per-example gradients need not be formed.
@@ -36,57 +31,41 @@ def one_pass_layers(layers: dict[str, linen.Layer]) -> dict[str, linen.Layer]:
     }
 
 
-@contextlib.contextmanager
-def named_remedy():
-    """What to do about a network that does not run on ``x`` alone, in words of this library.
-
-    Raises:
-      ValueError: in place of Flax's complaint about collections.
-    """
-    try:
-        yield
-    except (ModifyScopeVariableError, ScopeCollectionNotFound, ScopeVariableNotFoundError) as error:
-        raise ValueError(
-            "importance is a sum over single examples, so BatchNorm must use its running averages: "
-            'pass {"params": ..., "batch_stats": ...} for params, or for the model '
-            "modulation.fixed(model, variables, train=False), whatever its call names that "
-            f"argument ({str(error).splitlines()[0]})"
-        ) from error
-
-
-@named_remedy()
-def probe(model, params, mode, x):
+def probe(network: Network, params: Any, mode: Any, x: jax.Array):
     """What the outer-product identity needs of a batch.
 
     Args:
-      model: a Linen module that maps ``x`` to logits ``[n, C]``.
-      params: its parameters, a dict tree, or a dict of collections with a ``"params"`` entry.
-      mode: as in `bpnjax.modulated_apply`, one task for the whole batch; ``{}`` for none.
+      network: maps ``x`` to outputs ``[n, ...]``.
+      params: its parameters, a dict tree.
+      mode: of one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
 
     Returns:
-      Logits f32 ``[n, C]``; a function from a cotangent of them to ``{path: f32 [n, outputs]}``,
+      Outputs f32 ``[n, ...]``; a function from a cotangent of them to ``{path: f32 [n, outputs]}``,
       the derivative for the output of each of `one_pass_layers`; and the layers' inputs,
-      ``{path: ([n, d],)}``.
+      ``{path: [[n, d]]}``.
     """
-    layers = one_pass_layers(linen.find_layers(model, params, x))
-    probes = {path: jnp.zeros(layer.output_shape) for path, layer in layers.items()}
+    if network.tapped is None:
+        outputs, _ = network.apply(params, mode, x)
+        return outputs.astype(jnp.float32), lambda cotangent: {}, {}
+    layers = one_pass_layers(network.layers)
+    probes = {path: jnp.zeros((x.shape[0], layer.outputs)) for path, layer in layers.items()}
 
     def forward(probes):
-        logits, inputs = linen.tapped_apply(model, params, mode, x, probes)
-        return logits.astype(jnp.float32), inputs
+        outputs, inputs = network.tapped(params, mode, x, probes=probes, record=tuple(layers))
+        return outputs.astype(jnp.float32), inputs
 
-    logits, backward, inputs = jax.vjp(forward, probes, has_aux=True)
-    return logits, lambda cotangent: backward(cotangent)[0], inputs
+    outputs, backward, inputs = jax.vjp(forward, probes, has_aux=True)
+    return outputs, lambda cotangent: backward(cotangent)[0], inputs
 
 
-def _dense_sums(model, params, mode, x, weights, magnitudes, element):
+def _dense_sums(network, params, mode, x, weights, magnitudes, element):
     """Sums over examples of ``element(gradient)`` for the covered Dense layers.
 
     ``element`` is a square or an absolute value, so that of an outer product is the outer product
     of those of its factors. ``magnitudes(logits, backward)`` gives element(delta) per layer.
     """
-    logits, backward, inputs = probe(model, params, mode, x)
+    logits, backward, inputs = probe(network, params, mode, x)
     sums = {}
     for path, size in magnitudes(logits, backward).items():
         weighted = weights[:, None] * size
@@ -97,7 +76,7 @@ def _dense_sums(model, params, mode, x, weights, magnitudes, element):
     return sums
 
 
-def _other_sums(model, params, mode, names, chunk, x, weights, labels, magnitude):
+def _other_sums(network, params, mode, names, chunk, x, weights, labels, magnitude):
     """The same for the named leaves, by vmap of grad.
 
     ``magnitude(logits_of, free, label)`` gives element(gradient) of one example, where
@@ -112,8 +91,8 @@ def _other_sums(model, params, mode, names, chunk, x, weights, labels, magnitude
 
         def logits_of(free):
             tree = traverse_util.unflatten_dict({**fixed, **free})
-            logits = linen.modulated_apply(model, tree, mode, x_i[None])[0]
-            return logits.astype(jnp.float32)
+            outputs, _ = network.apply(tree, mode, x_i[None])
+            return outputs[0].astype(jnp.float32)
 
         return jax.tree.map(lambda m: weight * m, magnitude(logits_of, free, label))
 
@@ -148,15 +127,15 @@ def in_pieces(arrays, size):
     )
 
 
-def sums(model, params, mode, x, labels, weights, chunk, magnitudes, element, magnitude):
+def sums(network, params, mode, x, labels, weights, chunk, magnitudes, element, magnitude):
     """Sums over a batch of ``element(gradient)``, an element-wise function of single gradients.
 
     Args:
-      model: a Linen module that maps ``x`` to logits ``[n, C]``.
+      network: maps ``x`` to outputs ``[n, ...]``.
       params: its parameters, a dict tree.
-      mode: as in `bpnjax.modulated_apply`, one task for the whole batch.
+      mode: of one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
-      labels: int ``[n]``, handed to ``magnitude``.
+      labels: of the examples, ``[n, ...]``, handed to ``magnitude``.
       weights: f32 ``[n]``, of the examples.
       chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
       magnitudes: ``(logits, backward) -> {path: f32 [n, outputs]}``, element(delta) of each of
@@ -172,11 +151,13 @@ def sums(model, params, mode, x, labels, weights, chunk, magnitudes, element, ma
     flat = traverse_util.flatten_dict(params)
     found = {
         name: value
-        for name, value in _dense_sums(model, params, mode, x, weights, magnitudes, element).items()
+        for name, value in _dense_sums(
+            network, params, mode, x, weights, magnitudes, element
+        ).items()
         if name in flat  # a Dense layer without bias has no such leaf
     }
     rest = [name for name in flat if name not in found]
     if rest:
         chunk = min(chunk, x.shape[0])
-        found |= _other_sums(model, params, mode, rest, chunk, x, weights, labels, magnitude)
+        found |= _other_sums(network, params, mode, rest, chunk, x, weights, labels, magnitude)
     return traverse_util.unflatten_dict({k: found[k].astype(jnp.float32) for k in flat})

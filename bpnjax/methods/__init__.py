@@ -1,64 +1,108 @@
-"""The methods: one file each, one line in the registry."""
+"""Continual-learning methods: functions with arguments, one file each.
 
-from bpnjax.methods import (
-    bd,
-    controls,
-    ebll,
-    er,
-    ewc,
-    ewc_kfac,
-    gem,
-    imm,
-    joint,
-    lwf,
-    mas,
-    psp,
-    sgd,
-    si,
-    slnid,
-    stl,
-    xdg,
+methods.ewc(strength=100.0)
+methods.chain(methods.bd(epsilon=0.2), methods.psp())
+methods.bd_psp(epsilon=0.2)             # the same, by its name in the registry
+"""
+
+from bpnjax.methods import replay
+from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData, chain, output_leaves
+from bpnjax.methods.settings import (
+    _BUILT_IN,
+    REGISTRY,
+    Factory,
+    Field,
+    Setting,
+    compose,
+    register,
 )
-from bpnjax.methods.base import Ended, Examples, Method, Spec, Step, chain
+
+# isort: split
+from bpnjax.methods.bd import bd, gd, gd_matched
+from bpnjax.methods.controls import output_mask, plain_bias, random_bias
+from bpnjax.methods.ebll import ebll
+from bpnjax.methods.er import der, derpp, er
+from bpnjax.methods.ewc import ewc, ewc_online
+from bpnjax.methods.ewc_kfac import ewc_kfac
+from bpnjax.methods.gem import agem, gem
+from bpnjax.methods.imm import imm_mean, imm_mode
+from bpnjax.methods.joint import joint
+from bpnjax.methods.lwf import lwf
+from bpnjax.methods.mas import mas
+from bpnjax.methods.psp import psp
+from bpnjax.methods.sgd import sgd
+from bpnjax.methods.si import si
+from bpnjax.methods.slnid import slnid
+from bpnjax.methods.stl import stl
+from bpnjax.methods.xdg import xdg
 
 BPN = "Wen et al. 2020, arXiv 2009.13954"
 
-REGISTRY: dict[str, Method] = {
-    method.name: method
-    for method in (
-        sgd.SGD,
-        stl.STL,
-        joint.JOINT,
-        ewc.EWC,
-        ewc.EWC_ONLINE,
-        ewc_kfac.EWC_KFAC,
-        si.SI,
-        mas.MAS,
-        slnid.SLNID,
-        imm.MEAN,
-        imm.MODE,
-        lwf.LWF,
-        ebll.EBLL,
-        gem.GEM,
-        gem.AGEM,
-        er.ER,
-        er.DER,
-        er.DERPP,
-        psp.PSP,
-        xdg.XDG,
-        chain("bd_ewc", bd.BD, ewc.EWC, paper=BPN),
-        chain("bd_psp", bd.BD, psp.PSP, paper=BPN),
-        chain("bd_psp_ewc", bd.BD, psp.PSP, ewc.EWC, paper="both of its protections at once"),
-        chain("bd_ewc_kfac", bd.BD, ewc_kfac.EWC_KFAC),
-        chain("bd_psp_ewc_kfac", bd.BD, psp.PSP, ewc_kfac.EWC_KFAC),
-        chain("gd_ewc", bd.GD, ewc.EWC, paper=BPN),
-        # Fair peers and controls: who else knows the task, and what is it that helps?
-        chain("xdg_ewc", xdg.XDG, ewc.EWC, paper="Masse et al. 2018, arXiv 1802.01569"),
-        controls.output_mask("ewc_masked", ewc.EWC),
-        chain("gd_matched_ewc", bd.GD_MATCHED, ewc.EWC, paper="control"),
-        chain("bias_ewc", controls.PLAIN_BIAS, ewc.EWC, paper="control"),
-        chain("random_bias_ewc", controls.RANDOM_BIAS, ewc.EWC, paper="control"),
-    )
-}
+bd_ewc = compose("bd_ewc", bd, ewc, paper=BPN)
+bd_psp = compose("bd_psp", bd, psp, paper=BPN)
+bd_psp_ewc = compose("bd_psp_ewc", bd, psp, ewc, paper="both of its protections at once")
+bd_ewc_kfac = compose("bd_ewc_kfac", bd, ewc_kfac)
+bd_psp_ewc_kfac = compose("bd_psp_ewc_kfac", bd, psp, ewc_kfac)
+gd_ewc = compose("gd_ewc", gd, ewc, paper=BPN)
+# Fair peers and controls: who else knows the task, and what is it that helps?
+xdg_ewc = compose("xdg_ewc", xdg, ewc, paper="Masse et al. 2018, arXiv 1802.01569")
+ewc_masked = compose("ewc_masked", ewc, paper="control", join=output_mask)
+gd_matched_ewc = compose("gd_matched_ewc", gd_matched, ewc, paper="control")
+bias_ewc = compose("bias_ewc", plain_bias, ewc, paper="control")
+random_bias_ewc = compose("random_bias_ewc", random_bias, ewc, paper="control")
 
-__all__ = ["REGISTRY", "Ended", "Examples", "Method", "Spec", "Step", "chain"]
+_BUILT_IN.update(REGISTRY)
+
+__all__ = [
+    "REGISTRY",
+    "Batch",
+    "Context",
+    "Factory",
+    "Field",
+    "Method",
+    "Setting",
+    "Setup",
+    "TaskData",
+    "agem",
+    "bd",
+    "bd_ewc",
+    "bd_ewc_kfac",
+    "bd_psp",
+    "bd_psp_ewc",
+    "bd_psp_ewc_kfac",
+    "bias_ewc",
+    "chain",
+    "compose",
+    "der",
+    "derpp",
+    "ebll",
+    "er",
+    "ewc",
+    "ewc_kfac",
+    "ewc_masked",
+    "ewc_online",
+    "gd",
+    "gd_ewc",
+    "gd_matched",
+    "gd_matched_ewc",
+    "gem",
+    "imm_mean",
+    "imm_mode",
+    "joint",
+    "lwf",
+    "mas",
+    "output_leaves",
+    "output_mask",
+    "plain_bias",
+    "psp",
+    "random_bias",
+    "random_bias_ewc",
+    "register",
+    "replay",
+    "sgd",
+    "si",
+    "slnid",
+    "stl",
+    "xdg",
+    "xdg_ewc",
+]

@@ -1,270 +1,392 @@
-"""What a continual-learning method is: a NamedTuple of pure functions, and how to compose them.
+"""What a continual-learning method is: a few pure functions, and how to compose them.
 
 All state is an argument and a return value. Whatever a method keeps per task has a leading axis
-``[T, ...]`` allocated once, and ``task`` is a traced integer, so that a sequence of any length
-compiles its programs once. Every hook works under `jax.jit` and `jax.vmap` (over seeds).
+``[T, ...]`` that is allocated once, and the task is a traced integer, so that a sequence of any
+length compiles its programs once. Every hook works under `jax.jit` and `jax.vmap` (over seeds).
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
-from bpnjax.networks import linen
+from bpnjax import modes
+from bpnjax.networks import Network
+from bpnjax.utils.errors import UserError
+
+__all__ = ["Batch", "Context", "Method", "Setup", "TaskData", "chain", "output_leaves"]
 
 
-class Spec(NamedTuple):
-    """What a method may know of the network and the sequence when it allocates its state."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setup:
+    """What a method may know when it allocates its state. Holds no traced values.
 
+    Attributes:
+      network: as bpnjax sees it.
+      num_tasks: T.
+      num_outputs: C, length of the outputs' last axis.
+      classes: which outputs belong to each task, bool ``[T, C]``; None where nobody said.
+      multi_head: whether each task answers with its own outputs only, in training too.
+      loss: ``(outputs, labels) -> losses [n]`` other than cross-entropy; None for cross-entropy.
+      label: shape and dtype of one label.
+      told_task: whether the method (with all parts of a composition) acts differently per task.
+    """
+
+    network: Network
     num_tasks: int
-    classes: Any  # bool [T, C], the classes of each task; host array
-    layers: dict[str, linen.Layer]
-    init: Callable[[jax.Array], Any]  # PRNG key -> fresh shared parameters
-    config: Any  # the run's ConfigDict
+    num_outputs: int
+    classes: np.ndarray | None
+    multi_head: bool
+    loss: Callable[[Any, Any], jax.Array] | None
+    label: jax.ShapeDtypeStruct
+    told_task: bool
+
+    def known_classes(self, who: str) -> np.ndarray:
+        """The classes of each task, bool ``[T, C]``; `UserError` where nobody said."""
+        if self.classes is None:
+            raise UserError(
+                f"classes: {who} needs to know which outputs belong to which task; pass "
+                "bpnjax.learner(..., classes=[[0, 1], [2, 3], ...])"
+            )
+        return self.classes
+
+    def need_cross_entropy(self, who: str) -> None:
+        """Refuses another loss than cross-entropy, for methods whose formula needs classes."""
+        if self.loss is not None:
+            raise UserError(
+                f"loss: {who} is defined for cross-entropy on class labels only; leave loss out, "
+                "or choose another method"
+            )
+
+    def stored_example(self, who: str) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of one example, ``[...]``; `UserError` where they are not known."""
+        if self.network.example is None:
+            raise UserError(
+                f"x: {who} keeps examples and must know their shape; pass a batch to the function "
+                "that made the network, as networks.from_function(..., x=x[:1])"
+            )
+        return jax.ShapeDtypeStruct(self.network.example.shape[1:], self.network.example.dtype)
 
 
-class Examples(NamedTuple):
-    """What a hook may ask about examples of the sequence, of any tasks, named by slots.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """The examples of one step; on several devices all of them, not the share of one device.
 
-    All answers are those of the plain network with the shared parameters ``core``; they can be
-    differentiated for ``core``.
+    Attributes:
+      x: examples as they are stored, ``[n, ...]``.
+      y: labels ``[n, ...]``, int32 ``[n]`` for classes.
+      weight: f32 ``[n]``, 0 for padding; not all 0.
+      task: int32 ``[n]``, the task of each example.
     """
 
-    labels: Callable[[jax.Array], jax.Array]
-    """(slots) -> int32 [m], the output that stands for the example's class."""
-    logits: Callable[[Any, jax.Array], jax.Array]
-    """(core, slots) -> f32 [m, C]."""
-    losses: Callable[[Any, jax.Array], jax.Array]
-    """(core, slots) -> f32 [m], the cross-entropy that training minimises, within its head."""
-    features: Callable[[Any, jax.Array, tuple[str, ...]], dict[str, jax.Array]]
-    """(core, slots, paths) -> the input of each of these layers, f32 [m, ...]."""
-    losses_from: Callable[[Any, jax.Array, str, jax.Array], jax.Array]
-    """(core, slots, path, features) -> as losses, with the input of a layer replaced."""
+    x: jax.Array
+    y: jax.Array
+    weight: jax.Array
+    task: jax.Array
 
 
-class Step(NamedTuple):
-    """One step of training, as the hooks see it. Examples are named by slots, not copied."""
+@dataclasses.dataclass(frozen=True)
+class TaskData:
+    """The data of the task that just ended, and importance over them.
 
-    task: jax.Array  # int scalar
-    epoch: jax.Array  # int scalar
-    index: jax.Array  # int scalar, of the step in its epoch
-    key: jax.Array  # PRNG key of this step
-    rate: jax.Array  # the learning rate of the shared parameters at this step
-    size: Any  # the learning rate for the proximal form of an anchor, 0 for the explicit one
-    slots: jax.Array  # int32 [n], the whole batch
-    weight: jax.Array  # f32 [n], 0 where the batch is not full
-    examples: Examples
-    spec: Spec
-
-
-class Ended(NamedTuple):
-    """The task that just ended: importance over its data, and the data themselves."""
-
-    fisher: Callable[..., Any]  # (kind, of how many examples) -> as `bpnjax.importance.fisher`
-    factors: Callable[
-        ..., Any
-    ]  # (of how many examples) -> as `bpnjax.importance.kronecker.factors`
-    sensitivity: Callable[[], Any]  # as `bpnjax.importance.sensitivity`
-    neurons: Callable[[str], dict[str, jax.Array]]  # as `bpnjax.importance.neurons`
-    slots: jax.Array  # int32 [N], its examples in the order of the last epoch, padding last
-    count: jax.Array  # int scalar, how many are real
-    examples: Examples
-    key: jax.Array  # PRNG key of this task's end
-
-
-class Method(NamedTuple):
-    """One method. The defaults are identities: plain fine-tuning.
-
-    ``core`` stands for the shared parameters, ``learned`` for the parameters that exist only
-    while their task is trained, ``state`` for whatever the method itself keeps, any pytree.
+    Attributes:
+      take: ``places int32 [m] -> (x [m, ...], y [m, ...])``, examples by their place in the order
+        in which they were trained on last.
+      size: how many places there are; static.
+      count: how many of them, the first ones, are real; int scalar, may be traced.
+      fisher: ``(kind, examples) -> tree``, as `bpnjax.importance.fisher`, of the first ``examples``
+        (0 for all).
+      factors: ``(examples) -> {path: Factors}``, as `bpnjax.importance.kronecker.factors`.
+      sensitivity: ``() -> tree``, as `bpnjax.importance.sensitivity`.
+      neurons: ``(of) -> {path: f32 [outputs]}``, as `bpnjax.importance.neurons`.
     """
 
-    name: str
+    take: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+    size: int
+    count: Any
+    fisher: Callable[..., Any]
+    factors: Callable[..., Any]
+    sensitivity: Callable[[], Any]
+    neurons: Callable[[str], dict[str, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """Where training stands, and what a hook may ask about examples.
+
+    ``outputs``, ``losses``, ``features`` and ``losses_from`` answer in the mode of each example's
+    own task, by the whole method and not only the part that asks. They may be differentiated for
+    ``params``. On several devices every device answers for all examples it is given.
+
+    Attributes:
+      setup: what does not change.
+      task: of the examples that `Method.forward` answers: int scalar, or int ``[n]``, one per
+        example.
+      current: the task that is being trained, int scalar; None if there is none.
+      training: whether `Method.forward` is asked for a training step of the current task.
+      key: typed PRNG key of this step, or of this task's end.
+      step: int scalar, steps of the current task before this one; at a task's end all of them.
+      step_size: tree of f32 scalars like the parameters, the learning rate of each leaf now.
+      outputs: ``(params, x, task, train=False) -> f32 [n, ...]``.
+      losses: ``(params, x, y, task, train=False) -> f32 [n]``, those that training minimises.
+      features: ``(params, x, task, paths) -> {path: f32 [n, ...]}``, the inputs of these layers.
+      losses_from: ``(params, x, y, task, path, features) -> f32 [n]``, with a layer's input
+        replaced.
+    """
+
+    setup: Setup
+    task: Any
+    current: Any
+    training: bool
+    key: Any = None
+    step: Any = None
+    step_size: Any = None
+    outputs: Callable[..., jax.Array] = None  # type: ignore[assignment]
+    losses: Callable[..., jax.Array] = None  # type: ignore[assignment]
+    features: Callable[..., dict[str, jax.Array]] = None  # type: ignore[assignment]
+    losses_from: Callable[..., jax.Array] = None  # type: ignore[assignment]
+
+    def stored_or_current(self, current: Any, stored: Any) -> Any:
+        """What belongs to the examples' tasks: what is being trained, or what was stored.
+
+        Args:
+          current: tree of the task in training, leaves ``[...]``.
+          stored: the same tree, of the tasks of ``task``: leaves ``[...]``, or ``[n, ...]``.
+
+        Returns:
+          ``stored``, with ``current`` wherever the task is the one in training.
+        """
+        if self.current is None:
+            return stored
+        if self.training and jnp.ndim(self.task) == 0:
+            return current
+        is_current = jnp.asarray(self.task) == self.current
+
+        def one(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(is_current.reshape(is_current.shape + (1,) * new.ndim), new, old)
+
+        return jax.tree.map(one, current, stored)
+
+
+def _begin_task(key: Any, params: Any, state: Any, ctx: Context) -> tuple[Any, Any, Any]:
+    del key, ctx
+    return params, state, ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A continual-learning method. The defaults are identities: plain fine-tuning.
+
+    ``params`` are the shared parameters, ``task_params`` those that exist only while their task is
+    trained (the factors of BD), ``state`` is whatever the method keeps, any pytree of arrays.
+
+    Attributes:
+      name: as in the registry.
+      paper: where it was published.
+      told_task: whether it acts differently for each task, hence must be told the task or infer it.
+      trains: ``"in turn"``; ``"afresh"`` for a fresh network per task (stl); ``"jointly"`` for one
+        training on all tasks together (joint). The last two are upper bounds.
+      check: ``(setup) -> None``; raises `UserError` for a network or sequence it cannot serve.
+      init: ``(key, params, setup) -> state``, allocated for all tasks.
+      begin_task: ``(key, params, state, ctx) -> (params, state, task_params)``, fresh task
+        parameters; the structure is the same for all tasks.
+      forward: ``(params, task_params, state, ctx) -> (params, mode)``, the parameters and the mode
+        that answer the tasks ``ctx.task``: the only way in, in training, tests and after loading.
+      gradient: ``(grads, params, state, batch, ctx) -> grads``, from the gradient of the mean loss
+        of the batch to the one that the optimizer gets.
+      end_step: ``(old, new, grads, state, batch, ctx) -> (params, state)``, after the optimizer:
+        parameters before and after its step, and the gradient of the mean loss of the batch.
+      end_task: ``(params, task_params, state, data, ctx) -> (params, state)``: freezes the mode,
+        measures importance, keeps examples. ``data`` is a `TaskData`.
+      optimizer: ``tx -> tx``, from the learner's optimizer to that of ``task_params``.
+      learning_rate: of ``task_params``, where the optimizer is given as a function of a rate; None
+        for that of the shared parameters.
+    """
+
+    name: str = "method"
     paper: str = ""
-    told_task: bool = False  # does it act differently for each task, hence must be told (or infer)?
-    masks_outputs: bool = False  # is it told by a mask on the outputs of other tasks?
-    joint: bool = False  # trains once, on all tasks together
-    restarts: bool = False  # starts each task from fresh shared parameters
-    layer_fields: tuple[str, ...] = ()  # groups of the configuration with a pattern `layers`
-
-    check: Callable = lambda spec: None
-    """(spec) -> None; raises `UserError` for a network or sequence that it cannot serve."""
-    init: Callable = lambda key, core, spec: ()
-    """(key, core, spec) -> state, allocated for all tasks."""
-    fresh: Callable = lambda key, spec: {}
-    """(key, spec) -> learned, fresh for each task."""
-    rules: Callable = lambda config, optimizer: ()
-    """(config, optimizer) -> ((path pattern, optax transform), ...) for the leaves of learned."""
-    mode: Callable = lambda state, task: {}
-    """(state, task) -> the stored mode of a task; ``{}`` is the plain network."""
-    train_core: Callable = lambda core, state, task, key: core
-    """(core, state, task, key of the step) -> the shared parameters that the loss is taken of."""
-    train_mode: Callable = lambda learned, mode: mode
-    """(learned, mode) -> the mode while the task is trained; differentiated for learned."""
-    gradient: Callable = lambda grads, core, state, step: grads
-    """(gradient of the task's loss for core, core, state, `Step`) -> gradient."""
-    after_update: Callable = lambda core, state, step: core
-    """(core after the optimizer's update, state, `Step`) -> core."""
-    after_step: Callable = lambda state, old, new, grads, step: state
-    """(state, core before, core after, gradient of the task's loss, `Step`) -> state."""
-    store: Callable = lambda core, learned, state, task: state
-    """(core, learned, state, task) -> state with the mode of the task frozen in it."""
-    consolidate: Callable = lambda core, state, task, ended, spec: state
-    """(core, state, task, `Ended`, spec) -> state, after a task."""
-    for_eval: Callable = lambda core, state, task: core
-    """(core, state, task) -> the shared parameters to answer a task with."""
-    examples_kept: Callable = lambda state: 0
-    """(state) -> how many training examples its memory has room for."""
-    renumber: Callable = lambda state, slots: state
-    """(state, slots -> slots) -> state, with the examples that it names named anew."""
-    stored: Callable = lambda state: {}
-    """(state) -> what must be kept to answer tasks later, a dict of trees: a ``bank``, ..."""
+    told_task: bool = False
+    trains: str = "in turn"
+    check: Callable[[Setup], None] = lambda setup: None
+    init: Callable[[Any, Any, Setup], Any] = lambda key, params, setup: ()
+    begin_task: Callable[[Any, Any, Any, Context], tuple[Any, Any, Any]] = _begin_task
+    forward: Callable[[Any, Any, Any, Context], tuple[Any, Any]] = (
+        lambda params, task_params, state, ctx: (params, {})
+    )
+    gradient: Callable[[Any, Any, Any, Batch, Context], Any] = (
+        lambda grads, params, state, batch, ctx: grads
+    )
+    end_step: Callable[[Any, Any, Any, Any, Batch, Context], tuple[Any, Any]] = (
+        lambda old, new, grads, state, batch, ctx: (new, state)
+    )
+    end_task: Callable[[Any, Any, Any, TaskData, Context], tuple[Any, Any]] = (
+        lambda params, task_params, state, data, ctx: (params, state)
+    )
+    optimizer: Callable[[optax.GradientTransformation], optax.GradientTransformation] = lambda tx: (
+        tx
+    )
+    learning_rate: float | None = None
 
 
-def head_mask(core, spec: Spec):
-    """Which leaves belong to the output layer, the last that the network calls.
+def chain(*methods: Method, name: str = "", paper: str = "") -> Method:
+    """Composes methods: modes and task parameters merge, gradients pass left to right.
+
+    Biases of one layer add up and keys of one layer multiply (`bpnjax.modes.merge`). Each part sees
+    its own state only, and draws from a PRNG key of its own.
 
     Args:
-      core: the shared parameters, or their shapes.
-      spec: of the run.
-
-    Returns:
-      A tree like ``core`` of f32 scalars: 1.0 for the leaves of the output layer, else 0.0.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from bpnjax.networks.layers import Layer
-      >>> from bpnjax.methods.base import Spec, head_mask
-      >>> layers = {name: Layer("dense", 2, 2, 1, 2, (1, 2)) for name in ("hidden_0", "output")}
-      >>> spec = Spec(1, None, layers, None, None)
-      >>> core = {name: {"kernel": jnp.ones((2, 2))} for name in layers}
-      >>> {name: float(leaf["kernel"]) for name, leaf in head_mask(core, spec).items()}
-      {'hidden_0': 0.0, 'output': 1.0}
-    """
-    *_, output = spec.layers
-
-    def is_head(path, _):
-        joined = "/".join(str(part.key) for part in path)
-        return jnp.float32(joined.startswith(f"{output}/"))
-
-    return jax.tree_util.tree_map_with_path(is_head, core)
-
-
-def chain(name: str, *methods: Method, paper: str = "") -> Method:
-    """Composes methods: modes and learned parameters merge, gradients pass left to right.
-
-    Biases of one layer add up and keys of one layer multiply (`bpnjax.networks.linen.merge`). Each part
-    sees its own state only, and draws from a PRNG key of its own.
-
-    Args:
-      name: the name of the composition.
       *methods: the parts; their states form a tuple, in this order.
+      name: of the composition; by default those of the parts, joined by ``+``.
       paper: where it was published.
 
     Returns:
-      A `Method`. ``for_eval`` applies left to right as well. It is told the task, trains jointly or
-      restarts if one part does; ``masks_outputs`` is not taken over.
+      A `Method`. It is told the task if one part is.
+
+    Raises:
+      UserError: two parts that cannot go together: an upper bound with anything, or two parts that
+        ask for learning rates of their own for their task parameters.
 
     Example:
-      >>> from bpnjax.methods import bd, chain, ewc
-      >>> method = chain("mine", bd.BD, ewc.EWC)
-      >>> method.name, method.told_task, method.layer_fields
-      ('mine', True, ('bd',))
+      >>> from bpnjax import methods
+      >>> method = methods.chain(methods.bd(epsilon=0.2), methods.ewc(strength=100.0))
+      >>> method.name, method.told_task
+      ('bd+ewc', True)
 
     Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V, where BD goes with EWC or with PSP.
     """
+    bounds = [m.name for m in methods if m.trains != "in turn"]
+    if bounds and len(methods) > 1:
+        raise UserError(
+            f"chain: {bounds[0]} is an upper bound that trains its networks by itself and cannot "
+            "be a part of another method; leave it out"
+        )
+    rates = {m.learning_rate for m in methods if m.learning_rate is not None}
+    if len(rates) > 1:
+        raise UserError(
+            f"chain: parts ask for different learning rates of their task parameters ({rates}); "
+            "give them the same"
+        )
+    parts = tuple(enumerate(methods))
 
-    def each(hook, *args):
-        return tuple(getattr(method, hook)(*args) for method in methods)
-
-    def check(spec):
-        each("check", spec)
-
-    def init(key, core, spec):
-        return tuple(m.init(jax.random.fold_in(key, i), core, spec) for i, m in enumerate(methods))
-
-    def fresh(key, spec):
-        parts = (m.fresh(jax.random.fold_in(key, i), spec) for i, m in enumerate(methods))
-        return {name: part for parts_of in parts for name, part in parts_of.items()}
-
-    def rules(config, optimizer):
-        return sum(each("rules", config, optimizer), ())
-
-    def mode(states, task):
-        return linen.merge(*(m.mode(s, task) for m, s in zip(methods, states, strict=True)))
-
-    def train_core(core, states, task, key):
-        for method, state in zip(methods, states, strict=True):
-            core = method.train_core(core, state, task, key)
-        return core
-
-    def train_mode(learned, mode):
+    def check(setup: Setup) -> None:
         for method in methods:
-            mode = method.train_mode(learned, mode)
-        return mode
+            method.check(setup)
 
-    def gradient(grads, core, states, step):
-        for method, state in zip(methods, states, strict=True):
-            grads = method.gradient(grads, core, state, step)
+    def init(key: Any, params: Any, setup: Setup) -> Any:
+        return tuple(m.init(jax.random.fold_in(key, i), params, setup) for i, m in parts)
+
+    def begin_task(key: Any, params: Any, states: Any, ctx: Context) -> tuple[Any, Any, Any]:
+        kept, fresh = [], []
+        for i, m in parts:
+            folded = jax.random.fold_in(key, i)
+            params, state, task_params = m.begin_task(folded, params, states[i], ctx)
+            kept.append(state)
+            fresh.append(task_params)
+        return params, tuple(kept), tuple(fresh)
+
+    def forward(params: Any, task_params: Any, states: Any, ctx: Context) -> tuple[Any, Any]:
+        found = []
+        for i, m in parts:
+            params, mode = m.forward(params, task_params[i], states[i], ctx)
+            found.append(mode)
+        return params, modes.merge(*found)
+
+    def gradient(grads: Any, params: Any, states: Any, batch: Batch, ctx: Context) -> Any:
+        for i, m in parts:
+            grads = m.gradient(grads, params, states[i], batch, _own_key(ctx, i))
         return grads
 
-    def after_update(core, states, step):
-        for method, state in zip(methods, states, strict=True):
-            core = method.after_update(core, state, step)
-        return core
+    def end_step(
+        old: Any, new: Any, grads: Any, states: Any, batch: Batch, ctx: Context
+    ) -> tuple[Any, Any]:
+        kept = []
+        for i, m in parts:
+            new, state = m.end_step(old, new, grads, states[i], batch, _own_key(ctx, i))
+            kept.append(state)
+        return new, tuple(kept)
 
-    def after_step(states, old, new, grads, step):
-        return tuple(
-            m.after_step(s, old, new, grads, step) for m, s in zip(methods, states, strict=True)
-        )
+    def end_task(
+        params: Any, task_params: Any, states: Any, data: TaskData, ctx: Context
+    ) -> tuple[Any, Any]:
+        kept = []
+        for i, m in parts:
+            params, state = m.end_task(params, task_params[i], states[i], data, _own_key(ctx, i))
+            kept.append(state)
+        return params, tuple(kept)
 
-    def store(core, learned, states, task):
-        return tuple(m.store(core, learned, s, task) for m, s in zip(methods, states, strict=True))
+    def optimizer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+        each = [optax.with_extra_args_support(m.optimizer(tx)) for m in methods]
 
-    def consolidate(core, states, task, ended, spec):
-        return tuple(
-            m.consolidate(core, s, task, ended, spec) for m, s in zip(methods, states, strict=True)
-        )
+        def start(task_params: Any) -> Any:
+            return tuple(t.init(p) for t, p in zip(each, task_params, strict=True))
 
-    def for_eval(core, states, task):
-        for method, state in zip(methods, states, strict=True):
-            core = method.for_eval(core, state, task)
-        return core
+        def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+            found = [
+                t.update(u, s, None if params is None else params[i], **extra)
+                for i, (t, u, s) in enumerate(zip(each, updates, state, strict=True))
+            ]
+            return tuple(u for u, _ in found), tuple(s for _, s in found)
 
-    def renumber(states, slots):
-        return tuple(m.renumber(s, slots) for m, s in zip(methods, states, strict=True))
-
-    def stored(states):
-        kept = {}
-        for method, state in zip(methods, states, strict=True):
-            for name, tree in method.stored(state).items():
-                kept[name] = linen.merge(kept.get(name, {}), tree)
-        return kept
+        return optax.GradientTransformationExtraArgs(start, update)
 
     return Method(
-        name=name,
+        name=name or "+".join(m.name for m in methods),
         paper=paper,
         told_task=any(m.told_task for m in methods),
-        joint=any(m.joint for m in methods),
-        restarts=any(m.restarts for m in methods),
-        layer_fields=sum((m.layer_fields for m in methods), ()),
         check=check,
         init=init,
-        fresh=fresh,
-        rules=rules,
-        mode=mode,
-        train_core=train_core,
-        train_mode=train_mode,
+        begin_task=begin_task,
+        forward=forward,
         gradient=gradient,
-        after_update=after_update,
-        after_step=after_step,
-        store=store,
-        consolidate=consolidate,
-        for_eval=for_eval,
-        examples_kept=lambda states: sum(
-            m.examples_kept(s) for m, s in zip(methods, states, strict=True)
-        ),
-        renumber=renumber,
-        stored=stored,
+        end_step=end_step,
+        end_task=end_task,
+        optimizer=optimizer,
+        learning_rate=next(iter(rates), None),
     )
+
+
+def _own_key(ctx: Context, part: int) -> Context:
+    """The context of one part of a composition, which draws numbers of its own."""
+    return dataclasses.replace(ctx, key=jax.random.fold_in(ctx.key, part))
+
+
+def output_leaves(params: Any, setup: Setup) -> Any:
+    """Which leaves belong to the output layer, the last layer that the network calls.
+
+    Args:
+      params: the shared parameters, or their shapes.
+      setup: of the learner.
+
+    Returns:
+      A tree like ``params`` of f32 scalars: 1.0 for the leaves of the output layer, else 0.0.
+
+    Raises:
+      UserError: the layers of the network are not known.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, flax.linen as nn, optax, bpnjax
+      >>> from bpnjax import methods, networks
+      >>> net = networks.from_linen(nn.Sequential([nn.Dense(3), nn.Dense(2)]), jnp.ones((1, 4)))
+      >>> setup = bpnjax.learner(net, methods.sgd(), optax.sgd(0.1), num_tasks=2).setup
+      >>> params, _ = net.init(jax.random.key(0))
+      >>> found = methods.output_leaves(params, setup)
+      >>> float(found["layers_0"]["bias"]), float(found["layers_1"]["bias"])
+      (0.0, 1.0)
+    """
+    if not setup.network.layers:
+        raise UserError(
+            f"network: the layers of {setup.network.name} are not known, and the method needs to "
+            "know the output layer; build it with networks.from_linen or networks.from_nnx"
+        )
+    *_, output = setup.network.layers
+
+    def is_output(path: Any, _: Any) -> jax.Array:
+        joined = jax.tree_util.keystr(path, simple=True, separator="/")
+        return jnp.float32(not output or joined.startswith(f"{output}/"))
+
+    return jax.tree_util.tree_map_with_path(is_output, params)

@@ -7,31 +7,46 @@ While the task is learned, W follows its gradient and M takes steps of -epsilon 
 factors are dropped. M starts at zero, so the network starts as it was; W starts uniform in
 +-1/sqrt(H), since both at zero would never move.
 
-GD is the same with M following its true gradient, the paper's control; GD_MATCHED follows the
+`gd` is the same with M following its true gradient, the paper's control; `gd_matched` follows the
 gradient's direction with steps of the length of BD's, epsilon * sqrt(H).
 
 Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V, Alg. 1 and 2. Variant: the step of M is its
 whole update, no learning rate multiplies it (the paper does not say what it is handed to); every
-layer gets a bias, convolutions too, unless `bd.layers` chooses (the paper: fully connected layers
+layer gets a bias, convolutions too, unless ``layers`` chooses (the paper: fully connected layers
 only, the output layer among them); initial values are those of the lab's prototype of a later
 paper.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
 import jax
 import jax.numpy as jnp
+import optax
 
-from bpnjax import optim
-from bpnjax.methods.base import Method
-from bpnjax.networks import linen
+from bpnjax import modes, optim
+from bpnjax.methods.base import Context, Method, Setup, TaskData
+from bpnjax.methods.psp import checks_layers
+from bpnjax.methods.settings import Setting, register
+from bpnjax.networks import Layer, matching
 
-GROUP = "bd"
+Factors = dict[str, dict[str, jax.Array]]
+Epsilon = Annotated[float, Setting("step of M, against the sign of its gradient", above=0)]
+HiddenDim = Annotated[int, Setting("H, the inner width of the product M W", at_least=1)]
+LayerPattern = Annotated[
+    str, Setting("which layers get a bias per task, a pattern for their path", pattern=True)
+]
+Rate = Annotated[
+    float | None,
+    Setting("of W (and of M under gd); None for train.learning_rate", above=0),
+]
 
 
-def empty_bank(layers, num_tasks: int):
+def empty_bank(layers: Mapping[str, Layer], num_tasks: int) -> dict[str, dict[str, jax.Array]]:
     """A bank of zero biases: every task's mode is the plain network until it is frozen.
 
     Args:
-      layers: ``{path: Layer}`` as `bpnjax.networks.linen.find_layers` gives, or a part of it.
+      layers: ``{path: Layer}`` as `bpnjax.networks.Network.layers`, or a part of it.
       num_tasks: T.
 
     Returns:
@@ -39,15 +54,15 @@ def empty_bank(layers, num_tasks: int):
 
     Example:
       >>> from bpnjax.networks.layers import Layer
-      >>> from bpnjax.methods import bd
+      >>> from bpnjax.methods.bd import empty_bank
       >>> layers = {"out": Layer("dense", 4, 3, 1, 2, (1, 3))}
-      >>> bd.empty_bank(layers, num_tasks=2)["out"]["bias"].shape
+      >>> empty_bank(layers, num_tasks=2)["out"]["bias"].shape
       (2, 3)
     """
     return {path: {"bias": jnp.zeros((num_tasks, layer.outputs))} for path, layer in layers.items()}
 
 
-def init_factors(key, layers, hidden_dim: int):
+def init_factors(key: Any, layers: Mapping[str, Layer], hidden_dim: int) -> Factors:
     r"""Factors for a new task: M zero, W uniform in +-1/sqrt(H).
 
     .. math:: M = 0, \quad W_{ij} \sim U(-1 / \sqrt{H}, 1 / \sqrt{H})
@@ -59,7 +74,7 @@ def init_factors(key, layers, hidden_dim: int):
 
     Args:
       key: typed PRNG key.
-      layers: ``{path: Layer}`` as `bpnjax.networks.linen.find_layers` gives.
+      layers: ``{path: Layer}`` as `bpnjax.networks.Network.layers`.
       hidden_dim: H.
 
     Returns:
@@ -69,12 +84,12 @@ def init_factors(key, layers, hidden_dim: int):
     Example:
       >>> import jax
       >>> from bpnjax.networks.layers import Layer
-      >>> from bpnjax.methods import bd
+      >>> from bpnjax.methods.bd import init_factors, product
       >>> layers = {"out": Layer("dense", 4, 3, 1, 2, (1, 3))}
-      >>> factors = bd.init_factors(jax.random.key(0), layers, hidden_dim=16)
+      >>> factors = init_factors(jax.random.key(0), layers, hidden_dim=16)
       >>> factors["out"]["M"].shape, factors["out"]["W"].shape
       ((1, 16), (16, 3))
-      >>> bd.product(factors)["out"]["bias"].tolist()
+      >>> product(factors)["out"]["bias"].tolist()
       [0.0, 0.0, 0.0]
 
     Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V. Variant: the paper does not say how they
@@ -93,19 +108,7 @@ def init_factors(key, layers, hidden_dim: int):
     return factors
 
 
-def init(key, core, spec):
-    """The hook `init` of `Method`: the `empty_bank` of the layers that `bd.layers` names."""
-    del key, core
-    return empty_bank(linen.matching(spec.layers, spec.config.bd.layers), spec.num_tasks)
-
-
-def fresh(key, spec):
-    """The hook `fresh` of `Method`: ``{"bd": factors}`` as `init_factors` draws them."""
-    layers = linen.matching(spec.layers, spec.config.bd.layers)
-    return {GROUP: init_factors(key, layers, spec.config.bd.hidden_dim)}
-
-
-def product(factors):
+def product(factors: Factors) -> dict[str, dict[str, jax.Array]]:
     r"""The biases that factors stand for.
 
     .. math:: bias = M W
@@ -118,9 +121,9 @@ def product(factors):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from bpnjax.methods import bd
+      >>> from bpnjax.methods.bd import product
       >>> factors = {"out": {"M": jnp.array([[1.0, -1.0]]), "W": jnp.array([[3.0], [1.0]])}}
-      >>> bd.product(factors)["out"]["bias"].tolist()
+      >>> product(factors)["out"]["bias"].tolist()
       [2.0]
 
     Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V.
@@ -129,75 +132,95 @@ def product(factors):
     return {path: {"bias": jnp.sum(f["M"].T * f["W"], 0)} for path, f in factors.items()}
 
 
-def train_mode(learned, mode):
-    """The hook `train_mode` of `Method`: the mode with the `product` of the factors added."""
-    return linen.merge(mode, product(learned[GROUP]))
-
-
-def freeze(bank, biases, task):
-    """Puts the biases of a task into a bank, where nothing changes them any more.
+def biases(layers: str, fresh: Callable[..., Any], of: Callable[[Any], Any]) -> dict[str, Any]:
+    """The hooks of a method that learns a bias per task and layer and keeps it in a bank.
 
     Args:
-      bank: ``{path: {"bias": [T, K]}}`` as `empty_bank` gives.
-      biases: ``{path: {"bias": [K]}}`` as `product` gives.
-      task: int scalar, may be traced; one beyond T changes nothing.
+      layers: a pattern for the paths of the layers.
+      fresh: ``(key, layers) -> task_params``.
+      of: ``task_params -> {path: {"bias": [K]}}``, the biases they stand for.
 
     Returns:
-      The new bank.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from bpnjax.methods import bd
-      >>> bank = {"out": {"bias": jnp.zeros((2, 1))}}
-      >>> bd.freeze(bank, {"out": {"bias": jnp.array([2.0])}}, 1)["out"]["bias"].tolist()
-      [[0.0], [2.0]]
+      Arguments of `Method`; its state is the bank ``{path: {"bias": f32 [T, K]}}``.
     """
+
+    def init(key: Any, params: Any, setup: Setup) -> Any:
+        del key, params
+        return empty_bank(matching(setup.network.layers, layers), setup.num_tasks)
+
+    def begin_task(key: Any, params: Any, state: Any, ctx: Context) -> tuple[Any, Any, Any]:
+        return params, state, fresh(key, matching(ctx.setup.network.layers, layers))
+
+    def forward(params: Any, task_params: Any, state: Any, ctx: Context) -> tuple[Any, Any]:
+        if ctx.training and jnp.ndim(ctx.task) == 0:
+            return params, of(task_params)
+        stored = modes.select(state, ctx.task)
+        if ctx.current is None:
+            return params, stored
+        return params, ctx.stored_or_current(of(task_params), stored)
+
+    def end_task(
+        params: Any, task_params: Any, state: Any, data: TaskData, ctx: Context
+    ) -> tuple[Any, Any]:
+        del data
+        return params, modes.store(state, of(task_params), ctx.current)
+
     return {
-        path: {"bias": kept["bias"].at[task].set(biases[path]["bias"])}
-        for path, kept in bank.items()
+        "told_task": True,
+        "check": checks_layers("bd", layers),
+        "init": init,
+        "begin_task": begin_task,
+        "forward": forward,
+        "end_task": end_task,
     }
 
 
-def store(core, learned, state, task):
-    """The hook `store` of `Method`: the bank with the task's product frozen in it."""
-    del core
-    return freeze(state, product(learned[GROUP]), task)
+def _factored(
+    hidden_dim: int,
+    layers: str,
+    learning_rate: float | None,
+    optimizer: Callable[[optax.GradientTransformation], optax.GradientTransformation],
+) -> Method:
+    def fresh(key: Any, chosen: Mapping[str, Layer]) -> Factors:
+        return init_factors(key, chosen, hidden_dim)
+
+    hooks = biases(layers, fresh, product)
+    return Method(**hooks, optimizer=optimizer, learning_rate=learning_rate)
 
 
-def _make(name, rules):
-    return Method(
-        name=name,
-        paper="Wen et al. 2020, arXiv 2009.13954",
-        told_task=True,
-        layer_fields=("bd",),
-        init=init,
-        fresh=fresh,
-        rules=rules,
-        mode=linen.select,
-        train_mode=train_mode,
-        store=store,
-        stored=lambda state: {"bank": state},
+@register("bd", paper="Wen et al. 2020, arXiv 2009.13954")
+def bd(
+    epsilon: Epsilon = 0.02,
+    hidden_dim: HiddenDim = 100,
+    layers: LayerPattern = ".*",
+    learning_rate: Rate = None,
+) -> Method:
+    """BD; see the top of this file for the formula."""
+    return _factored(
+        hidden_dim, layers, learning_rate, lambda tx: optim.beneficial_perturbation(tx, epsilon)
     )
 
 
-def _bd_rules(config, optimizer):
-    return (
-        (f"^{GROUP}/.*/M$", optim.beneficial_sign(config.bd.epsilon)),
-        (f"^{GROUP}/.*/W$", optimizer(config.bd.learning_rate)),
+@register("gd", group="bd", paper="Wen et al. 2020, arXiv 2009.13954")
+def gd(
+    hidden_dim: HiddenDim = 100, layers: LayerPattern = ".*", learning_rate: Rate = None
+) -> Method:
+    """BD with M following its gradient, the paper's control."""
+    return _factored(hidden_dim, layers, learning_rate, lambda tx: tx)
+
+
+@register("gd_matched", group="bd", paper="control")
+def gd_matched(
+    epsilon: Epsilon = 0.02,
+    hidden_dim: HiddenDim = 100,
+    layers: LayerPattern = ".*",
+    learning_rate: Rate = None,
+) -> Method:
+    """BD with steps along the gradient that are as long as BD's."""
+    rules = [(r"(^|/)M$", optim.matched_step(epsilon))]
+    return _factored(
+        hidden_dim,
+        layers,
+        learning_rate,
+        lambda tx: optim.partition_by_path([*rules, (r"(^|/)W$", tx)]),
     )
-
-
-def _gd_rules(config, optimizer):
-    return ((f"^{GROUP}/.*/[MW]$", optimizer(config.bd.learning_rate)),)
-
-
-def _gd_matched_rules(config, optimizer):
-    return (
-        (f"^{GROUP}/.*/M$", optim.matched_step(config.bd.epsilon)),
-        (f"^{GROUP}/.*/W$", optimizer(config.bd.learning_rate)),
-    )
-
-
-BD = _make("bd", _bd_rules)
-GD = _make("gd", _gd_rules)
-GD_MATCHED = _make("gd_matched", _gd_matched_rules)

@@ -2,125 +2,119 @@
 
 .. math:: y = W x + b + bias_t
 
-- `PLAIN_BIAS`: one plain bias per task and layer, zero at first, trained by its gradient at the
-  rate `plain_bias.learning_rate`.
-- `RANDOM_BIAS`: one random bias per task and layer, never trained, uniform among the vectors of
-  the norm `random_bias.norm`.
+- `plain_bias`: one plain bias per task and layer, zero at first, trained by its gradient.
+- `random_bias`: one random bias per task and layer, never trained, uniform among the vectors of
+  the norm ``norm``.
 - `output_mask`: a method without modes, told the task when it answers, by a mask on its outputs.
 
-GD with the step of BD in length is `bpnjax.methods.bd.GD_MATCHED`. Layers are those of `bd.layers`.
+GD with the step of BD in length is `bpnjax.methods.gd_matched`. Layers are those of ``bd.layers``.
 
 Source: ours.
 """
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any
+
 import jax
 import jax.numpy as jnp
 
-from bpnjax.methods import bd
-from bpnjax.methods.base import Method
-from bpnjax.networks import linen
+from bpnjax.methods.base import Context, Method, Setup
+from bpnjax.methods.bd import biases
+from bpnjax.methods.psp import checks_layers, from_bank
+from bpnjax.methods.settings import Setting, register
+from bpnjax.networks import Layer, matching
+from bpnjax.utils.errors import UserError
 from bpnjax.utils.heads import FAR_BELOW
 
-GROUP = "plain_bias"
+ChosenLayers = Annotated[
+    str,
+    Setting(
+        "which layers get a bias per task, a pattern for their path", pattern=True,
+        field="bd.layers",
+    ),
+]  # fmt: skip
 
 
-def _fresh(key, spec):
-    del key
-    layers = linen.matching(spec.layers, spec.config.bd.layers)
-    return {GROUP: {path: {"bias": jnp.zeros(layer.outputs)} for path, layer in layers.items()}}
+@register("plain_bias", paper="control")
+def plain_bias(
+    learning_rate: Annotated[
+        float | None,
+        Setting("of the biases of bias_ewc; None for train.learning_rate", above=0),
+    ] = 1e-2,
+    layers: ChosenLayers = ".*",
+) -> Method:
+    """A bias per task and layer that follows its gradient."""
+
+    def fresh(key: Any, chosen: Mapping[str, Layer]) -> Any:
+        del key
+        return {path: {"bias": jnp.zeros(layer.outputs)} for path, layer in chosen.items()}
+
+    return Method(**biases(layers, fresh, lambda own: own), learning_rate=learning_rate)
 
 
-def _store(core, learned, state, task):
-    del core
-    return bd.freeze(state, learned[GROUP], task)
+@register("random_bias", paper="control")
+def random_bias(
+    norm: Annotated[float, Setting("length of each layer's bias vector", at_least=0)] = 2.4,
+    layers: ChosenLayers = ".*",
+) -> Method:
+    """A random bias per task and layer; its state is the bank of all of them."""
+
+    def init(key: Any, params: Any, setup: Setup) -> Any:
+        del params
+        chosen = matching(setup.network.layers, layers)
+        bank = {}
+        for own, (path, layer) in zip(
+            jax.random.split(key, len(chosen)), chosen.items(), strict=True
+        ):
+            draws = jax.random.normal(own, (setup.num_tasks, layer.outputs))
+            length = jnp.linalg.norm(draws, axis=1, keepdims=True)
+            bank[path] = {"bias": norm * draws / length}
+        return bank
+
+    return Method(told_task=True, check=checks_layers("bd", layers), init=init, forward=from_bank)
 
 
-PLAIN_BIAS = Method(
-    name="plain_bias",
-    paper="control",
-    told_task=True,
-    layer_fields=("bd",),
-    init=bd.init,
-    fresh=_fresh,
-    rules=lambda config, optimizer: ((f"^{GROUP}/", optimizer(config.plain_bias.learning_rate)),),
-    mode=linen.select,
-    train_mode=lambda learned, mode: linen.merge(mode, learned[GROUP]),
-    store=_store,
-    stored=lambda state: {"bank": state},
-)
-
-
-def _random_bank(key, core, spec):
-    del core
-    layers = linen.matching(spec.layers, spec.config.bd.layers)
-    bank = {}
-    for layer_key, (path, layer) in zip(
-        jax.random.split(key, len(layers)), layers.items(), strict=True
-    ):
-        draws = jax.random.normal(layer_key, (spec.num_tasks, layer.outputs))
-        length = jnp.linalg.norm(draws, axis=1, keepdims=True)
-        bank[path] = {"bias": spec.config.random_bias.norm * draws / length}
-    return bank
-
-
-RANDOM_BIAS = Method(
-    name="random_bias",
-    paper="control",
-    told_task=True,
-    layer_fields=("bd",),
-    init=_random_bank,
-    mode=linen.select,
-    stored=lambda state: {"bank": state},
-)
-
-
-def output_mask(name: str, method: Method) -> Method:
-    r"""Gives a method without modes the task's identity, as a mask on its outputs, in tests only.
+def output_mask(method: Method) -> Method:
+    r"""Tells a method without modes the task, as a mask on its outputs when it answers.
 
     .. math:: z'_c = z_c - 10^9 \, [c \notin C_t]
 
     with :math:`C_t` the classes of the task; training sees the outputs as they are.
 
     Args:
-      name: of the new method.
-      method: trained as it is. Its hooks `store`, `train_core`, `for_eval` and `examples_kept` must
-        be the defaults of `Method`: they are not wrapped and would be given the mask as well.
+      method: without modes; trained as it is.
 
     Returns:
       A `Method` whose told accuracy is the masked accuracy of ``method``.
 
+    Raises:
+      UserError: the method is told the task already.
+
     Example:
-      >>> from bpnjax.methods import controls, ewc
-      >>> method = controls.output_mask("ewc_masked", ewc.EWC)
-      >>> method.name, method.told_task, method.masks_outputs
-      ('ewc_masked', True, True)
+      >>> from bpnjax import methods
+      >>> from bpnjax.methods.controls import output_mask
+      >>> output_mask(methods.ewc()).told_task
+      True
 
     Source: ours; what BPN's task biases are to be compared with, since both are told the task.
     """
+    if method.told_task:
+        raise UserError(f"output_mask: {method.name} is told the task already; leave the mask out")
 
-    def init(key, core, spec):
-        *_, output = spec.layers
-        mask = jnp.where(jnp.asarray(spec.classes), 0.0, FAR_BELOW)
-        return {output: {"bias": mask}}, method.init(key, core, spec)
+    def check(setup: Setup) -> None:
+        method.check(setup)
+        setup.known_classes("a mask on the outputs")
+        checks_layers("output_mask", ".*")(setup)
 
-    def after_step(state, old, new, grads, step):
-        return state[0], method.after_step(state[1], old, new, grads, step)
+    def forward(params: Any, task_params: Any, state: Any, ctx: Context) -> tuple[Any, Any]:
+        params, mode = method.forward(params, task_params, state, ctx)
+        if ctx.training:
+            return params, mode
+        *_, output = ctx.setup.network.layers
+        classes = jnp.asarray(ctx.setup.known_classes("a mask on the outputs"))[ctx.task]
+        return params, {output: {"bias": jnp.where(classes, 0.0, FAR_BELOW)}}
 
-    def consolidate(core, state, task, ended, spec):
-        return state[0], method.consolidate(core, state[1], task, ended, spec)
-
-    return method._replace(
-        name=name,
-        paper="control",
-        told_task=True,
-        masks_outputs=True,
-        init=init,
-        gradient=lambda grads, core, state, step: method.gradient(grads, core, state[1], step),
-        after_update=lambda core, state, step: method.after_update(core, state[1], step),
-        after_step=after_step,
-        consolidate=consolidate,
-        mode=lambda state, task: linen.select(state[0], task),
-        train_mode=lambda learned, mode: {},
-        renumber=lambda state, slots: (state[0], method.renumber(state[1], slots)),
-        stored=lambda state: {},  # which classes a task has is part of the question
+    return dataclasses.replace(
+        method, name=f"{method.name}_masked", told_task=True, check=check, forward=forward
     )

@@ -1,7 +1,7 @@
 r"""EBLL, encoder based lifelong learning: LwF, and what earlier tasks need of the features stays.
 
 After task k an autoencoder is fitted to the features x of its examples, which are the input of
-one layer (`ebll.layer`, by default the last), with the rest of the network frozen:
+one layer (``layer``, by default the last), with the rest of the network frozen:
 
 .. math:: \min \; \alpha_r |x - \hat x|^2 + L_k(\hat x), \quad
           code_k(x) = \mathrm{sigmoid}(A_k^T x + a_k), \quad \hat x = D^T code_k(x) + d
@@ -10,21 +10,23 @@ and its encoder is kept. Later tasks t add to LwF's loss
 
 .. math:: \frac{\alpha}{2} \sum_{k<t} |code_k(x) - code_k(x_{old})|^2
 
-averaged over the batch, with the features before the task as :math:`x_{old}`. LwF's fields apply.
+averaged over the batch, with the features before the task as :math:`x_{old}`. LwF's settings apply.
 
 Source: Rannen Triki et al. 2017 (arXiv 1704.01920), Eq. 6-9. Variant: both squares are summed over
 elements and averaged over examples (the authors' code sums the latter over the batch); the
 autoencoder is fitted with Adam (AdaDelta there).
 """
 
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bpnjax.methods import lwf, replay
-from bpnjax.methods.base import Ended, Method
+from bpnjax.methods import replay
+from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData
+from bpnjax.methods.lwf import Heads, LwfState, Strength, Temperature, WarmUp, distil
+from bpnjax.methods.settings import Setting, register
 from bpnjax.utils.errors import UserError
 
 
@@ -36,58 +38,14 @@ class Encoder(NamedTuple):
 
 
 class EbllState(NamedTuple):
-    """What EBLL keeps: LwF's state and an encoder a task."""
+    """What EBLL keeps: LwF's state and an encoder per task."""
 
-    lwf: lwf.LwfState
+    lwf: LwfState
     encoders: Encoder  # of all tasks
     strength: jax.Array  # alpha, shape=()
 
 
-def encoded_layer(spec) -> str:
-    """The path of the layer whose input is encoded: `ebll.layer`, or the network's last.
-
-    Args:
-      spec: of the run.
-
-    Returns:
-      A path; `check` makes sure that it is a layer of the network.
-    """
-    *_, last = spec.layers
-    return spec.config.ebll.layer or last
-
-
-def check(spec):
-    """The hook `check` of `Method`.
-
-    Args:
-      spec: of the run.
-
-    Raises:
-      UserError: `ebll.layer` is no layer of the network, or none whose input is a vector.
-    """
-    layer = encoded_layer(spec)
-    if layer not in spec.layers:
-        raise UserError(
-            f"ebll.layer: {layer!r} is no layer of this network; it has {', '.join(spec.layers)}"
-        )
-    if spec.layers[layer].kind != "dense" or spec.layers[layer].rank != 2:
-        raise UserError(
-            f"ebll.layer: {layer!r} has no vector of features as its input; name a Dense layer"
-        )
-
-
-def init(key, core, spec):
-    """The hook `init` of `Method`: LwF's state and zero encoders, the leading axis T."""
-    tasks, code = spec.num_tasks, spec.config.ebll.code
-    features = spec.layers[encoded_layer(spec)].inputs
-    return EbllState(
-        lwf.init(key, core, spec),
-        Encoder(jnp.zeros((tasks, features, code)), jnp.zeros((tasks, code))),
-        jnp.float32(spec.config.ebll.strength),
-    )
-
-
-def encode(encoder: Encoder, features) -> jax.Array:
+def encode(encoder: Encoder, features: Any) -> jax.Array:
     r"""The code of features.
 
     .. math:: code(x) = \mathrm{sigmoid}(A^T x + a)
@@ -101,9 +59,9 @@ def encode(encoder: Encoder, features) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from bpnjax.methods import ebll
-      >>> encoder = ebll.Encoder(jnp.ones((2, 1)), jnp.zeros(1))
-      >>> ebll.encode(encoder, jnp.array([[1.0, -1.0]])).tolist()
+      >>> from bpnjax.methods.ebll import Encoder, encode
+      >>> encoder = Encoder(jnp.ones((2, 1)), jnp.zeros(1))
+      >>> encode(encoder, jnp.array([[1.0, -1.0]])).tolist()
       [[0.5]]
 
     Source: Rannen Triki et al. 2017 (arXiv 1704.01920), Sec. 3.2.
@@ -111,7 +69,7 @@ def encode(encoder: Encoder, features) -> jax.Array:
     return jax.nn.sigmoid(features @ encoder.kernel + encoder.bias)
 
 
-def code_loss(encoder: Encoder, features, old, weight) -> jax.Array:
+def code_loss(encoder: Encoder, features: Any, old: Any, weight: Any) -> jax.Array:
     r"""Half the squared distance between codes, averaged over examples.
 
     .. math:: \frac{1}{2 \sum_b w_b} \sum_b w_b |code(x_b) - code(x_{old, b})|^2
@@ -127,10 +85,10 @@ def code_loss(encoder: Encoder, features, old, weight) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from bpnjax.methods import ebll
-      >>> encoder = ebll.Encoder(jnp.array([[1.0]]), jnp.zeros(1))
+      >>> from bpnjax.methods.ebll import Encoder, code_loss
+      >>> encoder = Encoder(jnp.array([[1.0]]), jnp.zeros(1))
       >>> x, old = jnp.array([[0.0], [9.0]]), jnp.array([[100.0], [0.0]])
-      >>> float(ebll.code_loss(encoder, x, old, jnp.array([1.0, 0.0])))  # the codes are 0.5 and 1
+      >>> float(code_loss(encoder, x, old, jnp.array([1.0, 0.0])))  # the codes are 0.5 and 1
       0.125
 
     Source: Rannen Triki et al. 2017 (arXiv 1704.01920), Eq. 8. Variant: summed over the code and
@@ -141,38 +99,15 @@ def code_loss(encoder: Encoder, features, old, weight) -> jax.Array:
     return 0.5 * jnp.sum(weight * squares) / jnp.sum(weight)
 
 
-def gradient(grads, core, state, step):
-    """The hook `gradient` of `Method`: LwF's, and that of every earlier task's `code_loss`."""
-    layer = encoded_layer(step.spec)
-
-    def features_of(core):
-        return step.examples.features(core, step.slots, (layer,))[layer]
-
-    old = features_of(state.lwf.teacher)
-    features, backward = jax.vjp(features_of, core)
-
-    # The sum over earlier tasks is taken of gradients for the features, so that its length can
-    # be traced and the network is differentiated once.
-    def add(k, total):
-        encoder = jax.tree.map(lambda leaf: leaf[k], state.encoders)
-        return total + jax.grad(code_loss, argnums=1)(encoder, features, old, step.weight)
-
-    total = jax.lax.fori_loop(0, step.task, add, jnp.zeros_like(features))
-    grads = lwf.add_distillation(grads, core, state.lwf, step)
-    grads = replay.add(grads, backward(total)[0], state.strength)
-    return lwf.warm_up(grads, state.lwf, step)
-
-
-def fit(core, ended: Ended, layer: str, features: int, options, batch: int) -> Encoder:
+def fit(params: Any, data: TaskData, ctx: Context, layer: str, options: "Autoencoder") -> Encoder:
     """Fits an autoencoder to the features of a task that ended; the formula is above.
 
     Args:
-      core: the shared parameters, which stay as they are.
-      ended: the task.
+      params: the shared parameters, which stay as they are.
+      data: of the task.
+      ctx: of the task's end.
       layer: the layer whose input is encoded.
-      features: its width.
-      options: the configuration's group `ebll`.
-      batch: examples a step; every epoch takes them in the same order.
+      options: of the autoencoder; every epoch takes the examples in the same order.
 
     Returns:
       Its encoder, kernel f32 ``[features, code]`` and bias f32 ``[code]``; the decoder is dropped.
@@ -180,29 +115,30 @@ def fit(core, ended: Ended, layer: str, features: int, options, batch: int) -> E
     Source: Rannen Triki et al. 2017 (arXiv 1704.01920), Sec. 3.2. Variant: Adam, Glorot-uniform
     kernels.
     """
-    first, second = jax.random.split(ended.key)
+    features = ctx.setup.network.layers[layer].inputs
+    first, second = jax.random.split(ctx.key)
     draw = jax.nn.initializers.glorot_uniform()
     autoencoder = (
         Encoder(draw(first, (features, options.code)), jnp.zeros(options.code)),
         Encoder(draw(second, (options.code, features)), jnp.zeros(features)),
     )
     optimizer = optax.adam(options.learning_rate)
-    steps = -(-ended.count // batch)
+    steps = -(-data.count // options.batch_size)
 
-    def loss(autoencoder, slots, weight):
+    def loss(autoencoder: Any, x: Any, y: Any, weight: Any) -> jax.Array:
         encoder, decoder = autoencoder
-        x = ended.examples.features(core, slots, (layer,))[layer]
-        again = encode(encoder, x) @ decoder.kernel + decoder.bias
-        distance = jnp.square(x - again).sum(-1)
-        losses = ended.examples.losses_from(core, slots, layer, again)
+        found = ctx.features(params, x, ctx.current, (layer,))[layer]
+        again = encode(encoder, found) @ decoder.kernel + decoder.bias
+        distance = jnp.square(found - again).sum(-1)
+        losses = ctx.losses_from(params, x, y, ctx.current, layer, again)
         return jnp.sum(weight * (options.reconstruction * distance + losses)) / jnp.sum(weight)
 
-    def step(i, carry):
+    def step(i: Any, carry: Any) -> Any:
         autoencoder, state = carry
-        place = (i % steps) * batch + jnp.arange(batch)
-        slots = ended.slots[jnp.minimum(place, ended.slots.shape[0] - 1)]
-        weight = (place < ended.count).astype(jnp.float32)
-        updates, state = optimizer.update(jax.grad(loss)(autoencoder, slots, weight), state)
+        place = (i % steps) * options.batch_size + jnp.arange(options.batch_size)
+        x, y = data.take(jnp.minimum(place, data.size - 1))
+        weight = (place < data.count).astype(jnp.float32)
+        updates, state = optimizer.update(jax.grad(loss)(autoencoder, x, y, weight), state)
         return optax.apply_updates(autoencoder, updates), state
 
     start = (autoencoder, optimizer.init(autoencoder))
@@ -210,22 +146,99 @@ def fit(core, ended: Ended, layer: str, features: int, options, batch: int) -> E
     return encoder
 
 
-def consolidate(core, state, task, ended, spec):
-    """The hook `consolidate` of `Method`: moves LwF's teacher, keeps the encoder of `fit`."""
-    layer, config = encoded_layer(spec), spec.config
-    width = spec.layers[layer].inputs
-    encoder = fit(core, ended, layer, width, config.ebll, config.train.batch_size)
-    return state._replace(
-        lwf=lwf.LWF.consolidate(core, state.lwf, task, ended, spec),
-        encoders=jax.tree.map(lambda kept, e: kept.at[task].set(e), state.encoders, encoder),
-    )
+class Autoencoder(NamedTuple):
+    """How an autoencoder is fitted."""
+
+    code: int
+    reconstruction: float
+    epochs: int
+    learning_rate: float
+    batch_size: int
 
 
-EBLL = Method(
-    name="ebll",
-    paper="Rannen Triki et al. 2017, arXiv 1704.01920",
-    check=check,
-    init=init,
-    gradient=gradient,
-    consolidate=consolidate,
-)
+@register("ebll", paper="Rannen Triki et al. 2017, arXiv 1704.01920")
+def ebll(
+    layer: Annotated[
+        str, Setting("the layer whose input is encoded, by its path; '' is the last one")
+    ] = "",
+    code: Annotated[int, Setting("width of the codes", at_least=1)] = 100,
+    strength: Annotated[
+        float, Setting("alpha, of alpha/2 |difference of codes|^2", at_least=0)
+    ] = 0.1,
+    reconstruction: Annotated[
+        float,
+        Setting("weight of |x - reconstruction|^2 in an autoencoder's objective", at_least=0),
+    ] = 0.01,
+    epochs: Annotated[int, Setting("of an autoencoder", at_least=1)] = 10,
+    learning_rate: Annotated[float, Setting("of an autoencoder, with Adam", above=0)] = 1e-3,
+    batch_size: Annotated[int, Setting("examples in a step of an autoencoder", at_least=1)] = 128,
+    distillation: Strength = 1.0,
+    temperature: Temperature = 2.0,
+    heads: Heads = "tasks",
+    warmup_steps: WarmUp = 0,
+) -> Method:
+    """EBLL; see the top of this file for the formula."""
+    hooks = distil("ebll", distillation, temperature, heads, warmup_steps)
+    options = Autoencoder(code, reconstruction, epochs, learning_rate, batch_size)
+
+    def encoded(setup: Setup) -> str:
+        *_, last = setup.network.layers
+        return layer or last
+
+    def check(setup: Setup) -> None:
+        hooks.check(setup)
+        layers = setup.network.layers
+        if not layers or setup.network.tapped is None:
+            raise UserError(
+                f"network: ebll encodes the input of a layer, and {setup.network.name} does not "
+                "show any; build it with networks.from_linen or networks.from_nnx"
+            )
+        chosen = encoded(setup)
+        if chosen not in layers:
+            raise UserError(
+                f"ebll.layer: {chosen!r} is no layer of this network; it has {', '.join(layers)}"
+            )
+        if layers[chosen].kind != "dense" or layers[chosen].rank != 2:
+            raise UserError(
+                f"ebll.layer: {chosen!r} has no vector of features as its input; name a Dense layer"
+            )
+
+    def init(key: Any, params: Any, setup: Setup) -> EbllState:
+        del key
+        tasks, features = setup.num_tasks, setup.network.layers[encoded(setup)].inputs
+        encoders = Encoder(jnp.zeros((tasks, features, code)), jnp.zeros((tasks, code)))
+        return EbllState(hooks.start(params), encoders, jnp.float32(strength))
+
+    def gradient(grads: Any, params: Any, state: EbllState, batch: Batch, ctx: Context) -> Any:
+        chosen = encoded(ctx.setup)
+
+        def features_of(params: Any) -> jax.Array:
+            return ctx.features(params, batch.x, ctx.current, (chosen,))[chosen]
+
+        old = features_of(state.lwf.teacher)
+        features, backward = jax.vjp(features_of, params)
+
+        # The sum over earlier tasks is taken of gradients for the features, so that its length can
+        # be traced and the network is differentiated once.
+        def add(k: Any, total: jax.Array) -> jax.Array:
+            encoder = jax.tree.map(lambda leaf: leaf[k], state.encoders)
+            return total + jax.grad(code_loss, argnums=1)(encoder, features, old, batch.weight)
+
+        total = jax.lax.fori_loop(0, ctx.current, add, jnp.zeros_like(features))
+        grads = hooks.add(grads, params, state.lwf, batch, ctx)
+        grads = replay.add(grads, backward(total)[0], state.strength)
+        return hooks.warm_up(grads, ctx)
+
+    def end_task(
+        params: Any, task_params: Any, state: EbllState, data: TaskData, ctx: Context
+    ) -> tuple[Any, EbllState]:
+        del task_params
+        encoder = fit(params, data, ctx, encoded(ctx.setup), options)
+        return params, state._replace(
+            lwf=state.lwf._replace(teacher=params),
+            encoders=jax.tree.map(
+                lambda kept, e: kept.at[ctx.current].set(e), state.encoders, encoder
+            ),
+        )
+
+    return Method(check=check, init=init, gradient=gradient, end_task=end_task)

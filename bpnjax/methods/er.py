@@ -1,86 +1,140 @@
 r"""Experience replay and its dark kin: a reservoir of earlier examples joins each step.
 
-.. math:: L_t(\theta) + \alpha \frac{1}{|B_1| C} \sum_{b \in B_1} |z_b(\theta) - z_b|^2
+`er` trains on the batch and a draw :math:`B_1` from the memory together,
+
+.. math:: \frac{1}{|B| + |B_1|} \sum_{b \in B \cup B_1} CE(z_b(\theta), y_b)
+
+or, with ``combine="sum"``, on the sum of the two means. `der` and `derpp` add to the mean loss
+
+.. math:: \alpha \frac{1}{|B_1| C} \sum_{b \in B_1} |z_b(\theta) - z_b|^2
           + \beta \frac{1}{|B_2|} \sum_{b \in B_2} CE(z_b(\theta), y_b)
 
-with :math:`B_1, B_2` two independent draws from the memory, :math:`z_b` the C logits that the
-network gave when the example entered it, and
+with :math:`B_1, B_2` two independent draws from the memory and :math:`z_b` the C outputs that the
+network gave when the example entered it; `der` has :math:`\beta = 0`.
 
-- `er`: :math:`\alpha = 0, \beta = 1`, no logits kept.
-- `der`: :math:`\beta = 0`.
-- `derpp`: both.
+Examples enter the memory after the step that learned from them, with the outputs before it. A
+method with modes answers each of them in the mode of its own task.
 
-Examples enter the memory after the step that learned from them, with the logits before it.
-
-Source: Chaudhry et al. 2019 (arXiv 1902.10486) for ER; Buzzega et al. 2020 (arXiv 2004.07211), Eq.
-5 and 6, for DER and DER++. Variant: the squared difference is averaged over logits, as in the
-authors' code; the paper writes the norm, which sums them, beside alphas found with that code.
+Source: Chaudhry et al. 2019 (arXiv 1902.10486) for ER, whose step is on the union; Buzzega et al.
+2020 (arXiv 2004.07211), Eq. 5 and 6, for DER and DER++. Variant: the squared difference is averaged
+over outputs, as in the authors' code; the paper writes the norm, which sums them, beside alphas
+found with that code.
 """
 
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bpnjax.methods import replay
-from bpnjax.methods.base import Method
+from bpnjax.methods.base import Batch, Context, Method, Setup
+from bpnjax.methods.settings import Setting, register
+
+MemorySize = Annotated[int, Setting("examples in the reservoir", at_least=1)]
+BatchSize = Annotated[int, Setting("of them that join a step", at_least=1)]
+Alpha = Annotated[
+    float, Setting("der, derpp: weight of the distance to the outputs kept", at_least=0)
+]
 
 
 class ReplayState(NamedTuple):
     """What ER, DER and DER++ keep."""
 
     memory: replay.Reservoir
-    alpha: jax.Array  # weight of the logits, shape=()
+    alpha: jax.Array  # weight of the outputs, shape=()
     beta: jax.Array  # weight of the labels, shape=()
 
 
-def _make(name, paper, labels, logits):
-    def init(key, core, spec):
-        del key, core
-        options = spec.config.replay
-        memory = replay.empty(options.memory_size, spec.classes.shape[1] if logits else 0)
-        return ReplayState(
-            memory,
-            alpha=jnp.float32(options.alpha),
-            beta=jnp.float32(options.beta if logits else 1.0),
+def _reservoir(setup: Setup, size: int, who: str, outputs: bool) -> replay.Reservoir:
+    example = setup.stored_example(who)
+    shape: tuple[int, ...] | None = None
+    if outputs:
+        network = setup.network
+        params, variables = jax.eval_shape(network.init, jax.random.key(0))
+        answer, _ = jax.eval_shape(
+            lambda p, v, x: network.apply(p, {}, x, variables=v),
+            params,
+            variables,
+            network.example,
         )
+        shape = answer.shape[1:]
+    return replay.empty(size, example, setup.label, shape)
 
-    def gradient(grads, core, state, step):
-        size = step.spec.config.replay.batch_size
-        first, second = jax.random.split(jax.random.fold_in(step.key, 0))
-        if logits:
-            slots, kept, there = replay.draw(state.memory, first, size)
 
-            def distance(core):
-                return jnp.mean(jnp.square(step.examples.logits(core, slots) - kept))
+def _replaying(
+    who: str, memory_size: int, batch_size: int, alpha: float, beta: float, combine: str
+) -> Method:
+    keeps_outputs = who != "er"
+    uses_labels = who != "der"
 
-            grads = replay.add(grads, jax.grad(distance)(core), state.alpha * there)
-        if labels:
-            slots, _, there = replay.draw(state.memory, second, size)
-            more = jax.grad(replay.cross_entropy)(core, step, slots)
+    def init(key: Any, params: Any, setup: Setup) -> ReplayState:
+        del key, params
+        memory = _reservoir(setup, memory_size, who, keeps_outputs)
+        return ReplayState(memory, jnp.float32(alpha), jnp.float32(beta))
+
+    def gradient(grads: Any, params: Any, state: ReplayState, batch: Batch, ctx: Context) -> Any:
+        first, second = jax.random.split(jax.random.fold_in(ctx.key, 0))
+        if keeps_outputs:
+            drawn, there = replay.draw(state.memory, first, batch_size)
+
+            def distance(params: Any) -> jax.Array:
+                answers = ctx.outputs(params, drawn.x, drawn.task, train=True)
+                return jnp.mean(jnp.square(answers - drawn.outputs))
+
+            grads = replay.add(grads, jax.grad(distance)(params), state.alpha * there)
+        if uses_labels:
+            labelled, there = replay.draw(state.memory, second, batch_size)
+
+            def loss(params: Any) -> jax.Array:
+                x, y, task = labelled.x, labelled.y, labelled.task
+                return ctx.losses(params, x, y, task, train=True).mean()
+
+            more = jax.grad(loss)(params)
+            if combine == "union":
+                share = there * batch_size / (batch.weight.sum() + there * batch_size)
+                return jax.tree.map(lambda g, m: (1.0 - share) * g + share * m, grads, more)
             grads = replay.add(grads, more, state.beta * there)
         return grads
 
-    def after_step(state, old, new, grads, step):
-        del new, grads
-        answers = step.examples.logits(old, step.slots) if logits else None
-        key = jax.random.fold_in(step.key, 1)
-        memory = replay.offer(state.memory, key, step.slots, step.weight, answers)
-        return state._replace(memory=memory)
+    def end_step(
+        old: Any, new: Any, grads: Any, state: ReplayState, batch: Batch, ctx: Context
+    ) -> tuple[Any, ReplayState]:
+        del grads
+        answers = ctx.outputs(old, batch.x, batch.task) if keeps_outputs else None
+        memory = replay.offer(state.memory, jax.random.fold_in(ctx.key, 1), batch, answers)
+        return new, state._replace(memory=memory)
 
-    return Method(
-        name=name,
-        paper=paper,
-        init=init,
-        gradient=gradient,
-        after_step=after_step,
-        examples_kept=lambda state: state.memory.slots.size,
-        renumber=lambda state, slots: state._replace(
-            memory=state.memory._replace(slots=slots(state.memory.slots))
+    return Method(init=init, gradient=gradient, end_step=end_step)
+
+
+@register("er", group="replay", paper="Chaudhry et al. 2019, arXiv 1902.10486")
+def er(
+    memory_size: MemorySize = 500,
+    batch_size: BatchSize = 128,
+    combine: Annotated[
+        str,
+        Setting(
+            "er: mean over the union of batch and draw (authors), or the sum of both means",
+            choices=("union", "sum"),
         ),
-    )
+    ] = "union",
+) -> Method:
+    """Experience replay; see the top of this file for the formula."""
+    return _replaying("er", memory_size, batch_size, 0.0, 1.0, combine)
 
 
-ER = _make("er", "Chaudhry et al. 2019, arXiv 1902.10486", labels=True, logits=False)
-DER = _make("der", "Buzzega et al. 2020, arXiv 2004.07211", labels=False, logits=True)
-DERPP = _make("derpp", "Buzzega et al. 2020, arXiv 2004.07211", labels=True, logits=True)
+@register("der", group="replay", paper="Buzzega et al. 2020, arXiv 2004.07211")
+def der(memory_size: MemorySize = 500, batch_size: BatchSize = 128, alpha: Alpha = 1.0) -> Method:
+    """Dark experience replay: outputs are kept instead of labels; see the top of this file."""
+    return _replaying("der", memory_size, batch_size, alpha, 0.0, "sum")
+
+
+@register("derpp", group="replay", paper="Buzzega et al. 2020, arXiv 2004.07211")
+def derpp(
+    memory_size: MemorySize = 500,
+    batch_size: BatchSize = 128,
+    alpha: Alpha = 1.0,
+    beta: Annotated[float, Setting("derpp: weight of the cross-entropy", at_least=0)] = 0.5,
+) -> Method:
+    """DER++: outputs and labels are kept; see the top of this file for the formula."""
+    return _replaying("derpp", memory_size, batch_size, alpha, beta, "sum")

@@ -9,8 +9,8 @@ do not matter; inputs of earlier tasks are directions across many weights. What 
 matrices a layer, however many tasks there are, and nothing per task. Sums of products are taken for
 the product of sums, which is exact for one task.
 
-The anchor acts by its proximal step after every `ewc_kfac.every` updates of the optimizer, for as
-many times the learning rate, so its cost is a fraction of a step's and no strength diverges. The
+The anchor acts by its proximal step after every ``every`` updates of the optimizer, counted over the
+task, and at the task's end for those that are left, for as many times the learning rate, so its cost is a fraction of a step's and no strength diverges. The
 optimizer sees the task's gradient only: under momentum 0.9 its steps are ten times the rate, and
 the strength counts a tenth of what it does under plain SGD.
 
@@ -20,49 +20,29 @@ Source: Ritter, Botev and Barber 2018 (arXiv 1805.07810), "online structured Lap
 the parameters after the last task. Variant: empirical Fisher, proximal.
 """
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
 from bpnjax.importance import kronecker, per_example
-from bpnjax.methods.base import Method
+from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData
+from bpnjax.methods.settings import Setting, register
 from bpnjax.utils.errors import UserError
 
 
 class KfacState(NamedTuple):
     """What EWC with Kronecker factors keeps, however many tasks there were."""
 
-    total: dict[str, kronecker.Factors]  # sums over tasks, a layer each
+    total: dict[str, kronecker.Factors]  # sums over tasks, one per layer
     basis: dict[str, kronecker.Basis]
     anchor: Any  # like the shared parameters
     tasks: jax.Array  # int32 scalar, how many are in the sums
     strength: jax.Array  # lambda, shape=(); an array so that sweeps can vmap over it
 
 
-def check(spec):
-    """The hook `check` of `Method`.
-
-    Args:
-      spec: of the run.
-
-    Raises:
-      UserError: the network has shared parameters that are not of Dense layers called once.
-    """
-    covered = per_example.one_pass_layers(spec.layers)
-    shapes = jax.eval_shape(spec.init, jax.random.key(0))
-    leaves = traverse_util.flatten_dict(shapes, sep="/")
-    for name in leaves:
-        path, leaf = name.rsplit("/", 1)
-        if path not in covered or leaf not in ("kernel", "bias"):
-            raise UserError(
-                f"method: the Kronecker factors of {name} are not known, only those of Dense "
-                "layers called once; use ewc, or a network of such layers"
-            )
-
-
-def joined(layer):
+def joined(layer: Any) -> jax.Array:
     """A layer's kernel with its bias as a last row (zeros where it has none).
 
     Args:
@@ -73,8 +53,8 @@ def joined(layer):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from bpnjax.methods import ewc_kfac
-      >>> ewc_kfac.joined({"kernel": jnp.ones((1, 2)), "bias": jnp.array([2.0, 3.0])}).tolist()
+      >>> from bpnjax.methods.ewc_kfac import joined
+      >>> joined({"kernel": jnp.ones((1, 2)), "bias": jnp.array([2.0, 3.0])}).tolist()
       [[1.0, 1.0], [2.0, 3.0]]
     """
     kernel = layer["kernel"]
@@ -82,74 +62,107 @@ def joined(layer):
     return jnp.concatenate([kernel, bias[None]])
 
 
-def _layers(tree, paths):
+def _layers(tree: Any, paths: Any) -> dict[str, dict[str, jax.Array]]:
     flat = traverse_util.flatten_dict(tree, sep="/")
     return {
         path: {
-            leaf: flat[f"{path}/{leaf}"] for leaf in ("kernel", "bias") if f"{path}/{leaf}" in flat
+            leaf: flat[_join(path, leaf)]
+            for leaf in ("kernel", "bias")
+            if _join(path, leaf) in flat
         }
         for path in paths
     }
 
 
-def init(key, core, spec):
-    """The hook `init` of `Method`: zero factors; bases of zero curvature, which pull nothing."""
-    del key
-    total = kronecker.empty_factors(spec.layers)
-    basis = {}
-    for path, (inputs, outputs) in total.items():
-        d, k = len(inputs), len(outputs)
-        basis[path] = kronecker.Basis(jnp.eye(d), jnp.eye(k), jnp.zeros((d, k)))
-    strength = jnp.float32(spec.config.ewc_kfac.strength)
-    return KfacState(total, basis, core, jnp.int32(0), strength)
+def _join(path: str, leaf: str) -> str:
+    return f"{path}/{leaf}" if path else leaf
 
 
-def after_update(core, state, step):
-    r"""The hook `after_update` of `Method`: every so many steps the proximal step of the anchor.
+def _check(setup: Setup) -> None:
+    """Refuses a network with shared parameters that are not of Dense layers called once."""
+    covered = {}
+    if setup.network.tapped is not None:
+        covered = per_example.one_pass_layers(setup.network.layers)
+    shapes, _ = jax.eval_shape(setup.network.init, jax.random.key(0))
+    for name in traverse_util.flatten_dict(shapes, sep="/"):
+        path, _, leaf = name.rpartition("/")
+        if path not in covered or leaf not in ("kernel", "bias"):
+            raise UserError(
+                f"method: the Kronecker factors of {name} are not known, only those of Dense "
+                "layers called once; use ewc, or a network of such layers"
+            )
+
+
+@register("ewc_kfac", paper="Ritter et al. 2018, arXiv 1805.07810")
+def ewc_kfac(
+    strength: Annotated[
+        float, Setting("lambda, of lambda/2 tr(D^T A D G), D = theta - anchor", at_least=0)
+    ] = 10.0,
+    examples: Annotated[
+        int, Setting("of a task, drawn once, for its factors; 0 is all", at_least=0)
+    ] = 5000,
+    every: Annotated[
+        int, Setting("updates of the optimizer for one pull towards the anchor", at_least=1)
+    ] = 4,
+) -> Method:
+    r"""EWC with Kronecker factors; see the top of this file for the formula.
+
+    Every so many steps comes the proximal step of the anchor,
 
     .. math:: \theta_l \leftarrow \arg\min_z \frac{1}{2 n \eta} |z - \theta_l|^2 +
               \frac{\lambda}{2} \mathrm{tr}(\Delta_l^T A_l \Delta_l G_l),
               \quad \Delta_l = z - \theta^*_l
 
-    for each layer l, with n `ewc_kfac.every` and :math:`\eta` the learning rate at this step;
-    `bpnjax.importance.kronecker.pull_back` solves it.
+    for each layer l, with n the steps since the last one and :math:`\eta` the learning rate of the
+    layer; `bpnjax.importance.kronecker.pull_back` solves it.
     """
-    every = step.spec.config.ewc_kfac.every
-    strength = every * step.rate * state.strength
 
-    def pull(core):
-        flat = traverse_util.flatten_dict(core, sep="/")
+    def init(key: Any, params: Any, setup: Setup) -> KfacState:
+        del key
+        total = kronecker.empty_factors(setup.network.layers)
+        basis = {}
+        for path, (inputs, outputs) in total.items():
+            d, k = len(inputs), len(outputs)
+            # Zero curvature pulls nothing.
+            basis[path] = kronecker.Basis(jnp.eye(d), jnp.eye(k), jnp.zeros((d, k)))
+        return KfacState(total, basis, params, jnp.int32(0), jnp.float32(strength))
+
+    def pulled(params: Any, state: KfacState, steps: Any, step_size: Any) -> Any:
+        flat = traverse_util.flatten_dict(params, sep="/")
+        sizes = traverse_util.flatten_dict(step_size, sep="/")
         anchors = _layers(state.anchor, state.basis)
-        for path, layer in _layers(core, state.basis).items():
-            pulled = kronecker.pull_back(
-                joined(layer), joined(anchors[path]), state.basis[path], strength
+        for path, layer in _layers(params, state.basis).items():
+            near = kronecker.pull_back(
+                joined(layer),
+                joined(anchors[path]),
+                state.basis[path],
+                steps * sizes[_join(path, "kernel")] * state.strength,
             )
-            for leaf, value in (("kernel", pulled[:-1]), ("bias", pulled[-1])):
+            for leaf, value in (("kernel", near[:-1]), ("bias", near[-1])):
                 if leaf in layer:
-                    flat[f"{path}/{leaf}"] = value.astype(layer[leaf].dtype)
+                    flat[_join(path, leaf)] = value.astype(layer[leaf].dtype)
         return traverse_util.unflatten_dict(flat, sep="/")
 
-    # Nothing of the state decides: under vmap over seeds it would turn the branch into a select,
-    # and every step would pay for the pull.
-    due = (step.index % every == every - 1) & (step.task > 0)
-    return jax.lax.cond(due, pull, lambda core: core, core)
+    def end_step(
+        old: Any, new: Any, grads: Any, state: KfacState, batch: Batch, ctx: Context
+    ) -> tuple[Any, KfacState]:
+        del old, grads, batch
+        due = (ctx.step % every == every - 1) & (ctx.current > 0)
+        # Where neither the step nor the task is batched by vmap over seeds (the command's epochs)
+        # this is a branch; as a select every step would pay for the pull.
+        new = jax.lax.cond(due, lambda p: pulled(p, state, every, ctx.step_size), lambda p: p, new)
+        return new, state
 
+    def end_task(
+        params: Any, task_params: Any, state: KfacState, data: TaskData, ctx: Context
+    ) -> tuple[Any, KfacState]:
+        del task_params
+        # The steps since the last pull; none in the first task, whose curvature is zero.
+        params = pulled(params, state, ctx.step % every, ctx.step_size)
+        new = data.factors(examples)
+        total = jax.tree.map(jnp.add, state.total, new)
+        tasks = state.tasks + 1
+        basis = {path: kronecker.diagonalise(both, 1.0 / tasks) for path, both in total.items()}
+        return params, state._replace(total=total, basis=basis, anchor=params, tasks=tasks)
 
-def consolidate(core, state, task, ended, spec):
-    """The hook `consolidate` of `Method`: adds the task's factors and diagonalises the sums."""
-    del task
-    new = ended.factors(spec.config.ewc_kfac.examples)
-    total = jax.tree.map(jnp.add, state.total, new)
-    tasks = state.tasks + 1
-    basis = {path: kronecker.diagonalise(both, 1.0 / tasks) for path, both in total.items()}
-    return state._replace(total=total, basis=basis, anchor=core, tasks=tasks)
-
-
-EWC_KFAC = Method(
-    name="ewc_kfac",
-    paper="Ritter et al. 2018, arXiv 1805.07810",
-    check=check,
-    init=init,
-    after_update=after_update,
-    consolidate=consolidate,
-)
+    return Method(check=_check, init=init, end_step=end_step, end_task=end_task)

@@ -7,8 +7,8 @@ At each step GEM computes the gradient g_k of every earlier task's memory and pr
 own gradient g onto what none of them forbids (`bpnjax.optim.projection.gem`, with a margin); A-GEM takes
 one gradient on a batch drawn from all memories (`bpnjax.optim.projection.agem`).
 
-The memory of a task is the last examples of its stream: `gem.memories` of them, or of each class
-with ``gem.per="class"`` (the BPN paper's GEM(n)). It is filled when the task ends; until then it
+The memory of a task is the last examples of its stream: ``memories`` of them, or of each class
+with ``per="class"`` (the BPN paper's GEM(n)). It is filled when the task ends; until then it
 is not used.
 
 Source: Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), Eq. 8; Chaudhry et al. 2019 (arXiv
@@ -16,142 +16,178 @@ Source: Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), Eq. 8; Chaudhry et al. 20
 anew for each.
 """
 
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from bpnjax.methods.base import Ended, Method
+from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData
+from bpnjax.methods.settings import Setting, register
 from bpnjax.optim import projection
+
+Memories = Annotated[int, Setting("examples kept of each task, or of each class", at_least=1)]
+Per = Annotated[
+    str,
+    Setting(
+        "memories count per task (GEM's code) or per class (the BPN paper's GEM(n))",
+        choices=("task", "class"),
+    ),
+]
 
 
 class Memory(NamedTuple):
-    """The examples that GEM and A-GEM keep of each task, by their slots."""
+    """The examples that GEM and A-GEM keep of each task, in their stored dtype."""
 
-    slots: jax.Array  # int32 [T, M]
+    x: jax.Array  # [T, M, ...]
+    y: jax.Array  # [T, M, ...]
     real: jax.Array  # f32 [T, M], 0 where a task has fewer examples
 
 
-def init(key, core, spec):
-    """The hook `init` of `Method`: an empty `Memory` for all tasks."""
-    del key, core
-    options = spec.config.gem
-    classes = int(spec.classes.sum(1).max()) if options.per == "class" else 1
-    shape = (spec.num_tasks, options.memories * classes)
-    return Memory(jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
-
-
-def last_examples(ended: Ended, size: int, per_class: int, num_classes: int):
+def last_examples(data: TaskData, size: int, per_class: int, num_classes: int) -> Any:
     """Chooses what is kept of a task: the last examples of its stream.
 
     Args:
-      ended: the task; its ``slots`` int32 ``[N]`` are in the order of the last epoch.
+      data: of the task that ended, in the order in which it was trained on last.
       size: M, places in the memory.
       per_class: if above 0, at most so many of each class.
       num_classes: C, outputs of the network.
 
     Returns:
-      Slots int32 ``[M]`` in the order of the stream, and f32 ``[M]``, 0 for places left empty.
+      Examples ``[M, ...]`` and labels ``[M, ...]`` in the order of the stream, and f32 ``[M]``, 0
+      for places left empty.
 
     Source: Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), Sec. 3, the last m examples of each task.
     """
-    position = jnp.arange(ended.slots.shape[0])
-    chosen = (position < ended.count) & (position >= ended.count - size)
+    position = jnp.arange(data.size)
+    chosen = (position < data.count) & (position >= data.count - size)
     if per_class:
-        labels = ended.examples.labels(ended.slots)
+        labels = data.take(position)[1]
         is_class = jax.nn.one_hot(labels, num_classes, dtype=jnp.int32)
-        is_class = is_class * (position < ended.count)[:, None]
+        is_class = is_class * (position < data.count)[:, None]
         from_end = jnp.cumsum(is_class[::-1], axis=0)[::-1]  # 1 for the last of a class
         rank = jnp.take_along_axis(from_end, labels[:, None], axis=1)[:, 0]
-        chosen = (position < ended.count) & (rank <= per_class)
+        chosen = (position < data.count) & (rank <= per_class)
     places = jnp.argsort(~chosen, stable=True)[:size]
+    real = chosen[places].astype(jnp.float32)
     short = size - places.shape[0]  # a memory larger than any task
-    slots, real = ended.slots[places], chosen[places].astype(jnp.float32)
-    return jnp.pad(slots, (0, short)), jnp.pad(real, (0, short))
+    x, y = data.take(jnp.pad(places, (0, short)))
+    return x, y, jnp.pad(real, (0, short))
 
 
-def consolidate(core, state, task, ended, spec):
-    """The hook `consolidate` of `Method`: keeps the task's `last_examples`."""
-    del core
-    options = spec.config.gem
-    per_class = options.memories if options.per == "class" else 0
-    slots, real = last_examples(ended, state.slots.shape[1], per_class, spec.classes.shape[1])
-    return Memory(state.slots.at[task].set(slots), state.real.at[task].set(real))
-
-
-def _memory_gradient(core, step, slots, weight):
-    def loss(core):
-        losses = step.examples.losses(core, slots)
-        return jnp.sum(weight * losses) / jnp.maximum(jnp.sum(weight), 1.0)
-
-    return ravel_pytree(jax.grad(loss)(core))[0]
-
-
-def _gem_gradient(grads, core, state, step):
-    flat, restore = ravel_pytree(grads)
-    tasks = state.slots.shape[0]
-
-    def row(k, rows):
-        return rows.at[k].set(_memory_gradient(core, step, state.slots[k], state.real[k]))
-
-    rows = jax.lax.fori_loop(0, step.task, row, jnp.zeros((tasks, flat.size)))
-    options = step.spec.config.gem
-    earlier = jnp.arange(tasks) < step.task
-    return restore(projection.gem(flat, rows, earlier, options.margin, options.damping))
-
-
-def draw(memory: Memory, earlier, key, size: int):
+def draw(memory: Memory, earlier: jax.Array, key: Any, size: int) -> Any:
     """Draws examples of earlier tasks' memories, none twice.
 
     Args:
-      memory: all tasks' memories.
+      memory: of all tasks.
       earlier: bool ``[T]``, which tasks to draw from.
       key: typed PRNG key.
       size: how many.
 
     Returns:
-      Slots int32 ``[n]`` and f32 ``[n]``, 0 for places beyond what the memories hold; n is `size`,
-      or all places if there are fewer.
+      Examples ``[n, ...]``, labels ``[n, ...]``, their tasks int32 ``[n]`` and f32 ``[n]``, 0 for
+      places beyond what the memories hold; n is ``size``, or all places if there are fewer.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from bpnjax.methods import gem
-      >>> memory = gem.Memory(jnp.array([[7, 8], [9, 0]]), jnp.array([[1.0, 1.0], [1.0, 0.0]]))
-      >>> slots, real = gem.draw(memory, jnp.array([True, False]), jax.random.key(0), size=3)
-      >>> sorted(slots[:2].tolist()), real.tolist()
+      >>> from bpnjax.methods.gem import Memory, draw
+      >>> x = jnp.array([[7, 8], [9, 0]])
+      >>> memory = Memory(x, x, jnp.array([[1.0, 1.0], [1.0, 0.0]]))
+      >>> x, y, task, real = draw(memory, jnp.array([True, False]), jax.random.key(0), size=3)
+      >>> sorted(x[:2].tolist()), real.tolist()
       ([7, 8], [1.0, 1.0, 0.0])
     """
+    tasks, places = memory.real.shape
     real = (memory.real * earlier[:, None]).reshape(-1)
-    # The places with the largest of independent numbers: one number a place, not one a draw.
+    # The places with the largest of independent numbers: one number per place, not per draw.
     lots = jnp.where(real > 0, jax.random.uniform(key, real.shape), -1.0)
-    places = jax.lax.top_k(lots, min(size, real.shape[0]))[1]
-    return memory.slots.reshape(-1)[places], real[places]
+    chosen = jax.lax.top_k(lots, min(size, tasks * places))[1]
+    row, column = chosen // places, chosen % places
+    return memory.x[row, column], memory.y[row, column], row, real[chosen]
 
 
-def _agem_gradient(grads, core, state, step):
-    flat, restore = ravel_pytree(grads)
-    earlier = jnp.arange(state.real.shape[0]) < step.task
-    slots, weight = draw(state, earlier, step.key, step.spec.config.gem.batch_size)
-    reference = _memory_gradient(core, step, slots, weight)  # zero while nothing is kept
-    return restore(projection.agem(flat, reference))
+def _memory_gradient(params: Any, ctx: Context, x: Any, y: Any, task: Any, weight: Any) -> Any:
+    def loss(params: Any) -> jax.Array:
+        losses = ctx.losses(params, x, y, task)
+        return jnp.sum(weight * losses) / jnp.maximum(jnp.sum(weight), 1.0)
+
+    return ravel_pytree(jax.grad(loss)(params))[0]
 
 
-GEM = Method(
-    name="gem",
-    paper="Lopez-Paz and Ranzato 2017, arXiv 1706.08840",
-    init=init,
-    gradient=_gem_gradient,
-    consolidate=consolidate,
-    examples_kept=lambda state: state.slots.size,
-    renumber=lambda state, slots: state._replace(slots=slots(state.slots)),
-)
-AGEM = Method(
-    name="agem",
-    paper="Chaudhry et al. 2019, arXiv 1812.00420",
-    init=init,
-    gradient=_agem_gradient,
-    consolidate=consolidate,
-    examples_kept=lambda state: state.slots.size,
-    renumber=lambda state, slots: state._replace(slots=slots(state.slots)),
-)
+def _remembering(who: str, memories: int, per: str, gradient: Any) -> Method:
+    def check(setup: Setup) -> None:
+        if per == "class":
+            setup.known_classes(f"{who} with memories per class")
+
+    def init(key: Any, params: Any, setup: Setup) -> Memory:
+        del key, params
+        classes = 1
+        if per == "class":
+            classes = int(setup.known_classes(who).sum(1).max())
+        shape, example = (setup.num_tasks, memories * classes), setup.stored_example(who)
+        return Memory(
+            jnp.zeros((*shape, *example.shape), example.dtype),
+            jnp.zeros((*shape, *setup.label.shape), setup.label.dtype),
+            jnp.zeros(shape),
+        )
+
+    def end_task(
+        params: Any, task_params: Any, state: Memory, data: TaskData, ctx: Context
+    ) -> tuple[Any, Memory]:
+        del task_params
+        per_class = memories if per == "class" else 0
+        found = last_examples(data, state.real.shape[1], per_class, ctx.setup.num_outputs)
+        kept = [s.at[ctx.current].set(f) for s, f in zip(state, found, strict=True)]
+        return params, Memory(*kept)
+
+    return Method(check=check, init=init, gradient=gradient, end_task=end_task)
+
+
+@register("gem", paper="Lopez-Paz and Ranzato 2017, arXiv 1706.08840")
+def gem(
+    memories: Memories = 256,
+    per: Per = "task",
+    margin: Annotated[
+        float,
+        Setting("gem: least weight of a task's gradient once any is in conflict", at_least=0),
+    ] = 0.5,
+    damping: Annotated[float, Setting("gem: added to the diagonal of the dual", at_least=0)] = 1e-3,
+) -> Method:
+    """GEM; see the top of this file for the formula."""
+
+    def gradient(grads: Any, params: Any, state: Memory, batch: Batch, ctx: Context) -> Any:
+        del batch
+        flat, restore = ravel_pytree(grads)
+        tasks = state.real.shape[0]
+
+        def row(k: Any, rows: jax.Array) -> jax.Array:
+            found = _memory_gradient(params, ctx, state.x[k], state.y[k], k, state.real[k])
+            return rows.at[k].set(found)
+
+        rows = jax.lax.fori_loop(0, ctx.current, row, jnp.zeros((tasks, flat.size)))
+        earlier = jnp.arange(tasks) < ctx.current
+        return restore(projection.gem(flat, rows, earlier, margin, damping))
+
+    return _remembering("gem", memories, per, gradient)
+
+
+@register("agem", group="gem", paper="Chaudhry et al. 2019, arXiv 1812.00420")
+def agem(
+    memories: Memories = 256,
+    per: Per = "task",
+    batch_size: Annotated[
+        int, Setting("agem: examples of the memory in its reference gradient", at_least=1)
+    ] = 256,
+) -> Method:
+    """A-GEM; see the top of this file for the formula."""
+
+    def gradient(grads: Any, params: Any, state: Memory, batch: Batch, ctx: Context) -> Any:
+        del batch
+        flat, restore = ravel_pytree(grads)
+        earlier = jnp.arange(state.real.shape[0]) < ctx.current
+        x, y, task, weight = draw(state, earlier, ctx.key, batch_size)
+        # Zero while nothing is kept.
+        reference = _memory_gradient(params, ctx, x, y, task, weight)
+        return restore(projection.agem(flat, reference))
+
+    return _remembering("agem", memories, per, gradient)

@@ -7,41 +7,64 @@ r"""IMM, incremental moment matching: the networks after each task are merged in
 All tasks learned so far weigh the same. Each task starts from the last one's parameters
 (weight-transfer), on request with
 
-- a pull towards them, :math:`\lambda |\theta - \theta_{k-1}|^2` (L2-transfer, `imm.l2`),
-- a random part of the hidden units put back to them in each step (drop-transfer, `imm.drop`, the
+- a pull towards them, :math:`\lambda |\theta - \theta_{k-1}|^2` (L2-transfer, ``l2``),
+- a random part of the hidden units put back to them in each step (drop-transfer, ``drop``, the
   share of those units; see `drop_transfer`).
 
-Training goes on from the unmerged network; what answers is the merged one. A class's column of the
-output layer is merged over the tasks that have the class, so that heads of different tasks are
-never mixed.
+Training goes on from the unmerged network; what answers is the merged one. The whole network is
+merged, as the authors do (``columns="all"``), or each class's column of the output layer only over
+the tasks that have the class (``columns="own"``). By default a head per task is merged by the
+latter, since other tasks never trained it, and one shared output layer by the former.
 
 Source: Lee et al. 2017 (arXiv 1703.08475), Eq. 3, 4, 6 and Sec. 3.2. Variant: the Fisher of
 `imm_mode` is exact per example, with one sampled label each (the authors' code squares means of
 1,000); the units to drop are drawn once a step, where the code draws them for each example.
 """
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bpnjax import optim
-from bpnjax.methods.base import Method, head_mask
+from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData, output_leaves
+from bpnjax.methods.ewc import Form
+from bpnjax.methods.settings import Setting, register
+
+L2 = Annotated[
+    float,
+    Setting(
+        "lambda of lambda |theta - theta of the last task|^2; 0 is weight-transfer", at_least=0
+    ),
+]
+Drop = Annotated[
+    float,
+    Setting(
+        "share of the hidden units that a step leaves at the last task's weights",
+        at_least=0, below=1,
+    ),
+]  # fmt: skip
+Columns = Annotated[
+    str,
+    Setting(
+        "the output layer: all columns are merged, each over its own tasks, or auto by the heads",
+        choices=("auto", "all", "own"),
+    ),
+]
 
 
 class ImmState(NamedTuple):
-    """What IMM keeps: the network of each task, to be merged for a test."""
+    """What IMM keeps: the network of each task, and what they are merged to."""
 
     thetas: Any  # like the shared parameters with a leading axis [T]
     fishers: Any  # the same, or None for the mean
     done: jax.Array  # f32 [T], 1 for tasks learned
-    classes: jax.Array  # bool [T, C]
-    is_head: Any  # like the shared parameters, 1.0 for the output layer's, else 0.0
+    merged: Any  # like the shared parameters, what answers
     strength: jax.Array  # lambda of the L2-transfer, shape=()
     drop: jax.Array  # rate of the drop-transfer, shape=()
 
 
-def merge(theta, share):
+def merge(theta: Any, share: Any) -> jax.Array:
     r"""Weighted mean over the leading axis; where all shares are 0, the plain mean.
 
     .. math:: \theta = \sum_k s_k \theta_k \Big/ \sum_k s_k
@@ -56,9 +79,9 @@ def merge(theta, share):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from bpnjax.methods import imm
+      >>> from bpnjax.methods.imm import merge
       >>> theta, share = jnp.array([[0.0, 2.0], [4.0, 6.0]]), jnp.array([[3.0, 0.0], [1.0, 0.0]])
-      >>> imm.merge(theta, share).tolist()
+      >>> merge(theta, share).tolist()
       [1.0, 4.0]
 
     Source: Lee et al. 2017 (arXiv 1703.08475), Eq. 3 and 6.
@@ -70,7 +93,7 @@ def merge(theta, share):
     ).astype(theta.dtype)
 
 
-def drop_transfer(core, previous, is_head, rate, key):
+def drop_transfer(params: Any, previous: Any, is_head: Any, rate: Any, key: Any) -> Any:
     r"""Replaces a random part of the hidden units by what they were after the last task.
 
     .. math:: \hat\theta_i = \theta'_i + \frac{m_i}{1 - p} (\theta_i - \theta'_i)
@@ -79,7 +102,8 @@ def drop_transfer(core, previous, is_head, rate, key):
     expectation is :math:`\theta`.
 
     Args:
-      core: parameters, a dict of layers, each a dict of leaves ``[..., units]``.
+      params: a dict tree of parameters, leaves ``[..., units]``; those of one layer have the same
+        units.
       previous: those after the last task, same tree.
       is_head: same tree, 1.0 for the output layer, which drops nothing.
       rate: p, scalar in [0, 1).
@@ -90,96 +114,126 @@ def drop_transfer(core, previous, is_head, rate, key):
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from bpnjax.methods import imm
+      >>> from bpnjax.methods.imm import drop_transfer
       >>> trees = ({"out": {"bias": jnp.full(8, value)}} for value in (3.0, 2.0, 0.0))
-      >>> mixed = imm.drop_transfer(*trees, rate=0.5, key=jax.random.key(0))
+      >>> mixed = drop_transfer(*trees, rate=0.5, key=jax.random.key(0))
       >>> sorted(set(mixed["out"]["bias"].tolist()))  # 2 put back, 2 + (3 - 2) / 0.5 kept
       [2.0, 4.0]
 
-    Source: Lee et al. 2017 (arXiv 1703.08475), Eq. 8. Variant: one draw a step for the whole batch;
+    Source: Lee et al. 2017 (arXiv 1703.08475), Eq. 8. Variant: one draw per step for the whole batch;
     the authors' code draws for each example, and drops inputs too, at half the rate.
     """
-    mixed = {}
-    for i, (layer, leaves) in enumerate(core.items()):
-        width = next(iter(leaves.values())).shape[-1]
-        kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1.0 - rate, (width,))
-        scale = kept / (1.0 - rate)
+    layers: dict[str, jax.Array] = {}
 
-        def one(new, old, head, scale=scale):
-            return jnp.where(head > 0, new, old + scale * (new - old)).astype(new.dtype)
+    def one(path: Any, new: Any, old: Any, head: Any) -> jax.Array:
+        layer = jax.tree_util.keystr(path[:-1], simple=True, separator="/")
+        if layer not in layers:
+            own = jax.random.fold_in(key, len(layers))
+            kept = jax.random.bernoulli(own, 1.0 - rate, new.shape[-1:])
+            layers[layer] = kept / (1.0 - rate)
+        mixed = old + layers[layer] * (new - old)
+        return jnp.where(head > 0, new, mixed).astype(new.dtype)
 
-        mixed[layer] = jax.tree.map(one, leaves, previous[layer], is_head[layer])
-    return mixed
+    return jax.tree_util.tree_map_with_path(one, params, previous, is_head)
 
 
-def _make(name, mode):
-    def init(key, core, spec):
+def _merging(by_mode: bool, l2: float, drop: float, columns: str, form: str) -> Method:
+    def check(setup: Setup) -> None:
+        if by_mode:
+            setup.need_cross_entropy("the sampled Fisher of imm_mode")
+        if columns == "own":
+            setup.known_classes("imm.columns=own")
+
+    def init(key: Any, params: Any, setup: Setup) -> ImmState:
         del key
-        slots = jax.tree.map(lambda p: jnp.zeros((spec.num_tasks, *p.shape), p.dtype), core)
+        room = jax.tree.map(lambda p: jnp.zeros((setup.num_tasks, *p.shape), p.dtype), params)
         return ImmState(
-            thetas=slots,
-            fishers=slots if mode else None,
-            done=jnp.zeros(spec.num_tasks),
-            classes=jnp.asarray(spec.classes),
-            is_head=head_mask(core, spec),
-            strength=jnp.float32(spec.config.imm.l2),
-            drop=jnp.float32(spec.config.imm.drop),
+            thetas=room,
+            fishers=room if by_mode else None,
+            done=jnp.zeros(setup.num_tasks),
+            merged=params,
+            strength=jnp.float32(l2),
+            drop=jnp.float32(drop),
         )
 
-    def train_core(core, state, task, key):
-        last = jnp.maximum(task - 1, 0)
-        previous = jax.tree.map(lambda t: t[last], state.thetas)
-        rate = jnp.where(task > 0, state.drop, 0.0)
-        return drop_transfer(core, previous, state.is_head, rate, key)
+    def forward(params: Any, task_params: Any, state: ImmState, ctx: Context) -> tuple[Any, Any]:
+        del task_params
+        if ctx.training:
+            if not drop:
+                return params, {}
+            previous, rate = _last(state, ctx), jnp.where(ctx.current > 0, state.drop, 0.0)
+            is_head = output_leaves(params, ctx.setup)
+            return drop_transfer(params, previous, is_head, rate, ctx.key), {}
+        if ctx.current is None:
+            return state.merged, {}
+        # While a task is trained the network answers as it stands; it has yet to be merged.
+        in_training = ctx.current >= 0
+        return jax.tree.map(lambda p, m: jnp.where(in_training, p, m), params, state.merged), {}
 
-    def gradient(grads, core, state, step):
-        last = jnp.maximum(step.task - 1, 0)
-        anchor = jax.tree.map(lambda t: t[last], state.thetas)
-        there = jnp.asarray(step.task > 0, jnp.float32)
-        ones = jax.tree.map(lambda p: there * jnp.ones_like(p), core)
-        return optim.anchor_gradient(grads, core, anchor, ones, 2.0 * state.strength, step.size)
+    def gradient(grads: Any, params: Any, state: ImmState, batch: Batch, ctx: Context) -> Any:
+        del batch
+        there = jnp.asarray(ctx.current > 0, jnp.float32)
+        ones = jax.tree.map(lambda p: there * jnp.ones_like(p), params)
+        size = ctx.step_size if form == "proximal" else 0.0
+        anchor, strength = _last(state, ctx), 2.0 * state.strength
+        return optim.anchor_gradient(grads, params, anchor, ones, strength, size)
 
-    def consolidate(core, state, task, ended, spec):
-        del spec
+    def end_task(
+        params: Any, task_params: Any, state: ImmState, data: TaskData, ctx: Context
+    ) -> tuple[Any, ImmState]:
+        del task_params
 
-        def put(slots, leaf):
-            return slots.at[task].set(leaf)
+        def put(room: jax.Array, leaf: jax.Array) -> jax.Array:
+            return room.at[ctx.current].set(leaf)
 
         state = state._replace(
-            thetas=jax.tree.map(put, state.thetas, core), done=state.done.at[task].set(1.0)
+            thetas=jax.tree.map(put, state.thetas, params),
+            done=state.done.at[ctx.current].set(1.0),
         )
-        if mode:
-            fisher = jax.tree.map(lambda f: f + 1e-8, ended.fisher("sampled"))
+        if by_mode:
+            fisher = jax.tree.map(lambda f: f + 1e-8, data.fisher("sampled"))
             state = state._replace(fishers=jax.tree.map(put, state.fishers, fisher))
-        return state
+        return params, state._replace(merged=_merged(state, ctx.setup))
 
-    def for_eval(core, state, task):
-        del core, task
-        owned = state.done[:, None] * state.classes  # [T, C]
-        fishers = state.fishers if mode else jax.tree.map(jnp.ones_like, state.thetas)
+    def _merged(state: ImmState, setup: Setup) -> Any:
+        fishers = state.fishers if by_mode else jax.tree.map(jnp.ones_like, state.thetas)
+        own = columns == "own" or (columns == "auto" and setup.multi_head)
+        is_head = output_leaves(state.merged, setup) if own else state.merged
 
-        def one(theta, fisher, is_head):
+        def one(theta: jax.Array, fisher: jax.Array, head: Any) -> jax.Array:
             every = state.done.reshape((-1,) + (1,) * (theta.ndim - 1))
             share = every
-            if theta.shape[-1] == owned.shape[1]:
+            if own and theta.shape[-1] == setup.num_outputs:
+                classes = jnp.asarray(setup.known_classes("imm"))
+                owned = state.done[:, None] * classes  # [T, C]
                 column = owned.reshape(owned.shape[:1] + (1,) * (theta.ndim - 2) + owned.shape[1:])
                 # A class that no task so far has: merged like everything else.
                 column = jnp.where(column.sum(0, keepdims=True) > 0, column, every)
-                share = jnp.where(is_head > 0, column, every)
+                share = jnp.where(head > 0, column, every)
             return merge(theta, share * fisher)
 
-        return jax.tree.map(one, state.thetas, fishers, state.is_head)
+        return jax.tree.map(one, state.thetas, fishers, is_head)
 
-    return Method(
-        name=name,
-        paper="Lee et al. 2017, arXiv 1703.08475",
-        init=init,
-        train_core=train_core,
-        gradient=gradient,
-        consolidate=consolidate,
-        for_eval=for_eval,
-    )
+    return Method(check=check, init=init, forward=forward, gradient=gradient, end_task=end_task)
 
 
-MEAN = _make("imm_mean", mode=False)
-MODE = _make("imm_mode", mode=True)
+def _last(state: ImmState, ctx: Context) -> Any:
+    """The parameters after the last task."""
+    last = jnp.maximum(ctx.current - 1, 0)
+    return jax.tree.map(lambda theta: theta[last], state.thetas)
+
+
+@register("imm_mean", group="imm", paper="Lee et al. 2017, arXiv 1703.08475")
+def imm_mean(
+    l2: L2 = 1e-4, drop: Drop = 0.0, columns: Columns = "auto", form: Form = "proximal"
+) -> Method:
+    """IMM by the mean of the networks; see the top of this file for the formula."""
+    return _merging(False, l2, drop, columns, form)
+
+
+@register("imm_mode", group="imm", paper="Lee et al. 2017, arXiv 1703.08475")
+def imm_mode(
+    l2: L2 = 1e-4, drop: Drop = 0.0, columns: Columns = "auto", form: Form = "proximal"
+) -> Method:
+    """IMM by the mode, weighted by Fishers; see the top of this file for the formula."""
+    return _merging(True, l2, drop, columns, form)

@@ -1,9 +1,14 @@
-"""Joint training: one network on all tasks at once, the usual upper bound without task identity.
+"""Joint training: one network on all tasks together, the usual upper bound without task identity.
 
 It trains once, after the data of all tasks are there, so only the last row of its accuracy
 matrix is filled; backward transfer and forgetting have no meaning for it.
 """
 
 from bpnjax.methods.base import Method
+from bpnjax.methods.settings import register
 
-JOINT = Method(name="joint", paper="the upper bound", joint=True)
+
+@register("joint", paper="the upper bound")
+def joint() -> Method:
+    """Plain training on the examples of all tasks together."""
+    return Method(trains="jointly")

@@ -6,47 +6,57 @@ r"""LwF, learning without forgetting: earlier answers to the new task's examples
 where z are the logits of task k's head on the current batch, H the cross-entropy averaged over the
 batch and *old* the network after the last task. Temperature 2, no factor of its square.
 
-Heads (`lwf.heads`): ``"tasks"``, each earlier task's classes are a head of their own, as in the
+Heads (``heads``): ``"tasks"``, each earlier task's classes are a head of their own, as in the
 paper; ``"seen"``, all classes of earlier tasks are one head, for tasks that share their classes
 (permuted pixels), where the sum would count the same head again for every task.
 
-With `lwf.warmup_epochs` only the output layer is trained in the first epochs of a later task.
+With ``warmup_steps`` only the output layer is trained in the first steps of a later task.
 
 Source: Li and Hoiem 2016 (arXiv 1606.09282), Eq. 2-4. Variant: the old network answers the very
 batch that is trained on, rather than from a record made before the task.
 """
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bpnjax.methods import replay
-from bpnjax.methods.base import Method, head_mask
+from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData, output_leaves
+from bpnjax.methods.settings import Setting, register
+from bpnjax.utils.errors import UserError
 from bpnjax.utils.heads import within_head
+
+Strength = Annotated[
+    float, Setting("lambda, weight of the earlier answers", at_least=0, field="lwf.strength")
+]
+Temperature = Annotated[
+    float, Setting("of the softmax of the answers", above=0, field="lwf.temperature")
+]
+Heads = Annotated[
+    str,
+    Setting(
+        "one head per earlier task (tasks), or all earlier classes together (seen)",
+        choices=("tasks", "seen"), field="lwf.heads",
+    ),
+]  # fmt: skip
+WarmUp = Annotated[
+    int,
+    Setting(
+        "steps of a later task in which only the output layer is trained", at_least=0,
+        field="lwf.warmup_steps",
+    ),
+]  # fmt: skip
 
 
 class LwfState(NamedTuple):
     """What LwF keeps: the network after the last task, which teaches."""
 
     teacher: Any  # the shared parameters after the last task
-    classes: jax.Array  # bool [T, C]
-    is_head: Any  # like the shared parameters, 1.0 for the output layer's, else 0.0
     strength: jax.Array  # lambda, shape=()
 
 
-def init(key, core, spec):
-    """The hook `init` of `Method`; the teacher is not asked before the second task."""
-    del key
-    return LwfState(
-        core,
-        jnp.asarray(spec.classes),
-        head_mask(core, spec),
-        jnp.float32(spec.config.lwf.strength),
-    )
-
-
-def distillation(new, old, heads, temperature, weight) -> jax.Array:
+def distillation(new: Any, old: Any, heads: Any, temperature: Any, weight: Any) -> jax.Array:
     r"""Cross-entropy between old and new answers, summed over heads, averaged over examples.
 
     .. math:: -\sum_h \frac{1}{\sum_b w_b} \sum_b w_b \sum_{c \in h}
@@ -64,17 +74,17 @@ def distillation(new, old, heads, temperature, weight) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from bpnjax.methods import lwf
+      >>> from bpnjax.methods.lwf import distillation
       >>> old, heads = jnp.array([[0.0, 2.0, 9.0]]), jnp.array([[True, True, False]])
       >>> new, weight = jnp.array([[5.0, 5.0, 0.0]]), jnp.ones(1)
-      >>> round(float(lwf.distillation(new, old, heads, 2.0, weight)), 4)  # log 2
+      >>> round(float(distillation(new, old, heads, 2.0, weight)), 4)  # log 2
       0.6931
 
     Source: Li and Hoiem 2016 (arXiv 1606.09282), Eq. 2-3. Variant: no factor of the temperature's
     square, as in the authors' code: its gradient is ``(q - p) / tau``.
     """
 
-    def head(classes):
+    def head(classes: jax.Array) -> jax.Array:
         masked = [within_head(z / temperature, classes) for z in (old, new)]
         p, log_q = jax.nn.softmax(masked[0]), jax.nn.log_softmax(masked[1])
         each = -jnp.sum(jnp.where(classes, p * log_q, 0.0), -1)
@@ -83,57 +93,90 @@ def distillation(new, old, heads, temperature, weight) -> jax.Array:
     return jnp.sum(jnp.where(heads.any(1), jax.vmap(head)(heads), 0.0))
 
 
-def add_distillation(grads, core, state, step):
-    """Adds the gradient of `distillation` for the step's batch to a gradient.
+class Distillation(NamedTuple):
+    """The hooks of LwF, for `lwf` itself and for EBLL, which adds to them."""
+
+    check: Any  # (setup) -> None
+    start: Any  # (params) -> LwfState
+    add: Any  # (grads, params, LwfState, batch, ctx) -> grads, with that of `distillation`
+    warm_up: Any  # (grads, ctx) -> grads of the output layer only, while a later task warms up
+
+
+def distil(
+    who: str, strength: float, temperature: float, heads: str, warmup_steps: int
+) -> Distillation:
+    """Makes the hooks of a method that distils the answers of the network after the last task.
 
     Args:
-      grads: like the shared parameters.
-      core: the shared parameters.
-      state: before; its teacher answers the batch as it is, once a step.
-      step: `Step`.
+      who: name of the method, for messages.
+      strength: lambda.
+      temperature: of the softmax.
+      heads: ``"tasks"`` or ``"seen"``.
+      warmup_steps: of each later task.
 
     Returns:
-      ``grads`` plus `lwf.strength` times the gradient; unchanged in the first task.
+      `Distillation`.
     """
-    options = step.spec.config.lwf
-    earlier = jnp.arange(state.classes.shape[0]) < step.task
-    heads = state.classes & earlier[:, None]
-    if options.heads == "seen":
-        heads = heads.any(0, keepdims=True)
-    old = step.examples.logits(state.teacher, step.slots)
 
-    def loss(core):
-        new = step.examples.logits(core, step.slots)
-        return distillation(new, old, heads, options.temperature, step.weight)
+    def check(setup: Setup) -> None:
+        setup.need_cross_entropy(who)
+        setup.known_classes(who)
+        if setup.told_task:
+            raise UserError(
+                f"method: {who} distils the answers of one network to the batch of a new task, and "
+                "with a key or bias per task there is no such network: leave the modes out, or "
+                "protect the shared weights by ewc, si, mas or er"
+            )
 
-    return replay.add(grads, jax.grad(loss)(core), state.strength)
+    def start(params: Any) -> LwfState:
+        return LwfState(params, jnp.float32(strength))
+
+    def add(grads: Any, params: Any, state: LwfState, batch: Batch, ctx: Context) -> Any:
+        classes = jnp.asarray(ctx.setup.known_classes(who))
+        kept = classes & (jnp.arange(ctx.setup.num_tasks) < ctx.current)[:, None]
+        if heads == "seen":
+            kept = kept.any(0, keepdims=True)
+        old = ctx.outputs(state.teacher, batch.x, ctx.current)
+
+        def loss(params: Any) -> jax.Array:
+            new = ctx.outputs(params, batch.x, ctx.current)
+            return distillation(new, old, kept, temperature, batch.weight)
+
+        return replay.add(grads, jax.grad(loss)(params), state.strength)
+
+    def warm_up(grads: Any, ctx: Context) -> Any:
+        if not warmup_steps:
+            return grads
+        warming = (ctx.current > 0) & (ctx.step < warmup_steps)
+        is_head = output_leaves(grads, ctx.setup)
+        return jax.tree.map(lambda g, head: jnp.where(warming, head * g, g), grads, is_head)
+
+    return Distillation(check, start, add, warm_up)
 
 
-def warm_up(grads, state, step):
-    """Leaves of a gradient only the output layer's while a later task warms up.
+@register("lwf", paper="Li and Hoiem 2016, arXiv 1606.09282")
+def lwf(
+    strength: Strength = 1.0,
+    temperature: Temperature = 2.0,
+    heads: Heads = "tasks",
+    warmup_steps: WarmUp = 0,
+) -> Method:
+    """LwF; see the top of this file for the formula."""
+    hooks = distil("lwf", strength, temperature, heads, warmup_steps)
 
-    Args:
-      grads: like the shared parameters.
-      state: tells which leaves are the output layer's.
-      step: `Step`; the first `lwf.warmup_epochs` epochs of a task but the first warm up.
+    def gradient(grads: Any, params: Any, state: LwfState, batch: Batch, ctx: Context) -> Any:
+        return hooks.warm_up(hooks.add(grads, params, state, batch, ctx), ctx)
 
-    Returns:
-      The gradient, 0 for all other leaves while it warms up. An optimizer with momentum or decay
-      may still move them.
-    """
-    warming = (step.task > 0) & (step.epoch < step.spec.config.lwf.warmup_epochs)
-    return jax.tree.map(lambda g, head: jnp.where(warming, head * g, g), grads, state.is_head)
+    def end_task(
+        params: Any, task_params: Any, state: LwfState, data: TaskData, ctx: Context
+    ) -> tuple[Any, LwfState]:
+        del task_params, data, ctx
+        return params, state._replace(teacher=params)
 
-
-def gradient(grads, core, state, step):
-    """The hook `gradient` of `Method`: `add_distillation`, then `warm_up`."""
-    return warm_up(add_distillation(grads, core, state, step), state, step)
-
-
-LWF = Method(
-    name="lwf",
-    paper="Li and Hoiem 2016, arXiv 1606.09282",
-    init=init,
-    gradient=gradient,
-    consolidate=lambda core, state, task, ended, spec: state._replace(teacher=core),
-)
+    return Method(
+        check=hooks.check,
+        # The teacher is not asked before the second task.
+        init=lambda key, params, setup: hooks.start(params),
+        gradient=gradient,
+        end_task=end_task,
+    )

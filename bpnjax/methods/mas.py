@@ -8,34 +8,20 @@ parameters after the last task; without 1/2.
 Source: Aljundi et al. 2018 (arXiv 1711.09601), Eq. 2-4; importance per example, as defined there.
 """
 
-import jax.numpy as jnp
+from typing import Annotated
 
-from bpnjax import optim
-from bpnjax.methods import ewc
 from bpnjax.methods.base import Method
+from bpnjax.methods.ewc import Form, anchored
+from bpnjax.methods.settings import Setting, register
 
 
-def init(key, core, spec):
-    """The hook `init` of `Method`: EWC's state, with the strength of MAS (without 1/2)."""
-    return ewc.EWC.init(key, core, spec)._replace(strength=jnp.float32(spec.config.mas.strength))
-
-
-def gradient(grads, core, state, step):
-    """The hook `gradient` of `Method`; lambda without 1/2 is 2 lambda of `anchor_gradient`."""
-    strength = 2.0 * state.strength
-    return optim.anchor_gradient(grads, core, state.anchor, state.importance, strength, step.size)
-
-
-def consolidate(core, state, task, ended, spec):
-    """The hook `consolidate` of `Method`: adds the task's sensitivity, moves the anchor."""
-    del task, spec
-    return ewc.accumulate(state, core, ended.sensitivity())
-
-
-MAS = Method(
-    name="mas",
-    paper="Aljundi et al. 2018, arXiv 1711.09601",
-    init=init,
-    gradient=gradient,
-    consolidate=consolidate,
-)
+@register("mas", paper="Aljundi et al. 2018, arXiv 1711.09601")
+def mas(
+    strength: Annotated[
+        float, Setting("lambda, of lambda sum Omega (theta - anchor)^2", at_least=0)
+    ] = 1.0,
+    form: Form = "proximal",
+) -> Method:
+    """MAS; see the top of this file for the formula."""
+    # Without the 1/2 of the anchor's gradient.
+    return anchored(2.0 * strength, form, lambda data: data.sensitivity())

@@ -1,46 +1,66 @@
-"""What the replay methods share: a reservoir of examples, named by slots.
+"""What the replay methods share: a reservoir of examples as they are stored."""
 
-An example is kept as the number of its slot in the sequence, whose pictures are on the device
-anyway, so that a memory costs a few integers in training and a checkpoint holds no pictures.
-"""
-
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from bpnjax.methods.base import Step
+from bpnjax.methods.base import Batch
+
+__all__ = ["Reservoir", "add", "draw", "empty", "offer"]
 
 
-class Reservoir(NamedTuple):
-    """A uniform sample of the stream so far."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Reservoir:
+    """A uniform sample of the stream so far.
 
-    slots: jax.Array  # int32 [M]
-    logits: jax.Array | None  # f32 [M, C], the network's answer when the example came, if kept
-    seen: jax.Array  # int32 scalar, examples offered so far
+    Attributes:
+      x: examples in their stored dtype, ``[M, ...]``.
+      y: their labels, ``[M, ...]``.
+      task: int32 ``[M]``, the task that each came with.
+      outputs: f32 ``[M, ...]``, what the network answered when the example came; None if not kept.
+      seen: int32 scalar, examples offered so far.
+    """
+
+    x: jax.Array
+    y: jax.Array
+    task: jax.Array
+    outputs: jax.Array | None
+    seen: jax.Array
 
 
-def empty(size: int, num_logits: int = 0) -> Reservoir:
+def empty(size: int, x: Any, y: Any, outputs: Any = None) -> Reservoir:
     """A reservoir without examples.
 
     Args:
       size: M, examples it has room for.
-      num_logits: logits to keep beside each; 0 for none.
+      x: shape and dtype of one example, `jax.ShapeDtypeStruct` ``[...]``.
+      y: shape and dtype of one label.
+      outputs: shape of the outputs to keep beside each example; None for none.
 
     Returns:
       `Reservoir`.
 
     Example:
+      >>> import jax, jax.numpy as jnp
       >>> from bpnjax.methods import replay
-      >>> memory = replay.empty(200, num_logits=10)
-      >>> memory.slots.shape, memory.logits.shape, int(memory.seen)
-      ((200,), (200, 10), 0)
+      >>> image, label = jax.ShapeDtypeStruct((8, 8), jnp.uint8), jax.ShapeDtypeStruct((), jnp.int32)
+      >>> memory = replay.empty(200, image, label, outputs=(10,))
+      >>> memory.x.shape, memory.x.dtype.name, memory.outputs.shape, int(memory.seen)
+      ((200, 8, 8), 'uint8', (200, 10), 0)
     """
-    logits = jnp.zeros((size, num_logits)) if num_logits else None
-    return Reservoir(jnp.zeros(size, jnp.int32), logits, jnp.zeros((), jnp.int32))
+    return Reservoir(
+        jnp.zeros((size, *x.shape), x.dtype),
+        jnp.zeros((size, *y.shape), y.dtype),
+        jnp.zeros(size, jnp.int32),
+        None if outputs is None else jnp.zeros((size, *outputs)),
+        jnp.zeros((), jnp.int32),
+    )
 
 
-def offer(memory: Reservoir, key, slots, weight, logits=None) -> Reservoir:
+def offer(memory: Reservoir, key: Any, batch: Batch, outputs: Any = None) -> Reservoir:
     r"""Offers a batch to a reservoir, one example after another.
 
     .. math:: P(\text{the i-th example of the stream is taken}) = \min(1, M / i)
@@ -51,73 +71,74 @@ def offer(memory: Reservoir, key, slots, weight, logits=None) -> Reservoir:
     Args:
       memory: before.
       key: typed PRNG key.
-      slots: int32 ``[n]``.
-      weight: f32 ``[n]``, 0 for padding, which is not offered.
-      logits: f32 ``[n, C]`` to be kept beside, if the reservoir has room for them.
+      batch: whose examples of weight 0 are not offered.
+      outputs: f32 ``[n, ...]`` to be kept beside, if the reservoir has room for them.
 
     Returns:
       The reservoir after.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from bpnjax.methods import replay
-      >>> batch = jnp.array([7, 8, 9]), jnp.array([1.0, 1.0, 0.0])
-      >>> memory = replay.offer(replay.empty(3), jax.random.key(0), *batch)
-      >>> memory.slots.tolist(), int(memory.seen)
+      >>> from bpnjax.methods import Batch, replay
+      >>> number = jax.ShapeDtypeStruct((), jnp.int32)
+      >>> x, real = jnp.array([7, 8, 9]), jnp.array([1.0, 1.0, 0.0])
+      >>> batch = Batch(x, y=x, weight=real, task=jnp.zeros(3, int))
+      >>> memory = replay.offer(replay.empty(3, number, number), jax.random.key(0), batch)
+      >>> memory.x.tolist(), int(memory.seen)
       ([7, 8, 0], 2)
 
     Source: Vitter 1985, algorithm R.
     """
-    size = memory.slots.shape[0]
+    size, n = memory.task.shape[0], batch.weight.shape[0]
+    real = (batch.weight > 0).astype(jnp.int32)
+    before = memory.seen + jnp.cumsum(real) - real
+    order = jnp.arange(n)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(order)
+    draws = jax.vmap(lambda k, most: jax.random.randint(k, (), 0, most + 1))(keys, before)
+    place = jnp.where(before < size, before, draws)
+    place = jnp.where(real > 0, place, size)  # beyond the end: dropped
+    # Of several that take the same place the last one stays, as if offered one after another.
+    last = jnp.full(size + 1, -1).at[jnp.minimum(place, size)].max(order)
+    place = jnp.where(last[jnp.minimum(place, size)] == order, place, size)
 
-    def one(i, memory):
-        real = weight[i] > 0
-        draw = jax.random.randint(jax.random.fold_in(key, i), (), 0, memory.seen + 1)
-        place = jnp.where(memory.seen < size, memory.seen, draw)
-        place = jnp.where(real, place, size)  # beyond the end: dropped
-        return Reservoir(
-            memory.slots.at[place].set(slots[i], mode="drop"),
-            None if logits is None else memory.logits.at[place].set(logits[i], mode="drop"),
-            memory.seen + real.astype(jnp.int32),
-        )
+    def put(kept: jax.Array, new: jax.Array) -> jax.Array:
+        return kept.at[place].set(new.astype(kept.dtype), mode="drop")
 
-    return jax.lax.fori_loop(0, slots.shape[0], one, memory)
+    return Reservoir(
+        put(memory.x, batch.x),
+        put(memory.y, batch.y),
+        put(memory.task, batch.task),
+        None if memory.outputs is None else put(memory.outputs, outputs),
+        memory.seen + real.sum(),
+    )
 
 
-def draw(memory: Reservoir, key, size: int):
+def draw(memory: Reservoir, key: Any, size: int) -> tuple[Reservoir, jax.Array]:
     """Draws from a reservoir with replacement.
 
     Args:
       memory: a reservoir.
       key: typed PRNG key.
-      size: how many.
+      size: m, how many.
 
     Returns:
-      Slots int32 ``[size]``, logits f32 ``[size, C]`` (None if not kept), and a scalar that is 0.0
-      while the reservoir is empty, else 1.0. Multiply what the slots give by it: of an empty
-      reservoir they are 0, a real example.
+      The examples drawn, leaves ``[m, ...]``, and a scalar that is 0.0 while the reservoir is
+      empty, else 1.0. Multiply what the examples give by it: an empty reservoir holds zeros.
     """
-    filled = jnp.minimum(memory.seen, memory.slots.shape[0])
+    filled = jnp.minimum(memory.seen, memory.task.shape[0])
     places = jax.random.randint(key, (size,), 0, jnp.maximum(filled, 1))
-    logits = None if memory.logits is None else memory.logits[places]
-    return memory.slots[places], logits, (filled > 0).astype(jnp.float32)
+    kept = memory.outputs
+    drawn = Reservoir(
+        memory.x[places],
+        memory.y[places],
+        memory.task[places],
+        None if kept is None else kept[places],
+        memory.seen,
+    )
+    return drawn, (filled > 0).astype(jnp.float32)
 
 
-def cross_entropy(core, step: Step, slots) -> jax.Array:
-    """Mean cross-entropy of some examples of earlier tasks, each within its head.
-
-    Args:
-      core: the shared parameters; differentiable for them.
-      step: `Step`, whose ``examples`` answer.
-      slots: int32 ``[m]``.
-
-    Returns:
-      f32 scalar.
-    """
-    return step.examples.losses(core, slots).mean()
-
-
-def add(grads: Any, more: Any, share) -> Any:
+def add(grads: Any, more: Any, share: Any) -> Any:
     """``grads + share * more``, tree by tree.
 
     Args:

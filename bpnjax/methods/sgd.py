@@ -1,5 +1,10 @@
 """Fine-tuning: each task is trained from the last one's parameters and nothing is protected."""
 
 from bpnjax.methods.base import Method
+from bpnjax.methods.settings import register
 
-SGD = Method(name="sgd", paper="the lower bound")
+
+@register("sgd", paper="the lower bound")
+def sgd() -> Method:
+    """Plain fine-tuning, with the learner's optimizer."""
+    return Method()

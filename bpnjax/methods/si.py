@@ -12,18 +12,20 @@ step that the optimizer really made. After the task
 
 and the penalty is :math:`c \sum_j \Omega_j (\theta_j - \theta^*_j)^2`, without 1/2.
 
-Source: Zenke et al. 2017 (arXiv 1703.04200), Eq. 3-5. Variant: `si.clamp`: ``"sum"`` clamps the
+Source: Zenke et al. 2017 (arXiv 1703.04200), Eq. 3-5. Variant: ``clamp``: ``"sum"`` clamps the
 running sum as the authors' code does (default), ``"increment"`` each task's addition, ``"none"``
 neither.
 """
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bpnjax import optim
-from bpnjax.methods.base import Method
+from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData
+from bpnjax.methods.ewc import Form, zeros_like
+from bpnjax.methods.settings import Setting, register
 
 CLAMPS = ("sum", "increment", "none")
 
@@ -37,28 +39,7 @@ class SiState(NamedTuple):
     strength: jax.Array  # c, shape=()
 
 
-def init(key, core, spec):
-    """The hook `init` of `Method`; the anchor starts where the parameters do."""
-    del key
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), core)
-    return SiState(zeros, zeros, core, jnp.float32(spec.config.si.strength))
-
-
-def gradient(grads, core, state, step):
-    """The hook `gradient` of `Method`; c without 1/2 is 2c of `anchor_gradient`."""
-    # c without 1/2 is a strength of 2c in lambda/2.
-    strength = 2.0 * state.strength
-    return optim.anchor_gradient(grads, core, state.anchor, state.importance, strength, step.size)
-
-
-def after_step(state, old, new, grads, step):
-    """The hook `after_step` of `Method`: the path integral, with the step that was really made."""
-    del step
-    path = jax.tree.map(lambda w, g, a, b: w - g * (b - a), state.path, grads, old, new)
-    return state._replace(path=path)
-
-
-def fold(state: SiState, core, damping, clamp="sum") -> SiState:
+def fold(state: SiState, params: Any, damping: Any, clamp: str = "sum") -> SiState:
     r"""Turns the path integral of a task into importance and moves the anchor.
 
     .. math:: \Omega_j \leftarrow \max\Big(0, \Omega_j +
@@ -67,7 +48,7 @@ def fold(state: SiState, core, damping, clamp="sum") -> SiState:
 
     Args:
       state: at the end of the task.
-      core: theta, the shared parameters.
+      params: theta, the shared parameters.
       damping: xi, in the unit of a parameter's square; a parameter that hardly moved gets little.
       clamp: ``"sum"``, ``"increment"`` or ``"none"``.
 
@@ -76,9 +57,9 @@ def fold(state: SiState, core, damping, clamp="sum") -> SiState:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from bpnjax.methods import si
-      >>> state = si.SiState(*(jnp.array([x]) for x in (2.0, 1.0, 0.0)), jnp.float32(1))
-      >>> state = si.fold(state, jnp.array([1.0]), damping=1.0)  # 1 + 2 / (1 + 1)
+      >>> from bpnjax.methods.si import SiState, fold
+      >>> state = SiState(*(jnp.array([x]) for x in (2.0, 1.0, 0.0)), jnp.float32(1))
+      >>> state = fold(state, jnp.array([1.0]), damping=1.0)  # 1 + 2 / (1 + 1)
       >>> state.importance.tolist(), state.anchor.tolist(), state.path.tolist()
       ([2.0], [1.0], [0.0])
 
@@ -86,30 +67,53 @@ def fold(state: SiState, core, damping, clamp="sum") -> SiState:
     other codes clamp ``"increment"`` or ``"none"``, which differ where a path integral is negative.
     """
 
-    def one(omega, w, p, a):
+    def one(omega: Any, w: Any, p: Any, a: Any) -> Any:
         new = w / (jnp.square(p - a) + damping)
         if clamp == "increment":
             new = jnp.maximum(new, 0.0)
         total = omega + new
         return jnp.maximum(total, 0.0) if clamp == "sum" else total
 
-    importance = jax.tree.map(one, state.importance, state.path, core, state.anchor)
+    importance = jax.tree.map(one, state.importance, state.path, params, state.anchor)
     return state._replace(
-        path=jax.tree.map(jnp.zeros_like, state.path), importance=importance, anchor=core
+        path=jax.tree.map(jnp.zeros_like, state.path), importance=importance, anchor=params
     )
 
 
-def consolidate(core, state, task, ended, spec):
-    """The hook `consolidate` of `Method`: `fold` with the configuration's damping and clamp."""
-    del task, ended
-    return fold(state, core, spec.config.si.damping, spec.config.si.clamp)
+@register("si", paper="Zenke et al. 2017, arXiv 1703.04200")
+def si(
+    strength: Annotated[float, Setting("c, of c sum Omega (theta - anchor)^2", at_least=0)] = 0.1,
+    damping: Annotated[float, Setting("xi, in the denominator of Omega", above=0)] = 0.1,
+    clamp: Annotated[str, Setting("what may not become negative", choices=CLAMPS)] = "sum",
+    form: Form = "proximal",
+) -> Method:
+    """SI; see the top of this file for the formula."""
 
+    def init(key: Any, params: Any, setup: Setup) -> SiState:
+        del key, setup
+        zeros = zeros_like(params)
+        return SiState(zeros, zeros, params, jnp.float32(strength))
 
-SI = Method(
-    name="si",
-    paper="Zenke et al. 2017, arXiv 1703.04200",
-    init=init,
-    gradient=gradient,
-    after_step=after_step,
-    consolidate=consolidate,
-)
+    def gradient(grads: Any, params: Any, state: SiState, batch: Batch, ctx: Context) -> Any:
+        del batch
+        size = ctx.step_size if form == "proximal" else 0.0
+        # c without 1/2 is a strength of 2c in lambda/2.
+        return optim.anchor_gradient(
+            grads, params, state.anchor, state.importance, 2.0 * state.strength, size
+        )
+
+    def end_step(
+        old: Any, new: Any, grads: Any, state: SiState, batch: Batch, ctx: Context
+    ) -> tuple[Any, SiState]:
+        del batch, ctx
+        # With the step that was really made.
+        path = jax.tree.map(lambda w, g, a, b: w - g * (b - a), state.path, grads, old, new)
+        return new, state._replace(path=path)
+
+    def end_task(
+        params: Any, task_params: Any, state: SiState, data: TaskData, ctx: Context
+    ) -> tuple[Any, SiState]:
+        del task_params, data, ctx
+        return params, fold(state, params, damping, clamp)
+
+    return Method(init=init, gradient=gradient, end_step=end_step, end_task=end_task)

@@ -7,9 +7,9 @@ To the loss of every task comes, for each hidden layer of width K,
 
 with h the units after their nonlinearity, so that a task is coded by few units and leaves others
 to later tasks. The discount d spares the units that earlier tasks need, with the importance a of
-`bpnjax.importance.neurons` summed over tasks: :math:`e^{-(a_i + a_j)}` (`slnid.discount` ``"sum"``)
+`bpnjax.importance.neurons` summed over tasks: :math:`e^{-(a_i + a_j)}` (``discount="sum"``)
 or :math:`e^{-\max(a_i, a_j)}` (``"max"``). The weights are protected by MAS or by EWC
-(`slnid.on`), whose fields apply.
+(``on``), with the strength ``anchor_strength``.
 
 Source: Aljundi et al. 2019 (arXiv 1806.05421), Eq. 5-7. Variant: the discount of the paper is
 ``"sum"``; the authors' code takes the maximum unless told otherwise. Their code's locality has
@@ -17,41 +17,43 @@ Source: Aljundi et al. 2019 (arXiv 1806.05421), Eq. 5-7. Variant: the discount o
 """
 
 import itertools
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bpnjax.methods import ewc, mas, replay
-from bpnjax.methods.base import Method
+from bpnjax.methods import replay
+from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData
+from bpnjax.methods.ewc import EwcState, Form, anchored
+from bpnjax.methods.settings import Setting, register
+from bpnjax.networks import Layer
 from bpnjax.utils.errors import UserError
-
-_ANCHORS = {"mas": (mas.MAS, "output_norm"), "ewc": (ewc.EWC, "loss")}
 
 
 class SlnidState(NamedTuple):
     """What SLNID keeps beside the anchor it is combined with."""
 
-    anchored: Any  # the state of MAS or EWC
+    anchored: EwcState  # of MAS or EWC
     importance: dict[str, jax.Array]  # {hidden layer: f32 [K]}, summed over tasks
     strength: jax.Array  # lambda, shape=()
 
 
-def hidden_layers(layers) -> dict[str, str]:
+def hidden_layers(layers: Mapping[str, Layer]) -> dict[str, str]:
     """The Dense layers whose units go into another Dense layer.
 
     Args:
-      layers: ``{path: Layer}`` as `bpnjax.networks.linen.find_layers` gives.
+      layers: ``{path: Layer}`` as `bpnjax.networks.Network.layers`.
 
     Returns:
       ``{layer: the next one}``; the output layer is none of the former.
 
     Example:
       >>> from bpnjax.networks.layers import Layer
-      >>> from bpnjax.methods import slnid
+      >>> from bpnjax.methods.slnid import hidden_layers
       >>> layers = {"hidden_0": Layer("dense", 4, 3, 1, 2, (1, 3))}
       >>> layers["output"] = Layer("dense", 3, 2, 1, 2, (1, 2))
-      >>> slnid.hidden_layers(layers)
+      >>> hidden_layers(layers)
       {'hidden_0': 'output'}
     """
     return {
@@ -62,33 +64,9 @@ def hidden_layers(layers) -> dict[str, str]:
     }
 
 
-def check(spec):
-    """The hook `check` of `Method`.
-
-    Args:
-      spec: of the run.
-
-    Raises:
-      UserError: the network has no hidden Dense layer.
-    """
-    if not hidden_layers(spec.layers):
-        raise UserError(
-            "method: slnid inhibits the units of hidden Dense layers, and this network has none "
-            "before its output; set --config.model.hidden='(300,)'"
-        )
-
-
-def init(key, core, spec):
-    """The hook `init` of `Method`: the anchor's state and zero importance of the hidden units."""
-    anchor, _ = _ANCHORS[spec.config.slnid.on]
-    return SlnidState(
-        anchor.init(key, core, spec),
-        {path: jnp.zeros(spec.layers[path].outputs) for path in hidden_layers(spec.layers)},
-        jnp.float32(spec.config.slnid.strength),
-    )
-
-
-def inhibition(units, importance, weight, scale: float, discount="sum") -> jax.Array:
+def inhibition(
+    units: Any, importance: Any, weight: Any, scale: float, discount: str = "sum"
+) -> jax.Array:
     r"""How much the units of a layer fire together.
 
     .. math:: \sum_{i \ne j} d_{ij} \, e^{-(i - j)^2 s^2 / 2 K^2} \,
@@ -107,10 +85,10 @@ def inhibition(units, importance, weight, scale: float, discount="sum") -> jax.A
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from bpnjax.methods import slnid
+      >>> from bpnjax.methods.slnid import inhibition
       >>> units = jnp.array([[1.0, 3.0], [0.0, 5.0]])
       >>> # Twice the mean of 1 x 3 and 0 x 5.
-      >>> float(slnid.inhibition(units, jnp.zeros(2), jnp.ones(2), scale=0.0))
+      >>> float(inhibition(units, jnp.zeros(2), jnp.ones(2), scale=0.0))
       3.0
 
     Source: Aljundi et al. 2019 (arXiv 1806.05421), Eq. 5-7. Variant: the paper's discount is
@@ -127,44 +105,70 @@ def inhibition(units, importance, weight, scale: float, discount="sum") -> jax.A
     return jnp.sum(factor * together)
 
 
-def gradient(grads, core, state, step):
-    """The hook `gradient` of `Method`: lambda times that of `inhibition`, then the anchor's."""
-    options = step.spec.config.slnid
-    pairs = hidden_layers(step.spec.layers)
+@register("slnid", paper="Aljundi et al. 2019, arXiv 1806.05421")
+def slnid(
+    strength: Annotated[float, Setting("of the inhibition between units", at_least=0)] = 1e-3,
+    scale: Annotated[
+        float,
+        Setting(
+            "the inhibition reaches (width of the layer) / scale units far; 0: all", at_least=0
+        ),
+    ] = 6.0,
+    discount: Annotated[
+        str,
+        Setting("of important units: sum (the paper's), max (the code's)", choices=("sum", "max")),
+    ] = "sum",
+    on: Annotated[
+        str, Setting("the anchor that it is combined with", choices=("mas", "ewc"))
+    ] = "mas",
+    anchor_strength: Annotated[
+        float, Setting("of that anchor, as mas.strength or ewc.strength", at_least=0)
+    ] = 1.0,
+    form: Form = "proximal",
+) -> Method:
+    """SLNID; see the top of this file for the formula."""
+    if on == "mas":
+        anchor = anchored(2.0 * anchor_strength, form, lambda data: data.sensitivity())
+        of = "output_norm"
+    else:
+        anchor = anchored(anchor_strength, form, lambda data: data.fisher("empirical", 0))
+        of = "loss"
 
-    def loss(core):
-        inputs = step.examples.features(core, step.slots, tuple(pairs.values()))
-        return sum(
-            inhibition(
-                inputs[after],
-                state.importance[path],
-                step.weight,
-                options.scale,
-                options.discount,
+    def check(setup: Setup) -> None:
+        if setup.network.tapped is None or not hidden_layers(setup.network.layers):
+            raise UserError(
+                "method: slnid inhibits the units of hidden Dense layers, and this network has none "
+                "before its output; set --config.model.hidden='(300,)'"
             )
-            for path, after in pairs.items()
+
+    def init(key: Any, params: Any, setup: Setup) -> SlnidState:
+        layers = setup.network.layers
+        return SlnidState(
+            anchor.init(key, params, setup),
+            {path: jnp.zeros(layers[path].outputs) for path in hidden_layers(layers)},
+            jnp.float32(strength),
         )
 
-    grads = replay.add(grads, jax.grad(loss)(core), state.strength)
-    anchor, _ = _ANCHORS[options.on]
-    return anchor.gradient(grads, core, state.anchored, step)
+    def gradient(grads: Any, params: Any, state: SlnidState, batch: Batch, ctx: Context) -> Any:
+        pairs = hidden_layers(ctx.setup.network.layers)
 
+        def loss(params: Any) -> jax.Array:
+            inputs = ctx.features(params, batch.x, ctx.current, tuple(pairs.values()))
+            terms = [
+                inhibition(inputs[after], state.importance[path], batch.weight, scale, discount)
+                for path, after in pairs.items()
+            ]
+            return sum(terms, jnp.float32(0))
 
-def consolidate(core, state, task, ended, spec):
-    """The hook `consolidate` of `Method`: the anchor's, and the importance of the units."""
-    anchor, of = _ANCHORS[spec.config.slnid.on]
-    found = ended.neurons(of)
-    return state._replace(
-        anchored=anchor.consolidate(core, state.anchored, task, ended, spec),
-        importance={path: a + found[path] for path, a in state.importance.items()},
-    )
+        grads = replay.add(grads, jax.grad(loss)(params), state.strength)
+        return anchor.gradient(grads, params, state.anchored, batch, ctx)
 
+    def end_task(
+        params: Any, task_params: Any, state: SlnidState, data: TaskData, ctx: Context
+    ) -> tuple[Any, SlnidState]:
+        found = data.neurons(of)
+        params, kept = anchor.end_task(params, task_params, state.anchored, data, ctx)
+        importance = {path: a + found[path] for path, a in state.importance.items()}
+        return params, state._replace(anchored=kept, importance=importance)
 
-SLNID = Method(
-    name="slnid",
-    paper="Aljundi et al. 2019, arXiv 1806.05421",
-    check=check,
-    init=init,
-    gradient=gradient,
-    consolidate=consolidate,
-)
+    return Method(check=check, init=init, gradient=gradient, end_task=end_task)

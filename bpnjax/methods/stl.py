@@ -1,42 +1,51 @@
 """Single-task learning: a fresh network for every task, all of them kept.
 
-Upper bound of the paper's Fig. 6. It costs a whole network a task and must be told the task. It
-bounds no later task for certain: nothing is transferred to it.
+Upper bound of the paper's Fig. 6. It costs a whole network per task and must be told the task. It
+is not a bound for later tasks in every case: nothing is transferred to them.
 
 Source: Wen et al. 2020 (arXiv 2009.13954), Sec. VI-D 1.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from bpnjax.methods.base import Method
+from bpnjax import modes
+from bpnjax.methods.base import Context, Method, Setup, TaskData
+from bpnjax.methods.settings import register
 
 
-def init(key, core, spec):
-    """The hook `init` of `Method`: room for a network a task, leaves ``[T, ...]``."""
-    del key
-    return jax.tree.map(lambda p: jnp.zeros((spec.num_tasks, *p.shape), p.dtype), core)
+@register("stl", paper="Wen et al. 2020, Sec. VI-D 1")
+def stl() -> Method:
+    """A network per task; its state is all of them, leaves ``[T, ...]``."""
 
+    def init(key: Any, params: Any, setup: Setup) -> Any:
+        del key
+        return jax.tree.map(lambda p: jnp.zeros((setup.num_tasks, *p.shape), p.dtype), params)
 
-def store(core, learned, state, task):
-    """The hook `store` of `Method`: keeps the task's whole network."""
-    del learned
-    return jax.tree.map(lambda kept, p: kept.at[task].set(p), state, core)
+    def begin_task(key: Any, params: Any, state: Any, ctx: Context) -> tuple[Any, Any, Any]:
+        del params
+        fresh, _ = ctx.setup.network.init(key)
+        return fresh, state, ()
 
+    def forward(params: Any, task_params: Any, state: Any, ctx: Context) -> tuple[Any, Any]:
+        del task_params
+        if ctx.training:
+            return params, {}
+        return ctx.stored_or_current(params, modes.select(state, ctx.task)), {}
 
-def for_eval(core, state, task):
-    """The hook `for_eval` of `Method`: the network of the task, as it was stored."""
-    del core
-    return jax.tree.map(lambda kept: kept[task], state)
+    def end_task(
+        params: Any, task_params: Any, state: Any, data: TaskData, ctx: Context
+    ) -> tuple[Any, Any]:
+        del task_params, data
+        return params, modes.store(state, params, ctx.current)
 
-
-STL = Method(
-    name="stl",
-    paper="Wen et al. 2020, Sec. VI-D 1",
-    told_task=True,
-    init=init,
-    restarts=True,
-    store=store,
-    for_eval=for_eval,
-    stored=lambda state: {"cores": state},
-)
+    return Method(
+        told_task=True,
+        trains="afresh",
+        init=init,
+        begin_task=begin_task,
+        forward=forward,
+        end_task=end_task,
+    )

@@ -1,7 +1,7 @@
 r"""XdG, context-dependent gating: a random part of the hidden units is silent in each task.
 
 .. math:: y = W (x \odot gate_t) + b, \quad gate_t \in \{0, 1\}^{inputs}, \quad
-          P(gate = 0) = \text{xdg.gated}
+          P(gate = 0) = gated
 
 A fair peer of PSP and BD: it knows the task as they do, and stores a seed. A gate sits on the
 input of every layer but the first, that is on the hidden units.
@@ -10,24 +10,26 @@ Source: Masse et al. 2018 (arXiv 1802.01569). Variant: without rescaling of the 
 `xdg` is gating alone, `xdg_ewc` with EWC, the paper's combination.
 """
 
-from bpnjax.methods.base import Method
-from bpnjax.modes import keys
-from bpnjax.networks import linen
+from typing import Annotated, Any
+
+from bpnjax import modes
+from bpnjax.methods.base import Method, Setup
+from bpnjax.methods.psp import checks_layers, from_bank
+from bpnjax.methods.settings import Setting, register
 
 
-def init(key, core, spec):
-    """The hook `init` of `Method`: a seed for each layer but the first."""
-    del core
-    first, *_ = spec.layers
-    hidden = {path: layer for path, layer in spec.layers.items() if path != first}
-    return keys.gate_bank(key, hidden, spec.config.xdg.gated)
+@register("xdg", paper="Masse et al. 2018, arXiv 1802.01569")
+def xdg(
+    gated: Annotated[
+        float, Setting("share of the hidden units that are silent in a task", at_least=0, below=1)
+    ] = 0.8,
+) -> Method:
+    """XdG; its state is a bank of gate seeds, for each layer but the first."""
 
+    def init(key: Any, params: Any, setup: Setup) -> Any:
+        del params
+        first, *_ = setup.network.layers
+        hidden = {path: layer for path, layer in setup.network.layers.items() if path != first}
+        return modes.gate_bank(key, hidden, gated)
 
-XDG = Method(
-    name="xdg",
-    paper="Masse et al. 2018, arXiv 1802.01569",
-    told_task=True,
-    init=init,
-    mode=linen.select,
-    stored=lambda state: {"bank": state},
-)
+    return Method(told_task=True, check=checks_layers("xdg", ".*"), init=init, forward=from_bank)

@@ -3,7 +3,6 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bpnjax.models import product
 from bpnjax.models.alexnet import AlexNet
 from bpnjax.models.convnet import ConvNet
 from bpnjax.models.mlp import MLP
@@ -37,7 +36,7 @@ def build(config, num_classes: int):
     hidden = tuple(config.hidden)
     kernel_init = getattr(nn.initializers, config.kernel_init)()
     if config.name == "mlp":
-        return MLP(hidden, num_classes, dtype, kernel_init, product.dot_general)
+        return MLP(hidden, num_classes, dtype, kernel_init)
     channels = tuple(config.channels)
     if config.name == "small_alexnet":
         return SmallAlexNet(num_classes, channels, hidden, config.dropout, dtype, kernel_init)

@@ -39,8 +39,8 @@ def read(path) -> dict[str, np.ndarray]:
             "bpnjax.pretrain and name its model.safetensors"
         )
     with safe_open(path, "np") as file:
-        names = [name for name in file.keys() if name.startswith("core/")]  # noqa: SIM118
-        return {name.removeprefix("core/"): file.get_tensor(name) for name in names}
+        names = [name for name in file.keys() if name.startswith("params/")]  # noqa: SIM118
+        return {name.removeprefix("params/"): file.get_tensor(name) for name in names}
 
 
 def start_from(params, arrays: dict[str, np.ndarray]):

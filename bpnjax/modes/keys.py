@@ -1,7 +1,7 @@
 """Keys and gates of tasks, derived from a seed and never stored element by element.
 
 A node of a bank that is `KeySeeds` or `GateSeeds` stands for an array ``[T, width]``;
-`bpnjax.networks.linen.select` draws the row of a task when it is asked for.
+`bpnjax.modes.select` draws the row of a task when it is asked for.
 """
 
 import zlib
@@ -41,7 +41,8 @@ class KeySeeds:
         Returns:
           f32 ``[width]``, each element +1 or -1 with probability 1/2.
         """
-        words = jax.random.bits(jax.random.fold_in(self.seed, task), ((self.width + 31) // 32,))
+        seed, words = jax.random.fold_in(self.seed, task), (self.width + 31) // 32
+        words = jax.random.bits(seed, (words,), jnp.uint32)
         bits = (words[:, None] >> jnp.arange(32, dtype=words.dtype)) & 1
         return 1.0 - 2.0 * bits.reshape(-1)[: self.width].astype(jnp.float32)
 
@@ -108,12 +109,12 @@ def key_bank(seed: jax.Array, layers) -> dict[str, dict[str, KeySeeds]]:
 
     Example:
       >>> import jax
+      >>> from bpnjax import modes
       >>> from bpnjax.modes import keys
-      >>> from bpnjax.networks import linen
       >>> from bpnjax.networks.layers import Layer
       >>> layers = {"out": Layer("dense", 4, 3, 1, 2, (1, 3))}
       >>> bank = keys.key_bank(jax.random.key(0), layers)
-      >>> linen.select(bank, 7)["out"]["key"].shape
+      >>> modes.select(bank, 7)["out"]["key"].shape
       (4,)
 
     Source: Cheung et al. 2019 (arXiv 1902.05522), binary superposition. Variant: keys fixed (the

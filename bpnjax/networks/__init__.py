@@ -1,1 +1,16 @@
 """Networks as bpnjax sees them: one adapter file per framework."""
+
+from bpnjax.networks.base import Network, from_function
+from bpnjax.networks.layers import Layer, Layers, matching
+from bpnjax.networks.linen import find_layers, from_linen, modulated_apply
+
+__all__ = [
+    "Layer",
+    "Layers",
+    "Network",
+    "find_layers",
+    "from_function",
+    "from_linen",
+    "matching",
+    "modulated_apply",
+]

@@ -1,53 +1,157 @@
-"""Modes: one network, switched from task to task by a key and a bias per layer.
+"""Networks written with `flax.linen`: the adapter that runs them in a mode.
 
-A **mode** is a dict keyed by layer path that holds at most two vectors a layer::
-
-    mode = {"hidden_0": {"key": f32[inputs], "bias": f32[outputs]}, ...}
-
-    y = W (x * key) + b + bias
-
-``key`` is the context of PSP (parameter superposition), ``bias`` the beneficial perturbation of
-BPN. A **bank** is the same tree with a leading task axis, ``[T, ...]``; `select` indexes it with
-one task or with one task id per example. The network itself is an ordinary Linen module that
-knows nothing of this: `flax.linen.intercept_methods` adds the two vectors while JAX traces.
+The network is an ordinary Linen module that knows nothing of modes:
+`flax.linen.intercept_methods` multiplies the input of a layer by its key and adds the bias to its
+output while JAX traces. The layers are those that multiply their input by a kernel, `KINDS`.
 """
 
-from typing import Any
+import dataclasses
+import inspect
+import math
+import sys
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core.tracers import current_trace
-
-from bpnjax.modes.keys import is_seed
-from bpnjax.networks.fixed import Fixed, fixed, split
-from bpnjax.networks.layers import (
-    Layer,
-    Layers,
-    bias_for,
-    describe,
-    inside_nn_jit,
-    key_for,
-    layer_call,
-    matching,
-    others_of,
-    own_kernel,
+from flax.errors import (
+    ModifyScopeVariableError,
+    ScopeCollectionNotFound,
+    ScopeVariableNotFoundError,
 )
 
-__all__ = [
-    "Fixed",
-    "Layer",
-    "apply_from",
-    "find_layers",
-    "fixed",
-    "layer_inputs",
-    "matching",
-    "merge",
-    "modulated_apply",
-    "select",
-    "split",
-    "tapped_apply",
-]
+from bpnjax.networks.base import Network, align, one_example
+from bpnjax.networks.layers import KERNELS, Layer, Layers, Other
+
+__all__ = ["KINDS", "find_layers", "from_linen", "modulated_apply"]
+
+KINDS = {
+    nn.Dense: "dense",
+    nn.DenseGeneral: "dense_general",
+    nn.Conv: "conv",
+    nn.ConvLocal: "conv",
+    nn.ConvTranspose: "conv",
+}
+_TRAIN = {  # arguments by which modules are told that they are trained, and their values
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+}
+
+
+class Call(NamedTuple):
+    """One call of a layer: where it is and on which axes its key and bias lie."""
+
+    path: str
+    kind: str
+    contracted: tuple[int, ...]  # axes of the input, ascending, as the kernel has them
+    features: int  # how many of the output's last axes
+
+
+def layer_call(context, x) -> Call | None:
+    """What an intercepted call of `flax.linen` is, if it is one of a layer of `KINDS`.
+
+    Args:
+      context: `flax.linen.module.InterceptorContext`.
+      x: the call's input.
+
+    Returns:
+      `Call`; None for any other module, for a subclass that does not reach its base's ``__call__``
+      and for a DenseGeneral with batch dimensions.
+    """
+    module = context.module
+    base = next((base for base in KINDS if isinstance(module, base)), None)
+    # A subclass with a __call__ of its own is met where that calls super().__call__, or not at all.
+    if base is None or context.orig_method.func is not base.__call__.__wrapped__:
+        return None
+    path = "/".join(module.path)
+    if base is not nn.DenseGeneral:
+        return Call(path, KINDS[base], (x.ndim - 1,), 1)
+    if _as_tuple(module.batch_dims):
+        return None  # each row of the batch has a kernel of its own
+    contracted = tuple(sorted(axis % x.ndim for axis in _as_tuple(module.axis)))
+    return Call(path, KINDS[base], contracted, len(_as_tuple(module.features)))
+
+
+def _as_tuple(value):
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def describe(call: Call, x, y, plain: bool) -> Layer:
+    """The `Layer` of a call.
+
+    Args:
+      call: of a layer.
+      x: its input, or the shape.
+      y: its output, or the shape.
+      plain: see `Layer`.
+
+    Returns:
+      `Layer`, called once.
+    """
+    inputs = math.prod(x.shape[axis] for axis in call.contracted)
+    outputs = math.prod(y.shape[y.ndim - call.features :])
+    return Layer(call.kind, inputs, outputs, 1, x.ndim, y.shape, plain)
+
+
+def own_kernel(params, path: str):
+    """The kernel of a layer as it is in the parameter tree.
+
+    Args:
+      params: a parameter collection.
+      path: of the layer, names joined by ``/``; "" for the network itself.
+
+    Returns:
+      The leaf; None where there is none.
+    """
+    for name in path.split("/") if path else ():
+        params = params.get(name, {})
+    return params.get("kernel")
+
+
+def others_of(params, layers, classes: dict[str, str]) -> dict[str, Other]:
+    """What owns parameters and is not a layer, by path; the nearest module called names it.
+
+    Args:
+      params: a parameter collection.
+      layers: by path.
+      classes: ``{path: class name}`` of all modules that were called.
+
+    Returns:
+      ``{path: Other}``.
+    """
+    others: dict[str, Other] = {}
+    for path, _ in jax.tree_util.tree_leaves_with_path(params):
+        names = [str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey)]
+        owner = "/".join(names[:-1])
+        if owner in layers:
+            continue
+        called = next(
+            ("/".join(names[:depth]) for depth in range(len(names), -1, -1)
+             if "/".join(names[:depth]) in classes),
+            None,
+        )  # fmt: skip
+        before = others.get(owner, Other("", False))
+        kind = classes.get(called, "?") if called == owner else f"in {classes.get(called, '?')}"
+        others[owner] = Other(kind, before.multiplies or names[-1].lower() in KERNELS)
+    return others
+
+
+def inside_nn_jit() -> bool:
+    """Is this traced within `flax.linen.jit`, which would keep a mode's vectors as constants?
+
+    Returns:
+      True or False, by the frames of the Python stack.
+    """
+    frame: Any = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "jitted" and frame.f_globals.get("__name__") == "flax.core.lift":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _variables(params):
@@ -56,8 +160,6 @@ def _variables(params):
 
 def _check(model, mode):
     """Refuses what could not be run in a mode, by name and with what to do instead."""
-    while isinstance(model, Fixed):
-        model = model.module
     if not isinstance(model, nn.Module):
         if isinstance(model, type):
             raise ValueError(f"model is the class {model.__name__}; pass an instance of it")
@@ -67,8 +169,7 @@ def _check(model, mode):
         raise ValueError(
             f"model must be a flax.linen Module, not {'the NNX module ' if nnx else ''}{name}: "
             "modes are added by intercepting the calls of Linen layers"
-            + ("; write the network with flax.linen (its layers in nnx.bridge.ToLinen stay NNX)"
-               if nnx else "")
+            + ("; use networks.from_nnx" if nnx else "")
         )  # fmt: skip
     for path, vectors in mode.items():
         if wrong := set(vectors) - {"key", "bias"}:
@@ -77,7 +178,10 @@ def _check(model, mode):
             )
 
 
-def _run(model, params, mode, args, kwargs, probes=None, record=None, replaced=None, seen=None):
+def _run(
+    model, params, mode, args, kwargs, probes=None, record=None, replaced=None, seen=None,
+    freeze_statistics=False,
+):  # fmt: skip
     _check(model, mode)
     classes = {} if seen is None else seen
     collections = _variables(params)
@@ -88,6 +192,10 @@ def _run(model, params, mode, args, kwargs, probes=None, record=None, replaced=N
         if context.module.scope is None:  # unbound: without parameters, as some identities are
             return next_call(*call_args, **call_kwargs)
         classes["/".join(context.module.path)] = type(context.module).__name__
+        if freeze_statistics and isinstance(context.module, nn.BatchNorm):
+            if context.method_name == "__call__" and context.module.use_running_average is None:
+                call_kwargs = {**call_kwargs, "use_running_average": True}
+                return next_call(*call_args[:1], **call_kwargs)
         if context.method_name != "__call__" or not (call_args or "inputs" in call_kwargs):
             return next_call(*call_args, **call_kwargs)
         x, *rest = call_args or (call_kwargs["inputs"],)
@@ -104,12 +212,13 @@ def _run(model, params, mode, args, kwargs, probes=None, record=None, replaced=N
                 "drop nn.jit and jit the whole call with jax.jit"
             )
         if "key" in layer_mode:
-            x = x * key_for(call, layer_mode["key"], x)
+            x = x * align(path, "key", layer_mode["key"], x, call.contracted)
         if replaced is not None and path in replaced:
             x = replaced[path].reshape(x.shape).astype(x.dtype)
         y = next_call(x, *rest, **call_kwargs)
         if "bias" in layer_mode:
-            y = y + bias_for(call, layer_mode["bias"], y)
+            axes = tuple(range(y.ndim - call.features, y.ndim))
+            y = y + align(path, "bias", layer_mode["bias"], y, axes, 0 in call.contracted)
         if probes is not None and path in probes:
             y = y + probes[path].astype(y.dtype)
         if record is not None:
@@ -133,7 +242,7 @@ def _run(model, params, mode, args, kwargs, probes=None, record=None, replaced=N
 def modulated_apply(model: nn.Module, params, mode, x, *args, **kwargs):
     r"""Runs a Linen network in a mode.
 
-    For every layer that the mode names, of the classes `bpnjax.networks.layers.KINDS` (Dense, DenseGeneral,
+    For every layer that the mode names, of the classes `KINDS` (Dense, DenseGeneral,
     Conv, ConvLocal, ConvTranspose),
 
     .. math:: y = W (x \odot key) + b + bias
@@ -145,7 +254,7 @@ def modulated_apply(model: nn.Module, params, mode, x, *args, **kwargs):
     contracts and the bias on all axes of its features, both as one flat vector.
 
     Args:
-      model: any Linen module, or `fixed`; its layers are found by path at trace time.
+      model: any Linen module; its layers are found by path at trace time.
       params: its parameter collection, or a dict of collections with a ``"params"`` entry.
       mode: ``{path: {"key": [inputs] or [n, inputs], "bias": [outputs] or [n, outputs]}}``; both
         entries optional, any float dtype (cast to that of the layer). With a leading axis ``n``
@@ -180,107 +289,11 @@ def modulated_apply(model: nn.Module, params, mode, x, *args, **kwargs):
     return _run(model, params, mode, (x, *args), kwargs)
 
 
-def tapped_apply(model: nn.Module, params, mode, x, probes):
-    """Runs a network in a mode, adds probes to layer outputs and returns the layer inputs.
-
-    The gradient with respect to a zero probe is the gradient with respect to the layer's output
-    of each example; with the layer's input it gives per-example gradients of a Dense kernel
-    without ever forming them (see `bpnjax.importance`).
-
-    Args:
-      model: any Linen module.
-      params: its parameter collection.
-      mode: as in `modulated_apply`.
-      x: the batch, ``[n, ...]``.
-      probes: ``{path: array}``, each of the shape of that layer's output; added to it. Of layers
-        that `find_layers` calls ``plain``.
-
-    Returns:
-      The network's output, and ``{path: [input of each call]}`` for the probed layers: what
-      multiplies the kernel, hence after the key.
-    """
-    inputs = {}
-
-    def record(path, layer, layer_input):
-        del layer
-        if path in probes:
-            inputs.setdefault(path, []).append(layer_input)
-
-    out = _run(model, params, mode, (x,), {}, probes, record)
-    return out, inputs
-
-
-def layer_inputs(model: nn.Module, params, mode, x, paths) -> dict[str, jax.Array]:
-    """Runs a network in a mode up to some layers and returns what goes into them.
-
-    Args:
-      model: any Linen module.
-      params: its parameter collection.
-      mode: as in `modulated_apply`.
-      x: the batch, ``[n, ...]``.
-      paths: of layers that `find_layers` calls ``plain``.
-
-    Returns:
-      ``{path: input of the layer's last call}``, what multiplies the kernel, hence after the key.
-
-    Raises:
-      ValueError: the network did not call such a layer, or calls it within nn.scan or the like.
-
-    Example:
-      >>> import jax.numpy as jnp, flax.linen as nn
-      >>> from bpnjax.networks import linen
-      >>> net = nn.Sequential([nn.Dense(2), nn.relu, nn.Dense(1)])
-      >>> params = {"layers_0": {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}}
-      >>> params["layers_2"] = {"kernel": jnp.ones((2, 1)), "bias": jnp.zeros(1)}
-      >>> x = jnp.array([[-3.0, 5.0]])
-      >>> features = linen.layer_inputs(net, params, {}, x, ("layers_2",))["layers_2"]
-      >>> features.tolist()
-      [[0.0, 5.0]]
-      >>> linen.apply_from(net, params, {}, x, "layers_2", features + 1.0).tolist()
-      [[7.0]]
-    """
-    inputs = {}
-
-    def record(path, layer, layer_input):
-        if path in paths:
-            if not layer.plain:
-                raise ValueError(
-                    f"layer {path!r} lies within nn.scan, nn.remat, nn.vmap or the like, or its "
-                    "kernel is not the one in params (nn.WeightNorm); its input has no meaning here"
-                )
-            inputs[path] = layer_input
-
-    _run(model, params, mode, (x,), {}, None, record)
-    missing = [path for path in paths if path not in inputs]
-    if missing:
-        raise ValueError(f"the network did not call {', '.join(missing)}; see find_layers")
-    return inputs
-
-
-def apply_from(model: nn.Module, params, mode, x, path, layer_input):
-    """Runs a network in a mode with the input of one layer replaced, as `layer_inputs` gives it.
-
-    What comes before that layer and is not used otherwise costs nothing once compiled.
-
-    Args:
-      model: any Linen module.
-      params: its parameter collection.
-      mode: as in `modulated_apply`.
-      x: the batch, ``[n, ...]``; only its shape matters where all goes through that layer.
-      path: of a layer, as in `layer_inputs`.
-      layer_input: what multiplies its kernel; reshaped to the layer's input.
-
-    Returns:
-      What ``model.apply`` returns.
-    """
-    return _run(model, params, mode, (x,), {}, replaced={path: layer_input})
-
-
 def find_layers(model: nn.Module, params, x, *args, **kwargs) -> Layers:
     """Lists the layers of a network that take a key and a bias, in the order of their first call.
 
     Args:
-      model: any Linen module, or `fixed`.
+      model: any Linen module.
       params: its parameters or collections, or their shapes (`jax.eval_shape`).
       x: a batch or its shape, ``[n, ...]``; nothing is computed.
       *args: further arguments of the module's call.
@@ -306,71 +319,157 @@ def find_layers(model: nn.Module, params, x, *args, **kwargs) -> Layers:
 
     def record(path, layer, _):
         calls = found[path].calls if path in found else 0
-        found[path] = layer._replace(calls=calls + 1)
+        found[path] = dataclasses.replace(layer, calls=calls + 1)
 
     def run(params, x):
         _run(model, params, {}, (x, *args), kwargs, record=record, seen=classes)
 
     jax.eval_shape(run, params, x)
     found.others = others_of(_variables(params)["params"], found, classes)
+    found.known = tuple(kind.__name__ for kind in KINDS)
     return found
 
 
-def select(bank, task) -> dict[str, Any]:
-    """Takes the mode of a task out of a bank.
+def from_linen(module: nn.Module, x: Any, *, train: str | None = "", **kwargs: Any) -> Network:
+    r"""Adapts a network written with `flax.linen`.
+
+    .. math:: y = W (x \odot key) + b + bias
+
+    in every layer of the classes `KINDS` that a mode names. The network may be nested, share layers
+    and use attention, norms, dropout and embeddings; see `modulated_apply` for what takes a mode.
 
     Args:
-      bank: a tree like a mode with a leading task axis, leaves ``[T, width]`` or seeds.
-      task: int scalar, or int ``[n]`` with one task id per example; may be traced.
+      module: an instance of a Linen module, whose call takes a batch and returns the outputs.
+      x: a batch or its shape (`jax.ShapeDtypeStruct`), ``[n, ...]``; only its shape and dtype are
+        used.
+      train: name of the argument by which the call is told that it trains. By default the one of
+        ``train``, ``training``, ``is_training``, ``deterministic`` and ``use_running_average`` that
+        the call has (the last two are passed as its negation); None for a call that has none.
+      **kwargs: further keyword arguments of the call, the same in training and evaluation.
 
     Returns:
-      A mode with leaves ``[width]``, or ``[n, width]`` for task ids. A task beyond ``T`` gives
-      NaN biases instead of silently those of the last task.
+      A `Network`. Dropout draws from the collection ``"dropout"``, in training only.
+
+    Raises:
+      ValueError: the module is no Linen module, the call has no argument of the name ``train``, or
+        it cannot be run on ``x``.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from bpnjax.networks.linen import select
-      >>> bank = {"out": {"bias": jnp.array([[0.0, 1.0], [2.0, 3.0]])}}
-      >>> select(bank, 1)["out"]["bias"].tolist()
-      [2.0, 3.0]
-      >>> select(bank, jnp.array([1, 0, 1]))["out"]["bias"].tolist()
-      [[2.0, 3.0], [0.0, 1.0], [2.0, 3.0]]
+      >>> import jax, jax.numpy as jnp, flax.linen as nn
+      >>> from bpnjax import networks
+      >>> net = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)])
+      >>> network = networks.from_linen(net, jnp.ones((1, 5)))
+      >>> params, variables = network.init(jax.random.key(0))
+      >>> list(network.layers), variables
+      (['layers_0', 'layers_2'], {})
+      >>> outputs, _ = network.apply(params, {"layers_2": {"bias": jnp.ones(2)}}, jnp.ones((3, 5)))
+      >>> outputs.shape
+      (3, 2)
+
+    Source: Wen et al. 2020 (arXiv 2009.13954), Eq. 1-4, for the bias; Cheung et al. 2019 (arXiv
+    1902.05522) for the key.
     """
-    task = jnp.asarray(task)
+    _check(module, {})
+    argument, when_training = _train_argument(module, train)
+    shape = jax.ShapeDtypeStruct(jnp.shape(x), _dtype(x))
+    evaluation = {**kwargs, **({argument: not when_training} if argument else {})}
 
-    def take(leaf):
-        if is_seed(leaf):
-            return leaf.row(task) if task.ndim == 0 else jax.vmap(leaf.row)(task)
-        return leaf.at[task].get(mode="fill", fill_value=jnp.nan)
+    def init(key: jax.Array) -> tuple[Any, dict[str, Any]]:
+        collections = dict(module.init(key, jnp.zeros(shape.shape, shape.dtype), **evaluation))
+        return collections.pop("params", {}), collections
 
-    return jax.tree.map(take, bank, is_leaf=is_seed)
+    def apply(
+        params: Any,
+        mode: Any,
+        x: jax.Array,
+        *,
+        variables: dict[str, Any] | None = None,
+        train: bool = False,
+        key: jax.Array | None = None,
+        freeze_statistics: bool = False,
+    ) -> tuple[Any, dict[str, Any]]:
+        variables = variables or {}
+        collections = {"params": params, **variables}
+        if not train:
+            return _evaluated(collections, mode, x), variables
+        options: dict[str, Any] = {**kwargs, **({argument: when_training} if argument else {})}
+        if key is not None:
+            options["rngs"] = {"dropout": key}
+        if variables:
+            options["mutable"] = list(variables)
+        out = _run(module, collections, mode, (x,), options, freeze_statistics=freeze_statistics)
+        if not variables:
+            return out, variables
+        out, changed = out
+        return out, {**variables, **changed}
+
+    def _evaluated(collections: Any, mode: Any, x: jax.Array, **options: Any) -> Any:
+        try:
+            return _run(module, collections, mode, (x,), evaluation, **options)
+        except (
+            ModifyScopeVariableError,
+            ScopeCollectionNotFound,
+            ScopeVariableNotFoundError,
+        ) as error:
+            raise ValueError(
+                "the network cannot be evaluated example by example: BatchNorm must use its "
+                "running statistics there; give its call an argument train (or use_running_average) "
+                "and pass its variables, network.bind(variables) or apply(..., variables=...) "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+
+    def tapped(
+        params: Any,
+        mode: Any,
+        x: jax.Array,
+        *,
+        variables: dict[str, Any] | None = None,
+        probes: dict[str, jax.Array] | None = None,
+        record: tuple[str, ...] = (),
+        replaced: dict[str, jax.Array] | None = None,
+    ) -> tuple[Any, dict[str, list[jax.Array]]]:
+        inputs: dict[str, list[jax.Array]] = {}
+
+        def keep(path: str, layer: Layer, layer_input: jax.Array) -> None:
+            del layer
+            if path in record:
+                inputs.setdefault(path, []).append(layer_input)
+
+        collections = {"params": params, **(variables or {})}
+        out = _evaluated(collections, mode, x, probes=probes, record=keep, replaced=replaced)
+        return out, inputs
+
+    try:
+        shapes = jax.eval_shape(init, jax.random.key(0))
+        layers = find_layers(module, {"params": shapes[0], **shapes[1]}, shape, **evaluation)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the network {type(module).__name__} cannot be run on a batch of shape {shape.shape}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+    return Network(
+        init, apply, layers, tapped, name=type(module).__name__, example=one_example(shape)
+    )
 
 
-def merge(*modes) -> dict[str, Any]:
-    r"""Joins modes: biases of one layer add up, keys of one layer multiply.
+def _train_argument(module: nn.Module, name: str | None) -> tuple[str, bool]:
+    """The argument that tells the call that it trains, and its value then; "" for none."""
+    if name is None:
+        return "", True
+    known = inspect.signature(type(module).__call__).parameters
+    if name:
+        if name not in known:
+            raise ValueError(
+                f"train: the call of {type(module).__name__} has no argument {name!r}; it has "
+                f"{', '.join(list(known)[1:])}"
+            )
+        return name, _TRAIN.get(name, True)
+    return next(
+        # A field of the module that is set is not given again in the call.
+        ((n, v) for n, v in _TRAIN.items() if n in known and getattr(module, n, None) is None),
+        ("", True),
+    )
 
-    .. math:: key = \prod_i key_i, \quad bias = \sum_i bias_i
 
-    Args:
-      *modes: modes as in `modulated_apply`.
-
-    Returns:
-      One mode, of all layers that one of them names.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from bpnjax.networks.linen import merge
-      >>> one, other = ({"out": {"bias": jnp.array([value])}} for value in (1.0, 2.0))
-      >>> merge(one, other)["out"]["bias"].tolist()
-      [3.0]
-    """
-    merged: dict[str, Any] = {}
-    for mode in modes:
-        for path, vectors in mode.items():
-            layer = merged.setdefault(path, {})
-            for name, vector in vectors.items():
-                if name not in layer:
-                    layer[name] = vector
-                else:
-                    layer[name] = layer[name] + vector if name == "bias" else layer[name] * vector
-    return merged
+def _dtype(x: Any) -> Any:
+    return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)

@@ -73,7 +73,8 @@ def anchor_gradient(grads, params, anchor, importance, strength, step_size=0.0):
       anchor: same tree; None for a leaf that is free.
       importance: same tree, non-negative; None for a leaf that is free.
       strength: lambda, a scalar.
-      step_size: eta, a scalar: 0 for the explicit form, the learning rate for the proximal one.
+      step_size: eta: 0 for the explicit form, the learning rate for the proximal one; a scalar, or
+        a tree of scalars like ``params`` where leaves have rates of their own.
 
     Returns:
       The new gradient, same tree and dtypes; hand it to the optimizer.
@@ -92,13 +93,14 @@ def anchor_gradient(grads, params, anchor, importance, strength, step_size=0.0):
     proximal gradient method).
     """
 
-    def one(g, p, a, f):
+    def one(g, p, a, f, eta=step_size):
         if _absent(g) or a is None or f is None:
             return g
         pull = strength * f
-        return ((g + pull * (p - a)) / (1.0 + step_size * pull)).astype(g.dtype)
+        return ((g + pull * (p - a)) / (1.0 + eta * pull)).astype(g.dtype)
 
-    return jax.tree.map(one, grads, params, anchor, importance, is_leaf=_absent)
+    each = [] if jax.tree.structure(step_size) == jax.tree.structure(0.0) else [step_size]
+    return jax.tree.map(one, grads, params, anchor, importance, *each, is_leaf=_absent)
 
 
 def add_quadratic_anchor(strength, step_size=0.0) -> optax.GradientTransformationExtraArgs:

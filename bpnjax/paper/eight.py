@@ -31,7 +31,7 @@ METHODS = {
     "MAS": ("mas", {"train__learning_rate": 0.002, "mas__strength": 0.03}),
     "SLNID": (
         "slnid",
-        {"train__learning_rate": 0.002, "slnid__strength": 0.0001, "mas__strength": 0.03},
+        {"train__learning_rate": 0.002, "slnid__strength": 0.0001, "slnid__anchor_strength": 0.03},
     ),
     "PSP": ("psp", {"train__learning_rate": 0.0007}),
     "BD+EWC": (

@@ -9,13 +9,12 @@ import numpy as np
 from bpnjax import config as configuration
 from bpnjax.data import builtin_sets, load_sequence
 from bpnjax.evaluation.metrics import mean_and_sd
-from bpnjax.networks.linen import modulated_apply
 from bpnjax.paper import drawing, runs
 from bpnjax.paper.report import Cell, Report, beside_paper
 from bpnjax.run import checkpoint, train
 from bpnjax.run.checkpoint import Position
-from bpnjax.run.setup import make_problem
 from bpnjax.training import epochs
+from bpnjax.training.experiment import make_experiment
 
 METHODS = (("plain SGD", "sgd"), ("GD+EWC", "gd_ewc"), ("BD+EWC", "bd_ewc"))
 _TEXT = """Probability of the black cluster (yellow: high, blue: low). Task 1 is black against red,
@@ -36,20 +35,19 @@ def probabilities(run: runs.Run, config, points) -> dict[tuple[int, int], np.nda
       ``{(tasks learned, mode): f32 [n]}``.
     """
     sequence = load_sequence(config)
-    problem = make_problem(config, sequence)
+    experiment = make_experiment(config, sequence)
 
-    init = partial(epochs.init_state, problem)
+    init = partial(epochs.init_state, experiment)
     init = jax.vmap(init) if config.num_seeds > 1 else init
     abstract = jax.eval_shape(init, train.seed_keys(config))
-    x = jnp.asarray(points) * sequence.scale + sequence.shift
     found = {}
     for learned, mode_of in ((1, 0), (2, 0), (2, 1)):
         place = Position(learned, 0, 0)
         state = checkpoint.restore_at(run.folder / "checkpoints", place, abstract)
         if config.num_seeds > 1:
             state = jax.tree.map(lambda leaf: leaf[0], state)
-        mode = problem.method.mode(state.method, mode_of)
-        logits = modulated_apply(problem.model, state.core, mode, x)
+        learner, task = experiment.learner, jnp.int32(mode_of)
+        logits = learner.answer(state.learner, jnp.asarray(points), task, between_tasks=True)
         found[learned, mode_of] = np.asarray(jax.nn.softmax(logits)[:, 0])
     return found
 

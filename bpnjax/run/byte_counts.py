@@ -1,51 +1,78 @@
-"""What a run stores, counted from its arrays."""
+"""What a run stores, counted from its state."""
+
+import dataclasses
+from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 
-from bpnjax.modes.keys import is_seed
-from bpnjax.run.setup import Problem
-from bpnjax.training.epochs import TrainState
+from bpnjax.methods.gem import Memory
+from bpnjax.methods.replay import Reservoir
+from bpnjax.training import epochs
+from bpnjax.training.experiment import Experiment
 
 
-def _elements(tree) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+def _elements(leaves: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in leaves)
 
 
-def _bytes(tree) -> int:
-    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+def _bytes(leaves: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def report(problem: Problem, state: TrainState, example_bytes: int = 0) -> dict:
-    """Counts parameters and bytes of one seed's state.
+def report(experiment: Experiment) -> dict[str, int]:
+    """Counts parameters and bytes of one seed's state; nothing is allocated.
 
     Args:
-      problem: the static side of a run.
-      state: the state of one seed, or its shapes (`jax.eval_shape`): nothing is read.
-      example_bytes: of one training example as it is stored.
+      experiment: the static side of a run.
 
     Returns:
       A dict of ints.
 
       - core_parameters: numbers in the shared parameters.
-      - parameters_per_task, bytes_per_task: what must be kept on disk for each further task to
-        answer it later (mode biases, a whole network for stl; the statistics by which it is told
-        from others, where `evaluate.rule` asks for them). Keys come from one seed for all tasks
-        and cost nothing a task.
-      - training_bytes: everything alive during training: shared and learned parameters, optimizer
-        states, importance, anchors, banks.
-      - replay_bytes: training examples that a memory keeps (gem, agem, er, der, derpp), as stored;
-        the logits that der and derpp keep beside them are in training_bytes only.
+      - parameters_per_task, bytes_per_task: by how much what is needed to answer tasks grows with
+        each further task: mode biases, running statistics of BatchNorm, a whole network for stl,
+        the statistics by which a task is told from others. Keys come from one seed for all tasks
+        and cost nothing per task.
+      - training_bytes: everything alive during training: shared and task parameters, optimizer
+        states, importance, anchors, banks, examples in memories.
+      - replay_bytes: of those the memories of earlier examples (gem, agem, er, der, derpp), with
+        what is kept beside the examples.
     """
-    stored = problem.method.stored(state.method), state.statistics
-    stored = jax.tree.leaves(stored, is_leaf=is_seed)
-    per_task = [
-        jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in stored if not is_seed(leaf)
-    ]
+    state = _shapes(experiment)
+    memories = jax.tree.leaves(
+        state.learner.method, is_leaf=lambda node: isinstance(node, (Reservoir, Memory))
+    )
+    kept = [m for m in memories if isinstance(m, (Reservoir, Memory))]
+    now, then = (_answering(e) for e in (experiment, _with_one_more_task(experiment)))
     return {
-        "core_parameters": _elements(state.core),
-        "parameters_per_task": _elements(per_task),
-        "bytes_per_task": _bytes(per_task),
-        "training_bytes": _bytes(state),
-        "replay_bytes": problem.method.examples_kept(state.method) * example_bytes,
+        "core_parameters": _elements(jax.tree.leaves(state.learner.params)),
+        "parameters_per_task": _elements(then) - _elements(now),
+        "bytes_per_task": _bytes(then) - _bytes(now),
+        "training_bytes": _bytes(jax.tree.leaves(state)),
+        "replay_bytes": _bytes(jax.tree.leaves(kept)),
     }
+
+
+def _shapes(experiment: Experiment) -> Any:
+    return jax.eval_shape(partial(epochs.init_state, experiment), jax.random.key(0))
+
+
+def _answering(experiment: Experiment) -> list[Any]:
+    """The leaves that are needed to answer tasks."""
+    state = _shapes(experiment)
+    needed = jax.tree.leaves(experiment.learner.answering(state.learner))
+    leaves = jax.tree.leaves(state.learner)
+    chosen = [leaf for leaf, n in zip(leaves, needed, strict=True) if n]
+    return chosen + jax.tree.leaves(state.statistics)
+
+
+def _with_one_more_task(experiment: Experiment) -> Experiment:
+    setup = experiment.learner.setup
+    classes = setup.classes
+    if classes is not None:
+        classes = np.concatenate([classes, classes[-1:]])
+    setup = dataclasses.replace(setup, num_tasks=setup.num_tasks + 1, classes=classes)
+    learner = dataclasses.replace(experiment.learner, setup=setup)
+    return dataclasses.replace(experiment, learner=learner)

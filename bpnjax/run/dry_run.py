@@ -2,7 +2,6 @@
 
 import math
 import time
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +10,8 @@ from bpnjax import config as configuration
 from bpnjax.data import builtin_sets, set_names
 from bpnjax.methods import REGISTRY
 from bpnjax.run import byte_counts, frozen_features, later_tasks
-from bpnjax.run.setup import make_problem
 from bpnjax.training import epochs, parallel, streaming
+from bpnjax.training.experiment import make_experiment
 from bpnjax.utils.errors import UserError
 
 _SHARE = 0.4  # of a matrix product's rate that training, tests included, reaches (benchmarks/)
@@ -35,14 +34,13 @@ def describe(config) -> str:
     layout = parallel.choose_layout(config)
     _check_prepared(config)
     trained, sequence = frozen_features.load(config)
-    problem = make_problem(trained, sequence)
-    state = jax.eval_shape(partial(epochs.init_state, problem), jax.random.key(0))
-    picture = sequence.train.images[0].nbytes
-    counts = byte_counts.report(problem, state, picture)
+    experiment = make_experiment(trained, sequence)
+    counts = byte_counts.report(experiment)
     earlier = later_tasks.find(config, sequence)
-    stages = later_tasks.stages(problem, earlier)
+    stages = later_tasks.stages(experiment, earlier)
     steps = sum(
-        problem.epochs[task] * epochs.steps_per_epoch(problem, sequence, task) for task in stages
+        experiment.epochs[task] * epochs.steps_per_epoch(experiment, sequence, task)
+        for task in stages
     )
     lines = [f"{name} = {value!r}" for name, value in configuration.flatten(config).items()]
     lines += ["", f"method    {config.method} ({REGISTRY[config.method].paper or 'baseline'})"]
@@ -56,7 +54,7 @@ def describe(config) -> str:
             f"{int(sequence.test.count[task]):,} test examples of {len(names)} classes: {shown}"
         )
     lines.append(f"network   {config.model.name}, input {sequence.train.images.shape[1:]}")
-    for path, layer in problem.spec.layers.items():
+    for path, layer in experiment.learner.network.layers.items():
         lines.append(f"  {path}: {layer.kind}, {layer.inputs} -> {layer.outputs}")
     held = sequence.train.images.nbytes + sequence.test.images.nbytes
     most = streaming.most_bytes(config)
@@ -64,13 +62,13 @@ def describe(config) -> str:
     lines += [
         f"memory    {counts['core_parameters']:,} shared parameters",
         f"  {counts['parameters_per_task']:,} numbers ({counts['bytes_per_task']:,} bytes) kept "
-        "a task",
+        "per task",
         f"  {config.num_seeds * counts['training_bytes'] / 1e6:,.1f} MB of state in training, "
         f"{config.num_seeds} seed{'s' * (config.num_seeds > 1)}",
-        f"  {held / 1e6:,.1f} MB of pictures{', which stream' if streams else ''}",
+        f"  {held / 1e6:,.1f} MB of images{', which stream' if streams else ''}",
         f"devices   {layout.number} of {jax.device_count()} x {jax.devices()[0].device_kind}",
         f"steps     {steps:,} of {config.train.batch_size} examples",
-        f"time      about {_duration(_seconds(problem, sequence, stages))} on one such "
+        f"time      about {_duration(_seconds(experiment, sequence, stages))} on one such "
         "device, by its rate of matrix products; rough, compiling not counted",
     ]
     return "\n".join(lines)
@@ -98,11 +96,11 @@ def _check_prepared(config) -> None:
     )
 
 
-def _seconds(problem, sequence, stages) -> float:
+def _seconds(experiment, sequence, stages) -> float:
     """By the multiplications of training and of the tests after each task."""
-    core = jax.eval_shape(problem.spec.init, jax.random.key(0))
+    core, _ = jax.eval_shape(experiment.learner.network.init, jax.random.key(0))
     multiplications = 0
-    for path, layer in problem.spec.layers.items():
+    for path, layer in experiment.learner.network.layers.items():
         kernel = core
         for name in path.split("/"):
             kernel = kernel[name]
@@ -112,18 +110,18 @@ def _seconds(problem, sequence, stages) -> float:
     tested = 0
     for row in stages:
         of_row = int(sequence.test.count[: row + 1].sum())
-        modes = row + 1 if problem.method.told_task else 0  # tried for task_inferred
-        every = problem.config.evaluate.inferred_rows == "all" or row == stages[-1]
-        limit = problem.config.evaluate.inferred_examples
+        modes = row + 1 if experiment.told_task else 0  # tried for task_inferred
+        every = experiment.config.evaluate.inferred_rows == "all" or row == stages[-1]
+        limit = experiment.config.evaluate.inferred_examples
         share = min(1.0, limit * (row + 1) / of_row) if limit else 1.0
         tested += of_row * (1 + every * share * modes)
-    epochs = problem.epochs
+    epochs = experiment.epochs
     count = sequence.train.count
-    if problem.method.joint:
+    if experiment.jointly:
         trained = epochs[0] * int(count.sum())
     else:
         trained = sum(epochs[task] * int(count[task]) for task in stages)
-    work = problem.config.num_seeds * 2.0 * multiplications * (3 * trained + tested)
+    work = experiment.config.num_seeds * 2.0 * multiplications * (3 * trained + tested)
     return work / (_SHARE * _matrix_rate())
 
 

@@ -1,93 +1,93 @@
-"""A trained model as safetensors: shared parameters, bank, key seeds, and how to build it again."""
+"""A trained model as safetensors: what answers its tasks, and how to build the network again."""
 
 import json
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
-from safetensors.numpy import save
 
 from bpnjax.data import TaskSequence
-from bpnjax.modes.keys import is_seed
 from bpnjax.run.checkpoint import write_atomically
-from bpnjax.run.setup import Problem
-from bpnjax.training.epochs import TrainState
+from bpnjax.training.epochs import RunState
+from bpnjax.training.experiment import Experiment
+from bpnjax.utils import arrays
+
+FORMAT = "bpnjax-3"
 
 
-def plain_leaves(tree, prefix: str):
-    """Names in the file and leaves of a tree, ``(name, leaf)`` each; of a key its seed."""
-    flat = traverse_util.flatten_dict(tree, sep="/", is_leaf=lambda _, node: is_seed(node))
-    for name, leaf in flat.items():
-        if is_seed(leaf):
-            yield f"{prefix}/{name}_seed", leaf.seed
-        else:
-            yield f"{prefix}/{name}", leaf
+def answering_arrays(experiment: Experiment, state: RunState) -> dict[str, np.ndarray]:
+    """What of a state is needed to answer tasks, by name.
 
+    Args:
+      experiment: the static side of the run.
+      state: of one seed, between two tasks.
 
-def _plain_arrays(tree, prefix: str) -> dict[str, np.ndarray]:
-    arrays = {}
-    for name, leaf in plain_leaves(tree, prefix):
-        if name.endswith("_seed"):
-            leaf = jax.random.key_data(leaf)
-        arrays[name] = np.ascontiguousarray(np.asarray(leaf))
-    return arrays
-
-
-FORMAT = "bpnjax-2"
+    Returns:
+      ``{path: array}``: of the learner's state the leaves that its answers depend on (the shared
+      parameters, banks, key seeds, ...), and ``statistics/...`` where the rule asks for them.
+    """
+    needed = jax.tree.leaves(experiment.learner.answering())
+    flat = arrays.flatten(state.learner)
+    found = {name: a for (name, a), n in zip(flat.items(), needed, strict=True) if n}
+    if experiment.statistics:
+        named = arrays.flatten(state.statistics._asdict())
+        found |= {f"statistics/{name}": array for name, array in named.items()}
+    return found
 
 
 def save_models(
     workdir: pathlib.Path,
-    problem: Problem,
-    state: TrainState,
+    experiment: Experiment,
+    state: RunState,
     num_seeds: int,
     sequence: TaskSequence,
 ) -> None:
     """Writes ``model.safetensors`` (the first seed) and ``model_seed_<i>.safetensors`` (others).
 
-    Names in the file: ``core/<path>`` the shared parameters; ``bank/<layer>/bias`` f32 [T, K];
-    ``bank/<layer>/key_seed`` uint32 [2], from which `bpnjax.modes.keys.KeySeeds` draws the layer's
-    keys; ``cores/<path>`` [T, ...] for stl; ``statistics/mean`` and ``statistics/whitener``
-    [T, ...] where `evaluate.rule` asks for them (`bpnjax.evaluation.task_inference.Statistics`). The metadata hold
-    the configuration and what is needed to read pictures and name answers, as JSON. `bpnjax.load`
-    reads the file.
+    The arrays are those of `answering_arrays`. The metadata hold the configuration and what is
+    needed to read examples and name answers, as JSON. `bpnjax.load` reads the file.
 
     Args:
       workdir: the run's folder.
-      problem: the static side of the run.
+      experiment: the static side of the run.
       state: the final state, with a leading seed axis if there are several.
       num_seeds: how many.
       sequence: what was learned.
     """
-    config = problem.config
-    # A model of features goes out whole, with the layers that made them: it reads pictures.
+    config = experiment.config
+    # A model of features goes out whole, with the layers that made them: it reads images.
     before, images = sequence.extractor, sequence.train.images
     shape = before.shape if before else images.shape[1:]
     scale, shift = (before or sequence).scale, (before or sequence).shift
     metadata = {
         "format": FORMAT,
         "method": config.method,
-        "num_tasks": str(problem.num_tasks),
+        "num_tasks": str(experiment.num_tasks),
         "config": json.dumps(config.to_dict()),
         "outputs": json.dumps([np.flatnonzero(row).tolist() for row in sequence.classes]),
         "class_names": json.dumps(sequence.class_names),
         "input_shape": json.dumps(shape),
+        "input_dtype": np.dtype(before.dtype if before else images.dtype).name,
+        "input_range": json.dumps(_range(sequence)),
         "scale": json.dumps(scale.tolist()),
         "shift": json.dumps(shift.tolist()),
     }
     for seed in range(num_seeds):
         one = state if num_seeds == 1 else jax.tree.map(lambda leaf, s=seed: leaf[s], state)
-        # What answers is kept: after imm's merging, say. stl's networks are among the stored.
-        last = problem.num_tasks - 1
-        core = problem.method.for_eval(one.core, one.method, last)
-        arrays = _plain_arrays((before.params if before else {}) | core, "core")
-        for name, tree in problem.method.stored(one.method).items():
-            arrays |= _plain_arrays(tree, name)
-        if problem.statistics:
-            arrays |= _plain_arrays(one.statistics._asdict(), "statistics")
+        found = answering_arrays(experiment, one)
+        if before:
+            found |= {f"extractor/{name}": a for name, a in arrays.flatten(before.params).items()}
         name = "model" if seed == 0 else f"model_seed_{config.seed + seed}"
-        partial = workdir / f".{name}.partial"
-        partial.write_bytes(save(arrays, metadata | {"seed": str(config.seed + seed)}))
-        partial.replace(workdir / f"{name}.safetensors")
+        arrays.write(
+            workdir / f"{name}.safetensors", found, metadata | {"seed": str(config.seed + seed)}
+        )
     write_atomically(workdir / "model.json", json.dumps(metadata, indent=1) + "\n")
+
+
+def _range(sequence: TaskSequence) -> list[float] | None:
+    """The least and the largest number in some training examples; None of features of images."""
+    if sequence.extractor:
+        return None
+    some: Any = np.asarray(sequence.train.images[:1000])
+    return [float(some.min()), float(some.max())]

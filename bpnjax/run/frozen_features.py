@@ -86,7 +86,10 @@ def once(config, sequence: TaskSequence):
         params = pretrained.start_from(params, pretrained.read(config.model.pretrained))
     except ValueError as error:
         raise UserError(f"model.pretrained: {error}") from error
-    extractor = Extractor(jax.tree.map(np.asarray, params), shape, sequence.scale, sequence.shift)
+    extractor = Extractor(
+        jax.tree.map(np.asarray, params), shape, sequence.scale, sequence.shift,
+        sequence.train.images.dtype,
+    )  # fmt: skip
 
     @jax.jit
     def features_of(images):
@@ -120,11 +123,12 @@ def _check_frozen(config, layers, sequence):
                 f"train.features_once: {layer} learns; freeze it with "
                 "--config.train.rates='conv_.*=0'"
             )
-        for field in REGISTRY[config.method].layer_fields:
-            if re.fullmatch(config[field].layers, layer):
+        for field, found in REGISTRY[config.method].fields.items():
+            group, name = field.split(".")
+            if found.setting.pattern and re.fullmatch(config[group][name], layer):
                 raise UserError(
-                    f"train.features_once: {field}.layers={config[field].layers!r} gives {layer} a "
-                    f"part in the tasks; leave it out, as --config.{field}.layers='fc6|fc7|output'"
+                    f"train.features_once: {field}={config[group][name]!r} gives {layer} a part in "
+                    f"the tasks; leave it out, as --config.{field}='fc6|fc7|output'"
                 )
     if sequence.permuted:
         raise UserError(

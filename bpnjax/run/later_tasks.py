@@ -10,26 +10,21 @@ its anchor, memories, teachers) is in a run's checkpoints; a method that has any
 
 import json
 import pathlib
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
-from ml_collections import ConfigDict
-from safetensors import safe_open
 
-from bpnjax.config import default, differences, flatten
+from bpnjax.config import differences, flatten
 from bpnjax.data import TaskSequence
-from bpnjax.evaluation import predictor
 from bpnjax.methods import REGISTRY
-from bpnjax.run import checkpoint
-from bpnjax.run.export import plain_leaves
-from bpnjax.run.setup import Problem, make_problem
+from bpnjax.run import checkpoint, predictor
 from bpnjax.training import epochs, hosts
-from bpnjax.training.epochs import TrainState
-from bpnjax.utils import prng
+from bpnjax.training.epochs import RunState
+from bpnjax.training.experiment import Experiment, make_experiment
+from bpnjax.utils import arrays, prng
 from bpnjax.utils.errors import UserError
 
 # What may be another in the new run, beside fields that change no result. Which classes a task has
@@ -49,7 +44,7 @@ class Earlier(NamedTuple):
     num_tasks: int  # k
     config: Any  # ConfigDict of their run, with the fields of this version
     metadata: dict[str, Any]  # of its model
-    state: TrainState | None  # host arrays, [num_seeds, ...] with several; None on other hosts
+    state: RunState | None  # host arrays, [num_seeds, ...] with several; None on other hosts
 
     def normalised(self, sequence: TaskSequence) -> TaskSequence:
         """The sequence with pictures scaled as the earlier tasks saw them."""
@@ -75,17 +70,13 @@ def find(config, sequence: TaskSequence) -> Earlier | None:
     path = config.resume_from
     if not path:
         return None
-    method = REGISTRY[config.method]
-    if method.joint:
+    if REGISTRY[config.method].from_config(config).trains == "jointly":
         raise UserError(
             f"--resume_from: {config.method} trains on all tasks at once and learns none later; "
             "choose another method, or train the whole sequence anew"
         )
     metadata = hosts.first_asks(lambda: predictor.read_metadata(predictor.find_file(path)))
-    known = flatten(default())
-    old = known | flatten(json.loads(metadata["config"]))
-    old = {f: tuple(v) if isinstance(known.get(f), tuple) else v for f, v in old.items()}
-    of_run = ConfigDict(traverse_util.unflatten_dict(old, sep="."))
+    of_run = predictor.with_all_fields(json.loads(metadata["config"]))
     num_tasks = len(json.loads(metadata["outputs"]))
     earlier = Earlier(path, num_tasks, of_run, metadata, None)
     _check_fields(earlier, config)
@@ -114,7 +105,8 @@ def _check_fields(earlier: Earlier, config) -> None:
             f"--resume_from: {earlier.path} comes from a run with other settings "
             f"({'; '.join(found)}); set them as they were there"
         )
-    if new.evaluate.rule == "statistics" and REGISTRY[new.method].told_task:
+    told = REGISTRY[new.method].from_config(new).told_task
+    if new.evaluate.rule == "statistics" and told:
         kept = old.evaluate.statistics if old.evaluate.rule == "statistics" else 0
         if kept != new.evaluate.statistics:
             raise UserError(
@@ -166,89 +158,85 @@ def _check_sequence(earlier: Earlier, config, sequence: TaskSequence) -> None:
         )
 
 
-def _abstract(earlier: Earlier, sequence: TaskSequence):
-    """Problem and state's shapes of one seed of the earlier run."""
+def _abstract(earlier: Earlier, sequence: TaskSequence) -> tuple[Experiment, RunState]:
+    """Experiment and state's shapes of one seed of the earlier run."""
     k, outputs = earlier.num_tasks, len(json.loads(earlier.metadata["class_names"]))
-    problem = make_problem(
+    experiment = make_experiment(
         earlier.config, sequence._replace(classes=sequence.classes[:k, :outputs])
     )
-    return problem, jax.eval_shape(partial(epochs.init_state, problem), jax.random.key(0))
+    return experiment, jax.eval_shape(partial(epochs.init_state, experiment), jax.random.key(0))
 
 
-def kept_elsewhere(method, state) -> list[str]:
-    """What a method keeps that a model does not hold, by name.
+# What goes on from task to task; the rest of a state is fresh at each task.
+_GOES_ON = ("params", "variables", "task_variables", "method")
+
+
+def kept_elsewhere(experiment: Experiment) -> list[str]:
+    """What protects earlier tasks and is not in a model, which holds only what answers.
 
     Args:
-      method: a `Method`.
-      state: its state, or shapes.
+      experiment: the static side of a run.
 
     Returns:
-      Names of the parts of its state, each once; empty where the model has all of it.
+      Names of the parts of the learner's state, each once; empty where the model has all of it.
     """
-    named = _named(state)
-    in_model = set(jax.tree.leaves(method.stored(named)))
-    missing = [name for name in jax.tree.leaves(named) if name not in in_model]
-    fields = [
-        next((word for word in name.split("/") if not word.isdecimal()), name) for name in missing
-    ]
-    return list(dict.fromkeys(fields))
+    needed = experiment.learner.answering()
+    missing = []
+    for part in _GOES_ON:
+        tree = getattr(needed, part)
+        names = jax.tree.leaves(arrays.names_of(tree))
+        for name, n in zip(names, jax.tree.leaves(tree), strict=True):
+            if not n:
+                words = (word for word in name.split("/") if not word.isdecimal())
+                missing.append(next(words, part))
+    return list(dict.fromkeys(missing))
 
 
-def _named(state):
-    """A tree with its own paths as leaves."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), state
-    )
-
-
-def _read(earlier: Earlier, config, sequence: TaskSequence) -> TrainState:
-    problem, abstract = _abstract(earlier, sequence)
+def _read(earlier: Earlier, config: Any, sequence: TaskSequence) -> RunState:
+    experiment, abstract = _abstract(earlier, sequence)
     seeds = range(config.seed, config.seed + config.num_seeds)
-    lacking = kept_elsewhere(problem.method, abstract.method)
+    lacking = kept_elsewhere(experiment)
     if not config.train.reset_optimizer:
         lacking.append("the optimizer's state (train.reset_optimizer=False)")
     if lacking:
         states = _from_checkpoint(earlier, abstract, seeds, lacking)
     else:
-        states = [_from_model(earlier, problem, abstract, seed) for seed in seeds]
-    states = [_renumbered(problem.method, s, earlier.num_tasks, sequence) for s in states]
+        states = [_from_model(earlier, abstract, seed) for seed in seeds]
     if config.num_seeds == 1:
         return states[0]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *states)
 
 
-def _from_model(earlier: Earlier, problem, abstract: TrainState, seed: int) -> TrainState:
+def _from_model(earlier: Earlier, abstract: RunState, seed: int) -> RunState:
     file = predictor.find_file(earlier.path, seed)
-    with safe_open(file, "np") as tensors:
-        arrays = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-    places = {path: f"core/{path}" for path in jax.tree.leaves(_named(abstract.core))}
-    core = _filled(file, abstract.core, places, arrays)
-    places = {}
-    for group, tree in problem.method.stored(_named(abstract.method)).items():
-        places |= {path: name for name, path in plain_leaves(tree, group)}
-    method = _filled(file, abstract.method, places, arrays)
-    places = {path: f"statistics/{path}" for path in jax.tree.leaves(_named(abstract.statistics))}
-    statistics = _filled(file, abstract.statistics, places, arrays)
-    return TrainState(core, (), (), (), method, statistics)
+    found, _ = arrays.read(file)
+
+    def filled(tree: Any, prefix: str) -> Any:
+        """The tree whose leaves are the arrays of these names; keys as their numbers."""
+
+        def one(name: str, leaf: Any) -> np.ndarray:
+            name = f"{prefix}/{name}" if name else prefix
+            shape = jax.eval_shape(prng.to_numbers, leaf).shape
+            if name not in found or found[name].shape != shape:
+                raise UserError(
+                    f"--resume_from: {name} of {file} is not what its settings say; it was "
+                    "written by something else, train again"
+                )
+            return found[name]
+
+        return jax.tree.map(one, arrays.names_of(tree), tree)
+
+    parts = {name: filled(getattr(abstract.learner, name), name) for name in _GOES_ON}
+    statistics = abstract.statistics
+    if statistics:
+        named = filled(statistics._asdict(), "statistics")
+        statistics = type(statistics)(**named)
+    return RunState(abstract.learner.replace(**parts), statistics)  # type: ignore[attr-defined]
 
 
-def _filled(file, abstract, places: dict[str, str], arrays: dict[str, np.ndarray]):
-    """The tree whose leaves are the arrays of these names; keys as their numbers."""
-
-    def one(path, leaf):
-        array = arrays.get(places[path])
-        shape = jax.eval_shape(prng.to_numbers, leaf).shape
-        if array is None or array.shape != shape:
-            raise UserError(
-                f"--resume_from: {places[path]} of {file} is not what its settings say; it was "
-                "written by something else, train again"
-            )
-        return array
-
-    return jax.tree.map(one, _named(abstract), abstract)
-
-
-def _from_checkpoint(earlier: Earlier, abstract, seeds, lacking: list[str]) -> list[TrainState]:
+def _from_checkpoint(
+    earlier: Earlier, abstract: RunState, seeds: Any, lacking: list[str]
+) -> list[RunState]:
     folder, old = pathlib.Path(earlier.path), earlier.config
     position = checkpoint.Position(earlier.num_tasks, 0, 0)
     if not (folder / "checkpoints").is_dir():
@@ -269,18 +257,7 @@ def _from_checkpoint(earlier: Earlier, abstract, seeds, lacking: list[str]) -> l
     return [jax.tree.map(lambda leaf, s=s: leaf[s - old.seed], found) for s in seeds]
 
 
-def _renumbered(method, state: TrainState, num_tasks: int, sequence: TaskSequence) -> TrainState:
-    """Slots count along a table that is as wide as the largest task, which may be a new one."""
-    old_width = int(sequence.train.count[:num_tasks].max())
-    width = sequence.train.index.shape[1]
-
-    def slots(old):
-        return old // old_width * width + old % old_width
-
-    return state._replace(method=method.renumber(state.method, slots))
-
-
-def put_first(fresh: TrainState, earlier: Earlier, config) -> TrainState:
+def put_first(fresh: RunState, earlier: Earlier, config: Any) -> RunState:
     """The state before the first new task.
 
     Every array of the earlier run goes to the front of its place in the fresh state, along the axis
@@ -295,42 +272,39 @@ def put_first(fresh: TrainState, earlier: Earlier, config) -> TrainState:
     Returns:
       The state.
     """
-
-    def one(new, old):
-        numbers = np.array(prng.to_numbers(new))
-        numbers[tuple(slice(0, length) for length in old.shape)] = old
-        return prng.from_numbers(jnp.asarray(numbers), new)
-
-    state = fresh._replace(
-        core=jax.tree.map(one, fresh.core, earlier.state.core),
-        method=jax.tree.map(one, fresh.method, earlier.state.method),
-        statistics=jax.tree.map(one, fresh.statistics, earlier.state.statistics)
-        if fresh.statistics
-        else (),
-    )
-    if config.train.reset_optimizer:
-        return state
-    try:
-        kept = jax.tree.map(one, fresh.core_optimizer, earlier.state.core_optimizer)
-    except (ValueError, IndexError) as error:
-        raise UserError(
-            f"train.optimizer: {config.train.optimizer} cannot go on with the state of "
-            f"{earlier.config.train.optimizer}; set it and train.rates as they were, or "
-            "--config.train.reset_optimizer=True"
-        ) from error
-    return state._replace(core_optimizer=kept)
+    old = earlier.state
+    assert old is not None
+    parts = {
+        name: arrays.put_in_corner(getattr(fresh.learner, name), getattr(old.learner, name))
+        for name in _GOES_ON
+    }
+    if not config.train.reset_optimizer:
+        try:
+            parts["optimizer"] = arrays.put_in_corner(
+                fresh.learner.optimizer, old.learner.optimizer
+            )
+        except (ValueError, IndexError) as error:
+            raise UserError(
+                f"train.optimizer: {config.train.optimizer} cannot go on with the state of "
+                f"{earlier.config.train.optimizer}; set it and train.rates as they were, or "
+                "--config.train.reset_optimizer=True"
+            ) from error
+    statistics = fresh.statistics
+    if statistics:
+        statistics = arrays.put_in_corner(statistics, old.statistics)
+    return RunState(fresh.learner.replace(**parts), statistics)  # type: ignore[attr-defined]
 
 
-def stages(problem: Problem, earlier: Earlier | None = None):
+def stages(experiment: Experiment, earlier: Earlier | None = None) -> Sequence[int]:
     """The tasks that a run trains, one after another.
 
     Args:
-      problem: the static side of the run.
+      experiment: the static side of the run.
       earlier: the tasks learned before, if any.
 
     Returns:
       A sequence of ints; joint trains all tasks in the last one's place.
     """
-    if problem.method.joint:
-        return [problem.num_tasks - 1]
-    return range(earlier.num_tasks if earlier else 0, problem.num_tasks)
+    if experiment.jointly:
+        return [experiment.num_tasks - 1]
+    return range(earlier.num_tasks if earlier else 0, experiment.num_tasks)

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import platform
-from functools import partial
 
 import jax
 import numpy as np
@@ -11,8 +10,7 @@ from bpnjax.data import TaskSequence
 from bpnjax.evaluation import metrics
 from bpnjax.evaluation.accuracy import KINDS
 from bpnjax.run import byte_counts, writers
-from bpnjax.run.setup import Problem
-from bpnjax.training import epochs
+from bpnjax.training.experiment import Experiment
 
 
 def new_record(config, num_tasks: int) -> dict:
@@ -56,12 +54,12 @@ def from_json(stored: dict) -> dict:
     return stored | {"accuracy": arrays, "task_guess": guess}
 
 
-def make(config, problem: Problem, sequence: TaskSequence, record: dict) -> dict:
+def make(config, experiment: Experiment, sequence: TaskSequence, record: dict) -> dict:
     """The result of a run, the content of ``result.json``.
 
     Args:
       config: of the run.
-      problem: its static side.
+      experiment: its static side.
       sequence: what was learned.
       record: at its end.
 
@@ -70,7 +68,6 @@ def make(config, problem: Problem, sequence: TaskSequence, record: dict) -> dict
       of each kind and its summary, how often the task was inferred rightly, memory, the paper's
       figures, times.
     """
-    one = jax.eval_shape(partial(epochs.init_state, problem), jax.random.key(0))
     return {
         "name": config.name,
         "method": config.method,
@@ -81,8 +78,8 @@ def make(config, problem: Problem, sequence: TaskSequence, record: dict) -> dict
         "device": device_name(),
         "accuracy": record["accuracy"],
         "summary": {k: metrics.summarise(m) for k, m in record["accuracy"].items()},
-        "inference": _inference(config, problem, record["task_guess"]),
-        "memory": byte_counts.report(problem, one, sequence.train.images[0].nbytes),
+        "inference": _inference(config, experiment, record["task_guess"]),
+        "memory": byte_counts.report(experiment),
         "paper": dict(config.paper.get(config.method, {})),
         "time": {
             "train_seconds": record["train_seconds"],
@@ -96,9 +93,9 @@ def make(config, problem: Problem, sequence: TaskSequence, record: dict) -> dict
     }
 
 
-def _inference(config, problem: Problem, right) -> dict | None:
+def _inference(config, experiment: Experiment, right) -> dict | None:
     """How the task was inferred, and how often rightly; None for methods without modes."""
-    if not problem.method.told_task:
+    if not experiment.told_task:
         return None
     return {
         "rule": config.evaluate.rule,

@@ -6,28 +6,30 @@ one `jax.vmap` over both.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpnjax.evaluation.accuracy import Correct, accuracies, evaluate
-from bpnjax.methods import bd, ewc
+from bpnjax.evaluation.accuracy import Correct, accuracies
+from bpnjax.methods.ewc import EwcState
 from bpnjax.run import frozen_features
-from bpnjax.run.setup import Problem, make_problem
 from bpnjax.run.train import seed_keys
 from bpnjax.training import epochs, schedule
-from bpnjax.training.epochs import TrainState
+from bpnjax.training.epochs import RunState
+from bpnjax.training.evaluate import evaluate
+from bpnjax.training.experiment import Experiment, make_experiment
 from bpnjax.training.task_data import Data, put_on_device
 from bpnjax.utils.errors import UserError
 
 
 def whole_run(
-    problem: Problem,
-    key,
+    experiment: Experiment,
+    key: jax.Array,
     data: Data,
-    steps,
-    change: Callable[[TrainState], TrainState] = lambda state: state,
+    steps: jax.Array,
+    change: Callable[[RunState], RunState] = lambda state: state,
 ) -> Correct:
     """Trains all tasks one after another and tests the ones learned after each.
 
@@ -35,7 +37,7 @@ def whole_run(
     uses.
 
     Args:
-      problem: the static side.
+      experiment: the static side.
       key: the seed's typed PRNG key.
       data: the sequence.
       steps: int32 ``[T]``, batches in an epoch of each task (`bpnjax.training.epochs.steps_per_epoch`).
@@ -46,23 +48,23 @@ def whole_run(
       task i, -1 where not tested; task_inferred is not measured for methods that are told the task.
     """
 
-    def one_task(state, task):
-        state = change(epochs.begin_task(problem, key, state, task))
+    def one_task(state: RunState, task: Any) -> Any:
+        state = change(epochs.begin_task(experiment, state, task))
 
-        def one_epoch(epoch, state):
-            return epochs.run_steps(problem, key, state, data, task, epoch, 0, steps[task])[0]
+        def one_epoch(epoch: Any, state: RunState) -> RunState:
+            return epochs.run_steps(experiment, state, data, task, epoch, 0, steps[task])[0]
 
-        epochs = schedule.look_up(problem.epochs, task)
-        state = jax.lax.fori_loop(0, epochs, one_epoch, state)
-        state = epochs.end_task(problem, key, state, data, task)
-        return state, evaluate(problem, key, state, data, task, False)
+        many = schedule.look_up(experiment.epochs, task)
+        state = jax.lax.fori_loop(0, many, one_epoch, state)
+        state = epochs.end_task(experiment, state, data, task)
+        return state, evaluate(experiment, state, data, task, False)
 
-    start = epochs.init_state(problem, key)
-    return jax.lax.scan(one_task, start, jnp.arange(problem.num_tasks))[1]
+    start = epochs.init_state(experiment, key)
+    return jax.lax.scan(one_task, start, jnp.arange(experiment.num_tasks))[1]
 
 
 def sweep(
-    config, values, change: Callable[[TrainState, jax.Array], TrainState]
+    config, values, change: Callable[[RunState, jax.Array], RunState]
 ) -> dict[str, np.ndarray]:
     """Runs a configuration for many values of a number, all values and seeds in one program.
 
@@ -83,16 +85,16 @@ def sweep(
             "sweep never returns to; set none"
         )
     config, sequence = frozen_features.load(config)
-    problem = make_problem(config, sequence)
-    if problem.method.joint:
+    experiment = make_experiment(config, sequence)
+    if experiment.jointly:
         raise UserError(f"method: {config.method} has no tasks one after another to sweep over")
     tasks = range(sequence.num_tasks)
-    steps = jnp.array([epochs.steps_per_epoch(problem, sequence, t) for t in tasks])
+    steps = jnp.array([epochs.steps_per_epoch(experiment, sequence, t) for t in tasks])
 
     @jax.jit
     def program(keys, values, data):
         def one(key, value):
-            return whole_run(problem, key, data, steps, lambda state: change(state, value))
+            return whole_run(experiment, key, data, steps, lambda state: change(state, value))
 
         over_seeds = jax.vmap(one, (0, None))
         return jax.vmap(over_seeds, (None, 0))(keys, values)
@@ -102,7 +104,7 @@ def sweep(
     return accuracies(correct, sequence.test.count)
 
 
-def strength(state: TrainState, value) -> TrainState:
+def strength(state: RunState, value) -> RunState:
     r"""The state with another strength of EWC.
 
     .. math:: \lambda \text{ in } \frac{\lambda}{2} \sum_j F_j (\theta_j - \theta^*_j)^2
@@ -116,26 +118,28 @@ def strength(state: TrainState, value) -> TrainState:
       is the strength of their anchor, MAS's without the 1/2.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp, optax, flax.linen as nn, bpnjax
+      >>> from bpnjax import methods, networks
       >>> from bpnjax.run import sweep
-      >>> from bpnjax.training import epochs
-      >>> from bpnjax.methods.ewc import EwcState
-      >>> kept = ({}, EwcState(jnp.zeros(1), jnp.zeros(1), jnp.float32(2000)))  # of bd_ewc
-      >>> state = epochs.TrainState(None, {}, None, None, kept)
-      >>> float(sweep.strength(state, 5.0).method[1].strength)
+      >>> from bpnjax.training.epochs import RunState
+      >>> network = networks.from_linen(nn.Dense(2), jnp.ones((1, 3)))
+      >>> learner = bpnjax.learner(network, methods.bd_ewc(), optax.sgd(0.1), num_tasks=2)
+      >>> state = RunState(learner.init(jax.random.key(0)))
+      >>> float(sweep.strength(state, 5.0).learner.method[1].strength)
       5.0
     """
 
     def is_ewc(part):
-        return isinstance(part, ewc.EwcState)
+        return isinstance(part, EwcState)
 
     def one(part):
         return part._replace(strength=jnp.float32(value)) if is_ewc(part) else part
 
-    return state._replace(method=jax.tree.map(one, state.method, is_leaf=is_ewc))
+    kept = jax.tree.map(one, state.learner.method, is_leaf=is_ewc)
+    return state.replace(learner=state.learner.replace(method=kept))
 
 
-def hidden_dim(state: TrainState, value) -> TrainState:
+def hidden_dim(state: RunState, value) -> RunState:
     r"""The state at the start of a task with BD's factors cut to an inner width.
 
     .. math:: W_{hk} \leftarrow \sqrt{H_{max} / H} \, W_{hk} \text{ for } h \le H, \quad
@@ -153,13 +157,16 @@ def hidden_dim(state: TrainState, value) -> TrainState:
       The state, W uniform in +-1/sqrt(H) in its first H rows.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp, optax, flax.linen as nn, bpnjax
+      >>> from bpnjax import methods, networks
       >>> from bpnjax.run import sweep
-      >>> from bpnjax.training import epochs
-      >>> factors = {"out": {"M": jnp.zeros((1, 4)), "W": jnp.full((4, 1), 0.5)}}
-      >>> state = epochs.TrainState(None, {"bd": factors}, None, None, None)
-      >>> sweep.hidden_dim(state, 1).learned["bd"]["out"]["W"][:, 0].tolist()
-      [1.0, 0.0, 0.0, 0.0]
+      >>> from bpnjax.training.epochs import RunState
+      >>> network = networks.from_linen(nn.Dense(1), jnp.ones((1, 3)))
+      >>> learner = bpnjax.learner(network, methods.bd(hidden_dim=4), optax.sgd(0.1), num_tasks=2)
+      >>> state = learner.begin_task(learner.init(jax.random.key(0)), 0)
+      >>> W = sweep.hidden_dim(RunState(state), 1).learner.task_params[""]["W"][:, 0]
+      >>> [bool(w) for w in W]
+      [True, False, False, False]
     """
 
     def cut(factors):
@@ -168,7 +175,11 @@ def hidden_dim(state: TrainState, value) -> TrainState:
         # Uniform in +-1/sqrt(H), by the H that is left.
         return factors | {"W": within * factors["W"] * jnp.sqrt(widest / value)}
 
-    groups = state.learned | {
-        bd.GROUP: {path: cut(factors) for path, factors in state.learned[bd.GROUP].items()}
-    }
-    return state._replace(learned=groups)
+    def is_factors(node: Any) -> bool:
+        return isinstance(node, dict) and set(node) == {"M", "W"}
+
+    def one(node: Any) -> Any:
+        return cut(node) if is_factors(node) else node
+
+    learned = jax.tree.map(one, state.learner.task_params, is_leaf=is_factors)
+    return state.replace(learner=state.learner.replace(task_params=learned))

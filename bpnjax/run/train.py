@@ -1,4 +1,4 @@
-"""The loop: tasks, epochs, evaluation, checkpoints. All computing is in `bpnjax.training.epochs`."""
+"""The loop: tasks, epochs, evaluation, checkpoints. All computing is in `bpnjax.training`."""
 
 import pathlib
 import time
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpnjax.data import TaskSequence, load_sequence
-from bpnjax.evaluation.accuracy import accuracies, evaluate
+from bpnjax.evaluation.accuracy import accuracies
 from bpnjax.run import (
     checkpoint,
     export,
@@ -22,9 +22,10 @@ from bpnjax.run import (
     writers,
 )
 from bpnjax.run.checkpoint import Position
-from bpnjax.run.setup import make_problem
 from bpnjax.run.workdir import claim
 from bpnjax.training import compilation, epochs, hosts, parallel, streaming
+from bpnjax.training.evaluate import evaluate
+from bpnjax.training.experiment import Experiment, make_experiment
 from bpnjax.training.task_data import put_on_device
 
 
@@ -46,29 +47,32 @@ class Programs(NamedTuple):
     evaluate_in_training: Any
 
 
-def compile_programs(problem, clock, num_seeds: int, layout: parallel.Layout) -> Programs:
+def compile_programs(
+    experiment: Experiment, clock: parallel.Clock, num_seeds: int, layout: parallel.Layout
+) -> Programs:
     """Wraps the per-seed functions for seeds and devices; nothing is compiled before its use.
 
     Args:
-      problem: the static side of the run.
+      experiment: the static side of the run.
       clock: counts the compile time.
       num_seeds: as in `bpnjax.training.parallel.program`.
       layout: of the devices.
 
     Returns:
-      `Programs`, each a function of key or keys, state, and what follows in `bpnjax.training.epochs`.
+      `Programs`: ``init`` of the key or keys, each other of the state and what follows in
+      `bpnjax.training.epochs` and `bpnjax.training.evaluate`.
     """
 
     takes_state_over = (epochs.begin_task, epochs.run_steps, epochs.end_task)
 
     def make(function, **options):
         static = {"in_training": True} if options.pop("in_training", False) else {}
-        donate = (1,) if function in takes_state_over else ()
-        bound = partial(function, problem, **static)
+        donate = (0,) if function in takes_state_over else ()
+        bound = partial(function, experiment, **static)
         return parallel.program(bound, clock, num_seeds, layout, donate=donate, **options)
 
     return Programs(
-        init=make(epochs.init_state, over_seeds=(0,)),
+        init=make(epochs.init_state),
         begin_task=make(epochs.begin_task),
         run_steps=make(epochs.run_steps, split=True),
         end_task=make(epochs.end_task, split=True),
@@ -143,16 +147,16 @@ class _Run:
     def __init__(self, config, trained, workdir, sequence: TaskSequence, layout, earlier=None):
         self.config, self.workdir, self.sequence = config, workdir, sequence
         self.earlier = earlier
-        self.problem = make_problem(trained, sequence)
-        self.epochs = self.problem.epochs
+        self.experiment = make_experiment(trained, sequence)
+        self.epochs = self.experiment.epochs
         self.clock = parallel.Clock()
-        self.programs = compile_programs(self.problem, self.clock, config.num_seeds, layout)
+        self.programs = compile_programs(self.experiment, self.clock, config.num_seeds, layout)
         self.data = parallel.place(put_on_device(sequence, streaming.most_bytes(config)), layout)
         self.keys = seed_keys(config)
-        self.stages = later_tasks.stages(self.problem, earlier)
-        self.steps = {t: epochs.steps_per_epoch(self.problem, sequence, t) for t in self.stages}
+        self.stages = later_tasks.stages(self.experiment, earlier)
+        self.steps = {t: epochs.steps_per_epoch(self.experiment, sequence, t) for t in self.stages}
         self.chunk_steps, self.feed = streaming.make_feed(
-            self.problem, self.keys, sequence, self.data, layout, max(self.steps.values())
+            self.experiment, self.keys, sequence, self.data, layout, max(self.steps.values())
         )
 
     def restore_or_start(self):
@@ -219,7 +223,7 @@ class _Run:
             if task < self.position.task:
                 continue
             if (self.position.epoch, self.position.step) == (0, 0):
-                self.state = self.programs.begin_task(self.keys, self.state, jnp.int32(task))
+                self.state = self.programs.begin_task(self.state, jnp.int32(task))
             self.train_task(task)
             self.state = self.timed("train_seconds", self.programs.end_task, task)
             self.position = Position(task + 1, 0, 0)
@@ -242,7 +246,7 @@ class _Run:
         data = self.data if data is None else data
         compiled, started = self.clock.compile_seconds, time.perf_counter()
         numbers = [jnp.int32(n) for n in more]
-        out = program(self.keys, self.state, data, jnp.int32(task), *numbers)
+        out = program(self.state, data, jnp.int32(task), *numbers)
         jax.block_until_ready(out)
         compiling = self.clock.compile_seconds - compiled
         self.record[kind] += time.perf_counter() - started - compiling
@@ -315,7 +319,7 @@ class _Run:
         infer = finished and (self.config.evaluate.inferred_rows == "all" or last)
         which = self.programs.evaluate if finished else self.programs.evaluate_in_training
         correct = self.timed("evaluate_seconds", which, task, infer)
-        limit = self.config.evaluate.inferred_examples if self.problem.method.told_task else 0
+        limit = self.config.evaluate.inferred_examples if self.experiment.told_task else 0
         found = accuracies(correct, self.sequence.test.count, limit)
         found = {kind: np.atleast_2d(values) for kind, values in found.items()}
         guess = found.pop("task_guess")
@@ -351,11 +355,11 @@ class _Run:
         record = self.record | {
             "compile_seconds": self.compiled_before + self.clock.compile_seconds
         }
-        result = results.make(self.config, self.problem, self.sequence, record)
+        result = results.make(self.config, self.experiment, self.sequence, record)
         if not hosts.is_first():
             return result
         export.save_models(
-            self.workdir, self.problem, self.state, self.config.num_seeds, self.sequence
+            self.workdir, self.experiment, self.state, self.config.num_seeds, self.sequence
         )
         from bpnjax.run import plots
 

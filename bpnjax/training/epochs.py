@@ -1,105 +1,98 @@
-"""The programs of a run as pure functions of one seed: begin a task, run steps, end it.
+"""The programs of a run as pure functions of one seed's state: begin a task, run steps, end it.
 
-Each takes the seed's PRNG key and the state and returns the new state. `task`, `epoch` and the
-range of steps are traced, so each compiles once for a sequence of any length; whoever calls them
-adds `jax.vmap` over seeds, `jax.pmap` over devices, and `jax.jit`.
+They are those of the learner, with the data of the run: whole ranges of steps in one compiled loop.
+The task, the epoch and the range of steps are traced, so each compiles once for a sequence of any
+length; whoever calls them adds `jax.vmap` over seeds, `jax.pmap` over devices, and `jax.jit`.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+from flax import struct
 
-from bpnjax import importance
 from bpnjax.data.sequence import Split, TaskSequence
 from bpnjax.evaluation import task_inference
-from bpnjax.importance import kronecker, per_example
-from bpnjax.methods import Ended, Step
-from bpnjax.networks import linen
-from bpnjax.run.setup import Problem
-from bpnjax.training import collectives, schedule
-from bpnjax.training.recall import make_examples
-from bpnjax.training.task_data import Data, make_view
-from bpnjax.utils import prng
+from bpnjax.learner import Clock, State
+from bpnjax.methods import Batch
+from bpnjax.training import schedule
+from bpnjax.training.experiment import Experiment
+from bpnjax.training.task_data import Data, make_reader
+from bpnjax.utils import collectives, prng
 
 
-class TrainState(NamedTuple):
-    """All that a run carries from step to step, for one seed."""
+@struct.dataclass
+class RunState:
+    """All that a run carries from step to step, for one seed.
 
-    core: Any  # shared parameters
-    learned: Any  # parameters of the task in training (BD's factors), {} for most methods
-    core_optimizer: Any
-    learned_optimizer: Any
-    method: Any  # what the method keeps: bank, anchors
-    statistics: Any = ()  # `bpnjax.evaluation.task_inference.Statistics` of each task, where the rule asks for them
+    Attributes:
+      learner: the state of the learner.
+      statistics: `bpnjax.evaluation.task_inference.Statistics` of each task, where the rule asks
+        for them; else ().
+    """
 
-
-class Sums(NamedTuple):
-    """What a range of steps adds up."""
-
-    loss: jax.Array  # f32 scalar, summed over examples
-    correct: jax.Array  # f32 scalar
-    examples: jax.Array  # f32 scalar
-    bad_step: jax.Array  # int32 scalar, first step after which something is not finite, else -1
+    learner: State
+    statistics: Any = ()
 
 
-def init_state(problem: Problem, key) -> TrainState:
+@struct.dataclass
+class Sums:
+    """What a range of steps adds up.
+
+    Attributes:
+      loss: f32 scalar, summed over examples.
+      correct: f32 scalar.
+      examples: f32 scalar.
+      bad_step: int32 scalar, the first step after which something is not finite, else -1.
+    """
+
+    loss: jax.Array
+    correct: jax.Array
+    examples: jax.Array
+    bad_step: jax.Array
+
+
+def init_state(experiment: Experiment, key: jax.Array) -> RunState:
     """The state before the first task.
 
     Args:
-      problem: the static side.
+      experiment: the static side.
       key: the seed's typed PRNG key.
 
     Returns:
-      `TrainState`; what the method keeps is allocated for all tasks.
+      `RunState`; what the method keeps is allocated for all tasks.
     """
-    core = problem.spec.init(prng.fold(key, prng.INIT))
-    learned = problem.method.fresh(prng.fold(key, prng.FRESH), problem.spec)
-    return TrainState(
-        core=core,
-        learned=learned,
-        core_optimizer=problem.core_optimizer.init(core),
-        learned_optimizer=problem.learned_optimizer.init(learned),
-        method=problem.method.init(prng.fold(key, prng.METHOD), core, problem.spec),
-        statistics=task_inference.empty(problem.num_tasks, problem.statistics)
-        if problem.statistics
-        else (),
-    )
+    statistics: Any = ()
+    if experiment.statistics:
+        statistics = task_inference.empty(experiment.num_tasks, experiment.statistics)
+    return RunState(experiment.learner.first(key), statistics)
 
 
-def begin_task(problem: Problem, key, state: TrainState, task) -> TrainState:
+def begin_task(experiment: Experiment, state: RunState, task: Any) -> RunState:
     """Fresh task parameters and optimizer states; the shared parameters go on.
 
     Args:
-      problem: the static side.
-      key: the seed's typed PRNG key.
+      experiment: the static side.
       state: after the last task; may be donated.
       task: int scalar, may be traced.
 
     Returns:
-      `TrainState`. The state of the shared parameters' optimizer goes on unless
-      `train.reset_optimizer`; stl starts from fresh shared parameters, too.
+      `RunState`.
     """
-    method = problem.method
-    learned = method.fresh(prng.fold(key, prng.FRESH, task), problem.spec)
-    core, core_optimizer = state.core, state.core_optimizer
-    if method.restarts:
-        core = problem.spec.init(prng.fold(key, prng.INIT, task))
-    if method.restarts or problem.config.train.reset_optimizer:
-        core_optimizer = problem.core_optimizer.init(core)
-    return state._replace(
-        core=core,
-        learned=learned,
-        core_optimizer=core_optimizer,
-        learned_optimizer=problem.learned_optimizer.init(learned),
-    )
+    return state.replace(learner=experiment.learner.start(state.learner, task))  # type: ignore[attr-defined,no-any-return]
 
 
 def run_steps(
-    problem: Problem, key, state: TrainState, data: Data, task, epoch, start, stop, axis=None
-) -> tuple[TrainState, Sums]:
+    experiment: Experiment,
+    state: RunState,
+    data: Data,
+    task: Any,
+    epoch: Any,
+    start: Any,
+    stop: Any,
+    axis: str | None = None,
+) -> tuple[RunState, Sums]:
     """Runs the steps ``start`` to ``stop - 1`` of an epoch, without a return to the host.
 
     A loop with traced bounds rather than a scan of fixed length: tasks of different size, an
@@ -107,8 +100,7 @@ def run_steps(
     execute the same step, so a resumed run equals one never stopped, bit for bit.
 
     Args:
-      problem: the static side.
-      key: the seed's typed PRNG key.
+      experiment: the static side.
       state: before; may be donated.
       data: the sequence.
       task: int scalar, may be traced, as all that follow.
@@ -120,144 +112,106 @@ def run_steps(
     Returns:
       The state after, and `Sums` over the steps.
     """
-    config, method = problem.config, problem.method
-    batch = config.train.batch_size
-    devices, me = collectives.devices(axis)
-    share = -(-batch // devices)
-    first = me * share
-    slots, count = epoch_order(problem, key, data.train, task, epoch)
-    view = make_view(problem, key, data, task)
-    mode = view.mode(method.mode(state.method, task))
+    size = experiment.config.train.batch_size
+    devices, place = collectives.devices(axis)
+    share = -(-size // devices)
+    key = state.learner.key
+    slots, count = epoch_order(experiment, key, data.train, task, epoch)
+    reader = make_reader(experiment, key, data, None if experiment.jointly else task)
+    rates = schedule.rates(experiment, task, epoch)
+    before = epoch * -(-count // size)
 
-    def loss(params, mine, weight, kept, step_key):
-        core, learned = params
-        core = method.train_core(core, kept, task, step_key)
-        x, y = view.examples(data.train, mine)
-        logits = linen.modulated_apply(
-            problem.model, view.params(core), method.train_mode(learned, mode), x,
-            rngs={"dropout": prng.fold(step_key, prng.DROPOUT, me)},  # a mask a device
-        ).astype(jnp.float32)  # fmt: skip
-        logits = view.within_head(data.train, mine, logits)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-        correct = jnp.sum(weight * (jnp.argmax(logits, -1) == y))
-        return jnp.sum(weight * losses), correct
-
-    slower = 1.0 / (1.0 + config.train.rate_decay * jnp.asarray(task, jnp.float32))
-    left = schedule.dropped(config, problem.epochs, task, epoch)
-    slower = slower * left
-    rate = config.train.learning_rate * slower
-    step_size = rate if config.ewc.form == "proximal" else 0.0
-    epoch_key = prng.fold(key, prng.STEP, task, epoch)
-    examples = make_examples(problem, key, data)
-
-    def whole_batch(i):
-        position = i * batch + jnp.arange(batch)
-        weight = (position < count).astype(jnp.float32)
-        return slots[jnp.minimum(position, slots.shape[0] - 1)], weight
-
-    def step(i, carry):
-        state, sums = carry
-        offset = first + jnp.arange(share)
-        position = i * batch + offset
-        weight = ((offset < batch) & (position < count)).astype(jnp.float32)
+    def step(i: Any, carry: tuple[State, Sums]) -> tuple[State, Sums]:
+        learner, sums = carry
+        offset = place * share + jnp.arange(share)
+        position = i * size + offset
+        weight = ((offset < size) & (position < count)).astype(jnp.float32)
         mine = slots[jnp.minimum(position, slots.shape[0] - 1)]
-        step_key = prng.fold(epoch_key, i)
-        (total, correct), grads = jax.value_and_grad(loss, has_aux=True)(
-            (state.core, state.learned), mine, weight, state.method, step_key
+        x, y = reader.take(data.train, mine)
+        batch = Batch(x, y, weight, mine // data.train.index.shape[1])
+        clock = Clock(task, before + i, *rates)
+        learner, totals = experiment.learner.update(learner, batch, clock, axis)
+        bad = jnp.where((sums.bad_step < 0) & ~jnp.isfinite(totals.loss), i, sums.bad_step)
+        return learner, Sums(
+            sums.loss + totals.loss,
+            sums.correct + totals.correct,
+            sums.examples + totals.examples,
+            bad,
         )
-        # Sum over devices before anything that is not linear in the gradient (the sign).
-        total, correct, count_here, grads = collectives.total(
-            (total, correct, jnp.sum(weight), grads), axis
-        )
-        core_grads, learned_grads = jax.tree.map(lambda g: g / count_here, grads)
-        seen = Step(
-            task, epoch, i, step_key, rate, step_size, *whole_batch(i), examples, problem.spec
-        )
-        core_updates, core_optimizer = problem.core_optimizer.update(
-            method.gradient(core_grads, state.core, state.method, seen),
-            state.core_optimizer,
-            state.core,
-        )
-        if config.train.rate_decay or config.train.rate_drops:
-            core_updates = jax.tree.map(lambda u: slower.astype(u.dtype) * u, core_updates)
-        core = optax.apply_updates(state.core, core_updates)
-        core = method.after_update(core, state.method, seen)
-        learned_updates, learned_optimizer = problem.learned_optimizer.update(
-            learned_grads, state.learned_optimizer, state.learned, rate_left=left
-        )
-        bad = jnp.where((sums.bad_step < 0) & ~jnp.isfinite(total), i, sums.bad_step)
-        state = state._replace(
-            core=core,
-            learned=optax.apply_updates(state.learned, learned_updates),
-            core_optimizer=core_optimizer,
-            learned_optimizer=learned_optimizer,
-            method=method.after_step(state.method, state.core, core, core_grads, seen),
-        )
-        sums = Sums(sums.loss + total, sums.correct + correct, sums.examples + count_here, bad)
-        return state, sums
 
     zero = jnp.float32(0)
-    state, sums = jax.lax.fori_loop(
-        start, stop, step, (state, Sums(zero, zero, zero, jnp.int32(-1)))
+    learner, sums = jax.lax.fori_loop(
+        start, stop, step, (state.learner, Sums(zero, zero, zero, jnp.int32(-1)))
     )
     # The last update may have broken what its loss does not show yet.
-    finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(state.core)]))
+    leaves = jax.tree.leaves(learner.params)
+    finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(p)) for p in leaves]))
     bad = jnp.where((sums.bad_step < 0) & ~finite, stop - 1, sums.bad_step)
-    return state, sums._replace(bad_step=bad)
+    return state.replace(learner=learner), sums.replace(bad_step=bad)  # type: ignore[attr-defined]
 
 
-def end_task(problem: Problem, key, state: TrainState, data: Data, task, axis=None) -> TrainState:
+def end_task(
+    experiment: Experiment, state: RunState, data: Data, task: Any, axis: str | None = None
+) -> RunState:
     """Freezes the task's mode, drops what was learned for it, and updates the protection.
 
     Args:
-      problem: the static side.
-      key: the seed's typed PRNG key.
+      experiment: the static side.
       state: after the task's last step; may be donated.
       data: the sequence; importance passes over the task's training examples.
       task: int scalar, may be traced.
       axis: name of the mapped device axis; each device takes its share of the examples.
 
     Returns:
-      `TrainState`, its ``learned`` all zero.
+      `RunState`, its task parameters zero.
     """
-    method = problem.method
-    # Importance is that of the network as it was trained, before its mode goes into the bank.
-    mode = method.train_mode(state.learned, method.mode(state.method, task))
-    kept = method.store(state.core, state.learned, state.method, task)
+    key = state.learner.key
+    epochs = schedule.look_up(experiment.epochs, task)
+    slots, count = epoch_order(experiment, key, data.train, task, epochs - 1)
+    reader = make_reader(experiment, key, data, None if experiment.jointly else task)
+    steps = epochs * -(-count // experiment.config.train.batch_size)
+    clock = Clock(task, steps, *schedule.rates(experiment, task, epochs - 1))
 
-    last_epoch = schedule.look_up(problem.epochs, task) - 1
-    slots, count = epoch_order(problem, key, data.train, task, last_epoch)
-    measures = _task_importance(problem, key, state.core, mode, data, task, slots, axis)
-    examples = make_examples(problem, key, data)
-    ended = Ended(*measures, slots, count, examples, prng.fold(key, prng.ENDED, task))
-    kept = method.consolidate(state.core, kept, task, ended, problem.spec)
-    # The factors have done their work; zeros keep the state's structure.
-    dropped = jax.tree.map(jnp.zeros_like, state.learned)
+    def take(places: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return reader.take(data.train, slots[places])
+
+    learner = experiment.learner.consolidate(
+        state.learner, take, slots.shape[0], count, clock, axis
+    )
     statistics = state.statistics
-    if problem.statistics:
-        found = _input_statistics(problem, key, data, task, slots, count, axis)
+    if experiment.statistics:
+        found = _input_statistics(experiment, key, take, slots.shape[0], count, axis)
         statistics = jax.tree.map(lambda kept, new: kept.at[task].set(new), statistics, found)
-    return state._replace(learned=dropped, method=kept, statistics=statistics)
+    return RunState(learner, statistics)
 
 
-def input_directions(problem: Problem, key, data: Data) -> jax.Array:
+def input_directions(experiment: Experiment, key: jax.Array) -> jax.Array:
     """The directions of the statistics of a seed, f32 ``[inputs, r]``."""
-    inputs = math.prod(data.train.images.shape[1:])
-    return task_inference.directions(prng.fold(key, prng.STATISTICS), inputs, problem.statistics)
+    example = experiment.learner.network.example
+    assert example is not None
+    inputs = math.prod(example.shape)
+    return task_inference.directions(prng.fold(key, prng.STATISTICS), inputs, experiment.statistics)
 
 
-def _input_statistics(problem: Problem, key, data: Data, task, slots, count, axis):
+def project(experiment: Experiment, x: jax.Array, directions: jax.Array) -> jax.Array:
+    """Examples times `input_directions`, as the network sees them, f32 ``[n, r]``."""
+    x = experiment.learner.network.prepare(x)
+    return x.reshape(x.shape[0], -1) @ directions
+
+
+def _input_statistics(
+    experiment: Experiment, key: Any, take: Any, size: int, count: Any, axis: str | None
+) -> task_inference.Statistics:
     """The Gaussian of a task's projected inputs, of the first examples of its last epoch."""
-    view, r = make_view(problem, key, data, task), problem.statistics
-    directions = input_directions(problem, key, data)
-    limit = min(task_inference.EXAMPLES, slots.shape[0])
+    r = experiment.statistics
+    directions = input_directions(experiment, key)
+    limit = min(task_inference.EXAMPLES, size)
     batch, count = min(512, limit), jnp.minimum(count, limit)
 
-    def add(i, sums):
+    def add(i: Any, sums: Any) -> Any:
         within = i * batch + jnp.arange(batch)
-        x, _ = view.examples(data.train, slots[jnp.minimum(within, limit - 1)])
-        z = view.project(x, directions)
-        mine = jnp.where((within < count)[:, None], z, 0.0)
+        x, _ = take(jnp.minimum(within, limit - 1))
+        mine = jnp.where((within < count)[:, None], project(experiment, x, directions), 0.0)
         return sums[0] + mine.sum(0), sums[1] + mine.T @ mine
 
     zeros = (jnp.zeros(r), jnp.zeros((r, r)))
@@ -265,11 +219,11 @@ def _input_statistics(problem: Problem, key, data: Data, task, slots, count, axi
     return task_inference.Statistics(*task_inference.gaussian(count.astype(jnp.float32), *sums))
 
 
-def steps_per_epoch(problem: Problem, sequence: TaskSequence, task: int) -> int:
+def steps_per_epoch(experiment: Experiment, sequence: TaskSequence, task: int) -> int:
     """Batches in an epoch of a task, the last one not full if it does not divide.
 
     Args:
-      problem: the static side.
+      experiment: the static side.
       sequence: the sets on the host.
       task: int; a joint method's epoch takes the examples of all tasks.
 
@@ -277,15 +231,17 @@ def steps_per_epoch(problem: Problem, sequence: TaskSequence, task: int) -> int:
       An int.
     """
     count = sequence.train.count
-    examples = int(count.sum() if problem.method.joint else count[task])
-    return -(-examples // problem.config.train.batch_size)
+    examples = int(count.sum() if experiment.jointly else count[task])
+    return -(-examples // experiment.config.train.batch_size)
 
 
-def epoch_order(problem: Problem, key, split: Split, task, epoch):
+def epoch_order(
+    experiment: Experiment, key: jax.Array, split: Split, task: Any, epoch: Any
+) -> tuple[jax.Array, jax.Array]:
     """The order in which an epoch takes its examples.
 
     Args:
-      problem: the static side.
+      experiment: the static side.
       key: the seed's typed PRNG key.
       split: the training set; only ``index`` and ``count`` are looked at.
       task: int scalar, may be traced.
@@ -296,75 +252,12 @@ def epoch_order(problem: Problem, key, split: Split, task, epoch):
       are real, int scalar.
     """
     tasks, width = split.index.shape
-    if problem.method.joint:
+    if experiment.jointly:
         slots = jnp.arange(tasks * width, dtype=jnp.int32)
         real = slots % width < jnp.asarray(split.count)[slots // width]
     else:
         slots = task * width + jnp.arange(width, dtype=jnp.int32)
         real = jnp.arange(width) < jnp.asarray(split.count)[task]
-    bits = jax.random.bits(prng.fold(key, prng.ORDER, task, epoch), slots.shape)
+    bits = jax.random.bits(prng.fold(key, prng.ORDER, task, epoch), slots.shape, jnp.uint32)
     draws = jnp.where(real, bits >> 1, jnp.uint32(0xFFFFFFFF))
     return slots[jnp.argsort(draws)], jnp.sum(real)
-
-
-def _task_importance(problem: Problem, key, core, mode, data: Data, task, slots, axis):
-    """The functions of `bpnjax.importance`, bound to the data and the mode of a task."""
-    view = make_view(problem, key, data, task)
-    params, mode = view.params(core), view.mode(mode)
-    split = data.train
-    batch = min(512, slots.shape[0])
-    head = data.classes[task] if view.multi_head else None
-
-    def mean(sum_of_batch, like=core, examples=0):
-        limit = min(examples or slots.shape[0], slots.shape[0])
-        count = jnp.minimum(split.count[task], limit)
-
-        def add(i, sums):
-            within = i * batch + jnp.arange(batch)
-            x, y = view.examples(split, slots[jnp.minimum(within, limit - 1)])
-            weights = (within < count).astype(jnp.float32)
-            return jax.tree.map(jnp.add, sums, sum_of_batch(i, x, y, weights))
-
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), like)
-        sums = collectives.sum_loop(axis, -(-count // batch), add, zeros)
-        # By hand: XLA does this in some programs of the same function and not in others.
-        reciprocal = 1.0 / count
-        return jax.tree.map(lambda s: s * reciprocal, sums)
-
-    def fisher(kind, examples=0):
-        def one(i, x, y, weights):
-            draw = prng.fold(key, prng.FISHER, task, i)
-            return importance.fisher_sum(
-                problem.model, params, mode, x, y,
-                kind=kind, weights=weights, key=draw, classes=head,
-            )  # fmt: skip
-
-        return view.restore(mean(one, examples=examples))
-
-    def factors(examples=0):
-        def one(i, x, y, weights):
-            return kronecker.factors_sum(
-                problem.model, params, mode, x, y, weights=weights, classes=head
-            )
-
-        empty = kronecker.empty_factors(problem.spec.layers)
-        return view.restore_factors(mean(one, empty, examples))
-
-    def sensitivity():
-        def one(i, x, y, weights):
-            return importance.sensitivity_sum(
-                problem.model, params, mode, x, weights=weights, classes=head
-            )
-
-        return view.restore(mean(one))
-
-    def neurons(of):
-        def one(i, x, y, weights):
-            return importance.neurons_sum(
-                problem.model, params, mode, x, y, of=of, weights=weights, classes=head
-            )
-
-        covered = per_example.one_pass_layers(problem.spec.layers)
-        return mean(one, {path: jnp.zeros(layer.outputs) for path, layer in covered.items()})
-
-    return fisher, factors, sensitivity, neurons

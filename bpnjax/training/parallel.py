@@ -140,13 +140,13 @@ def program(
     num_seeds: int,
     layout: Layout = Layout(),  # noqa: B008  immutable
     split: bool = False,
-    over_seeds: tuple[int, ...] = (0, 1),
+    over_seeds: tuple[int, ...] = (0,),
     donate: tuple[int, ...] = (),
 ) -> Callable:
     """Compiles a per-seed function for seeds and devices; at its first call, once.
 
     Args:
-      function: ``f(key, ...)``; if it splits its work it is called with ``axis=``, a name for
+      function: ``f(key or state, ...)``; if it splits its work it is called with ``axis=``, a name for
         `jax.lax.psum`.
       clock: counts the compile time.
       num_seeds: with 1 the arguments have no seed axis, else those in ``over_seeds`` and the
@@ -164,14 +164,14 @@ def program(
       >>> import jax, jax.numpy as jnp
       >>> from bpnjax.training import parallel
       >>> draw = lambda key, scale: scale * jax.random.normal(key, (3,))
-      >>> draws = parallel.program(draw, parallel.Clock(), num_seeds=2, over_seeds=(0,))
+      >>> draws = parallel.program(draw, parallel.Clock(), num_seeds=2)
       >>> draws(jax.random.split(jax.random.key(0), 2), jnp.float32(2)).shape
       (2, 3)
     """
     mesh = _mesh(layout)
     by_seeds = layout.number > 1 and layout.axis == "seeds"
     by_batch = layout.number > 1 and layout.axis == "batch" and split
-    # What each device does alone all devices of one host do, and of several hosts one each.
+    # Programs that are not split run on every device of a single host, or on one device per host.
     together = layout.number > 1 and (split or not mesh.is_multi_process)
     compiled = None
 

@@ -1,14 +1,15 @@
 """How long each task is trained and when its learning rate drops: tables a traced task looks up."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from bpnjax.utils.errors import UserError
 
 
-def epochs_per_task(config, num_tasks: int, joint: bool = False) -> list[int]:
+def epochs_per_task(config: Any, num_tasks: int, joint: bool = False) -> list[int]:
     """The epochs of each task.
 
     Args:
@@ -20,7 +21,7 @@ def epochs_per_task(config, num_tasks: int, joint: bool = False) -> list[int]:
       T numbers.
 
     Raises:
-      UserError: `train.epochs_per_task` does not have one number a task.
+      UserError: `train.epochs_per_task` does not have one number per task.
     """
     given = tuple(config.train.epochs_per_task)
     if not given:
@@ -28,17 +29,17 @@ def epochs_per_task(config, num_tasks: int, joint: bool = False) -> list[int]:
     if len(given) != num_tasks:
         raise UserError(
             f"train.epochs_per_task: {given} has {len(given)} numbers for {num_tasks} tasks; give "
-            "one a task, or () for train.epochs in each"
+            "one per task, or () for train.epochs in each"
         )
     return [max(given)] * num_tasks if joint else list(given)
 
 
-def look_up(table, task) -> jax.Array:
+def look_up(table: Any, task: Any) -> jax.Array:
     """The entry of a task, which may be traced."""
     return jnp.asarray(np.array(table, np.int32))[task]
 
 
-def dropped(config, epochs: list[int], task, epoch) -> jax.Array:
+def dropped(config: Any, epochs: Any, task: Any, epoch: Any) -> jax.Array:
     r"""What is left of a task's learning rate in one of its epochs.
 
     .. math:: f^{-d}, \quad d = |\{s : epoch \ge s \cdot epochs_t\}|
@@ -73,12 +74,27 @@ def dropped(config, epochs: list[int], task, epoch) -> jax.Array:
     return jnp.asarray(left, jnp.float32)[drops]
 
 
-def following(transform: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The transformation with its updates times ``rate_left``, an argument of each update."""
-    inner = optax.with_extra_args_support(transform)
+def rates(experiment: Any, task: Any, epoch: Any) -> tuple[Any, Any]:
+    r"""Factors on the learning rates in an epoch of a task: all there is of schedules.
 
-    def update(updates, state, params=None, *, rate_left, **more):
-        updates, state = inner.update(updates, state, params, **more)
-        return jax.tree.map(lambda u: rate_left.astype(u.dtype) * u, updates), state
+    .. math:: \frac{f^{-d}}{1 + c t}, \quad f^{-d}
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    with c ``train.rate_decay`` and the drops of `dropped`. Upper bounds (stl, joint) train every
+    network afresh, so their rate does not fall from task to task.
+
+    Args:
+      experiment: the static side of a run.
+      task: t, int scalar, may be traced.
+      epoch: int scalar, may be traced.
+
+    Returns:
+      The factor for the shared parameters and the one for the task parameters; 1.0 where nothing
+      changes.
+    """
+    config = experiment.config
+    left: Any = 1.0
+    if config.train.rate_drops:
+        left = dropped(config, experiment.epochs, task, epoch)
+    if not config.train.rate_decay or experiment.learner.method.trains != "in turn":
+        return left, left
+    return left / (1.0 + config.train.rate_decay * jnp.asarray(task, jnp.float32)), left

@@ -1,15 +1,16 @@
-"""Training pictures for a range of steps: the whole set, or chunks that are fetched ahead.
+"""Training images for a range of steps: the whole set, or chunks that are fetched ahead.
 
-A chunk is a `Data` whose training split holds the pictures of its steps only, and an index table
+A chunk is a `Data` whose training split holds the images of its steps only, and an index table
 that names their places in it; the program that runs the steps is the same.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +22,12 @@ from bpnjax.training import epochs, parallel
 from bpnjax.training.task_data import Data, HostImages
 from bpnjax.utils.errors import UserError
 
-_CROPPED = 2**29  # bytes: more than that of pictures cropped at random is not read ahead
-_SHARE = 4  # of the memory for pictures, a chunk's part: one at work, one ahead, one not yet freed
+_CROPPED = 2**29  # bytes: more than that of images cropped at random is not read ahead
+_SHARE = 4  # of the memory for images, a chunk's part: one at work, one ahead, one not yet freed
 
 
 def most_bytes(config) -> int | None:
-    """How many bytes of pictures of a split may lie on the device.
+    """How many bytes of images of a split may lie on the device.
 
     Args:
       config: a run configuration; `dataset.device_mb` in MiB, 0 for half the device's memory.
@@ -40,11 +41,11 @@ def most_bytes(config) -> int | None:
     return stats["bytes_limit"] // 2 if "bytes_limit" in stats else None
 
 
-def make_feed(problem, key, sequence: TaskSequence, data: Data, layout, most_steps: int):
+def make_feed(experiment, key, sequence: TaskSequence, data: Data, layout, most_steps: int):
     """Prepares the feed of a run.
 
     Args:
-      problem: the static side of the run.
+      experiment: the static side of the run.
       key: the PRNG key of its seed, or those of all.
       sequence: the sets on the host.
       data: the sets as the programs see them.
@@ -57,29 +58,20 @@ def make_feed(problem, key, sequence: TaskSequence, data: Data, layout, most_ste
       of each range, and fetches the next while one is used.
 
     Raises:
-      UserError: not even one batch fits, or crops are asked for that the method cannot have.
+      UserError: not even one batch fits, or the batches are too large.
     """
-    steps = _steps_per_chunk(problem, data, sequence.files is not None)
+    steps = _steps_per_chunk(experiment, data, sequence.files is not None)
     if steps is None:
         return None, lambda task, ranges: itertools.repeat(data, len(ranges))
     steps = min(steps, most_steps)
-    return steps, _chunks(problem, key, sequence, data, layout, steps)
+    return steps, _chunks(experiment, key, sequence, data, layout, steps)
 
 
-def _steps_per_chunk(problem, data: Data, cropped: bool) -> int | None:
-    config, images = problem.config, data.train.images
-    # Seeds draw orders of their own, and a memory names examples of any task: such runs ask for
-    # each batch where they need it.
+def _steps_per_chunk(experiment, data: Data, cropped: bool) -> int | None:
+    config, images = experiment.config, data.train.images
+    # Seeds draw orders of their own: such runs ask for each batch where they need it.
     if not cropped and (not isinstance(images, HostImages) or config.num_seeds > 1):
         return None
-    state = jax.eval_shape(partial(epochs.init_state, problem), jax.random.key(0))
-    if problem.method.examples_kept(state.method):
-        if not cropped:
-            return None
-        raise UserError(
-            f"dataset.augment: {config.dataset.augment!r} does not go with {config.method}, which "
-            "looks at pictures of any task as they were stored; set --config.dataset.augment=none"
-        )
     batch = config.train.batch_size * math.prod(images.shape[1:]) * images.dtype.itemsize
     most = most_bytes(config) or math.inf
     if cropped:  # the first chunk has to be decoded before the first step
@@ -89,18 +81,18 @@ def _steps_per_chunk(problem, data: Data, cropped: bool) -> int | None:
         least = batch * _SHARE / 2**20
         raise UserError(
             f"dataset.device_mb: {config.dataset.device_mb} MB cannot hold {_SHARE} batches of "
-            f"{config.train.batch_size} pictures; give {least:.3g} or more, or smaller batches"
+            f"{config.train.batch_size} images; give {least:.3g} or more, or smaller batches"
         )
     return steps
 
 
-def _chunks(problem, key, sequence, data, layout, steps):
-    split, batch = sequence.train, problem.config.train.batch_size
+def _chunks(experiment, key, sequence, data, layout, steps):
+    split, batch = sequence.train, experiment.config.train.batch_size
     table = np.asarray(split.index).reshape(-1)
     size = batch * steps  # all chunks have one shape
     key = jax.device_put(key, _processor())
     host_split = split._replace(images=None, labels=None)
-    draw = jax.jit(lambda key, *at: epochs.epoch_order(problem, key, host_split, *at))
+    draw = jax.jit(lambda key, *at: epochs.epoch_order(experiment, key, host_split, *at))
 
     @lru_cache(maxsize=1)  # the chunks of an epoch come one after another
     def order(task, epoch):
@@ -110,29 +102,30 @@ def _chunks(problem, key, sequence, data, layout, steps):
         slots, count = order(task, epoch)
         return table[slots[: int(count)]]
 
-    def fetch(pictures, task, epoch, start, stop) -> Data:
+    def fetch(decoded, task, epoch, start, stop) -> Data:
         slots, count = order(task, epoch)
         slots = slots[start * batch : min(stop * batch, int(count))]
         rows = table[slots]
         images = np.zeros((size, *split.images.shape[1:]), split.images.dtype)
         labels = np.zeros(size, split.labels.dtype)
-        if pictures is None:
+        if decoded is None:
             images[: rows.size] = split.images[rows]
         else:
             for i in range(stop - start):
-                images[i * batch : (i + 1) * batch] = next(pictures)["image"]
+                images[i * batch : (i + 1) * batch] = next(decoded)["image"]
         labels[: rows.size] = split.labels[rows]
         places = np.zeros(table.shape, np.int32)
         places[slots] = np.arange(rows.size)
         chunk = Split(images, labels, places.reshape(split.index.shape), data.train.count)
-        return parallel.place(jax.tree.map(jnp.asarray, data._replace(train=chunk)), layout)
+        chunk = dataclasses.replace(data, train=chunk)
+        return parallel.place(jax.tree.map(jnp.asarray, chunk), layout)
 
     def chunks(task: int, ranges: Sequence) -> Iterator[Data]:
         reading = contextlib.nullcontext()
         if sequence.files is not None and ranges:
-            reading = _read_crops(problem.config, sequence.files, rows_of, task, ranges)
-        with reading as pictures, ThreadPoolExecutor(1) as ahead:
-            futures = (ahead.submit(fetch, pictures, task, *one) for one in ranges)
+            reading = _read_crops(experiment.config, sequence.files, rows_of, task, ranges)
+        with reading as decoded, ThreadPoolExecutor(1) as ahead:
+            futures = (ahead.submit(fetch, decoded, task, *one) for one in ranges)
             now = next(futures, None)
             while now is not None:
                 following = next(futures, None)
@@ -143,7 +136,7 @@ def _chunks(problem, key, sequence, data, layout, steps):
 
 
 def _read_crops(config, files: crops.Files, rows_of, task: int, ranges):
-    """Batches of pictures cropped at random: all steps of some ranges, which follow each other."""
+    """Batches of images cropped at random: all steps of some ranges, which follow each other."""
     batch = config.train.batch_size
     first, start, _ = ranges[0]
     epochs = [rows_of(task, epoch) for epoch in range(first, ranges[-1][0] + 1)]

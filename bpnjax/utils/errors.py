@@ -3,7 +3,7 @@
 import difflib
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """An impossible request: its message is one line with the field, the value and the mend.
 
     The command turns it into that line on stderr and exit code 2, without a traceback.

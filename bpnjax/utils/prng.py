@@ -6,7 +6,7 @@ again draws what it would have drawn.
 
 import jax
 
-INIT, METHOD, FRESH, ORDER, PIXELS, FISHER, STEP, ENDED, DROPOUT, STATISTICS = range(10)
+INIT, METHOD, FRESH, ORDER, PIXELS, FISHER, STEP, ENDED, DROPOUT, STATISTICS, REPLAY = range(11)
 
 
 def fold(key, *numbers):

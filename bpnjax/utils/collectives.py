@@ -31,12 +31,47 @@ def total(tree, axis: str | None):
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from bpnjax.training import collectives
+      >>> from bpnjax.utils import collectives
       >>> summed = jax.vmap(lambda x: collectives.total(x, "devices"), axis_name="devices")
       >>> summed(jnp.arange(3)).tolist()
       [3, 3, 3]
     """
     return tree if axis is None else jax.lax.psum(tree, axis)
+
+
+def mean(tree, axis: str | None):
+    """The mean over devices, leaf by leaf.
+
+    Args:
+      tree: of floating arrays, those of this device.
+      axis: name of the device axis, or None.
+
+    Returns:
+      The means, the same on all devices; ``tree`` itself for None.
+    """
+    return tree if axis is None or not jax.tree.leaves(tree) else jax.lax.pmean(tree, axis)
+
+
+def gather(tree, axis: str | None):
+    """The shares of all devices joined along the first axis, in the order of the devices.
+
+    Args:
+      tree: of arrays ``[n, ...]``, those of this device.
+      axis: name of the device axis, or None.
+
+    Returns:
+      Arrays ``[devices * n, ...]``, the same on all devices; ``tree`` itself for None.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpnjax.utils import collectives
+      >>> joined = jax.vmap(lambda x: collectives.gather(x, "devices"), axis_name="devices")
+      >>> joined(jnp.array([[1, 2], [3, 4]]))[0].tolist()
+      [1, 2, 3, 4]
+    """
+    if axis is None:
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, axis, tiled=True), tree)
 
 
 def sum_loop(axis: str | None, count, body, zeros):
@@ -56,7 +91,7 @@ def sum_loop(axis: str | None, count, body, zeros):
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from bpnjax.training import collectives
+      >>> from bpnjax.utils import collectives
       >>> def squares(axis, count=5):
       ...     return collectives.sum_loop(axis, count, lambda i, s: s + (i < count) * i**2, 0)
       >>> devices = jax.vmap(lambda _: squares("devices"), axis_name="devices")

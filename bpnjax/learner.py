@@ -1,0 +1,977 @@
+"""The learner: a network, a method and an optimizer joined to pure functions over one state.
+
+    learner = bpnjax.learner(
+        networks.from_linen(model, x[:1]), methods.bd_ewc(epsilon=0.2), optax.adam(3e-4), num_tasks=5
+    )
+    state = learner.init(jax.random.key(0))
+    for task, (x, y) in enumerate(tasks):
+        state = learner.begin_task(state, task)
+        for batch in batches(x, y):
+            state, metrics = learner.step(state, batch)
+        state = learner.end_task(state, (x, y))
+    logits = learner.apply(state, x, task=0)    # or one task id per example
+
+The command runs the same functions: whole epochs of `Learner.update` in one compiled loop.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from bpnjax import importance, modes
+from bpnjax.importance import kronecker, per_example
+from bpnjax.methods import Batch, Context, Method, Setup, TaskData
+from bpnjax.modes.bank import check_task
+from bpnjax.networks import Network
+from bpnjax.utils import arrays, collectives, prng
+from bpnjax.utils.errors import UserError
+from bpnjax.utils.heads import within_head
+
+__all__ = ["Clock", "Learner", "State", "Totals", "learner"]
+
+POLICIES = ("task", "shared", "frozen")
+_IMPORTANCE_BATCH = 512
+
+
+@struct.dataclass
+class State:
+    """All that a learner carries from step to step; any part may have a leading axis of seeds.
+
+    Attributes:
+      params: the shared parameters.
+      variables: what the network keeps beside them, such as the running statistics of BatchNorm.
+      task_variables: those of all tasks, leaves ``[T, ...]``, where each task has its own; else {}.
+      task_params: parameters of the task in training (the factors of BD); zeros between tasks.
+      optimizer: state of the optimizer of the shared parameters.
+      task_optimizer: state of that of the task parameters.
+      method: what the method keeps: banks, anchors, importance, replayed examples.
+      step_size: tree of f32 scalars like the parameters, the learning rate of each leaf.
+      key: typed PRNG key of the seed; nothing else is random.
+      task: int32 scalar, the task in training; -1 between tasks.
+      step: int32 scalar, steps of that task so far.
+    """
+
+    params: Any
+    variables: Any
+    task_variables: Any
+    task_params: Any
+    optimizer: Any
+    task_optimizer: Any
+    method: Any
+    step_size: Any
+    key: jax.Array
+    task: jax.Array
+    step: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """Where a step is: what the command tells the learner about it.
+
+    Attributes:
+      task: int scalar.
+      step: int scalar, steps of the task before this one.
+      rate: factor on the learning rate of the shared parameters.
+      task_rate: factor on that of the task parameters; epsilon of BD is no learning rate.
+    """
+
+    task: Any
+    step: Any
+    rate: Any = 1.0
+    task_rate: Any = 1.0
+
+
+@struct.dataclass
+class Totals:
+    """Sums over the examples of a step: f32 scalars."""
+
+    loss: jax.Array
+    correct: jax.Array
+    examples: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Learner:
+    """Pure functions over one `State`; made by `learner`.
+
+    `init`, `begin_task`, `step`, `end_task` and `apply` check what they are given and are compiled;
+    ``begin_task``, ``step`` and ``end_task`` consume the state they are given (its buffers are
+    donated). `start`, `update`, `consolidate` and `answer` are the same functions before `jax.jit`,
+    for programs that compile whole epochs.
+
+    Attributes:
+      setup: network, number of tasks, classes and loss, as the method sees them.
+      method: the method.
+      optimizer: of the shared parameters.
+      task_optimizer: of the task parameters.
+      batch_statistics: policy for the variables of the network.
+      reset_optimizer: whether a new task starts with a fresh state of the optimizer.
+      axis: name of a mapped device axis over which a batch is split; None on one device.
+    """
+
+    setup: Setup
+    method: Method
+    optimizer: optax.GradientTransformationExtraArgs
+    task_optimizer: optax.GradientTransformationExtraArgs
+    batch_statistics: str = "task"
+    reset_optimizer: bool = True
+    axis: str | None = None
+
+    def __post_init__(self) -> None:
+        jitted = {
+            "_init": jax.jit(self.first),
+            "_begin_task": jax.jit(self.start, donate_argnums=0),
+            "_step": jax.jit(self._counted_step, donate_argnums=0),
+            "_end_task": jax.jit(self._end_of_arrays, donate_argnums=0),
+            "_apply": jax.jit(self.answer),
+        }
+        for name, function in jitted.items():
+            object.__setattr__(self, name, function)
+
+    @property
+    def network(self) -> Network:
+        """The network, as bpnjax sees it."""
+        return self.setup.network
+
+    @property
+    def num_tasks(self) -> int:
+        """T, how many tasks the state has room for."""
+        return self.setup.num_tasks
+
+    # Checked and compiled.
+
+    def init(self, key: jax.Array) -> State:
+        """The state before the first task.
+
+        Args:
+          key: typed PRNG key; everything random of the run derives from it.
+
+        Returns:
+          `State`; what the method keeps is allocated for all tasks.
+
+        Raises:
+          UserError: the key is not a typed PRNG key.
+        """
+        if not jax.dtypes.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+            raise UserError("key: give a typed PRNG key, jax.random.key(0)")
+        return self._init(key)  # type: ignore[attr-defined,no-any-return]
+
+    def begin_task(self, state: State, task: int | jax.Array) -> State:
+        """Starts a task: fresh task parameters and optimizer; the shared parameters go on.
+
+        Args:
+          state: before; consumed.
+          task: int scalar from 0; may be traced.
+
+        Returns:
+          `State`.
+
+        Raises:
+          UserError: there is no such task.
+        """
+        return self._begin_task(state, self._task(task))  # type: ignore[attr-defined,no-any-return]
+
+    def step(self, state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
+        """One training step. Compiles once for all tasks; works under `jax.vmap` and `jax.pmap`.
+
+        Args:
+          state: of a task in training; consumed.
+          batch: ``(x, y)``, or ``(x, y, weight)`` with weight f32 ``[n]``, 0 for padding. A fourth
+            item, int32 ``[n]``, gives each example's task, for joint training with heads.
+
+        Returns:
+          The state after, and ``{"loss": mean, "accuracy": share, "examples": sum of weights}``,
+          f32 scalars; no accuracy for another loss than cross-entropy.
+
+        Raises:
+          UserError: the batch does not fit the network, or holds NaN (NumPy arrays only).
+        """
+        return self._step(state, *self._checked_batch(batch))  # type: ignore[attr-defined,no-any-return]
+
+    def end_task(self, state: State, data: Any) -> State:
+        """Ends a task: its mode is frozen, importance is measured, examples are kept.
+
+        Args:
+          state: after the task's last step; consumed.
+          data: ``(x, y)``, the task's examples in the order of training, or an iterable of such
+            batches, which are joined. Importance is the mean over all of them; memories keep the
+            last ones.
+
+        Returns:
+          `State`, its ``task`` -1.
+
+        Raises:
+          UserError: the data do not fit the network, or hold NaN.
+        """
+        x, y = self._checked_data(data)
+        return self._end_task(state, x, y)  # type: ignore[attr-defined,no-any-return]
+
+    def apply(self, state: State, x: Any, task: Any) -> jax.Array:
+        """The network's outputs in the mode of a task: in training, after it, and after loading.
+
+        Args:
+          state: at any time.
+          x: examples ``[n, ...]``.
+          task: int scalar from 0, or int ``[n]``, one task id per example; may be traced.
+
+        Returns:
+          f32 ``[n, ...]``; logits for classes. A traced task that does not exist gives NaN where
+          the method keeps something per task.
+
+        Raises:
+          UserError: there is no such task, or the examples do not fit the network.
+        """
+        x = self._checked_examples(x)
+        task = self._task(task)
+        if task.ndim and task.shape != (x.shape[0],):
+            raise UserError(f"task: {task.shape} ids for {x.shape[0]} examples; give one each")
+        return self._apply(state, x, task)  # type: ignore[attr-defined,no-any-return]
+
+    # The same before jax.jit.
+
+    def first(self, key: jax.Array) -> State:
+        """`init` before `jax.jit`."""
+        params, variables = self.network.init(prng.fold(key, prng.INIT))
+        kept = self.method.init(prng.fold(key, prng.METHOD), params, self.setup)
+        ctx = Context(self.setup, jnp.int32(0), jnp.int32(0), True, prng.fold(key, prng.FRESH))
+        _, _, task_params = self.method.begin_task(ctx.key, params, kept, ctx)
+        task_params = jax.tree.map(jnp.zeros_like, task_params)
+        bank: Any = {}
+        if self._own_variables:
+            room = (self.num_tasks,)
+            bank = jax.tree.map(lambda v: jnp.broadcast_to(v, room + jnp.shape(v)), variables)
+        return State(
+            params=params,
+            variables=variables,
+            task_variables=bank,
+            task_params=task_params,
+            optimizer=self.optimizer.init(params),
+            task_optimizer=self.task_optimizer.init(task_params),
+            method=kept,
+            step_size=_first_step(self.optimizer, params),
+            key=key,
+            task=jnp.int32(-1),
+            step=jnp.int32(0),
+        )
+
+    def start(self, state: State, task: Any) -> State:
+        """`begin_task` before `jax.jit`."""
+        task = jnp.asarray(task, jnp.int32)
+        key = prng.fold(state.key, prng.FRESH, task)
+        ctx = Context(self.setup, task, task, True, key)
+        params, kept, task_params = self.method.begin_task(key, state.params, state.method, ctx)
+        afresh = self.method.trains == "afresh"
+        return state.replace(  # type: ignore[attr-defined,no-any-return]
+            params=params,
+            variables=self.network.init(key)[1] if afresh else state.variables,
+            task_params=task_params,
+            optimizer=self.optimizer.init(params)
+            if afresh or self.reset_optimizer
+            else state.optimizer,
+            task_optimizer=self.task_optimizer.init(task_params),
+            method=kept,
+            task=task,
+            step=jnp.int32(0),
+        )
+
+    def update(
+        self, state: State, batch: Batch, clock: Clock, axis: str | None = None
+    ) -> tuple[State, Totals]:
+        """`step` before `jax.jit`, at a given place of the sequence.
+
+        Args:
+          state: of the task in training.
+          batch: the examples, on several devices the share of this device.
+          clock: where the step is; read instead of the counters of the state, so that nothing of
+            them is batched when seeds are vmapped.
+          axis: name of the mapped device axis, or None.
+
+        Returns:
+          The state after, and the `Totals` of the step over all devices.
+        """
+        key = prng.fold(state.key, prng.STEP, clock.task, clock.step)
+        place = collectives.devices(axis)[1]  # a dropout mask per device
+        whole = collectives.gather(batch, axis)
+        step_size = _scaled(state.step_size, clock.rate)
+        ctx = self._context(state, clock, key, step_size)
+        frozen = self.batch_statistics == "frozen"
+
+        def loss(both: Any) -> Any:
+            params, task_params = both
+            run, mode = self.method.forward(
+                params, task_params, state.method, dataclasses.replace(ctx, training=True)
+            )
+            outputs, variables = self.network.apply(
+                run, mode, batch.x,
+                variables=state.variables, train=True, freeze_statistics=frozen,
+                key=prng.fold(key, prng.DROPOUT, place),
+            )  # fmt: skip
+            outputs = outputs.astype(jnp.float32)
+            task = batch.task if self.method.trains == "jointly" else clock.task
+            losses = self._losses(outputs, batch.y, task)
+            right = jnp.sum(batch.weight * self._right(outputs, batch.y, task))
+            return jnp.sum(batch.weight * losses), (right, variables)
+
+        (total, (right, variables)), grads = jax.value_and_grad(loss, has_aux=True)(
+            (state.params, state.task_params)
+        )
+        # Sum over devices before anything that is not linear in the gradient (the sign).
+        total, right, count, grads = collectives.total(
+            (total, right, jnp.sum(batch.weight), grads), axis
+        )
+        variables = collectives.mean(variables, axis)
+        grads, task_grads = jax.tree.map(lambda g: g / count, grads)
+        updates, optimizer = self.optimizer.update(
+            self.method.gradient(grads, state.params, state.method, whole, ctx),
+            state.optimizer,
+            state.params,
+            rate=clock.rate,
+        )
+        params = optax.apply_updates(state.params, updates)
+        task_updates, task_optimizer = self.task_optimizer.update(
+            task_grads, state.task_optimizer, state.task_params, rate=clock.task_rate
+        )
+        params, kept = self.method.end_step(state.params, params, grads, state.method, whole, ctx)
+        state = state.replace(  # type: ignore[attr-defined]
+            params=params,
+            variables=variables,
+            task_params=optax.apply_updates(state.task_params, task_updates),
+            optimizer=optimizer,
+            task_optimizer=task_optimizer,
+            method=kept,
+            step=jnp.asarray(clock.step + 1, jnp.int32),
+        )
+        return state, Totals(total, right, count)
+
+    def consolidate(
+        self,
+        state: State,
+        take: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+        size: int,
+        count: Any,
+        clock: Clock,
+        axis: str | None = None,
+    ) -> State:
+        """`end_task` before `jax.jit`, of data that are named by places.
+
+        Args:
+          state: after the task's last step.
+          take: ``places int32 [m] -> (x, y)``, in the order in which they were trained on last.
+          size: how many places there are; static.
+          count: how many of them, the first ones, are real; int scalar, may be traced.
+          clock: the end of the task: its steps are all that were made.
+          axis: name of the mapped device axis; each device measures a share of the examples.
+
+        Returns:
+          `State`, its task parameters zero and its ``task`` -1.
+        """
+        key = prng.fold(state.key, prng.ENDED, clock.task)
+        ctx = self._context(state, clock, key, _scaled(state.step_size, clock.rate))
+        measures = self._measures(state, take, size, count, ctx, axis)
+        data = TaskData(take, size, count, *measures)
+        params, kept = self.method.end_task(
+            state.params, state.task_params, state.method, data, ctx
+        )
+        bank = state.task_variables
+        if self._own_variables:
+            bank = modes.store(bank, state.variables, clock.task)
+        return state.replace(  # type: ignore[attr-defined,no-any-return]
+            params=params,
+            task_variables=bank,
+            # The task parameters have done their work; zeros keep the state's structure.
+            task_params=jax.tree.map(jnp.zeros_like, state.task_params),
+            method=kept,
+            task=jnp.int32(-1),
+        )
+
+    def answer(
+        self, state: State, x: jax.Array, task: Any, between_tasks: bool = False
+    ) -> jax.Array:
+        """`apply` before `jax.jit`.
+
+        Args:
+          state: at any time.
+          x: examples ``[n, ...]``.
+          task: int scalar or int ``[n]``, may be traced.
+          between_tasks: static; no task is in training, so that what only training needs is not
+            looked at.
+
+        Returns:
+          f32 ``[n, ...]``.
+        """
+        current = None if between_tasks else state.task
+        return self._outputs(state, state.params, x, jnp.asarray(task, jnp.int32), current)
+
+    # Later tasks, files.
+
+    def grow(self, state: State, num_tasks: int, classes: Any = None) -> tuple["Learner", State]:
+        """Makes room for more tasks.
+
+        Args:
+          state: between two tasks.
+          num_tasks: the new T, not below the present one.
+          classes: as of `learner`, for all tasks; needed where they were given before.
+
+        Returns:
+          A learner of ``num_tasks`` tasks and its state; earlier tasks are answered as before.
+
+        Raises:
+          UserError: fewer tasks than there are.
+        """
+        if num_tasks < self.num_tasks:
+            raise UserError(f"num_tasks: {num_tasks} is below the {self.num_tasks} there are")
+        table = _class_table(classes, num_tasks, self.setup.num_outputs)
+        if table is None and self.setup.classes is not None:
+            raise UserError("classes: give those of all tasks, as they were given to learner")
+        setup = dataclasses.replace(self.setup, num_tasks=num_tasks, classes=table)
+        grown = dataclasses.replace(self, setup=setup)
+        return grown, arrays.put_in_corner(grown.init(state.key), state)
+
+    def save(self, state: State, path: Any) -> None:
+        """Writes a state to one ``.safetensors`` file; nothing is pickled.
+
+        Args:
+          state: of this learner, of one seed.
+          path: of the file.
+        """
+        names = {"format": "bpnjax-state-1", "method": self.method.name,
+                 "network": self.network.name, "num_tasks": str(self.num_tasks)}  # fmt: skip
+        arrays.write(path, arrays.flatten(state), names)
+
+    def load(self, path: Any) -> State:
+        """Reads a state that `save` wrote.
+
+        Args:
+          path: of the file.
+
+        Returns:
+          `State`, the same arrays bit for bit.
+
+        Raises:
+          UserError: no such file, or a state of another network, method or number of tasks.
+        """
+        found, names = arrays.read(path)
+        if names.get("format") != "bpnjax-state-1":
+            raise UserError(f"{path}: no state that learner.save wrote; name such a file")
+        abstract = jax.eval_shape(self.first, jax.random.key(0))
+        try:
+            return arrays.unflatten(found, abstract)  # type: ignore[no-any-return]
+        except ValueError as error:
+            raise UserError(
+                f"{path}: a state of the method {names.get('method')} on the network "
+                f"{names.get('network')} with {names.get('num_tasks')} tasks, not of "
+                f"{self.method.name} on {self.network.name} with {self.num_tasks} ({error}); build "
+                "the learner as it was"
+            ) from error
+
+    def answering(self, state: State | None = None) -> Any:
+        """Which leaves of a state are needed to answer tasks, by looking at what `answer` reads.
+
+        Args:
+          state: or its shapes; those of `init` by default.
+
+        Returns:
+          A tree like the state of bools. The others serve training only.
+        """
+        abstract = jax.eval_shape(self.first, jax.random.key(0)) if state is None else state
+        example = self.network.example
+        assert example is not None, "the command's networks know their input"
+        task = jax.ShapeDtypeStruct((), jnp.int32)
+        return arrays.used(
+            lambda s, x, t: self.answer(s, x, t, between_tasks=True), abstract, example, task
+        )
+
+    # What the functions above are made of.
+
+    @property
+    def _own_variables(self) -> bool:
+        return self.batch_statistics == "task" or self.method.trains == "afresh"
+
+    def _variables(self, state: State, task: Any, current: Any) -> Any:
+        if not self._own_variables or not state.variables:
+            return state.variables
+        stored = modes.select(state.task_variables, task)
+        if current is None:
+            return stored
+        return jax.tree.map(
+            lambda now, s: jnp.where(task == current, now, s), state.variables, stored
+        )
+
+    def _outputs(
+        self, state: State, params: Any, x: Any, task: Any, current: Any,
+        train: bool = False, key: Any = None,
+    ) -> jax.Array:  # fmt: skip
+        """Outputs of examples in the mode of their tasks, f32."""
+
+        def run(x: Any, task: Any) -> Any:
+            ctx = Context(self.setup, task, current, train, key)
+            own, mode = self.method.forward(params, state.task_params, state.method, ctx)
+            variables = state.variables if train else self._variables(state, task, current)
+            outputs, _ = self.network.apply(
+                own, mode, x, variables=variables, train=train, key=key,
+                freeze_statistics=self.batch_statistics == "frozen",
+            )  # fmt: skip
+            return outputs.astype(jnp.float32)
+
+        if jnp.ndim(task) == 1 and not train:
+            if self.method.trains == "afresh":  # a network per task: one example after another
+                return jax.lax.map(lambda one: run(one[0][None], one[1])[0], (x, task))
+            if self._own_variables and state.variables:
+                return jax.vmap(lambda x, t: run(x[None], t)[0])(x, task)
+        return run(x, task)
+
+    def _losses(self, outputs: jax.Array, y: Any, task: Any) -> jax.Array:
+        if self.setup.loss is not None:
+            losses = self.setup.loss(outputs, y)
+        else:
+            losses = optax.softmax_cross_entropy_with_integer_labels(self._head(outputs, task), y)
+        if losses.ndim == 0 or losses.shape[0] != outputs.shape[0]:
+            raise UserError(
+                f"loss: it returns shape {losses.shape} for {outputs.shape[0]} examples; return one "
+                "loss per example, [n]"
+            )
+        return losses.reshape(losses.shape[0], -1).mean(-1)
+
+    def _head(self, outputs: jax.Array, task: Any) -> jax.Array:
+        if not self.setup.multi_head:
+            return outputs
+        classes = jnp.asarray(self.setup.known_classes("a head per task"))[task]
+        return within_head(outputs, classes)
+
+    def _right(self, outputs: jax.Array, y: Any, task: Any) -> jax.Array:
+        if self.setup.loss is not None:
+            return jnp.zeros(outputs.shape[0])
+        right = jnp.argmax(self._head(outputs, task), -1) == y
+        return right.reshape(right.shape[0], -1).mean(-1, dtype=jnp.float32)
+
+    def _context(self, state: State, clock: Clock, key: Any, step_size: Any) -> Context:
+        current = clock.task
+
+        def outputs(params: Any, x: Any, task: Any, train: bool = False) -> jax.Array:
+            draw = prng.fold(key, prng.REPLAY)
+            return self._outputs(state, params, x, task, current, train, draw)
+
+        def losses(params: Any, x: Any, y: Any, task: Any, train: bool = False) -> jax.Array:
+            return self._losses(outputs(params, x, task, train), y, task)
+
+        def tapped(params: Any, x: Any, task: Any) -> Any:
+            ctx = Context(self.setup, task, current, False, key)
+            run, mode = self.method.forward(params, state.task_params, state.method, ctx)
+            return run, mode, self._variables(state, task, current)
+
+        def features(params: Any, x: Any, task: Any, paths: Sequence[str]) -> dict[str, jax.Array]:
+            run, mode, variables = tapped(params, x, task)
+            found = self.network.features(run, mode, x, paths, variables=variables)
+            return {path: feature.astype(jnp.float32) for path, feature in found.items()}
+
+        def losses_from(
+            params: Any, x: Any, y: Any, task: Any, path: str, feature: jax.Array
+        ) -> jax.Array:
+            run, mode, variables = tapped(params, x, task)
+            assert self.network.tapped is not None
+            out, _ = self.network.tapped(
+                run, mode, x, variables=variables, replaced={path: feature}
+            )
+            return self._losses(out.astype(jnp.float32), y, task)
+
+        return Context(
+            self.setup, current, current, False, key, clock.step, step_size,
+            outputs, losses, features, losses_from,
+        )  # fmt: skip
+
+    def _measures(
+        self, state: State, take: Any, size: int, count: Any, ctx: Context, axis: str | None
+    ) -> tuple[Any, Any, Any, Any]:
+        """The functions of `bpnjax.importance`, bound to the data and the mode of a task."""
+        task = ctx.current
+        # Of the network as it was trained, before its mode goes into the bank.
+        answering = Context(self.setup, task, task, False, ctx.key)
+        network = self.network.bind(state.variables)
+        batch = min(_IMPORTANCE_BATCH, size)
+        head = None
+        if self.setup.multi_head:
+            head = jnp.asarray(self.setup.known_classes("a head per task"))[task]
+        loss = None
+        if self.setup.loss is not None:
+
+            def loss(outputs: Any, y: Any) -> jax.Array:
+                return self._losses(outputs, y, task)
+
+        def mean(sum_of_batch: Any, like: Any, examples: int = 0) -> Any:
+            limit = min(examples or size, size)
+            most = jnp.minimum(count, limit)
+
+            def add(i: Any, sums: Any) -> Any:
+                within = i * batch + jnp.arange(batch)
+                x, y = take(jnp.minimum(within, limit - 1))
+                weights = (within < most).astype(jnp.float32)
+                return jax.tree.map(jnp.add, sums, sum_of_batch(i, x, y, weights))
+
+            zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), like)
+            sums = collectives.sum_loop(axis, -(-most // batch), add, zeros)
+            # By hand: XLA does this in some programs of the same function and not in others.
+            reciprocal = 1.0 / most
+            return jax.tree.map(lambda s: s * reciprocal, sums)
+
+        def run(params: Any) -> Any:
+            params = state.params if params is None else params
+            return self.method.forward(params, state.task_params, state.method, answering)
+
+        def fisher(kind: str, examples: int = 0, params: Any = None) -> Any:
+            own, mode = run(params)
+
+            def one(i: Any, x: Any, y: Any, weights: Any) -> Any:
+                return importance.fisher_sum(
+                    network, own, mode, x, y, kind=kind, weights=weights, classes=head, loss=loss,
+                    key=prng.fold(state.key, prng.FISHER, task, i),
+                )  # fmt: skip
+
+            return mean(one, own, examples)
+
+        def factors(examples: int = 0, params: Any = None) -> Any:
+            own, mode = run(params)
+
+            def one(i: Any, x: Any, y: Any, weights: Any) -> Any:
+                return kronecker.factors_sum(
+                    network, own, mode, x, y, weights=weights, classes=head, loss=loss
+                )
+
+            return mean(one, kronecker.empty_factors(self.network.layers), examples)
+
+        def sensitivity(params: Any = None) -> Any:
+            own, mode = run(params)
+
+            def one(i: Any, x: Any, y: Any, weights: Any) -> Any:
+                return importance.sensitivity_sum(
+                    network, own, mode, x, weights=weights, classes=head
+                )
+
+            return mean(one, own)
+
+        def neurons(of: str, params: Any = None) -> dict[str, jax.Array]:
+            own, mode = run(params)
+
+            def one(i: Any, x: Any, y: Any, weights: Any) -> Any:
+                return importance.neurons_sum(
+                    network, own, mode, x, y, of=of, weights=weights, classes=head, loss=loss
+                )
+
+            covered = per_example.one_pass_layers(self.network.layers)
+            like = {path: jnp.zeros(layer.outputs) for path, layer in covered.items()}
+            return mean(one, like)  # type: ignore[no-any-return]
+
+        return fisher, factors, sensitivity, neurons
+
+    def _counted_step(
+        self, state: State, x: Any, y: Any, weight: Any, task: Any
+    ) -> tuple[State, dict[str, jax.Array]]:
+        tasks = jnp.full(x.shape[0], state.task) if task is None else task
+        batch = Batch(x, y, jnp.ones(x.shape[0]) if weight is None else weight, tasks)
+        clock = Clock(state.task, state.step)
+        state, totals = self.update(state, batch, clock, self.axis)
+        metrics = {"loss": totals.loss / totals.examples, "examples": totals.examples}
+        if self.setup.loss is None:
+            metrics["accuracy"] = totals.correct / totals.examples
+        return state, metrics
+
+    def _end_of_arrays(self, state: State, x: Any, y: Any) -> State:
+        n = x.shape[0]
+        return self.consolidate(
+            state, lambda places: (x[places], y[places]), n, jnp.int32(n),
+            Clock(state.task, state.step), self.axis,
+        )  # fmt: skip
+
+    def _task(self, task: Any) -> jax.Array:
+        try:
+            return check_task(task, self.num_tasks)
+        except ValueError as error:
+            raise UserError(
+                f"task: {error}; this learner was made for num_tasks={self.num_tasks}, "
+                "learner.grow makes room for more"
+            ) from error
+
+    def _checked_batch(self, batch: Any) -> tuple[Any, Any, Any, Any]:
+        if not isinstance(batch, (tuple, list)) or not 2 <= len(batch) <= 4:
+            raise UserError(
+                "batch: give (x, y), or (x, y, weight) with 0 for padding, not "
+                f"{type(batch).__name__}"
+            )
+        x, y, weight, task = [*batch, None, None][:4]
+        x, y = self._checked_examples(x), self._checked_labels(y, len(x))
+        for name, more in (("weight", weight), ("task", task)):
+            if more is not None and np.shape(more) != (x.shape[0],):
+                raise UserError(f"batch: {name} has shape {np.shape(more)}; give [{x.shape[0]}]")
+        return x, y, weight, task
+
+    def _checked_data(self, data: Any) -> tuple[Any, Any]:
+        if not (isinstance(data, (tuple, list)) and len(data) == 2 and hasattr(data[0], "shape")):
+            if not isinstance(data, Iterable):
+                raise UserError("data: give (x, y), or an iterable of batches (x, y)")
+            parts = [(np.asarray(x), np.asarray(y)) for x, y, *_ in data]
+            if not parts:
+                raise UserError("data: no batches; give the examples of the task that ended")
+            data = tuple(np.concatenate([part[i] for part in parts]) for i in (0, 1))
+        x, y = data
+        x = self._checked_examples(x)
+        return x, self._checked_labels(y, len(x))
+
+    def _checked_examples(self, x: Any) -> Any:
+        example = self.network.example
+        if not hasattr(x, "dtype"):
+            x = np.asarray(x)
+        if example is None:
+            return x
+        if tuple(x.shape[1:]) != example.shape[1:] or x.ndim != len(example.shape):
+            raise UserError(
+                f"x: examples of shape {tuple(x.shape[1:])}; the network was built for "
+                f"{example.shape[1:]}"
+            )
+        kinds = [jnp.issubdtype(d, jnp.floating) for d in (x.dtype, example.dtype)]
+        if kinds[0] != kinds[1]:
+            raise UserError(
+                f"x: examples of dtype {x.dtype}; the network was built for {example.dtype}. Give "
+                "them as they were in training, with the same scale"
+            )
+        if isinstance(x, np.ndarray):
+            if kinds[0] and not np.isfinite(x).all():
+                raise UserError("x: the examples hold NaN or infinite numbers; mend the data")
+            return x.astype(example.dtype, copy=False)
+        return x
+
+    def _checked_labels(self, y: Any, n: int) -> Any:
+        label = self.setup.label
+        if not hasattr(y, "dtype"):
+            y = np.asarray(y)
+        whole = jnp.issubdtype(label.dtype, jnp.integer)
+        if tuple(y.shape) != (n, *label.shape) or whole != jnp.issubdtype(y.dtype, jnp.integer):
+            raise UserError(
+                f"y: labels of shape {tuple(y.shape)} and dtype {y.dtype} for {n} examples; the "
+                f"learner expects [{', '.join(map(str, ('n', *label.shape)))}] of {label.dtype} "
+                "(pass bpnjax.learner(..., label=y[:1]) for others)"
+            )
+        if isinstance(y, np.ndarray):
+            if self.setup.loss is None and y.size:
+                least, most = int(y.min()), int(y.max())
+                if least < 0 or most >= self.setup.num_outputs:
+                    raise UserError(
+                        f"y: label {least if least < 0 else most} is no class of this network; it "
+                        f"has {self.setup.num_outputs} outputs, labels are 0 to "
+                        f"{self.setup.num_outputs - 1}"
+                    )
+            elif not whole and not np.isfinite(y).all():
+                raise UserError("y: the labels hold NaN or infinite numbers; mend the data")
+            return y.astype(label.dtype, copy=False)
+        return y
+
+
+def learner(
+    network: Network,
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    num_tasks: int,
+    *,
+    loss: Callable[[Any, Any], jax.Array] | None = None,
+    classes: Any = None,
+    heads: str = "single",
+    label: Any = None,
+    batch_statistics: str = "task",
+    task_optimizer: optax.GradientTransformation | None = None,
+    reset_optimizer: bool = True,
+    axis: str | None = None,
+) -> Learner:
+    """Joins a network, a method and an optimizer.
+
+    Args:
+      network: of `bpnjax.networks.from_linen`, `from_nnx` or `from_function`.
+      method: of `bpnjax.methods`, or anyone's own `bpnjax.methods.Method`.
+      optimizer: any optax optimizer, for the shared parameters.
+      num_tasks: T, how many tasks the state has room for.
+      loss: ``(outputs, labels) -> losses [n]``; softmax cross-entropy on integer labels by default.
+      classes: which outputs belong to each task, a list of T lists or bool ``[T, C]``; needed by
+        some methods and by ``heads="multi"``.
+      heads: ``"single"``, one output layer for all tasks; ``"multi"``, each task is trained on its
+        own outputs only.
+      label: an array of labels, or shape and dtype of a batch of them, ``[n, ...]``, where labels
+        are not integers ``[n]``.
+      batch_statistics: for networks with BatchNorm: ``"task"``, each task keeps running statistics
+        of its own (part of its mode); ``"shared"``, the running statistics go on from task to task;
+        ``"frozen"``, those of ``init`` are used and never change.
+      task_optimizer: of the task parameters that follow their gradient (W of BD, plain biases); the
+        optimizer by default, at the method's own learning rate if it has one.
+      reset_optimizer: whether a new task starts with a fresh state of the optimizer.
+      axis: name of a mapped device axis, for ``jax.pmap(learner.step, axis_name=axis)`` where each
+        device gets a share of the batch.
+
+    Returns:
+      `Learner`.
+
+    Raises:
+      UserError: network, method and loss do not go together; the message says why.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, flax.linen as nn, optax
+      >>> import bpnjax
+      >>> from bpnjax import methods, networks
+      >>> x, y = jnp.eye(4), jnp.array([0, 1, 0, 1])
+      >>> network = networks.from_linen(nn.Dense(2), x)
+      >>> learner = bpnjax.learner(network, methods.bd_ewc(epsilon=0.1), optax.sgd(0.1), num_tasks=2)
+      >>> state = learner.init(jax.random.key(0))
+      >>> for task in range(2):
+      ...     state = learner.begin_task(state, task)
+      ...     for _ in range(3):
+      ...         state, metrics = learner.step(state, (x, y))
+      ...     state = learner.end_task(state, (x, y))
+      >>> learner.apply(state, x, task=0).shape, learner.apply(state, x, jnp.array([0, 1, 1, 0])).shape
+      ((4, 2), (4, 2))
+      >>> sorted(metrics)
+      ['accuracy', 'examples', 'loss']
+    """
+    if not isinstance(network, Network):
+        raise UserError(
+            f"network: {type(network).__name__} is not a bpnjax.networks.Network; pass "
+            "networks.from_linen(module, x[:1]), networks.from_nnx(module, x[:1]) or "
+            "networks.from_function(...)"
+        )
+    if not isinstance(method, Method):
+        wanted = getattr(method, "name", "bd_ewc")
+        raise UserError(
+            f"method: {type(method).__name__} is not a method; call the function that makes one, as "
+            f"methods.{wanted}()"
+        )
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise UserError(
+            f"optimizer: {type(optimizer).__name__} is not an optax optimizer; pass one, as "
+            "optax.adam(3e-4)"
+        )
+    if not isinstance(num_tasks, int) or num_tasks < 1:
+        raise UserError(f"num_tasks: {num_tasks!r} is no number of tasks; give an integer from 1")
+    for name, value, allowed in (
+        ("heads", heads, ("single", "multi")), ("batch_statistics", batch_statistics, POLICIES)
+    ):  # fmt: skip
+        if value not in allowed:
+            raise UserError(f"{name}: unknown value {value!r}; choose from: {', '.join(allowed)}")
+    outputs = _num_outputs(network)
+    table = _class_table(classes, num_tasks, outputs)
+    if label is None:
+        shape = jax.ShapeDtypeStruct((), jnp.int32)
+    else:
+        dtype = label.dtype if hasattr(label, "dtype") else jnp.result_type(label)
+        whole = jnp.issubdtype(dtype, jnp.integer)
+        shape = jax.ShapeDtypeStruct(np.shape(label)[1:], jnp.int32 if whole else jnp.float32)
+    setup = Setup(
+        network, num_tasks, outputs, table, heads == "multi", loss, shape, method.told_task
+    )
+    if heads == "multi":
+        setup.known_classes("a head per task (heads='multi')")
+        setup.need_cross_entropy("a head per task (heads='multi')")
+    method.check(setup)
+    if task_optimizer is None:
+        task_optimizer = optimizer
+        if method.learning_rate is not None:
+            task_optimizer = _at_rate(optimizer, method.learning_rate)
+    return Learner(
+        setup=setup,
+        method=method,
+        optimizer=_following(optimizer),
+        task_optimizer=optax.with_extra_args_support(method.optimizer(_following(task_optimizer))),
+        batch_statistics=batch_statistics,
+        reset_optimizer=reset_optimizer,
+        axis=axis,
+    )
+
+
+def _num_outputs(network: Network) -> int:
+    if network.example is None:
+        return 0
+    params, variables = jax.eval_shape(network.init, jax.random.key(0))
+    outputs, _ = jax.eval_shape(
+        lambda p, v, x: network.apply(p, {}, x, variables=v), params, variables, network.example
+    )
+    if not hasattr(outputs, "shape") or outputs.ndim < 1:
+        raise UserError(
+            f"network: {network.name} returns {type(outputs).__name__}; it must return one array of "
+            "outputs, [n, ...]"
+        )
+    return int(outputs.shape[-1])
+
+
+def _class_table(classes: Any, num_tasks: int, num_outputs: int) -> np.ndarray | None:
+    """Which outputs belong to each task, bool [T, C]."""
+    if classes is None:
+        return None
+    if isinstance(classes, np.ndarray) and classes.dtype == bool:
+        if classes.shape != (num_tasks, num_outputs):
+            raise UserError(
+                f"classes: shape {classes.shape}; give bool [{num_tasks}, {num_outputs}]"
+            )
+        return classes
+    if len(classes) != num_tasks:
+        raise UserError(f"classes: {len(classes)} lists for {num_tasks} tasks; give one each")
+    table = np.zeros((num_tasks, num_outputs), bool)
+    for row, own in zip(table, classes, strict=True):
+        wrong = [c for c in own if not 0 <= int(c) < num_outputs]
+        if wrong:
+            raise UserError(
+                f"classes: {wrong[0]} is no output of the network; it has {num_outputs}, from 0"
+            )
+        row[list(own)] = True
+    return table
+
+
+def _following(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The transformation with its updates times ``rate``, an argument of each update.
+
+    The one place where a learning rate changes from step to step or from task to task.
+    """
+    inner = optax.with_extra_args_support(tx)
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, rate: Any = 1.0, **more: Any
+    ) -> Any:
+        updates, state = inner.update(updates, state, params, **more)
+        return _scaled(updates, rate), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _scaled(tree: Any, rate: Any) -> Any:
+    if isinstance(rate, float) and rate == 1.0:
+        return tree
+    return jax.tree.map(lambda leaf: jnp.asarray(rate).astype(leaf.dtype) * leaf, tree)
+
+
+def _first_step(tx: optax.GradientTransformation, params: Any) -> Any:
+    """The learning rate of each leaf: how far the optimizer's first step goes on a gradient of 1.
+
+    It is exact for SGD and the optimizers that divide by a gradient's size (Adam, RMSprop up to
+    their constants), whatever they are chained or partitioned with.
+    """
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    ones = jax.tree.map(jnp.ones_like, params)
+    updates, _ = tx.update(ones, tx.init(zeros), zeros)
+    return jax.tree.map(lambda u: jnp.abs(jnp.mean(u.astype(jnp.float32))), updates)
+
+
+def _at_rate(tx: optax.GradientTransformation, rate: float) -> optax.GradientTransformation:
+    """The same optimizer at another learning rate, by the length of its first step."""
+    try:
+        with jax.ensure_compile_time_eval():
+            now = float(_first_step(tx, jnp.zeros(1)))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"optimizer: its learning rate cannot be changed to the method's {rate} "
+            f"({type(error).__name__}: it acts on named leaves); pass "
+            "bpnjax.learner(..., task_optimizer=...)"
+        ) from error
+    if not now > 0:
+        raise UserError(
+            f"optimizer: its first step is 0, so it cannot be brought to the method's rate {rate}; "
+            "pass bpnjax.learner(..., task_optimizer=...)"
+        )
+    return optax.chain(tx, optax.scale(rate / now))

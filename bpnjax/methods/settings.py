@@ -1,0 +1,336 @@
+"""Settings of methods: meaning, default and range stand once, in the signature of the method.
+
+    @register("mine")
+    def mine(
+        strength: Annotated[float, Setting("weight of the penalty", at_least=0)] = 1.0,
+    ) -> Method:
+        ...
+
+`register` makes a `Factory` of such a function: `bpnjax.methods.mine(strength=2.0)` checks its
+arguments, and the command gets the field ``mine.strength`` with its meaning, default and check.
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+import re
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, ParamSpec
+
+from bpnjax.methods.base import Method, chain
+from bpnjax.utils.errors import UserError, suggest
+
+__all__ = ["REGISTRY", "Factory", "Field", "Setting", "compose", "register"]
+
+P = ParamSpec("P")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What there is to say of one argument of a method, for ``typing.Annotated``.
+
+    Attributes:
+      meaning: one line, shown by ``--help`` and on the settings page.
+      at_least: smallest value allowed.
+      above: values must be larger than this.
+      below: values must be smaller than this.
+      choices: the values allowed, if they can be listed.
+      pattern: whether it is a regular expression for paths of layers.
+      field: the field of the command's configuration; by default GROUP.NAME, with the group of the
+        method and the name of the argument.
+    """
+
+    meaning: str
+    at_least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: tuple[Any, ...] = ()
+    pattern: bool = False
+    field: str = ""
+
+    def complaint(self, value: Any, default: Any) -> str | None:
+        """What is wrong with a value, and the mend.
+
+        Args:
+          value: as it was given; arrays of JAX are not looked at, they may be traced.
+          default: of the argument, whose type counts.
+
+        Returns:
+          A text such as ``"-1 is below 0; give at least 0"``; None if the value is allowed.
+
+        Example:
+          >>> from bpnjax.methods import Setting
+          >>> Setting("a share", at_least=0, below=1).complaint(1.5, 0.5)
+          '1.5 is not below 1; give a smaller number'
+        """
+        if hasattr(value, "aval"):
+            return None
+        optional = default is None
+        if not (optional and value is None):
+            expected = (float, int) if optional or isinstance(default, float) else type(default)
+            fits = isinstance(value, expected)
+            if not fits or (isinstance(value, bool) and not isinstance(default, bool)):
+                wanted = "float" if optional else type(default).__name__
+                return f"{value!r} is of type {type(value).__name__}; give one of type {wanted}"
+        if self.choices and value not in self.choices:
+            choices = [str(choice) for choice in self.choices]
+            return f"unknown value {value!r}; {suggest(str(value), choices)}"
+        if self.pattern:
+            try:
+                re.compile(value)
+            except re.error as error:
+                return f"{value!r} is no regular expression ({error}); mend it"
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return self._range(value)
+        return None
+
+    def _range(self, value: float) -> str | None:
+        if not math.isfinite(value):
+            return f"{value} is not finite; give a number"
+        if self.at_least is not None and value < self.at_least:
+            return f"{value} is below {self.at_least:g}; give at least {self.at_least:g}"
+        if self.above is not None and value <= self.above:
+            return f"{value} is not above {self.above:g}; give a larger number"
+        if self.below is not None and value >= self.below:
+            return f"{value} is not below {self.below:g}; give a smaller number"
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One setting of a factory: which argument it is and which field of the configuration."""
+
+    name: str  # of the argument
+    setting: Setting
+    default: Any
+    part: int  # of a composition, the place of the method that takes it
+
+
+class Factory(Generic[P]):
+    """A function that makes a method, with its settings: callable, and known to the command.
+
+    Attributes:
+      name: of the method, as in ``--config.method=NAME``.
+      paper: where it was published.
+      group: of the configuration, for its settings.
+      parts: the factories that a composition is made of; its own only, for any other.
+      fields: ``{"group.name": Field}``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        build: Callable[P, Method],
+        group: str,
+        paper: str = "",
+        parts: "tuple[Factory[Any], ...]" = (),
+    ) -> None:
+        functools.update_wrapper(self, build)
+        self.name, self.group, self.paper, self._build = name, group, paper, build
+        self.parts = parts or (self,)
+        self.fields: dict[str, Field] = {}
+        if parts:
+            for place, part in enumerate(parts):
+                for field, found in part.fields.items():
+                    self.fields[field] = dataclasses.replace(found, part=place)
+        else:
+            self.fields = dict(_fields_of(build, group))
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Method:
+        """Makes the method; raises `UserError` for a setting that it does not have or allow."""
+        return self._build(*args, **kwargs)
+
+    def checked(self, *args: Any, **kwargs: Any) -> Method:
+        """As a call, of a function whose arguments are checked against their settings."""
+        signature = inspect.signature(self._raw)
+        known = list(signature.parameters)
+        for name in kwargs:
+            if name not in known:
+                has = f"; {suggest(name, known)}" if known else "; it has none"
+                raise UserError(f"{self.group}.{name}: {self.name} has no such setting{has}")
+        bound = signature.bind(*args, **kwargs)
+        for field, found in self.fields.items():
+            value = bound.arguments.get(found.name, found.default)
+            if complaint := found.setting.complaint(value, found.default):
+                raise UserError(f"{field}: {complaint}")
+        return dataclasses.replace(self._raw(*args, **kwargs), name=self.name, paper=self.paper)
+
+    _raw: Callable[..., Method]
+
+    def from_config(self, config: Mapping[str, Any]) -> Method:
+        """Makes the method of a run's configuration.
+
+        Args:
+          config: a `ConfigDict` with the groups of this method.
+
+        Returns:
+          `Method`.
+
+        Example:
+          >>> from bpnjax import config, methods
+          >>> methods.REGISTRY["bd_ewc"].from_config(config.default()).name
+          'bd_ewc'
+        """
+        values: list[dict[str, Any]] = [{} for _ in self.parts]
+        for field, found in self.fields.items():
+            group, name = field.split(".")
+            values[found.part][found.name] = config[group][name]
+        if self.parts == (self,):
+            return self(**values[0])  # type: ignore[call-arg]
+        made = [part(**value) for part, value in zip(self.parts, values, strict=True)]
+        return self.join(made)
+
+    def join(self, made: list[Method]) -> Method:
+        """Makes a composition of its parts."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<method {self.name}({', '.join(self.fields)})>"
+
+
+class _Composition(Factory[Any]):
+    """Several methods at once; settings by name, or per part where two have the same."""
+
+    def __init__(
+        self,
+        name: str,
+        parts: tuple[Factory[Any], ...],
+        paper: str,
+        join: Callable[..., Method],
+    ) -> None:
+        self._join = join
+
+        def build(**kwargs: Any) -> Method:
+            return self._routed(kwargs)
+
+        build.__doc__ = f"{' + '.join(part.name for part in parts)}; settings are those of each."
+        super().__init__(name, build, name, paper, parts)
+
+    def join(self, made: list[Method]) -> Method:
+        return dataclasses.replace(self._join(*made), name=self.name, paper=self.paper)
+
+    def _routed(self, kwargs: dict[str, Any]) -> Method:
+        values: list[dict[str, Any]] = [{} for _ in self.parts]
+        groups = {part.group: place for place, part in enumerate(self.parts)}
+        for name, value in kwargs.items():
+            if name in groups and isinstance(value, Mapping):
+                values[groups[name]].update(value)
+                continue
+            owners = [f for f in self.fields.values() if f.name == name]
+            if len(owners) == 1:
+                values[owners[0].part][name] = value
+            elif owners:
+                which = " and ".join(self.parts[f.part].group for f in owners)
+                first = self.parts[owners[0].part].group
+                raise UserError(
+                    f"{name}: {self.name} has it for {which}; say which, as "
+                    f"{first}=dict({name}={value!r})"
+                )
+            else:
+                known = sorted({f.name for f in self.fields.values()} | set(groups))
+                raise UserError(f"{name}: {self.name} has no such setting; {suggest(name, known)}")
+        return self.join([part(**value) for part, value in zip(self.parts, values, strict=True)])
+
+
+REGISTRY: dict[str, Factory[Any]] = {}
+_BUILT_IN: set[str] = set()
+
+
+def register(
+    name: str, *, group: str = "", paper: str = ""
+) -> Callable[[Callable[P, Method]], Factory[P]]:
+    """Makes a function that returns a `Method` known under a name.
+
+    Args:
+      name: of the method; a name of this package cannot be taken again.
+      group: of the configuration, where its settings go; the name by default.
+      paper: where it was published.
+
+    Returns:
+      A decorator that turns the function into a `Factory`. Each of its arguments is annotated with
+      a `Setting` and has a default.
+
+    Raises:
+      ValueError: the name is taken, or an argument has no `Setting` or no default.
+
+    Example:
+      >>> from typing import Annotated
+      >>> from bpnjax import methods
+      >>> @methods.register("half")
+      ... def half(share: Annotated[float, methods.Setting("a share", at_least=0)] = 0.5):
+      ...     return methods.Method(
+      ...         gradient=lambda grads, params, state, batch, ctx: jax.tree.map(
+      ...             lambda g: share * g, grads))
+      >>> half(share=0.25).name, list(half.fields)
+      ('half', ['half.share'])
+      >>> half(share=-1.0)
+      Traceback (most recent call last):
+      ...
+      bpnjax.utils.errors.UserError: half.share: -1.0 is below 0; give at least 0
+      >>> del methods.REGISTRY["half"]
+    """
+    if name in _BUILT_IN:
+        raise ValueError(f"the method {name!r} is one of bpnjax; choose another name")
+
+    def decorate(function: Callable[P, Method]) -> Factory[P]:
+        @functools.wraps(function)
+        def build(*args: P.args, **kwargs: P.kwargs) -> Method:
+            return factory.checked(*args, **kwargs)
+
+        factory: Factory[P] = Factory(name, build, group or name, paper)
+        factory._raw = function
+        REGISTRY[name] = factory
+        return factory
+
+    return decorate
+
+
+def compose(
+    name: str,
+    *parts: Factory[Any],
+    paper: str = "",
+    join: Callable[..., Method] = chain,
+) -> Factory[Any]:
+    """A composition of methods, known under a name.
+
+    Args:
+      name: of the composition.
+      *parts: factories, in the order of `bpnjax.methods.chain`.
+      paper: where it was published.
+      join: makes one method of those of the parts; `chain` by default.
+
+    Returns:
+      A `Factory` that takes the settings of all parts by name. Where two parts have the same name
+      they are given per part, as in ``bd_psp(bd=dict(layers="fc.*"), psp=dict(layers=".*"))``.
+
+    Example:
+      >>> from bpnjax import methods
+      >>> methods.bd_ewc(epsilon=0.2, strength=100.0).name
+      'bd_ewc'
+      >>> methods.bd_psp(layers="output")
+      Traceback (most recent call last):
+      ...
+      bpnjax.utils.errors.UserError: layers: bd_psp has it for bd and psp; say which, as \
+bd=dict(layers='output')
+    """
+    if name in _BUILT_IN:
+        raise ValueError(f"the method {name!r} is one of bpnjax; choose another name")
+    factory = _Composition(name, parts, paper, join)
+    REGISTRY[name] = factory
+    return factory
+
+
+def _fields_of(function: Callable[..., Any], group: str) -> Iterator[tuple[str, Field]]:
+    hints = typing.get_type_hints(function, include_extras=True)
+    for parameter in inspect.signature(function).parameters.values():
+        extras = getattr(hints.get(parameter.name), "__metadata__", ())
+        setting = next((extra for extra in extras if isinstance(extra, Setting)), None)
+        if setting is None or parameter.default is inspect.Parameter.empty:
+            raise ValueError(
+                f"{function.__name__}: its argument {parameter.name} needs a default and a "
+                "Setting, as in strength: Annotated[float, Setting('what it is')] = 1.0"
+            )
+        field = setting.field or f"{group}.{parameter.name}"
+        yield field, Field(parameter.name, setting, parameter.default, 0)

@@ -1,0 +1,156 @@
+"""Modes: one network, switched from task to task by a key and a bias per layer.
+
+A **mode** is a dict keyed by layer path that holds at most two vectors per layer::
+
+    mode = {"hidden_0": {"key": f32[inputs], "bias": f32[outputs]}, ...}
+
+    y = W (x * key) + b + bias
+
+``key`` is the context of PSP (parameter superposition), ``bias`` the beneficial perturbation of
+BPN. A **bank** is the same tree with a leading task axis, ``[T, ...]``; `select` indexes it with
+one task or with one task id per example. Networks know nothing of this: `bpnjax.networks` runs
+them in a mode.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpnjax.modes.keys import is_seed
+
+__all__ = ["merge", "select", "store"]
+
+
+def select(bank: Any, task: Any) -> dict[str, Any]:
+    """Takes the mode of a task out of a bank.
+
+    Args:
+      bank: a tree like a mode with a leading task axis, leaves ``[T, width]`` or seeds.
+      task: int scalar, or int ``[n]`` with one task id per example; may be traced.
+
+    Returns:
+      A mode with leaves ``[width]``, or ``[n, width]`` for task ids. A traced task outside the bank
+      gives NaN biases instead of silently those of another task.
+
+    Raises:
+      ValueError: the task is concrete and the bank does not have it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.modes import select
+      >>> bank = {"out": {"bias": jnp.array([[0.0, 1.0], [2.0, 3.0]])}}
+      >>> select(bank, 1)["out"]["bias"].tolist()
+      [2.0, 3.0]
+      >>> select(bank, jnp.array([1, 0, 1]))["out"]["bias"].tolist()
+      [[2.0, 3.0], [0.0, 1.0], [2.0, 3.0]]
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(bank, is_leaf=is_seed) if not is_seed(leaf)]
+    task = check_task(task, leaves[0].shape[0] if leaves else None)
+
+    def take(leaf):
+        if is_seed(leaf):
+            return leaf.row(task) if task.ndim == 0 else jax.vmap(leaf.row)(task)
+        # Negative numbers would count from the end.
+        outside = (task < 0) | (task >= leaf.shape[0])
+        return leaf.at[jnp.where(outside, leaf.shape[0], task)].get(mode="fill", fill_value=jnp.nan)
+
+    return jax.tree.map(take, bank, is_leaf=is_seed)
+
+
+def merge(*modes: Any) -> dict[str, Any]:
+    r"""Joins modes: biases of one layer add up, keys of one layer multiply.
+
+    .. math:: key = \prod_i key_i, \quad bias = \sum_i bias_i
+
+    Args:
+      *modes: modes as in `modulated_apply`.
+
+    Returns:
+      One mode, of all layers that one of them names.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.modes import merge
+      >>> one, other = ({"out": {"bias": jnp.array([value])}} for value in (1.0, 2.0))
+      >>> merge(one, other)["out"]["bias"].tolist()
+      [3.0]
+    """
+    merged: dict[str, Any] = {}
+    for mode in modes:
+        for path, vectors in mode.items():
+            layer = merged.setdefault(path, {})
+            for name, vector in vectors.items():
+                if name not in layer:
+                    layer[name] = vector
+                else:
+                    layer[name] = layer[name] + vector if name == "bias" else layer[name] * vector
+    return merged
+
+
+def store(bank: Any, mode: Any, task: Any) -> Any:
+    """Puts the vectors of a task into a bank, where nothing changes them any more.
+
+    Args:
+      bank: ``{path: {"bias": [T, K]}}``, leaves with a leading task axis.
+      mode: ``{path: {"bias": [K]}}``, the same tree without the task axis.
+      task: int scalar; may be traced, and then one outside the bank changes nothing.
+
+    Returns:
+      The new bank.
+
+    Raises:
+      ValueError: the task is concrete and outside the bank, or the trees or shapes differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax import modes
+      >>> bank = {"out": {"bias": jnp.zeros((2, 1))}}
+      >>> modes.store(bank, {"out": {"bias": jnp.array([2.0])}}, 1)["out"]["bias"].tolist()
+      [[0.0], [2.0]]
+    """
+
+    def one(kept: jax.Array, new: jax.Array) -> jax.Array:
+        if kept.shape[1:] != new.shape:
+            raise ValueError(f"the bank has room for {kept.shape[1:]} per task, not {new.shape}")
+        place = check_task(task, kept.shape[0])
+        place = jnp.where(place < 0, kept.shape[0], place)
+        return kept.at[place].set(new, mode="drop")
+
+    return jax.tree.map(one, bank, mode)
+
+
+def check_task(task: Any, num_tasks: int | None) -> jax.Array:
+    """Task ids as an array, refused where they are concrete and cannot be right.
+
+    Args:
+      task: int scalar or int ``[n]``; may be traced, and then its range is not checked.
+      num_tasks: T; None where any number from 0 is allowed.
+
+    Returns:
+      int32 array.
+
+    Raises:
+      ValueError: not integers, or outside 0 to T - 1.
+
+    Example:
+      >>> from bpnjax.modes.bank import check_task
+      >>> check_task(2, 2)
+      Traceback (most recent call last):
+      ...
+      ValueError: task 2 is not in the bank; it has tasks 0 to 1
+    """
+    if not isinstance(task, jax.core.Tracer):
+        array = np.asarray(task)
+        if not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"task {task!r} is not an integer; tasks are numbers from 0")
+        least, most = 0, np.inf if num_tasks is None else num_tasks - 1
+        if array.size and not (array.min() >= least and array.max() <= most):
+            wrong = int(array.min()) if array.min() < least else int(array.max())
+            has = f"0 to {num_tasks - 1}" if num_tasks is not None else "from 0"
+            raise ValueError(f"task {wrong} is not in the bank; it has tasks {has}")
+        return jnp.asarray(array.astype(np.int32))
+    if not jnp.issubdtype(task.dtype, jnp.integer):
+        raise ValueError(f"task ids have dtype {task.dtype}; give integers")
+    return task

@@ -1,0 +1,291 @@
+"""A network as bpnjax sees it: a few pure functions and the layers that take a mode.
+
+Nothing outside this folder knows which framework a network was written in. `from_linen` and
+`from_nnx` adapt the networks of Flax; `from_function` takes any function of parameters, mode and
+input.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bpnjax.networks.layers import Layer, Layers
+
+__all__ = ["Network", "align", "from_function", "one_example"]
+
+Params = Any
+Variables = dict[str, Any]
+Mode = dict[str, dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """Pure functions of a network that can run in the mode of a task.
+
+    A mode is ``{layer path: {"key": [inputs], "bias": [outputs]}}``; the empty mode ``{}`` is the
+    plain network. Variables are what a network keeps beside its parameters, such as the running
+    statistics of BatchNorm: a dict of collections, ``{}`` for most networks.
+
+    Attributes:
+      init: ``key -> (params, variables)``.
+      apply: ``(params, mode, x, *, variables={}, train=False, key=None, freeze_statistics=False) ->
+        (outputs [n, ...], variables)``. With ``train=True`` dropout is active, drawn from ``key``,
+        and normalisation uses the statistics of the batch unless ``freeze_statistics``; otherwise
+        the variables come back unchanged. A mode may hold one vector per layer, or ``[n, width]``,
+        one per example.
+      layers: the layers that take a key and a bias, by path, in the order of their first call.
+      tapped: ``(params, mode, x, *, variables={}, probes={}, record=(), replaced={}) -> (outputs,
+        {path: [inputs of each call]})`` in evaluation: probes are added to the outputs of layers,
+        ``record`` names the layers whose inputs are returned, ``replaced`` gives layers another
+        input. None where the framework does not allow it; importance then takes one gradient per
+        example.
+      prepare: turns an example as it is stored into the input that ``apply`` expects; applied by
+        ``apply`` and ``tapped`` themselves.
+      name: of the network's class, for messages.
+      example: shape and dtype of a batch of one example, ``[1, ...]``; None if it is not known.
+    """
+
+    init: Callable[[jax.Array], tuple[Params, Variables]]
+    apply: Callable[..., tuple[jax.Array, Variables]]
+    layers: Layers
+    tapped: Callable[..., tuple[jax.Array, dict[str, list[jax.Array]]]] | None = None
+    prepare: Callable[[jax.Array], jax.Array] = lambda x: x
+    name: str = "network"
+    example: jax.ShapeDtypeStruct | None = None
+
+    def with_input(
+        self,
+        prepare: Callable[[jax.Array], jax.Array],
+        example: jax.ShapeDtypeStruct | None = None,
+    ) -> "Network":
+        """The same network behind a function that prepares its input.
+
+        Args:
+          prepare: applied to ``x`` first, for example a normalisation of uint8 images.
+          example: shape and dtype of a batch of one example as it is stored, ``[1, ...]``.
+
+        Returns:
+          A `Network` that takes examples as they are stored.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, flax.linen as nn
+          >>> from bpnjax import networks
+          >>> network = networks.from_linen(nn.Dense(1), jnp.ones((1, 2)))
+          >>> scaled = network.with_input(lambda x: x / 255.0)
+          >>> params, _ = scaled.init(jax.random.key(0))
+          >>> images = jnp.full((3, 2), 255, jnp.uint8)
+          >>> bool(jnp.allclose(scaled.apply(params, {}, images)[0],
+          ...                   network.apply(params, {}, jnp.ones((3, 2)))[0]))
+          True
+        """
+
+        def apply(params: Params, mode: Mode, x: jax.Array, **options: Any) -> Any:
+            return self.apply(params, mode, prepare(x), **options)
+
+        tapped = self.tapped
+
+        def tapped_prepared(params: Params, mode: Mode, x: jax.Array, **options: Any) -> Any:
+            assert tapped is not None
+            return tapped(params, mode, prepare(x), **options)
+
+        return dataclasses.replace(
+            self,
+            apply=apply,
+            tapped=None if tapped is None else tapped_prepared,
+            prepare=lambda x: self.prepare(prepare(x)),
+            example=example or self.example,
+        )
+
+    def bind(self, variables: Variables) -> "Network":
+        """The same network with its variables filled in, so that ``apply`` needs none.
+
+        Args:
+          variables: collections beside the parameters, such as ``{"batch_stats": ...}``.
+
+        Returns:
+          A `Network` whose ``apply`` and ``tapped`` use these unless they are given others.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, flax.linen as nn
+          >>> from bpnjax import networks
+          >>> network = networks.from_linen(nn.BatchNorm(use_running_average=True), jnp.ones((1, 2)))
+          >>> params, variables = network.init(jax.random.key(0))
+          >>> network.bind(variables).apply(params, {}, jnp.zeros((1, 2)))[0].tolist()
+          [[0.0, 0.0]]
+        """
+
+        def apply(params: Params, mode: Mode, x: jax.Array, **options: Any) -> Any:
+            return self.apply(params, mode, x, **{"variables": variables, **options})
+
+        tapped = self.tapped
+
+        def tapped_bound(params: Params, mode: Mode, x: jax.Array, **options: Any) -> Any:
+            assert tapped is not None
+            return tapped(params, mode, x, **{"variables": variables, **options})
+
+        return dataclasses.replace(
+            self, apply=apply, tapped=None if tapped is None else tapped_bound
+        )
+
+    def features(
+        self, params: Params, mode: Mode, x: jax.Array, paths: Sequence[str], **options: Any
+    ) -> dict[str, jax.Array]:
+        """Runs the network in evaluation and returns what goes into some of its layers.
+
+        Args:
+          params: the shared parameters.
+          mode: of the task, or ``{}``.
+          x: the batch, ``[n, ...]``.
+          paths: of layers that `layers` calls ``plain``.
+          **options: ``variables`` and ``replaced``, as of ``tapped``.
+
+        Returns:
+          ``{path: input of the layer's last call}``: what multiplies the kernel, hence after the
+          key.
+
+        Raises:
+          ValueError: the network has no such layer, its input has no meaning outside the layer, or
+            the framework does not show it.
+        """
+        if self.tapped is None:
+            raise ValueError(
+                f"{self.name} does not show what goes into its layers; build it with "
+                "networks.from_linen or networks.from_nnx"
+            )
+        missing = [path for path in paths if path not in self.layers]
+        if missing:
+            known = ", ".join(self.layers)
+            raise ValueError(f"the network has no layer {missing[0]!r}; it has {known}")
+        for path in paths:
+            if not self.layers[path].plain:
+                raise ValueError(
+                    f"layer {path!r} lies within a lifted transformation (nn.scan, nn.remat, "
+                    "nn.vmap), or its kernel is not the one in params (nn.WeightNorm); its input "
+                    "has no meaning here"
+                )
+        _, inputs = self.tapped(params, mode, x, record=tuple(paths), **options)
+        return {path: inputs[path][-1] for path in paths}
+
+
+def from_function(
+    apply: Callable[..., jax.Array],
+    init: Callable[[jax.Array], Params],
+    layers: Mapping[str, int | tuple[int, int]] | None = None,
+    x: Any = None,
+) -> Network:
+    """A network given as a plain function, from any framework or none.
+
+    Args:
+      apply: ``(params, mode, x) -> outputs [n, ...]``. It adds ``mode[path]["bias"]`` to the output
+        of layer ``path`` and multiplies its input by ``mode[path]["key"]``, where they are there.
+      init: ``key -> params``.
+      layers: ``{path: outputs}`` or ``{path: (inputs, outputs)}``, the layers for which ``apply``
+        reads a mode; none by default.
+      x: a batch or its shape, ``[n, ...]``; needed by methods that keep examples.
+
+    Returns:
+      A `Network` without ``tapped``: importance takes one gradient per example.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpnjax import networks
+      >>> def apply(params, mode, x):
+      ...     return x @ params["w"] + mode.get("out", {}).get("bias", 0.0)
+      >>> network = networks.from_function(apply, lambda key: {"w": jnp.ones((2, 1))}, {"out": 1})
+      >>> params, variables = network.init(jax.random.key(0))
+      >>> network.apply(params, {"out": {"bias": jnp.ones(1)}}, jnp.ones((1, 2)))[0].tolist()
+      [[3.0]]
+    """
+    found = Layers()
+    for path, widths in (layers or {}).items():
+        inputs, outputs = (0, widths) if isinstance(widths, int) else widths
+        found[path] = Layer("function", inputs, outputs, 1, 2, (1, outputs), False)
+
+    def run(
+        params: Params,
+        mode: Mode,
+        x: jax.Array,
+        *,
+        variables: Variables | None = None,
+        train: bool = False,
+        key: jax.Array | None = None,
+        freeze_statistics: bool = False,
+    ) -> tuple[jax.Array, Variables]:
+        del train, key, freeze_statistics
+        if unknown := [path for path in mode if path not in found]:
+            raise ValueError(
+                f"the mode names layers that the network does not have: {', '.join(unknown)}; name "
+                "them in networks.from_function(..., layers=...)"
+            )
+        return apply(params, mode, x), variables or {}
+
+    return Network(
+        init=lambda key: (init(key), {}),
+        apply=run,
+        layers=found,
+        name="function",
+        example=None if x is None else one_example(x),
+    )
+
+
+def one_example(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a batch of one example.
+
+    Args:
+      x: a batch ``[n, ...]``, or its shape.
+
+    Returns:
+      `jax.ShapeDtypeStruct` ``[1, ...]``.
+
+    Example:
+      >>> import numpy as np
+      >>> from bpnjax.networks.base import one_example
+      >>> one_example(np.zeros((5, 2), np.uint8))
+      ShapeDtypeStruct(shape=(1, 2), dtype=uint8)
+    """
+    dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+    return jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), dtype)
+
+
+def align(
+    path: str,
+    name: str,
+    vector: jax.Array,
+    array: Any,
+    axes: tuple[int, ...],
+    contracts_batch: bool = False,
+) -> jax.Array:
+    """Shapes a vector of a mode so that it broadcasts over all but some axes of an array.
+
+    Args:
+      path: of the layer, for messages.
+      name: of the vector, ``"key"`` or ``"bias"``.
+      vector: ``[width]`` for the whole batch, or ``[n, width]`` for one mode per example.
+      array: the layer's input or output, ``[n, ...]``.
+      axes: of the array that the vector lies on; their lengths multiply to its width.
+      contracts_batch: whether the layer contracts its input's first axis.
+
+    Returns:
+      An array of the dtype of ``array`` that broadcasts against it.
+
+    Raises:
+      ValueError: another shape, or the first axis of the array is not the batch.
+    """
+    width, rows = math.prod(array.shape[axis] for axis in axes), vector.shape[:-1]
+    if vector.ndim not in (1, 2) or vector.shape[-1] != width:
+        raise ValueError(
+            f"the {name} of layer {path!r} has shape {vector.shape}; it must have [{width}], "
+            f"or [n, {width}] for one mode per example"
+        )
+    if rows and (0 in axes or contracts_batch or rows[0] not in (1, array.shape[0])):
+        raise ValueError(
+            f"layer {path!r} works on an array {array.shape} whose first axis is not the "
+            f"batch of {rows[0]} examples with a mode each (the network reshapes its batch, or "
+            "nn.vmap took the axis away); call the network once per task instead"
+        )
+    shape = [size if axis in axes else 1 for axis, size in enumerate(array.shape)]
+    return jnp.reshape(vector, [*rows, *shape[len(rows) :]]).astype(array.dtype)

@@ -1,0 +1,443 @@
+"""A trained model in use: told the task, one task for each example, or not told.
+
+    predictor = bpnjax.load("runs/mnist/bd_ewc")
+    predictor(images, task=3)
+    predictor(images, task=task_ids)
+    predictor(images)
+
+Tasks count from 0, as in all functions of the package.
+"""
+
+import dataclasses
+import json
+import pathlib
+import warnings
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+from safetensors import SafetensorError, safe_open
+
+from bpnjax import models
+from bpnjax.config import default, flatten
+from bpnjax.data.permutation import pixel_order
+from bpnjax.data.sequence import Split, TaskSequence
+from bpnjax.evaluation import task_inference
+from bpnjax.learner import Learner, State
+from bpnjax.training.experiment import Experiment, make_experiment
+from bpnjax.utils import arrays, prng
+from bpnjax.utils.errors import UserError
+from bpnjax.utils.heads import within_head
+
+BATCH = 1000
+FORMATS = ("bpnjax-3",)
+
+
+class Guess(NamedTuple):
+    """Answers of a model that nobody told the task."""
+
+    task: np.ndarray  # int32 [n], of the mode taken, from 0
+    outputs: np.ndarray  # int32 [n], the answers in that mode
+    scores: np.ndarray  # f32 [n, T], of each mode by the rule; the highest is taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A trained network and its modes. Calling it answers examples.
+
+    Tasks count from 0 here, as in all functions of the package.
+
+    Attributes:
+      learner: network and method.
+      state: of the learner; what only training needs is zero.
+      outputs: bool ``[T, C]``, the outputs of each task's classes.
+      class_names: of the outputs.
+      input_shape: of one example.
+      input_dtype: of the examples that it was trained on.
+      input_range: the least and the largest number in them; None where it is not known.
+      orders: int32 ``[T, inputs]``, each task's order of the input's elements; None where they keep
+        theirs.
+      metadata: of the file: method, seed, configuration, ...
+      rule: of `bpnjax.evaluation.task_inference.RULES`, by which the run inferred the task.
+      statistics: `bpnjax.evaluation.task_inference.Statistics`, where the run kept them.
+      directions: f32 ``[inputs, r]``, on which they project the input.
+      extract: ``images -> features``, the frozen layers before the network; None where it reads
+        images itself.
+    """
+
+    learner: Learner
+    state: State
+    outputs: np.ndarray
+    class_names: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    input_dtype: np.dtype[Any]
+    input_range: tuple[float, float] | None
+    orders: Any
+    metadata: dict[str, str]
+    rule: str = "entropy"
+    statistics: Any = None
+    directions: Any = None
+    extract: Any = None
+
+    def __repr__(self) -> str:
+        method, seed = self.metadata["method"], self.metadata["seed"]
+        return (
+            f"Predictor({method}, {self.num_tasks} tasks, {len(self.class_names)} outputs, inputs "
+            f"{self.input_dtype}{list(self.input_shape)}, seed {seed})"
+        )
+
+    @property
+    def num_tasks(self) -> int:
+        """How many tasks the model has modes for, T."""
+        return self.outputs.shape[0]
+
+    def permuted(self, images, task) -> np.ndarray:
+        """Pictures as a sequence of permuted pixels shows them in a task.
+
+        The order of the pixels belongs to the data, not to the modes: a picture that comes as its
+        task shows it needs no permutation, and `infer` is not told of any.
+
+        Args:
+          images: ``[n, ...]`` as the set stores them.
+          task: int, or int ``[n]``, from 0.
+
+        Returns:
+          ``[n, ...]``; the pictures themselves where the tasks do not permute.
+        """
+        images, task = self._checked(images, task)
+        if self.orders is None:
+            return images
+        flat = images.reshape(len(images), -1)
+        return np.take_along_axis(flat, np.asarray(self.orders)[task], 1).reshape(images.shape)
+
+    def logits(self, images, task) -> np.ndarray:
+        """The network's outputs.
+
+        Args:
+          images: ``[n, ...]`` as the set stores them; of permuted pixels, as `permuted` gives them.
+          task: int, or int ``[n]``, from 0.
+
+        Returns:
+          f32 ``[n, C]``; where a task answers with its own outputs only, the others are -1e9.
+
+        Raises:
+          ValueError: pictures of another shape, or a task that the model does not have.
+        """
+        images, task = self._checked(images, task)
+        out = np.empty((len(images), self.outputs.shape[1]), np.float32)
+        # A mode per example costs a little, a network per task much: tasks one after another.
+        one_by_one = self.learner.method.trains == "afresh" or len(np.unique(task)) == 1
+        groups = np.unique(task) if one_by_one else [None]
+        for one in groups:
+            rows = slice(None) if one is None else np.flatnonzero(task == one)
+            tasks = task[rows]
+            answer = partial(_logits, self, None if one is None else jnp.int32(one))
+            out[rows] = _in_batches(answer, images[rows], tasks)
+        return out
+
+    def probabilities(self, images, task) -> np.ndarray:
+        """Softmax of `logits`.
+
+        Args:
+          images: as for `logits`.
+          task: int, or int ``[n]``, from 0.
+
+        Returns:
+          f32 ``[n, C]``, rows that sum to 1.
+        """
+        return np.asarray(jax.nn.softmax(jnp.asarray(self.logits(images, task))))
+
+    def infer(self, images, rule: str | None = None, per: str = "example") -> Guess:
+        """Guesses the task, by what all modes say in one program, and answers in its mode.
+
+        Args:
+          images: as for `logits`.
+          rule: a name of `bpnjax.evaluation.task_inference.RULES`; that of the run by default.
+          per: ``"example"``, or ``"batch"``: all pictures are of one task.
+
+        Returns:
+          `Guess`.
+
+        Raises:
+          ValueError: as `logits`; an unknown rule, or one whose statistics the run did not keep.
+        """
+        rule = rule or self.rule
+        if rule not in task_inference.RULES:
+            raise ValueError(f"unknown rule {rule!r}; use one of {', '.join(task_inference.RULES)}")
+        if rule == "statistics" and self.statistics is None:
+            raise ValueError(
+                "this model has no statistics; train it with --config.evaluate.rule=statistics"
+            )
+        images, nobody = self._checked(images, 0)
+        scores = _in_batches(partial(_scores, self, rule), images, nobody)
+        task = task_inference.choose(scores, per)
+        return Guess(task, self(images, task), scores)
+
+    def __call__(self, images, task=None) -> np.ndarray:
+        """The answers, int32 ``[n]``, numbers in `class_names`; ``task`` None: it is inferred."""
+        if task is None:
+            return self.infer(images).outputs
+        return self.logits(images, task).argmax(-1).astype(np.int32)
+
+    def _checked(self, images: Any, task: Any) -> tuple[np.ndarray, np.ndarray]:
+        images = np.asarray(images)
+        if images.shape[1:] != self.input_shape:
+            raise ValueError(
+                f"examples of shape {images.shape[1:]}; this model reads {self.input_shape}"
+            )
+        was, now = self.input_dtype, images.dtype
+        if np.issubdtype(was, np.floating) != np.issubdtype(now, np.floating):
+            raise ValueError(
+                f"examples of dtype {now}; this model was trained on {was}. Give them as they were "
+                "in training, with the same scale"
+            )
+        if np.issubdtype(now, np.floating) and not np.isfinite(images).all():
+            raise ValueError("the examples hold NaN or infinite numbers; mend the data")
+        self._warn_of_range(images)
+        ids = np.asarray(task)
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"task ids of dtype {ids.dtype}; give integers from 0")
+        if ids.size and not (ids.min() >= 0 and ids.max() < self.num_tasks):
+            raise ValueError(
+                f"task {ids.min() if ids.min() < 0 else ids.max()}; this model has tasks 0 to "
+                f"{self.num_tasks - 1}"
+            )
+        return images, np.broadcast_to(ids.astype(np.int32), (len(images),))
+
+    def _warn_of_range(self, images: np.ndarray) -> None:
+        if self.input_range is None or not images.size:
+            return
+        least, most = self.input_range
+        width, here = most - least, float(images.max()) - float(images.min())
+        if images.size >= 100 and width > 0 and not width / 8 <= here <= 8 * width:
+            warnings.warn(
+                f"the examples lie between {images.min():g} and {images.max():g}, those that the "
+                f"model was trained on between {least:g} and {most:g}: are they scaled alike?",
+                stacklevel=4,
+            )
+
+    def _features(self, images: Any) -> Any:
+        return images if self.extract is None else self.extract(images)
+
+
+def _logits(predictor: Predictor, one: Any, images: Any, task: Any) -> Any:
+    p = predictor
+    return _run(p.learner, p.state, p.outputs, p._features(images), task if one is None else one)
+
+
+@partial(jax.jit, static_argnums=0)
+def _run(learner: Learner, state: State, outputs: Any, images: Any, task: Any) -> jax.Array:
+    logits = learner.answer(state, images, task, between_tasks=True)
+    return within_head(logits, outputs[task] if learner.setup.multi_head else None)
+
+
+def _scores(predictor: Predictor, rule: str, images: Any, _: Any) -> Any:
+    p, images = predictor, predictor._features(images)
+    if rule == "statistics":
+        return _compare(p.learner, p.statistics, p.directions, images)
+    return _try_all(p.learner, task_inference.ANSWERS[rule], p.state, p.outputs, images)
+
+
+@partial(jax.jit, static_argnums=0)
+def _compare(learner: Learner, statistics: Any, directions: Any, images: Any) -> jax.Array:
+    """Log-densities f32 [n, T] of the network's inputs under each task's."""
+    x = learner.network.prepare(images)
+    z = x.reshape(x.shape[0], -1) @ directions
+    return jax.vmap(task_inference.log_likelihood, (0, 0, None), 1)(*statistics, z)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _try_all(learner: Learner, score: Any, state: State, outputs: Any, images: Any) -> jax.Array:
+    """Scores of all modes f32 [n, T], one mode after another: memory is that of one."""
+
+    def one(task: Any) -> jax.Array:
+        logits = learner.answer(state, images, task, between_tasks=True)
+        return score(within_head(logits, outputs[task] if learner.setup.multi_head else None))
+
+    return jax.lax.map(one, jnp.arange(outputs.shape[0])).T
+
+
+def _in_batches(answer, images, task) -> np.ndarray:
+    """Answers batches of one size, the last one padded, so that one program serves them all."""
+    size = min(BATCH, 1 << max(len(images) - 1, 0).bit_length())
+    parts = []
+    for start in range(0, len(images), size):
+        x, t = images[start : start + size], task[start : start + size]
+        pad = size - len(x)
+        x = np.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1))
+        parts.append(np.asarray(answer(x, np.pad(t, (0, pad))))[: size - pad])
+    return np.concatenate(parts)
+
+
+def load(path, seed: int | None = None) -> Predictor:
+    """Loads a trained model.
+
+    Args:
+      path: the folder of a run, or one of its ``.safetensors`` files.
+      seed: of the folder's models, the one of this seed; the first by default.
+
+    Returns:
+      A `Predictor`.
+
+    Raises:
+      UserError: there is no model, or it was not written by this package.
+    """
+    file = find_file(path, seed)
+    metadata = read_metadata(file)
+    found, _ = arrays.read(file)
+    config = with_all_fields(json.loads(metadata["config"]))
+    groups, names = json.loads(metadata["outputs"]), json.loads(metadata["class_names"])
+    outputs = np.zeros((len(groups), len(names)), bool)
+    for row, group in zip(outputs, groups, strict=True):
+        row[group] = True
+    shape = tuple(json.loads(metadata["input_shape"]))
+    dtype = np.dtype(metadata["input_dtype"])
+    scale, shift = (np.asarray(json.loads(metadata[n]), np.float32) for n in ("scale", "shift"))
+    extract = None
+    trained_shape, trained_dtype = shape, dtype
+    if extractor := _group(found, "extractor"):
+        extract, trained_shape = _extractor(config, extractor, len(names), shape, scale, shift)
+        trained_dtype = np.dtype(np.float32)
+        scale, shift = np.ones(1, np.float32), np.zeros(1, np.float32)
+    config.model.pretrained = ""  # it was read when the run began
+    config.train.rates = ""
+    config.evaluate.statistics = min(config.evaluate.statistics, int(np.prod(trained_shape)))
+    sequence = _empty_sequence(outputs, names, trained_shape, trained_dtype, scale, shift)
+    experiment = make_experiment(config, sequence)
+    key = jax.random.key(int(metadata["seed"]))
+    rule, statistics, directions = config.evaluate.rule, None, None
+    if rule == "statistics" and not experiment.told_task:
+        rule = "entropy"  # all modes are the same network
+    if kept := _group(found, "statistics"):
+        statistics = task_inference.Statistics(
+            *(jnp.asarray(kept[n]) for n in task_inference.Statistics._fields)
+        )
+        r = statistics.mean.shape[1]
+        directions = task_inference.directions(
+            prng.fold(key, prng.STATISTICS), int(np.prod(trained_shape)), r
+        )
+    orders = None
+    if config.sequence.kind == "permuted":
+        pixels = prng.fold(key, prng.PIXELS)
+        orders = jax.vmap(
+            lambda t: pixel_order(pixels, t, int(np.prod(shape)), config.sequence.first_identity)
+        )(jnp.arange(len(groups)))
+    limits = json.loads(metadata["input_range"])
+    return Predictor(
+        learner=experiment.learner,
+        state=_answering_state(experiment, found, file),
+        outputs=outputs,
+        class_names=tuple(names),
+        input_shape=shape,
+        input_dtype=dtype,
+        input_range=None if limits is None else (limits[0], limits[1]),
+        orders=orders,
+        metadata=metadata,
+        rule=rule,
+        statistics=statistics,
+        directions=directions,
+        extract=extract,
+    )
+
+
+def with_all_fields(stored: dict[str, Any]) -> ConfigDict:
+    """A stored configuration with the fields of this version; what it lacks is the default."""
+    config = default()
+    known = flatten(config)
+    for field, value in flatten(stored).items():
+        if field in known and value is not None:
+            group, _, name = field.rpartition(".")
+            value = tuple(value) if isinstance(known[field], tuple) else value
+            (config[group] if group else config)[name] = value
+    return config
+
+
+def _group(found: dict[str, np.ndarray], group: str) -> dict[str, np.ndarray]:
+    start = f"{group}/"
+    return {n.removeprefix(start): a for n, a in found.items() if n.startswith(start)}
+
+
+def _extractor(config, params, num_classes, shape, scale, shift) -> Any:
+    """The frozen layers before the network, compiled, and the shape of what they give."""
+    module = models.build(config.model, num_classes)
+    params = traverse_util.unflatten_dict(params, sep="/")
+
+    @jax.jit
+    def extract(images: Any) -> jax.Array:
+        x = images.astype(jnp.float32) * scale + shift
+        return module.apply({"params": params}, x, features=True).astype(jnp.float32)
+
+    found = jax.eval_shape(extract, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    return extract, found.shape[1:]
+
+
+def _empty_sequence(outputs, names, shape, dtype, scale, shift) -> TaskSequence:
+    """A sequence without examples: what a learner must know of the one that it was trained on."""
+    tasks = len(outputs)
+    split = Split(
+        np.zeros((0, *shape), dtype), np.zeros(0, np.int32),
+        np.zeros((tasks, 1), np.int32), np.zeros(tasks, np.int32),
+    )  # fmt: skip
+    columns = np.zeros((tasks, 1), np.int32)
+    return TaskSequence(split, split, outputs, tuple(names), scale, shift, columns, permuted=False)
+
+
+def _answering_state(experiment: Experiment, found: dict[str, np.ndarray], file: Any) -> State:
+    """The state whose answering parts are the arrays of a file; the others are zero."""
+    learner = experiment.learner
+    abstract = jax.eval_shape(learner.first, jax.random.key(0))
+    names = jax.tree.leaves(arrays.names_of(abstract))
+    needed = jax.tree.leaves(learner.answering(abstract))
+    filled = dict(found)
+    for name, leaf, n in zip(names, jax.tree.leaves(abstract), needed, strict=True):
+        if name in found:
+            continue
+        if n:
+            raise UserError(
+                f"{file}: {name} is missing; the file was written by something else, train again"
+            )
+        like = jax.eval_shape(prng.to_numbers, leaf)
+        # All elements are the same one: nothing is allocated for what only training needs.
+        filled[name] = np.broadcast_to(np.zeros((), like.dtype), like.shape)
+    try:
+        return arrays.unflatten({name: filled[name] for name in names}, abstract)
+    except ValueError as error:
+        raise UserError(
+            f"{file}: {error}, by its own settings; it was written by something else, train again"
+        ) from error
+
+
+def find_file(path, seed: int | None = None) -> pathlib.Path:
+    """The model in the folder of a run, or the file itself; arguments and errors as of `load`."""
+    file = pathlib.Path(path)
+    if file.is_dir():
+        first = file / "model.safetensors"
+        file = first if seed is None else file / f"model_seed_{seed}.safetensors"
+        if seed is not None and first.is_file() and _metadata(first).get("seed") == str(seed):
+            file = first
+    if not file.is_file():
+        raise UserError(f"no model {file}; name the folder of a complete run, or its .safetensors")
+    return file
+
+
+def read_metadata(file: pathlib.Path) -> dict[str, str]:
+    """What a model says of itself; `UserError` where it was not written by this package."""
+    metadata = _metadata(file)
+    if metadata.get("format") not in FORMATS:
+        raise UserError(
+            f"{file} has the format {metadata.get('format')!r}; this version reads "
+            f"{', '.join(FORMATS)}: run the training again"
+        )
+    return metadata
+
+
+def _metadata(file) -> dict[str, str]:
+    try:
+        with safe_open(file, "np") as tensors:
+            return tensors.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is no safetensors file ({error}); train again") from error

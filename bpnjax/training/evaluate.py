@@ -1,0 +1,115 @@
+"""Tests a run's network on its tasks, as one compiled program."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bpnjax.evaluation import task_inference
+from bpnjax.evaluation.accuracy import Correct
+from bpnjax.training.epochs import RunState, input_directions, project
+from bpnjax.training.experiment import Experiment
+from bpnjax.training.task_data import Data, make_reader
+from bpnjax.utils import collectives
+from bpnjax.utils.heads import within_head
+
+
+def evaluate(
+    experiment: Experiment,
+    state: RunState,
+    data: Data,
+    row: Any,
+    infer: Any,
+    in_training: bool = False,
+    axis: str | None = None,
+) -> Correct:
+    """Tests tasks 0 to ``row`` in one program.
+
+    Args:
+      experiment: the static side of the run.
+      state: the state to test.
+      data: the sequence.
+      row: int scalar, may be traced: the last task trained.
+      infer: bool scalar, may be traced: whether to measure task_inferred, which costs a pass per
+        mode and task.
+      axis: name of the mapped device axis; each device takes its share of the test examples.
+      in_training: static; the last task is still in training, its mode is not stored yet.
+
+    Returns:
+      `Correct`.
+    """
+    learner, config = experiment.learner, experiment.config
+    key, split = state.learner.key, data.test
+    width = split.index.shape[1]
+    batch = min(config.evaluate.batch_size, width)
+
+    def logits_of(mode_task: Any, x: Any) -> jax.Array:
+        return learner.answer(state.learner, x, mode_task, between_tasks=not in_training)
+
+    def chunk(reader, task, i, count, batch):
+        within = i * batch + jnp.arange(batch)
+        x, y = reader.take(split, task * width + jnp.minimum(within, width - 1))
+        return x, y, within < count
+
+    def told(task, correct_of):
+        reader = make_reader(experiment, key, data, task)
+        count = split.count[task]
+
+        def one(i, correct):
+            x, y, real = chunk(reader, task, i, count, batch)
+            logits = logits_of(task, x)
+            masked = jnp.where(data.classes[task], logits, -jnp.inf)
+            hits = [jnp.sum(real & (jnp.argmax(z, -1) == y)) for z in (logits, masked)]
+            return correct + jnp.array(hits)
+
+        correct = collectives.sum_loop(axis, -(-count // batch), one, jnp.zeros(2, jnp.int32))
+        return correct_of.at[:, task].set(correct)
+
+    limit = min(config.evaluate.inferred_examples or width, width)
+    infer_batch = min(batch, limit)
+    rule = config.evaluate.rule
+    directions = input_directions(experiment, key) if experiment.statistics else None
+
+    def inferred(task, correct_of):
+        reader = make_reader(experiment, key, data, task)
+        count = jnp.minimum(split.count[task], limit)
+
+        def one(i, correct):
+            x, y, real = chunk(reader, task, i, count, infer_batch)
+            z = project(experiment, x, directions) if experiment.statistics else None
+
+            def try_mode(mode_task, best):
+                score, guess, answer = best
+                logits = logits_of(mode_task, x)
+                if learner.setup.multi_head:  # to try a mode is to try its head
+                    logits = within_head(logits, data.classes[mode_task])
+                if experiment.statistics:
+                    its = task_inference.log_likelihood(
+                        *(s[mode_task] for s in state.statistics), z
+                    )
+                else:
+                    its = task_inference.ANSWERS[rule](logits)
+                if config.evaluate.infer == "batch":
+                    its = jnp.broadcast_to(jnp.sum(its * real) / jnp.sum(real), its.shape)
+                better = its > score
+                answer = jnp.where(better, jnp.argmax(logits, -1), answer)
+                guess = jnp.where(better, mode_task, guess)
+                return jnp.where(better, its, score), guess, answer
+
+            nothing = jnp.full(infer_batch, -1)
+            start = (jnp.full(infer_batch, -jnp.inf), nothing, nothing)
+            _, guess, answer = jax.lax.fori_loop(0, row + 1, try_mode, start)
+            hits = [jnp.sum(real & right) for right in (answer == y, guess == task)]
+            return correct + jnp.array(hits)
+
+        correct = collectives.sum_loop(axis, -(-count // infer_batch), one, jnp.zeros(2, jnp.int32))
+        return correct_of.at[:, task].set(correct)
+
+    unknown = jnp.full((2, experiment.num_tasks), -1, jnp.int32)
+    right_told, right_masked = jax.lax.fori_loop(0, row + 1, told, unknown)
+    if not experiment.told_task:
+        # Every task gets the same network: not told is told, and costs no pass of its own.
+        return Correct(right_told, right_masked, right_told, unknown[0])
+    tested = jnp.where(infer, row + 1, 0)
+    right_inferred, right_guess = jax.lax.fori_loop(0, tested, inferred, unknown)
+    return Correct(right_told, right_masked, right_inferred, right_guess)

@@ -1,0 +1,185 @@
+"""Trees of arrays: as flat names, in files, grown, and which of them a function reads."""
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from bpnjax.utils import prng
+from bpnjax.utils.errors import UserError
+
+__all__ = ["flatten", "put_in_corner", "read", "unflatten", "used", "write"]
+
+
+def names_of(tree: Any) -> Any:
+    """The same tree with each leaf's path, joined by ``/``, in its place.
+
+    Args:
+      tree: of arrays, or their shapes.
+
+    Returns:
+      A tree of strings.
+
+    Example:
+      >>> from bpnjax.utils.arrays import names_of
+      >>> names_of({"a": {"b": 1}})
+      {'a': {'b': 'a/b'}}
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), tree
+    )
+
+
+def flatten(tree: Any) -> dict[str, np.ndarray]:
+    """A tree as named host arrays; typed PRNG keys as the numbers that they are.
+
+    Args:
+      tree: of arrays.
+
+    Returns:
+      ``{path: array}``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpnjax.utils import arrays
+      >>> {name: a.tolist() for name, a in arrays.flatten({"w": jnp.ones(2)}).items()}
+      {'w': [1.0, 1.0]}
+    """
+    numbers = jax.tree.leaves(prng.to_numbers(tree))
+    names = jax.tree.leaves(names_of(tree))
+    return {n: np.ascontiguousarray(np.asarray(a)) for n, a in zip(names, numbers, strict=True)}
+
+
+def unflatten(found: Mapping[str, np.ndarray], abstract: Any) -> Any:
+    """The inverse of `flatten`.
+
+    Args:
+      found: ``{path: array}``.
+      abstract: the tree's structure, shapes and dtypes.
+
+    Returns:
+      The tree, on the default device.
+
+    Raises:
+      ValueError: names, shapes or dtypes differ; the message names the first that does.
+    """
+    names = names_of(abstract)
+    numbers = jax.eval_shape(prng.to_numbers, abstract)
+    if more := sorted(set(found) - set(jax.tree.leaves(names))):
+        raise ValueError(f"{more[0]} is too much")
+
+    def one(name: str, leaf: Any) -> jax.Array:
+        if name not in found:
+            raise ValueError(f"{name} is missing")
+        array = found[name]
+        if array.shape != leaf.shape or array.dtype != leaf.dtype:
+            raise ValueError(
+                f"{name} is {array.dtype}{list(array.shape)}, not {leaf.dtype}{list(leaf.shape)}"
+            )
+        # One element for all, as of parts that nobody reads, stays one.
+        return array if array.size > 1 and not any(array.strides) else jnp.asarray(array)
+
+    return prng.from_numbers(jax.tree.map(one, names, numbers), abstract)
+
+
+def write(path: Any, found: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes named arrays to a ``.safetensors`` file; at any moment it is the old or the new one.
+
+    Args:
+      path: of the file.
+      found: ``{name: array}``.
+      metadata: texts kept beside them.
+    """
+    file = pathlib.Path(path)
+    partial = file.with_name(f".{file.name}.partial")
+    with partial.open("wb") as out:
+        out.write(save(dict(found), dict(metadata)))
+        out.flush()
+        os.fsync(out.fileno())
+    partial.replace(file)
+
+
+def read(path: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Reads a ``.safetensors`` file.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      ``{name: array}`` and the metadata.
+
+    Raises:
+      UserError: no such file, or another kind of file.
+    """
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"{path}: no such file; name a .safetensors file")
+    try:
+        with safe_open(path, "np") as tensors:
+            found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+            return found, tensors.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no safetensors file ({error}); write it again") from error
+
+
+def put_in_corner(fresh: Any, earlier: Any) -> Any:
+    """Puts every array of one tree at the front of its place in a larger one.
+
+    Args:
+      fresh: a tree of arrays.
+      earlier: the same structure, arrays that are at most as long along each axis.
+
+    Returns:
+      ``fresh`` with the first places along each axis taken by ``earlier``.
+
+    Raises:
+      ValueError: an array does not fit.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.utils import arrays
+      >>> arrays.put_in_corner(jnp.zeros((2, 2)), jnp.ones((1, 2))).tolist()
+      [[1.0, 1.0], [0.0, 0.0]]
+    """
+
+    def one(new: Any, old: Any) -> Any:
+        numbers, old = np.array(prng.to_numbers(new)), np.asarray(prng.to_numbers(old))
+        if old.ndim != numbers.ndim or any(a > b for a, b in zip(old.shape, numbers.shape)):  # noqa: B905
+            raise ValueError(f"an array {old.shape} does not fit into {numbers.shape}")
+        numbers[tuple(slice(0, length) for length in old.shape)] = old
+        return prng.from_numbers(jnp.asarray(numbers), new)
+
+    return jax.tree.map(one, fresh, earlier)
+
+
+def used(function: Callable[..., Any], tree: Any, *more: Any) -> Any:
+    """Which leaves of its first argument a function reads.
+
+    Args:
+      function: of the tree and further arguments; traced, not run.
+      tree: its first argument, arrays or shapes.
+      *more: further arguments, arrays or shapes.
+
+    Returns:
+      A tree of bools like ``tree``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.utils import arrays
+      >>> arrays.used(lambda t: 2 * t["a"], {"a": jnp.ones(1), "b": jnp.ones(1)})
+      {'a': True, 'b': False}
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    closed = jax.make_jaxpr(function)(tree, *more)
+    jaxpr = closed.jaxpr
+    live = {v for v in jaxpr.outvars if not hasattr(v, "val")}
+    for equation in reversed(jaxpr.eqns):
+        if any(v in live for v in equation.outvars):
+            live |= {v for v in equation.invars if not hasattr(v, "val")}
+    read = [v in live for v in jaxpr.invars[: len(leaves)]]
+    return jax.tree.unflatten(structure, read)
