@@ -118,19 +118,19 @@ class NnxDense(nnx.Module):
 
 
 @pytest.mark.parametrize(
-    "linen, factory, shape",
+    "linen, factory, shape, rows",
     [
-        (LinenDense(), NnxDense, (5, 3)),
-        (LinenConvolutional(), NnxConvolutional, (5, 4, 4, 2)),
-        (LinenAttention(), NnxAttention, (5, 5, 6)),
+        (LinenDense(), NnxDense, (5, 3), ()),
+        (LinenConvolutional(), NnxConvolutional, (5, 4, 4, 2), ()),
+        (LinenAttention(), NnxAttention, (5, 5, 6), (5,)),  # a mode per example
     ],
 )
-@pytest.mark.parametrize("rows", [(), (5,)])
 def test_the_outputs_are_those_of_linen_with_the_same_weights(linen, factory, shape, rows):
     x = normal(1, *shape)
     there, here = from_linen(linen, x), from_nnx(lambda rngs: factory(rngs), x)
-    params, _ = there.init(KEY)
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, here.init(KEY)[0])
+    params, _ = jax.jit(there.init)(KEY)
+    own, _ = jax.eval_shape(here.init, KEY)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, own)
     assert list(here.layers) == list(there.layers)
     assert [vars(layer) for layer in here.layers.values()] == [
         vars(layer) for layer in there.layers.values()
@@ -138,12 +138,13 @@ def test_the_outputs_are_those_of_linen_with_the_same_weights(linen, factory, sh
     assert [vars(other) for other in here.layers.others.values()] == [
         vars(other) for other in there.layers.others.values()
     ]
-    close(here.apply(params, {}, x)[0], there.apply(params, {}, x)[0])
+    ours, theirs = jax.jit(here.apply), jax.jit(there.apply)
+    close(ours(params, {}, x)[0], theirs(params, {}, x)[0])
     mode = {
         path: {"key": 1 + normal(2, *rows, layer.inputs), "bias": normal(3, *rows, layer.outputs)}
         for path, layer in here.layers.items()
     }
-    close(here.apply(params, mode, x)[0], there.apply(params, mode, x)[0])
+    close(ours(params, mode, x)[0], theirs(params, mode, x)[0])
 
 
 # Modes.
@@ -180,11 +181,11 @@ def test_one_mode_per_example_equals_one_pass_per_example():
         path: {"key": 1 + normal(2, 5, layer.inputs), "bias": normal(3, 5, layer.outputs)}
         for path, layer in network.layers.items()
     }
+    apply = jax.jit(network.apply)
     expected = [
-        network.apply(params, jax.tree.map(lambda v, i=i: v[i], mode), x[i : i + 1])[0][0]
-        for i in range(5)
+        apply(params, jax.tree.map(lambda v, i=i: v[i], mode), x[i : i + 1])[0][0] for i in range(5)
     ]
-    close(network.apply(params, mode, x)[0], jnp.stack(expected))
+    close(apply(params, mode, x)[0], jnp.stack(expected))
 
 
 @pytest.mark.parametrize("layer, factor", [(Doubled, 2), (nnx.LoRALinear, 1)])
@@ -285,9 +286,12 @@ def test_a_factory_builds_a_network_per_key_under_vmap_and_jit():
     assert not np.allclose(kernels[0], kernels[1])
     close(kernels[2], network.init(keys[2])[0]["conv"]["kernel"])
     close(kernels[2], Residual(nnx.Rngs(keys[2])).conv.kernel[...])
-    outputs = jax.vmap(lambda p, v: network.apply(p, {}, x, variables=v)[0])(many, variables)
+
+    def run(params, variables):
+        return network.apply(params, {}, x, variables=variables)[0]
+
     one = jax.tree.map(lambda leaf: leaf[1], (many, variables))
-    close(outputs[1], network.apply(one[0], {}, x, variables=one[1])[0])
+    close(jax.jit(jax.vmap(run))(many, variables)[1], jax.jit(run)(*one))
 
 
 def test_a_network_of_lifted_layers():

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import networks
+import flax_networks
 import numpy as np
 import optax
 import pytest
