@@ -3,6 +3,7 @@
 from bpnjax.networks.base import Network, from_function
 from bpnjax.networks.layers import Layer, Layers, matching
 from bpnjax.networks.linen import find_layers, from_linen, modulated_apply
+from bpnjax.networks.nnx import from_nnx
 
 __all__ = [
     "Layer",
@@ -11,6 +12,7 @@ __all__ = [
     "find_layers",
     "from_function",
     "from_linen",
+    "from_nnx",
     "matching",
     "modulated_apply",
 ]

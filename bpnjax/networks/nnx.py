@@ -744,7 +744,8 @@ class _Adapter:
                 value = _look_up(variables, (leaf.group, *leaf.names), missing)
             values.append((leaf.path, value))
         with _graph_mode():
-            return nnx.merge(self.graphdef, FlatState(values, sort=True))
+            module: nnx.Module = nnx.merge(self.graphdef, FlatState(values, sort=True))
+        return module
 
     def _check_used(self, run: _Pass) -> None:
         """Refuses a mode of layers that this pass did not call."""

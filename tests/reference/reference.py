@@ -243,23 +243,37 @@ class Learner:
             self.optimizer = self.new_optimizer()
         self.protection.begin(self, task)
 
-    def step(self, x, y, weight=None, tasks=None):
-        """Takes one step; returns the mean loss and the share of right answers before it."""
-        weight = np.ones(len(x)) if weight is None else np.asarray(weight, float)
-        batch = Batch(x, y, weight, np.full(len(x), self.task) if tasks is None else tasks)
-        mode, total, value, right = self.mode(self.task), weight.sum(), 0.0, 0.0
+    def measure(self, theta, batch):
+        """Looks at a batch.
+
+        Args:
+          theta: parameters.
+          batch: `Batch`.
+
+        Returns:
+          The mean loss, the share of right answers, and the gradient of the mean loss for the
+          parameters and for what is added to each layer's output.
+        """
+        mode, total, value, right = self.mode(self.task), batch.weight.sum(), 0.0, 0.0
         own = np.zeros(self.network.size)
         of_layers = {layer: np.zeros(width) for layer, width in self.network.widths.items()}
         for (example, label, w), task in zip(batch, batch.task, strict=True):
             share, head = w / total, self.head(task)
-            logits = self.network.logits(self.theta, example, mode)
+            logits = self.network.logits(theta, example, mode)
             loss, delta = cross_entropy(logits, label, head)
-            found = self.network.backward(self.theta, example, delta, mode=mode)
+            found = self.network.backward(theta, example, delta, mode=mode)
             value += share * loss
             right += share * (np.argmax(softmax(logits, head)) == label)
             own += share * found.theta
             of_layers[HIDDEN] += share * found.hidden
             of_layers[OUTPUT] += share * found.output
+        return value, right, own, of_layers
+
+    def step(self, x, y, weight=None, tasks=None):
+        """Takes one step; returns the mean loss and the share of right answers before it."""
+        weight = np.ones(len(x)) if weight is None else np.asarray(weight, float)
+        batch = Batch(x, y, weight, np.full(len(x), self.task) if tasks is None else tasks)
+        value, right, own, of_layers = self.protection.measure(self, batch)
         old = self.theta
         changed = self.protection.gradient(self, own, batch)
         self.theta = self.theta + self.optimizer.update(changed)
@@ -290,6 +304,10 @@ class Protection:
 
     def begin(self, learner, task):
         """Called at the start of a task."""
+
+    def measure(self, learner, batch):
+        """Looks at a batch, as `Learner.measure`."""
+        return learner.measure(learner.theta, batch)
 
     def gradient(self, learner, own, batch):
         """Returns the gradient that the optimizer gets, for the gradient of the task's loss."""
@@ -608,6 +626,38 @@ class Imm(Protection):
                 share = share * (self.fishers[k] + 1e-8)
             merged, total = merged + share * theta, total + share
         return merged / total
+
+
+class DropTransfer(Imm):
+    """IMM whose steps leave some hidden units at the last task's weights.
+
+    The loss of a step is taken at ``old + m / (1 - drop) * (theta - old)``, with m 0 or 1 for each
+    hidden unit. Which units are dropped is found as `nearest` says.
+    """
+
+    def __init__(self, drop, **options):
+        super().__init__(**options)
+        self.drop, self.chosen = drop, []
+
+    def measure(self, learner, batch):
+        """Looks at the batch with some units dropped."""
+        if not self.thetas:
+            return super().measure(learner, batch)
+        draws = list(itertools.product((0.0, 1.0), repeat=learner.network.widths[HIDDEN]))
+        found = []
+        for kept in draws:
+            scale = np.ones(learner.network.size)
+            for leaf in ("kernel", "bias"):
+                learner.network.unpack(scale)[HIDDEN, leaf][...] = np.array(kept) / (
+                    1.0 - self.drop
+                )
+            mixed = self.thetas[-1] + scale * (learner.theta - self.thetas[-1])
+            value, right, own, of_layers = learner.measure(mixed, batch)
+            found.append((value, right, scale * own, of_layers))
+        candidates = np.array([self.gradient(learner, own, batch) for _, _, own, _ in found])
+        place = nearest(candidates, learner, self.after)
+        self.chosen.append(draws[place])
+        return found[place]
 
 
 class Lwf(Protection):
@@ -957,21 +1007,28 @@ class Fixed:
 
 
 class Biases:
-    """One plain bias for each task and layer, trained by gradient descent."""
+    """One plain bias for each task and layer, trained by its gradient.
 
-    def __init__(self, widths, rate):
-        self.widths, self.rate, self.kept = widths, rate, {}
+    Args:
+      widths: of the layers.
+      optimizer: a function that makes one for each task and layer.
+    """
+
+    def __init__(self, widths, optimizer):
+        self.widths, self.optimizer, self.kept, self.optimizers = widths, optimizer, {}, {}
 
     def mode(self, task):
         """The mode of a task: zero before it was trained."""
         if task not in self.kept:
             self.kept[task] = {layer: np.zeros(width) for layer, width in self.widths.items()}
+            self.optimizers = {layer: self.optimizer() for layer in self.widths}
         return Mode(bias=self.kept[task])
 
     def update(self, task, of_layers):
-        """One step down the gradient."""
+        """One step."""
         self.kept[task] = {
-            layer: bias - self.rate * of_layers[layer] for layer, bias in self.kept[task].items()
+            layer: bias + self.optimizers[layer].update(of_layers[layer])
+            for layer, bias in self.kept[task].items()
         }
 
 
@@ -979,18 +1036,19 @@ class Factors:
     """The beneficial perturbation: bias = M W for each task and layer.
 
     Args:
-      first: ``(M, gradient) -> M``, how the first factor moves.
-      rate: of the second factor, which follows its gradient.
+      first: a function that makes the optimizer of M.
+      second: the same for W.
     """
 
-    def __init__(self, first, rate):
-        self.first, self.rate, self.factors = first, rate, {}
+    def __init__(self, first, second):
+        self.first, self.second, self.factors = first, second, {}
 
     def given(self, task, factors):
         """Takes the factors of a task at its start, ``{layer: (M [1, H], W [H, K])}``."""
         self.factors[task] = {
             layer: tuple(np.array(f, float) for f in both) for layer, both in factors.items()
         }
+        self.optimizers = {layer: (self.first(), self.second()) for layer in factors}
 
     def mode(self, task):
         """The mode of a task."""
@@ -999,28 +1057,33 @@ class Factors:
     def update(self, task, of_layers):
         """One step of both factors, from their values before it."""
         for layer, (m, w) in self.factors[task].items():
-            g = of_layers[layer]
+            g, (first, second) = of_layers[layer], self.optimizers[layer]
             self.factors[task][layer] = (
-                self.first(m, (w @ g)[None, :]),
-                w - self.rate * np.outer(m[0], g),
+                m + first.update((w @ g)[None, :]),
+                w + second.update(np.outer(m[0], g)),
             )
 
 
-def beneficial(epsilon):
-    """BD: the sign of the gradient."""
-    return lambda m, gradient: m - epsilon * np.sign(gradient)
+@dataclasses.dataclass
+class Beneficial:
+    """The step of BD: a fixed distance against the sign of the gradient."""
+
+    epsilon: float
+
+    def update(self, gradient):
+        """Returns what is to be added."""
+        return -self.epsilon * np.sign(gradient)
 
 
-def descent(rate):
-    """GD: the gradient."""
-    return lambda m, gradient: m - rate * gradient
+@dataclasses.dataclass
+class Matched:
+    """A step along the gradient, as long as that of BD."""
 
+    epsilon: float
 
-def matched(epsilon):
-    """The direction of the gradient with a step as long as BD's."""
-
-    def first(m, gradient):
+    def update(self, gradient):
+        """Returns what is to be added."""
         length = np.sqrt((gradient**2).sum())
-        return m - epsilon * np.sqrt(m.size) * gradient / length if length else m
-
-    return first
+        if not length:
+            return np.zeros_like(gradient)
+        return -self.epsilon * np.sqrt(gradient.size) * gradient / length

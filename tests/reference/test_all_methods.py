@@ -181,6 +181,8 @@ def follow(
             assert metrics["examples"] == batch[2].sum()
             watcher.compared(state, ref, batch)
         same_answers(ours.apply(state, x, task), ref.answer(x, task), where, tolerance)
+        if task == TASKS - 1 and ours.method.told_task:
+            same_mixed(ours, state, ref, x, tolerance)
         data = tuple(part[:end_examples] for part in data)
         state = ours.end_task(state, data)
         ref.end_task(*data)
@@ -189,14 +191,16 @@ def follow(
         for k in range(task + 1):
             outputs, expected = ours.apply(state, tasks[k][0], k), ref.answer(tasks[k][0], k)
             same_answers(outputs, expected, f"answers of task {k} after task {task}", tolerance)
-    if not ours.method.told_task:
-        return state, ref
-    # One task id per example.
-    ids = np.arange(EXAMPLES) % TASKS
-    mixed = ours.apply(state, tasks[0][0], ids)
-    expected = np.concatenate([ref.answer(tasks[0][0][[i]], t) for i, t in enumerate(ids)])
-    same_answers(mixed, expected, "answers of mixed tasks", tolerance)
+    if ours.method.told_task:
+        same_mixed(ours, state, ref, tasks[0][0], tolerance)
     return state, ref
+
+
+def same_mixed(ours, state, ref, x, tolerance):
+    """Answers agree where each example has a task of its own."""
+    ids = np.arange(len(x)) % TASKS
+    expected = np.concatenate([ref.answer(x[[i]], task) for i, task in enumerate(ids)])
+    same_answers(ours.apply(state, x, ids), expected, "answers of mixed tasks", tolerance)
 
 
 def same_params(state, ref, where, tolerance):
@@ -223,6 +227,13 @@ def layer_rates():
         ),
         "ref_optimizer": lambda: Sgd(net.of_layer(**{HIDDEN: 0.03, OUTPUT: 0.3})),
     }
+
+
+class Observed(Watcher):
+    """Tells the reference which step was made, so that it finds the draw."""
+
+    def stepped(self, state, ref, batch):
+        ref.protection.after = ref.network.pack(state.params)
 
 
 # Bounds: fine-tuning, single-task learning, joint training.
@@ -528,6 +539,16 @@ def test_imm_mean(options):
     )
 
 
+def test_imm_drop_transfer():
+    """Each step is the one at some draw of the hidden units to drop."""
+    _, ref = follow(
+        methods.imm_mean(l2=0.1, drop=0.4),
+        reference.DropTransfer(0.4, l2=0.1),
+        watcher=Observed(),
+    )
+    assert len(set(ref.protection.chosen)) > 3
+
+
 class Sampled(Watcher):
     """Finds the labels that a sampled Fisher was taken of; there must be some."""
 
@@ -650,24 +671,20 @@ def test_ebll_autoencoder():
         (0.5, "task", "permuted", "single"),
         (0.5, "class", "split", "multi"),
         (0.0, "class", "permuted", "multi"),
+        (0.5, "all", "split", "single"),
     ],
 )
 def test_gem(margin, per, kind, heads):
-    keep = reference.last(6) if per == "task" else reference.last_of_class(3)
+    """Memories of 6 examples a task, of 3 a class, and with room for more than a task has."""
+    count = {"task": 6, "class": 3, "all": 25}[per]
+    keep = reference.last_of_class(3) if per == "class" else reference.last(count)
     _, ref = follow(
-        methods.gem(6 if per == "task" else 3, per=per, margin=margin),
+        methods.gem(count, per="class" if per == "class" else "task", margin=margin),
         reference.Gem(keep, margin),
         kind=kind,
         heads=heads,
     )
     assert ref.protection.conflicts > 1
-
-
-class Observed(Watcher):
-    """Tells the reference which step was made, so that it finds the draw."""
-
-    def stepped(self, state, ref, batch):
-        ref.protection.after = ref.network.pack(state.params)
 
 
 @pytest.mark.parametrize(("memories", "draw"), [(4, 3), (3, 5), (2, 9)])
@@ -755,7 +772,7 @@ def test_replay_in_the_modes_of_the_tasks():
     follow(
         methods.chain(methods.bd(epsilon=0.02, hidden_dim=4), methods.derpp(6, 2, 0.3, 0.7)),
         reference.Replay(2, alpha=0.3, beta=0.7),
-        [reference.Factors(reference.beneficial(0.02), RATE)],
+        [bd_part()],
         watcher=Both(Drawn(4, part=0), Memory(6, True, part=1)),
     )
 
@@ -845,9 +862,9 @@ class Given(Watcher):
             ref.parts[self.place].modes.append(mode)
 
 
-def bd_part(epsilon=0.02, rate=RATE):
+def bd_part(epsilon=0.02, rate=RATE, momentum=0.0):
     """The reference's part for BD."""
-    return reference.Factors(reference.beneficial(epsilon), rate)
+    return reference.Factors(lambda: reference.Beneficial(epsilon), lambda: Sgd(rate, momentum))
 
 
 @pytest.mark.parametrize("kind", ["split", "permuted"])
@@ -883,6 +900,17 @@ def test_bd_of_one_layer():
     )
 
 
+def test_bd_ewc_under_momentum():
+    """W follows the learner's optimizer at a rate of its own; M takes the plain beneficial step."""
+    follow(
+        methods.bd_ewc(epsilon=0.02, hidden_dim=4, learning_rate=0.02, strength=100.0),
+        reference.Ewc(100.0),
+        [bd_part(0.02, 0.02, 0.9)],
+        watcher=Both(Drawn(4, part=0), Anchored()),
+        **momentum(),
+    )
+
+
 def test_bd_psp():
     follow(
         methods.bd_psp(epsilon=0.02, hidden_dim=8),
@@ -913,11 +941,14 @@ def test_bd_psp_ewc_kfac():
 
 @pytest.mark.parametrize("rate", [None, 0.3])
 def test_gd_ewc(rate):
+    """Both factors follow the learner's optimizer, at a rate of their own on request."""
+    both = [lambda: Sgd(rate or RATE, 0.9)] * 2
     follow(
         methods.gd_ewc(hidden_dim=8, learning_rate=rate, strength=100.0),
         reference.Ewc(100.0),
-        [reference.Factors(reference.descent(rate or RATE), rate or RATE)],
+        [reference.Factors(*both)],
         watcher=Both(Drawn(8, part=0), Anchored()),
+        **momentum(),
     )
 
 
@@ -925,7 +956,7 @@ def test_gd_matched_ewc():
     follow(
         methods.gd_matched_ewc(epsilon=0.02, hidden_dim=8, strength=100.0),
         reference.Ewc(100.0),
-        [reference.Factors(reference.matched(0.02), RATE)],
+        [reference.Factors(lambda: reference.Matched(0.02), lambda: Sgd(RATE))],
         watcher=Both(Drawn(8, part=0), Anchored()),
     )
 
@@ -947,7 +978,7 @@ def test_bias_ewc():
     follow(
         methods.bias_ewc(strength=100.0, learning_rate=0.2),
         reference.Ewc(100.0),
-        [reference.Biases(widths, 0.2)],
+        [reference.Biases(widths, lambda: Sgd(0.2))],
         watcher=Both(PlainBiases(), Anchored()),
     )
 
