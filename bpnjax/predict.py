@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from bpnjax.evaluation import task_inference
-from bpnjax.evaluation.predictor import Predictor, load
+from bpnjax.run.predictor import Predictor, load
 from bpnjax.utils.errors import UserError
 
 USAGE = """usage: python -m bpnjax.predict --model=DIR --input=FILE.npz --output=FILE.csv

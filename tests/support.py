@@ -9,24 +9,34 @@ from PIL import Image
 
 from bpnjax import config as configuration
 from bpnjax.data import load_sequence
-from bpnjax.evaluation.accuracy import accuracies, evaluate
+from bpnjax.evaluation.accuracy import accuracies
 from bpnjax.methods import REGISTRY
-from bpnjax.run.setup import make_problem
 from bpnjax.training import epochs
-from bpnjax.training.task_data import make_view, put_on_device
+from bpnjax.training.evaluate import evaluate
+from bpnjax.training.experiment import make_experiment
+from bpnjax.training.task_data import make_reader, put_on_device
 
-# Compositions whose every part is in another method of the registry, with nothing of their own.
-COMPOSED = ("bd_ewc_kfac", "bd_psp_ewc", "bd_psp_ewc_kfac", "gd_ewc", "gd_matched_ewc", "xdg_ewc")
+# Parts of compositions that protect no shared parameter: each is run inside a composition.
+PARTS = ("bd", "gd", "gd_matched", "plain_bias", "random_bias")
+# With compositions whose every part is in another method: what has nothing of its own.
+COMPOSED = (
+    *PARTS, "bd_ewc_kfac", "bd_psp_ewc", "bd_psp_ewc_kfac", "gd_ewc", "gd_matched_ewc", "xdg_ewc",
+)  # fmt: skip
 
 
 def whole_registry(*costly):
-    """All methods for a costly test; left to ``-m slow`` are those made of others' parts, and more.
+    """All methods for a costly test; those in `COMPOSED` and ``costly`` run with ``-m slow`` only.
 
     Args:
       *costly: names of further ones.
     """
+    return marked_slow(*COMPOSED, *costly)
+
+
+def marked_slow(*costly):
+    """All methods, some of which run with ``-m slow`` only."""
     marks = {True: pytest.mark.slow, False: ()}
-    return [pytest.param(m, marks=marks[m in (*COMPOSED, *costly)]) for m in sorted(REGISTRY)]
+    return [pytest.param(m, marks=marks[m in costly]) for m in sorted(REGISTRY)]
 
 
 def digits_config(method, **changes):
@@ -62,44 +72,55 @@ class Jitted:
     def __init__(self, config):
         self.config = config
         self.sequence = load_sequence(config)
-        self.problem = make_problem(config, self.sequence)
+        self.experiment = make_experiment(config, self.sequence)
+        self.learner = self.experiment.learner
         self.data = put_on_device(self.sequence)
         self.traces = 0
 
         def run_steps(*args):
             self.traces += 1
-            return epochs.run_steps(self.problem, *args)
+            return epochs.run_steps(self.experiment, *args)
 
         self.run_steps = jax.jit(run_steps)
-        self.init = jax.jit(partial(epochs.init_state, self.problem))
-        self.begin_task = jax.jit(partial(epochs.begin_task, self.problem))
-        self.end_task = jax.jit(partial(epochs.end_task, self.problem))
-        self.evaluate = jax.jit(partial(evaluate, self.problem))
+        self.init = jax.jit(partial(epochs.init_state, self.experiment))
+        self.begin_task = jax.jit(partial(epochs.begin_task, self.experiment))
+        self.end_task = jax.jit(partial(epochs.end_task, self.experiment))
+        self.evaluate = jax.jit(partial(evaluate, self.experiment), static_argnames="in_training")
+
+    def steps(self, task):
+        """How many steps an epoch of a task has."""
+        return epochs.steps_per_epoch(self.experiment, self.sequence, task)
 
     def train(self, key, tasks=None, epochs=None):
         """Trains some tasks in turn; returns the state and the sums of the last epoch."""
         state = self.init(key)
-        stages = range(self.sequence.num_tasks) if tasks is None else tasks
-        for task in stages:
-            state = self.begin_task(key, state, task)
-            steps = epochs.steps_per_epoch(self.problem, self.sequence, task)
-            for epoch in range(epochs or self.config.train.epochs):
-                state, sums = self.run_steps(key, state, self.data, task, epoch, 0, steps)
-            state = self.end_task(key, state, self.data, task)
+        for task in range(self.sequence.num_tasks) if tasks is None else tasks:
+            state, sums = self.train_task(state, task, epochs)
         return state, sums
 
-    def test(self, key, state, row):
+    def train_task(self, state, task, epochs=None):
+        """Begins, trains and ends a task; returns the state and the sums of the last epoch."""
+        state = self.begin_task(state, task)
+        for epoch in range(epochs or self.config.train.epochs):
+            state, sums = self.run_steps(state, self.data, task, epoch, 0, self.steps(task))
+        return self.end_task(state, self.data, task), sums
+
+    def test(self, state, row):
         """The three accuracies after task ``row``."""
-        correct = self.evaluate(key, state, self.data, row, True)
-        return accuracies(correct, self.sequence.test.count)
+        return accuracies(self.evaluate(state, self.data, row, True), self.sequence.test.count)
 
     def epoch(self, key, task, epoch):
-        """The batches of an epoch in their order: NumPy inputs and labels."""
-        slots, count = epochs.epoch_order(self.problem, key, self.data.train, task, epoch)
-        view = make_view(self.problem, key, self.data, task)
-        x, y = view.examples(self.data.train, slots[: int(count)])
+        """The batches of an epoch in their order: inputs as they are stored, and labels."""
+        slots, count = epochs.epoch_order(self.experiment, key, self.data.train, task, epoch)
+        reader = make_reader(self.experiment, key, self.data, task)
+        x, y = reader.take(self.data.train, slots[: int(count)])
         size = self.config.train.batch_size
         return [(x[i : i + size], y[i : i + size]) for i in range(0, int(count), size)]
+
+
+def changed(state, **fields):
+    """A state of a run with some parts of the learner's replaced."""
+    return state.replace(learner=state.learner.replace(**fields))
 
 
 def encoded(pixels, kind="PNG"):

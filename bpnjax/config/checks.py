@@ -1,11 +1,13 @@
 """What a configuration must fulfil before any data is touched, and the mend where it does not."""
 
+import importlib.util
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from bpnjax.run import log_copies
-from bpnjax.utils.errors import suggest
+from bpnjax.utils.errors import UserError, suggest
+
+_LOGS = ("csv", "tensorboard")
 
 # Widths of the published network, whose layers are as many in any other.
 _ALEXNET = {"model.channels": (64, 192, 384, 256, 256), "model.hidden": (4096, 4096)}
@@ -26,6 +28,34 @@ def complaints(flat: dict[str, Any]) -> Iterator[str]:
     """
     for check in (_fields, _network, _training, _images, _patterns, _run):
         yield from check(flat)
+
+
+def log_kinds(text: str) -> list[str]:
+    """The kinds of copies of ``metrics.jsonl`` that the field `log` names.
+
+    Args:
+      text: names separated by commas; may be empty.
+
+    Returns:
+      Names out of csv and tensorboard.
+
+    Raises:
+      UserError: another name, or a package that is not installed.
+
+    Example:
+      >>> from bpnjax.config.checks import log_kinds
+      >>> log_kinds("csv")
+      ['csv']
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in _LOGS:
+            raise UserError(f"log: unknown value {name!r}; choose from: {', '.join(_LOGS)}")
+    if "tensorboard" in names and importlib.util.find_spec("tensorboardX") is None:
+        raise UserError(
+            "log: 'tensorboard' needs a package that is not installed; pip install tensorboardX"
+        )
+    return names
 
 
 def _fields(flat: dict[str, Any]) -> Iterator[str]:
@@ -106,6 +136,6 @@ def _patterns(flat: dict[str, Any]) -> Iterator[str]:
 
 
 def _run(flat: dict[str, Any]) -> Iterator[str]:
-    log_copies.parse(flat["log"])
+    log_kinds(flat["log"])
     if flat["devices"] != "all" and not flat["devices"].isdecimal():
         yield f"devices: {flat['devices']!r} is neither 'all' nor a number; give one"

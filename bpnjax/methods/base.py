@@ -129,7 +129,8 @@ class Context:
         example.
       current: the task that is being trained, int scalar; None if there is none.
       training: whether `Method.forward` is asked for a training step of the current task.
-      key: typed PRNG key of this step, or of this task's end.
+      key: typed PRNG key of this step, or of this task's end; None where no hook asks but somebody
+        who wants a task answered (`bpnjax.learner.Learner.answer`).
       step: int scalar, steps of the current task before this one; at a task's end all of them.
       step_size: tree of f32 scalars like the parameters, the learning rate of each leaf now.
       outputs: ``(params, x, task, train=False) -> f32 [n, ...]``.

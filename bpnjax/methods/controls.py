@@ -80,7 +80,8 @@ def output_mask(method: Method) -> Method:
 
     .. math:: z'_c = z_c - 10^9 \, [c \notin C_t]
 
-    with :math:`C_t` the classes of the task; training sees the outputs as they are.
+    with :math:`C_t` the classes of the task; training sees the outputs as they are, and so do the
+    measures that a method takes at a task's end.
 
     Args:
       method: without modes; trained as it is.
@@ -109,7 +110,7 @@ def output_mask(method: Method) -> Method:
 
     def forward(params: Any, task_params: Any, state: Any, ctx: Context) -> tuple[Any, Any]:
         params, mode = method.forward(params, task_params, state, ctx)
-        if ctx.training:
+        if ctx.key is not None:  # a hook asks, as for a Fisher or for outputs to keep
             return params, mode
         *_, output = ctx.setup.network.layers
         classes = jnp.asarray(ctx.setup.known_classes("a mask on the outputs"))[ctx.task]

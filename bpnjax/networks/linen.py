@@ -192,10 +192,12 @@ def _run(
         if context.module.scope is None:  # unbound: without parameters, as some identities are
             return next_call(*call_args, **call_kwargs)
         classes["/".join(context.module.path)] = type(context.module).__name__
-        if freeze_statistics and isinstance(context.module, nn.BatchNorm):
-            if context.method_name == "__call__" and context.module.use_running_average is None:
-                call_kwargs = {**call_kwargs, "use_running_average": True}
-                return next_call(*call_args[:1], **call_kwargs)
+        if (
+            freeze_statistics
+            and isinstance(context.module, nn.BatchNorm)
+            and context.method_name == "__call__"
+        ):
+            return _on_running_statistics(context.module, next_call, call_args, call_kwargs)
         if context.method_name != "__call__" or not (call_args or "inputs" in call_kwargs):
             return next_call(*call_args, **call_kwargs)
         x, *rest = call_args or (call_kwargs["inputs"],)
@@ -237,6 +239,19 @@ def _run(
             + "; find_layers(model, params, x) lists those it has"
         )
     return out
+
+
+def _on_running_statistics(norm, next_call, args, kwargs):
+    """Calls a BatchNorm on its running statistics, whatever it was told."""
+    told = norm.use_running_average
+    if told is None:
+        return next_call(*args[:1], **{**kwargs, "use_running_average": True})
+    # Told when it was made. The module is of this call alone: Flax clones modules for each apply.
+    object.__setattr__(norm, "use_running_average", True)
+    try:
+        return next_call(*args, **kwargs)
+    finally:
+        object.__setattr__(norm, "use_running_average", told)
 
 
 def modulated_apply(model: nn.Module, params, mode, x, *args, **kwargs):

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -164,7 +163,7 @@ def _check_module(module: Any) -> None:
     """Refuses what is neither a module nor a factory of one, and says what to do instead."""
     name = getattr(module, "__name__", type(module).__name__)
     kind = module if isinstance(module, type) else type(module)
-    if issubclass(kind, flax.linen.Module):
+    if any(base.__module__.startswith("flax.linen") for base in kind.__mro__):
         raise ValueError(f"module is of flax.linen ({name}); use networks.from_linen for it")
     if isinstance(module, type):
         raise ValueError(

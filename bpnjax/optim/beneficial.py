@@ -5,8 +5,9 @@ import re
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import keystr
 
-from bpnjax.optim.partition import partition_by_path, path_string
+from bpnjax.optim.partition import partition_by_path
 
 __all__ = ["OPTIMIZERS", "beneficial_perturbation", "beneficial_sign", "matched_step"]
 
@@ -22,6 +23,8 @@ OPTIMIZERS = {
 
 def _of_epsilon(step, epsilon) -> optax.GradientTransformation:
     """The transformation ``step(updates, size)`` with a fixed size or a schedule of it."""
+    if isinstance(epsilon, (int, float)) and not 0 <= epsilon < float("inf"):
+        raise ValueError(f"epsilon: {epsilon} is no step length; give a finite number of 0 or more")
     if not callable(epsilon):
         return optax.stateless(lambda updates, params: step(updates, epsilon))
 
@@ -52,7 +55,11 @@ def beneficial_sign(epsilon: float | jax.Array | optax.Schedule) -> optax.Gradie
 
     Returns:
       An `optax.GradientTransformation`. Updates have the dtype of the gradients; a gradient of 0
-      stays 0 and NaN stays NaN.
+      stays 0 and NaN stays NaN. It is `optax.sign_sgd` at the learning rate epsilon, under the name
+      and with the meaning of the paper.
+
+    Raises:
+      ValueError: a negative epsilon, which would be the adversarial direction.
 
     Example:
       >>> import jax.numpy as jnp
@@ -113,7 +120,7 @@ def matched_step(epsilon: float | jax.Array | optax.Schedule) -> optax.GradientT
 def beneficial_perturbation(
     tx: optax.GradientTransformation,
     epsilon: float | jax.Array | optax.Schedule,
-    factor: str = r"(^|/)M$",
+    factor: str = r"(^|/)M(/value)?$",
 ) -> optax.GradientTransformationExtraArgs:
     """Trains a parameter tree with `tx`, but its factors ``M`` with the beneficial sign step.
 
@@ -121,7 +128,7 @@ def beneficial_perturbation(
       tx: any optax optimizer, for every leaf that is not a factor.
       epsilon: as in `beneficial_sign`.
       factor: regular expression, searched in a leaf's path (keys joined by ``/``), that the
-        factors match.
+        factors match; by default a leaf named ``M``, also as the value of an `nnx.Param`.
 
     Returns:
       A `partition_by_path` with these two rules.
@@ -143,7 +150,10 @@ def beneficial_perturbation(
     both = partition_by_path([(factor, beneficial_sign(epsilon)), (f"^(?!.*(?:{factor}))", tx)])
 
     def init(params):
-        paths = [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        paths = [
+            keystr(path, simple=True, separator="/")
+            for path, _ in jax.tree_util.tree_leaves_with_path(params)
+        ]
         if not any(re.search(factor, path) for path in paths):
             raise ValueError(f"no leaf matches the factor pattern {factor!r} among {paths}")
         return both.init(params)

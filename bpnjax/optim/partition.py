@@ -6,26 +6,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import keystr
 
-__all__ = ["layer_rates", "parse_rates", "partition_by_path", "path_string"]
-
-
-def path_string(path) -> str:
-    """The keys of a leaf's path, as JAX gives it, joined by ``/``.
-
-    Args:
-      path: as `jax.tree_util.tree_leaves_with_path` gives it.
-
-    Returns:
-      A text; names of fields and numbers of list items count as keys.
-
-    Example:
-      >>> import jax
-      >>> from bpnjax.optim.partition import path_string
-      >>> [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path({"a": {"b": 1}})]
-      ['a/b']
-    """
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+__all__ = ["layer_rates", "parse_rates", "partition_by_path"]
 
 
 def partition_by_path(
@@ -61,7 +44,7 @@ def partition_by_path(
         wrong = []
 
         def one(path, _):
-            name = path_string(path)
+            name = keystr(path, simple=True, separator="/")
             hits = [i for i, pattern in enumerate(patterns) if pattern.search(name)]
             if len(hits) != 1:
                 which = ", ".join(repr(patterns[i].pattern) for i in hits or range(len(patterns)))
@@ -118,7 +101,7 @@ def layer_rates(rules: Sequence[tuple[str, float]]) -> optax.GradientTransformat
 
     Args:
       rules: pairs of a pattern and a factor c. The pattern has to match the whole path of a layer,
-        its keys joined by ``/``, as in `bpnjax.networks.linen.matching`; of several the first counts,
+        its keys joined by ``/``, as in `bpnjax.networks.matching`; of several the first counts,
         and a layer that none matches keeps its rate.
 
     Returns:
@@ -142,7 +125,8 @@ def layer_rates(rules: Sequence[tuple[str, float]]) -> optax.GradientTransformat
 
     def init(params):
         layers = dict.fromkeys(
-            path_string(path[:-1]) for path, _ in jax.tree_util.tree_leaves_with_path(params)
+            keystr(path[:-1], simple=True, separator="/")
+            for path, _ in jax.tree_util.tree_leaves_with_path(params)
         )
         for pattern in patterns:
             if not any(pattern.fullmatch(layer) for layer in layers):
@@ -152,7 +136,7 @@ def layer_rates(rules: Sequence[tuple[str, float]]) -> optax.GradientTransformat
         return optax.EmptyState()
 
     def one(path, update):
-        layer = path_string(path[:-1])
+        layer = keystr(path[:-1], simple=True, separator="/")
         hits = (c for p, (_, c) in zip(patterns, rules, strict=True) if p.fullmatch(layer))
         factor = next(hits, 1.0)
         return (factor * update).astype(update.dtype) if factor else jnp.zeros_like(update)

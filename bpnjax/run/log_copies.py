@@ -5,15 +5,13 @@ ends with neither more nor less than they are.
 """
 
 import csv
-import importlib.util
 import pathlib
 import shutil
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bpnjax.utils.errors import UserError
+from bpnjax.config.checks import log_kinds
 
-KINDS = ("csv", "tensorboard")
 FOLDER = "tensorboard"
 ACCURACIES = ("task_told", "task_masked", "task_inferred")
 COLUMNS = (
@@ -29,39 +27,11 @@ class Copy(NamedTuple):
     close: Callable[[], None]
 
 
-def parse(text: str) -> list[str]:
-    """The kinds of copies that ``log`` names.
-
-    Args:
-      text: names separated by commas; may be empty.
-
-    Returns:
-      Names out of `KINDS`.
-
-    Raises:
-      UserError: another name, or a package that is not installed.
-
-    Example:
-      >>> from bpnjax.run import log_copies
-      >>> log_copies.parse("csv")
-      ['csv']
-    """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in KINDS:
-            raise UserError(f"log: unknown value {name!r}; choose from: {', '.join(KINDS)}")
-    if "tensorboard" in names and importlib.util.find_spec("tensorboardX") is None:
-        raise UserError(
-            "log: 'tensorboard' needs a package that is not installed; pip install tensorboardX"
-        )
-    return names
-
-
 def open_copies(text: str, workdir: pathlib.Path, first_seed: int) -> list[Copy]:
     """Begins the copies that ``log`` names.
 
     Args:
-      text: as in `parse`.
+      text: names separated by commas, as `bpnjax.config.checks.log_kinds` takes them.
       workdir: the run's folder.
       first_seed: its first seed.
 
@@ -69,7 +39,7 @@ def open_copies(text: str, workdir: pathlib.Path, first_seed: int) -> list[Copy]
       The copies, empty.
     """
     begin = {"csv": _begin_csv, "tensorboard": _begin_tensorboard}
-    return [begin[name](workdir, first_seed) for name in parse(text)]
+    return [begin[name](workdir, first_seed) for name in log_kinds(text)]
 
 
 def _begin_csv(workdir, first_seed):

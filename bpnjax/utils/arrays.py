@@ -1,5 +1,6 @@
 """Trees of arrays: as flat names, in files, grown, and which of them a function reads."""
 
+import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -99,10 +100,18 @@ def write(path: Any, found: Mapping[str, np.ndarray], metadata: Mapping[str, str
     file = pathlib.Path(path)
     partial = file.with_name(f".{file.name}.partial")
     with partial.open("wb") as out:
-        out.write(save(dict(found), dict(metadata)))
+        out.write(_in_order(save(dict(found), dict(metadata))))
         out.flush()
         os.fsync(out.fileno())
     partial.replace(file)
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same file with its header sorted: safetensors writes metadata in a random order."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
 def read(path: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:

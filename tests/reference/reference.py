@@ -951,11 +951,23 @@ class Replay(Protection):
       alpha: weight of the squared distance to the outputs kept, meaned over draw and outputs.
       beta: weight of the mean cross-entropy of a second draw.
       union: instead, the mean cross-entropy of the batch and one draw together.
+
+    Attributes:
+      chosen: the draws of each step, tuples of places in the memory.
+      examples: the same, but of several places with the same input the first one.
     """
 
     def __init__(self, draw, alpha=0.0, beta=0.0, union=False):
         self.draw, self.alpha, self.beta, self.union = draw, alpha, beta, union
-        self.memory, self.chosen = [], []
+        self.memory, self.chosen, self.examples = [], [], []
+
+    def remember(self, *draws):
+        """Notes the draws of a step."""
+        inputs = [m.x.tobytes() for m in self.memory]
+        self.chosen.append(draws)
+        self.examples.append(
+            tuple(tuple(sorted(inputs.index(inputs[i]) for i in draw)) for draw in draws)
+        )
 
     def gradient(self, learner, own, batch):
         """Adds what the draw of the step that was made asks for."""
@@ -969,7 +981,7 @@ class Replay(Protection):
             n = batch.weight.sum()
             candidates = (n * own + self.draw * shares @ labels) / (n + self.draw)
             place = nearest(candidates, learner, self.after)
-            self.chosen.append((draws[place],))
+            self.remember(draws[place])
             return candidates[place]
         distances = np.zeros((count, network.size))
         for i, m in enumerate(self.memory):
@@ -983,8 +995,8 @@ class Replay(Protection):
         candidates = (first[:, None] + second[None]).reshape(-1, network.size)
         place = nearest(candidates, learner, self.after)
         both = np.unravel_index(place, (len(first), len(second)))
-        self.chosen.append(
-            tuple(draws[i] for i, of in zip(both, (first, second), strict=True) if len(of) > 1)
+        self.remember(
+            *(draws[i] for i, of in zip(both, (first, second), strict=True) if len(of) > 1)
         )
         return candidates[place]
 

@@ -431,7 +431,7 @@ def test_ewc_kfac(every):
     follow(
         methods.ewc_kfac(20.0, every=every),
         reference.EwcKfac(20.0, every),
-        tolerance=5e-5,  # eigenvectors in single precision
+        tolerance=3e-5,  # eigenvectors in single precision
     )
 
 
@@ -684,21 +684,27 @@ def test_gem(margin, per, kind, heads):
         kind=kind,
         heads=heads,
     )
-    assert ref.protection.conflicts > 1
+    steps = EPOCHS * 3 * (TASKS - 1)
+    assert (1 < ref.protection.conflicts < steps) or (kind, heads) == ("split", "single")
 
 
-@pytest.mark.parametrize(("memories", "draw"), [(4, 3), (3, 5), (2, 9)])
-def test_agem(memories, draw):
+@pytest.mark.parametrize(
+    ("memories", "draw", "kind", "heads"),
+    [(4, 3, "split", "multi"), (3, 5, "permuted", "single"), (2, 9, "split", "single")],
+)
+def test_agem(memories, draw, kind, heads):
     """Draws of fewer examples than there are, of more than one task keeps, and of all."""
     _, ref = follow(
         methods.agem(memories, batch_size=draw),
         reference.Agem(reference.last(memories), draw),
+        kind=kind,
+        heads=heads,
         watcher=Observed(),
     )
-    chosen = ref.protection.chosen
-    assert ref.protection.conflicts > 1
+    steps = EPOCHS * 3 * (TASKS - 1)
+    assert (1 < ref.protection.conflicts < steps) or (kind, heads) == ("split", "single")
     if draw == 3:
-        assert len(set(chosen)) > 1
+        assert len(set(ref.protection.chosen)) > 1
 
 
 class Memory(Observed):
@@ -764,7 +770,8 @@ def test_replay(variant, heads):
     assert {place for draws in chosen for draw in draws for place in draw} == set(range(size))
     assert any(len(set(draw)) < len(draw) for draws in chosen for draw in draws), "with replacement"
     if variant == "derpp":
-        assert any(one != other for one, other in chosen), "two draws"
+        differ = [one != other for one, other in ref.protection.examples]
+        assert np.mean(differ) > 0.8, "two draws"
 
 
 def test_replay_in_the_modes_of_the_tasks():

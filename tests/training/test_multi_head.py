@@ -3,13 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from support import Jitted, digits_config, whole_registry
 
-from bpnjax import importance
+import bpnjax
+from bpnjax import importance, methods, networks
 from bpnjax.data import load_sequence
 from bpnjax.models import MLP, ConvNet
-from bpnjax.training.recall import make_examples
+from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -34,38 +36,64 @@ def test_permuted_tasks_have_ten_outputs_each():
 
 
 @pytest.mark.parametrize("method", whole_registry())
-def test_every_method_learns_with_a_head_a_task(method):
+def test_every_method_learns_with_a_head_per_task(method):
     jitted = Jitted(multi(method, sequence__num_tasks=2))
     key = jax.random.key(0)
-    start = jitted.init(key)
-    joint = jitted.problem.method.joint
+    start = jitted.init(key).learner.params["output"]["kernel"]
+    joint = jitted.experiment.jointly
     state, _ = jitted.train(key, [1] if joint else [0], epochs=8)
     if not joint:
         # Nothing pulls at a head whose task has not come, unless all logits are to be kept.
         if method not in ("der", "derpp", "stl"):
-            np.testing.assert_array_equal(
-                state.core["output"]["kernel"][:, 2:], start.core["output"]["kernel"][:, 2:]
-            )
-        state = jitted.begin_task(key, state, 1)
-        for epoch in range(8):
-            state, _ = jitted.run_steps(key, state, jitted.data, 1, epoch, 0, 6)
-        state = jitted.end_task(key, state, jitted.data, 1)
-    found = jitted.test(key, state, 1)
+            ours = state.learner.params["output"]["kernel"]
+            np.testing.assert_array_equal(ours[:, 2:], start[:, 2:])
+        state, _ = jitted.train_task(state, 1, epochs=8)
+    found = jitted.test(state, 1)
     assert found["task_masked"].min() > 0.8, found
 
 
-def test_replayed_losses_are_those_of_each_examples_head():
-    jitted = Jitted(multi())
-    key = jax.random.key(0)
-    core = jitted.init(key).core
-    examples = make_examples(jitted.problem, key, jitted.data)
-    width = jitted.data.train.index.shape[1]
-    slots = jnp.array([0, 1, width, 2 * width + 3])
-    logits, labels = examples.logits(core, slots), examples.labels(slots)
-    assert (labels // 2).tolist() == [0, 0, 1, 2]
-    for z, y, loss in zip(logits, labels, examples.losses(core, slots), strict=True):
-        head = z[y // 2 * 2 : y // 2 * 2 + 2]
-        np.testing.assert_allclose(loss, -jax.nn.log_softmax(head)[y % 2], rtol=1e-5)
+def test_a_replayed_example_counts_within_the_head_of_its_own_task():
+    """A method's hooks get such losses, and so does a step on a batch of several tasks' examples."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 5)).astype(np.float32)
+    y, task = np.array([0, 1, 2, 5]), np.array([0, 0, 1, 2])
+
+    def record(old, new, grads, state, batch, ctx):
+        return new, (ctx.outputs(old, x, task), ctx.losses(old, x, y, task))
+
+    watching = methods.Method(
+        init=lambda key, params, setup: (jnp.zeros((4, 6)), jnp.zeros(4)), end_step=record
+    )
+    network = networks.from_linen(MLP((3,), 6), x)
+    classes = [[0, 1], [2, 3], [4, 5]]
+    learner = bpnjax.learner(
+        network, watching, optax.sgd(0.1), num_tasks=3, classes=classes, heads="multi"
+    )
+    state = learner.begin_task(learner.init(jax.random.key(0)), 2)
+    state, metrics = learner.step(state, (x[3:], y[3:]))
+    logits, losses = state.method
+    for z, label, loss in zip(logits, y, losses, strict=True):
+        head = z[label // 2 * 2 : label // 2 * 2 + 2]
+        np.testing.assert_allclose(loss, -jax.nn.log_softmax(head)[label % 2], rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], losses[3], rtol=1e-5)
+
+    joint = bpnjax.learner(
+        network, methods.joint(), optax.sgd(0.1), num_tasks=3, classes=classes, heads="multi"
+    )
+    state = joint.begin_task(joint.init(jax.random.key(0)), 2)
+    _, metrics = joint.step(state, (x, y, np.ones(4, np.float32), task))
+    np.testing.assert_allclose(metrics["loss"], losses.mean(), rtol=1e-5)
+
+
+def test_heads_need_classes_and_cross_entropy():
+    network = networks.from_linen(MLP((), 4), jnp.zeros((1, 2)))
+    with pytest.raises(UserError, match=r"heads='multi'.* pass bpnjax.learner\(..., classes="):
+        bpnjax.learner(network, methods.sgd(), optax.sgd(0.1), num_tasks=2, heads="multi")
+    with pytest.raises(UserError, match="loss: a head per task .* cross-entropy"):
+        bpnjax.learner(
+            network, methods.sgd(), optax.sgd(0.1), num_tasks=2, heads="multi",
+            classes=[[0, 1], [2, 3]], loss=lambda z, y: jnp.square(z - y).mean(-1),
+        )  # fmt: skip
 
 
 MODELS = {
@@ -78,15 +106,16 @@ MODELS = {
 def test_importance_within_a_head_equals_that_of_a_network_with_this_head_only(name):
     model, shape = MODELS[name]
     x = jax.random.normal(jax.random.key(0), shape)
-    params = model.init(jax.random.key(1), x)["params"]
-    small = model.clone(num_classes=2)
+    network = networks.from_linen(model, x)
+    small = networks.from_linen(model.clone(num_classes=2), x)
+    params, _ = network.init(jax.random.key(1))
     cut = {**params, "output": jax.tree.map(lambda p: p[..., 3:], params["output"])}
     head = jnp.array([False, False, False, True, True])
     labels = jnp.arange(7) % 2
     found = {
-        kind: importance.fisher_sum(model, params, {}, x, labels + 3, kind=kind, classes=head)
+        kind: importance.fisher_sum(network, params, {}, x, labels + 3, kind=kind, classes=head)
         for kind in ("empirical", "true")
-    } | {"mas": importance.sensitivity_sum(model, params, {}, x, classes=head)}
+    } | {"mas": importance.sensitivity_sum(network, params, {}, x, classes=head)}
     expected = {
         kind: importance.fisher_sum(small, cut, {}, x, labels, kind=kind)
         for kind in ("empirical", "true")
@@ -105,7 +134,8 @@ def test_importance_of_units_is_the_mean_size_of_their_gradients(kind):
     """The gradient of a bias is that of the sum which its unit puts into the nonlinearity."""
     model, shape = MODELS["mlp"]
     x = jax.random.normal(jax.random.key(0), shape)
-    params = model.init(jax.random.key(1), x)["params"]
+    network = networks.from_linen(model, x)
+    params, _ = network.init(jax.random.key(1))
     labels = jnp.arange(7) % 5
 
     def measured(params, x_i, y):
@@ -113,11 +143,11 @@ def test_importance_of_units_is_the_mean_size_of_their_gradients(kind):
         return jnp.sum(z**2) if kind == "output_norm" else -jax.nn.log_softmax(z)[y]
 
     each = [jax.grad(measured)(params, x_i, y) for x_i, y in zip(x, labels, strict=True)]
-    found = importance.neurons(model, params, {}, x, labels, of=kind)
+    found = importance.neurons(network, params, {}, x, labels, of=kind)
     assert set(found) == {"hidden_0", "hidden_1", "output"}
     for path, a in found.items():
         expected = np.mean([np.abs(g[path]["bias"]) for g in each], axis=0)
         np.testing.assert_allclose(a, expected, rtol=1e-3, atol=1e-6)
     if kind == "output_norm":
         with pytest.raises(ValueError, match="unknown importance 'both'; use one of loss"):
-            importance.neurons(model, params, {}, x, labels, of="both")
+            importance.neurons(network, params, {}, x, labels, of="both")

@@ -7,11 +7,13 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from support import Jitted, digits_config
+from support import Jitted, changed, digits_config
 
 from bpnjax import main
+from bpnjax.data import load_sequence
 from bpnjax.run import plots, train
-from bpnjax.run.setup import make_problem
+from bpnjax.training import schedule
+from bpnjax.training.experiment import make_experiment
 from bpnjax.utils import errors
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -19,18 +21,18 @@ DROPS = {"train.epochs_per_task": "(1, 3, 2)", "train.rate_drops": "(0.5,)"}
 
 
 def moves(epochs, **fields):
-    """What a step of task 2 changes in the core and in W and M, in each of some epochs."""
+    """What a step of task 2 changes in shared parameters, W and M, in each of some epochs."""
     jitted = Jitted(digits_config("bd_ewc", train__optimizer="sgd", train__epochs=4, **fields))
     key = jax.random.key(0)
-    state = jitted.begin_task(key, jitted.init(key), 1)
+    state = jitted.begin_task(jitted.init(key), 1)
     # M is zero at the start, and with it the gradient of W.
-    state, _ = jitted.run_steps(key, state, jitted.data, 1, 0, 0, 1)
+    state, _ = jitted.run_steps(state, jitted.data, 1, 0, 0, 1)
     for epoch in epochs:
-        after, _ = jitted.run_steps(key, state, jitted.data, 1, epoch, 1, 2)
+        after, _ = jitted.run_steps(state, jitted.data, 1, epoch, 1, 2)
         yield jax.tree.map(
             lambda new, old: np.asarray(new - old),
-            (after.core, after.learned["bd"]),
-            (state.core, state.learned["bd"]),
+            (after.learner.params, after.learner.task_params[0]),
+            (state.learner.params, state.learner.task_params[0]),
         )
 
 
@@ -50,6 +52,16 @@ def test_drops_divide_the_rates_but_not_epsilon():
             np.testing.assert_allclose(own["kernel"], expected, rtol=1e-2, atol=1e-6)
 
 
+def test_the_decay_from_task_to_task_is_of_the_shared_parameters_only():
+    (plain,), (decayed,) = moves([1]), moves([1], train__rate_decay=3.0)
+    for name, own in decayed[1].items():
+        # The step before left the shared parameters elsewhere.
+        np.testing.assert_allclose(own["W"], plain[1][name]["W"], rtol=5e-2, atol=2e-7)
+        np.testing.assert_array_equal(own["M"], plain[1][name]["M"])
+        expected = plain[0][name]["kernel"] / 4
+        np.testing.assert_allclose(decayed[0][name]["kernel"], expected, rtol=5e-2, atol=2e-6)
+
+
 def test_the_proximal_pull_has_the_rate_that_is_left():
     """With a huge strength a proximal step lands on the anchor, at whatever rate.
 
@@ -61,15 +73,44 @@ def test_the_proximal_pull_has_the_rate_that_is_left():
             ewc__strength=1e12,
         )
     )  # fmt: skip
-    key = jax.random.key(0)
-    state = jitted.begin_task(key, jitted.init(key), 1)
-    ones = jax.tree.map(lambda p: np.ones_like(p), state.core)
-    kept = state.method._replace(importance=ones)
-    away = state._replace(core=jax.tree.map(lambda p: p + 0.5, state.core), method=kept)
-    after, _ = jitted.run_steps(key, away, jitted.data, 1, 1, 0, 1)
+    state = jitted.begin_task(jitted.init(jax.random.key(0)), 1)
+    params, kept = state.learner.params, state.learner.method
+    kept = kept._replace(importance=jax.tree.map(np.ones_like, params))
+    away = changed(state, params=jax.tree.map(lambda p: p + 0.5, params), method=kept)
+    after, _ = jitted.run_steps(away, jitted.data, 1, 1, 0, 1)
     jax.tree.map(
-        lambda p, anchor: np.testing.assert_allclose(p, anchor, atol=1e-5), after.core, kept.anchor
-    )
+        lambda p, anchor: np.testing.assert_allclose(p, anchor, atol=1e-5),
+        after.learner.params, kept.anchor,
+    )  # fmt: skip
+
+
+def test_the_rate_falls_from_task_to_task():
+    """A step of task 2 (t = 1) is that without decay, divided by 1 + d."""
+    moves = []
+    for decay in (0.0, 0.5):
+        jitted = Jitted(digits_config("sgd", train__optimizer="sgd", train__rate_decay=decay))
+        state = jitted.begin_task(jitted.init(jax.random.key(0)), 1)
+        moved, _ = jitted.run_steps(state, jitted.data, 1, 0, 0, 1)
+        before, after = (s.learner.params["output"]["kernel"] for s in (state, moved))
+        moves.append(after - before)
+    np.testing.assert_allclose(moves[0] / 1.5, moves[1], rtol=1e-3, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["stl", "joint"])
+def test_the_rate_of_networks_that_are_trained_afresh_does_not_fall(method):
+    """These are upper bounds: a later task's network starts as the first one did."""
+    found = []
+    for decay in (0.0, 5.0):
+        jitted = Jitted(digits_config(method, train__rate_decay=decay))
+        state = jitted.begin_task(jitted.init(jax.random.key(0)), 2)
+        state, _ = jitted.run_steps(state, jitted.data, 2, 0, 0, 3)
+        found.append(state.learner.params)
+        assert schedule.rates(jitted.experiment, 2, 0) == (1.0, 1.0)
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    # Drops within a task they have like everyone.
+    drops = digits_config(method, train__rate_drops=(0.5,), train__rate_decay=5.0)
+    rates = schedule.rates(Jitted(drops).experiment, 2, 15)
+    np.testing.assert_allclose(rates, 0.1, rtol=1e-6)
 
 
 def steps_of(workdir):
@@ -85,7 +126,7 @@ def uncut(tmp_path_factory, tiny_flags, compile_once):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "draw", lambda workdir, result: [])
         traces = []
-        patch.setattr(train.programs, "run_steps", count(train.programs.run_steps, traces))
+        patch.setattr(train.epochs, "run_steps", count(train.epochs.run_steps, traces))
         assert main.run([*flags, f"--workdir={workdir}"]) == 0
     return flags, workdir, len(traces)
 
@@ -128,9 +169,9 @@ def test_cut_after_a_drop_it_goes_on_the_same(uncut, tmp_path, monkeypatch):
     "field, value, words",
     [
         ("train.epochs_per_task", (2, 0, 1), "(2, 0, 1) is not positive integers; give one a task"),
-        ("train.epochs_per_task", (2, 1), "(2, 1) has 2 numbers for 3 tasks; give one a task"),
+        ("train.epochs_per_task", (2, 1), "(2, 1) has 2 numbers for 3 tasks; give one per task"),
         ("train.rate_drops", (0.5, 1.0), "(0.5, 1.0) is not shares of a task's epochs; give"),
-        ("train.rate_drop_factor", 0.0, "0.0 is not a positive number; give one above 0"),
+        ("train.rate_drop_factor", 0.0, "0.0 is not above 0; give a larger number"),
     ],
 )
 def test_what_cannot_be_is_refused(field, value, words):
@@ -141,6 +182,4 @@ def test_what_cannot_be_is_refused(field, value, words):
 
 def test_joint_trains_as_long_as_the_longest(tiny):
     tiny.method, tiny.train.epochs_per_task = "joint", (1, 3, 2)
-    from bpnjax.data import load_sequence
-
-    assert make_problem(tiny, load_sequence(tiny)).epochs == [3, 3, 3]
+    assert make_experiment(tiny, load_sequence(tiny)).epochs == (3, 3, 3)

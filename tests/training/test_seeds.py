@@ -8,27 +8,33 @@ from support import digits_config
 
 from bpnjax.data import load_sequence
 from bpnjax.run import train
-from bpnjax.run.setup import make_problem
 from bpnjax.training import parallel
+from bpnjax.training.experiment import make_experiment
 from bpnjax.training.task_data import put_on_device
+from bpnjax.utils import prng
 
 
 def run(how, **fields):
     """The state after each program of two tasks, compiled as for a user."""
     config = digits_config("bd_ewc", evaluate__rule="statistics", evaluate__statistics=6, **fields)
     sequence = load_sequence(config)
-    problem = make_problem(config, sequence)
+    experiment = make_experiment(config, sequence)
     data, keys = put_on_device(sequence), train.seed_keys(config)
     layout = parallel.Layout(seeds=how)
-    compiled = train.compile_programs(problem, parallel.Clock(), config.num_seeds, layout)
+    compiled = train.compile_programs(experiment, parallel.Clock(), config.num_seeds, layout)
     state = compiled.init(keys)
     for task in range(2):
         numbers = [jnp.int32(n) for n in (task, 0, 0, 3)]
-        state = compiled.begin_task(keys, state, numbers[0])
-        state, _ = compiled.run_steps(keys, state, data, *numbers)
-        trained = jax.tree.map(np.asarray, state)
-        state = compiled.end_task(keys, state, data, numbers[0])
-    return trained, jax.tree.map(np.asarray, state)
+        state = compiled.begin_task(state, numbers[0])
+        state, _ = compiled.run_steps(state, data, *numbers)
+        trained = copy(state)
+        state = compiled.end_task(state, data, numbers[0])
+    return trained, copy(state)
+
+
+def copy(state):
+    """On the host: the next program takes the buffers over."""
+    return jax.tree.map(np.array, prng.to_numbers(state))
 
 
 @pytest.mark.parametrize("how", ["map", "vmap"])

@@ -2,12 +2,13 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import Jitted, digits_config
+from support import Jitted, changed, digits_config
 
 from bpnjax import main
-from bpnjax.run import setup
+from bpnjax.training import experiment
 from bpnjax.utils import errors
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -15,11 +16,70 @@ pytestmark = pytest.mark.usefixtures("compile_once")
 
 def test_a_layer_with_rate_0_stays_and_the_others_move():
     frozen = Jitted(digits_config("ewc", train__rates="hidden_0=0"))
-    key = jax.random.key(0)
-    before = frozen.init(key).core
-    after, _ = frozen.run_steps(key, frozen.init(key), frozen.data, 0, 0, 0, 2)
-    jax.tree.map(np.testing.assert_array_equal, before["hidden_0"], after.core["hidden_0"])
-    assert (np.asarray(before["output"]["kernel"]) != after.core["output"]["kernel"]).any()
+    start = frozen.init(jax.random.key(0))
+    after, _ = frozen.run_steps(frozen.begin_task(start, 0), frozen.data, 0, 0, 0, 2)
+    before, after = start.learner.params, after.learner.params
+    jax.tree.map(np.testing.assert_array_equal, before["hidden_0"], after["hidden_0"])
+    assert (np.asarray(before["output"]["kernel"]) != after["output"]["kernel"]).any()
+
+
+def ones(tree):
+    return jax.tree.map(jnp.ones_like, tree)
+
+
+def strong_anchor(state):
+    """EWC, MAS, SI: the largest strength and an importance of 1 for every parameter."""
+    return state._replace(importance=ones(state.importance), strength=jnp.float32(1e12))
+
+
+# What makes the pull of each anchored method as strong as it can be.
+STRONG = {
+    "ewc": strong_anchor,
+    "ewc_online": strong_anchor,
+    "mas": strong_anchor,
+    "si": strong_anchor,
+    "slnid": lambda state: state._replace(anchored=strong_anchor(state.anchored)),
+    "imm_mean": lambda state: state._replace(strength=jnp.float32(1e12)),
+}
+
+
+@pytest.mark.parametrize("method", STRONG)
+def test_the_proximal_pull_of_a_layer_has_the_rate_of_that_layer(method):
+    """With a huge strength a proximal step lands on the anchor, in layers of any rate.
+
+    Where the pull has the rate of the whole network, a layer of ten times that rate overshoots nine
+    times as far, and one of a third of it stops short.
+    """
+    jitted = Jitted(
+        digits_config(
+            method, train__optimizer="sgd", train__rates="output=10;hidden_0=0.3",
+            slnid__strength=0.0,
+        )
+    )  # fmt: skip
+    state = jitted.begin_task(jitted.train(jax.random.key(0), [0], epochs=1)[0], 1)
+    learner = state.learner
+    away = jax.tree.map(lambda p: p + 0.5, learner.params)
+    away = changed(state, params=away, method=STRONG[method](learner.method))
+    after, _ = jitted.run_steps(away, jitted.data, 1, 0, 0, 1)
+    jax.tree.map(
+        lambda p, anchor: np.testing.assert_allclose(p, anchor, atol=1e-4),
+        after.learner.params, learner.params,
+    )  # fmt: skip
+
+
+def test_the_papers_strength_does_not_diverge_with_a_larger_rate_of_the_output_layer():
+    """ewc's default strength, 2,000, under plain SGD."""
+    sizes = {}
+    for form in ("proximal", "gradient"):
+        config = digits_config(
+            "ewc", train__optimizer="sgd", train__learning_rate=0.03, train__rates="output=10",
+            ewc__strength=2000.0, ewc__form=form,
+        )  # fmt: skip
+        state, _ = Jitted(config).train(jax.random.key(0), [0, 1], epochs=4)
+        leaves = [np.abs(leaf).max() for leaf in jax.tree.leaves(state.learner.params)]
+        sizes[form] = np.max(leaves)
+    assert sizes["proximal"] < 10, sizes
+    assert not sizes["gradient"] < 1e3, sizes  # the setting is one in which a pull may diverge
 
 
 @pytest.mark.parametrize(
@@ -49,19 +109,44 @@ class Dropping(nn.Module):
 def test_dropout_acts_in_training_only_and_by_the_key_of_its_step(monkeypatch):
     key, found = jax.random.key(0), {}
     for share in (0.0, 0.5):
-        monkeypatch.setattr(setup.models, "build", lambda *_, share=share: Dropping(share))
+        monkeypatch.setattr(experiment.models, "build", lambda *_, share=share: Dropping(share))
         jitted = Jitted(digits_config("sgd"))
-        start = jitted.init(key)
+        start = jitted.begin_task(jitted.init(key), 0)
 
         def kernel(first, last, start=start, jitted=jitted):
-            state, _ = jitted.run_steps(key, start, jitted.data, 0, 0, first, last)
-            return np.asarray(state.core["output"]["kernel"])
+            state, _ = jitted.run_steps(start, jitted.data, 0, 0, first, last)
+            return np.asarray(state.learner.params["output"]["kernel"])
 
-        found[share] = kernel(0, 1), kernel(0, 1), jitted.test(key, start, 0)["task_told"]
+        found[share] = kernel(0, 1), kernel(0, 1), jitted.test(start, 0)["task_told"]
     plain, dropped = found[0.0], found[0.5]
     np.testing.assert_array_equal(dropped[0], dropped[1])
     assert (plain[0] != dropped[0]).any()
     np.testing.assert_array_equal(plain[2], dropped[2])
+
+
+class DroppedOnes(nn.Module):
+    """What a step moves is what was not dropped of the input."""
+
+    @nn.compact
+    def __call__(self, x):
+        drop = nn.Dropout(0.5, deterministic=not self.has_rng("dropout"))
+        return nn.Dense(6, use_bias=False, name="output")(drop(jnp.ones((len(x), 64))))
+
+
+def test_every_step_drops_other_units(monkeypatch):
+    monkeypatch.setattr(experiment.models, "build", lambda *_: DroppedOnes())
+    jitted = Jitted(digits_config("sgd", train__optimizer="sgd", train__batch_size=1))
+    start = jitted.begin_task(jitted.init(jax.random.key(0)), 0)
+
+    def kept(task, epoch, step):
+        state, _ = jitted.run_steps(start, jitted.data, task, epoch, step, step + 1)
+        moved = state.learner.params["output"]["kernel"] - start.learner.params["output"]["kernel"]
+        return np.asarray(jnp.abs(moved).max(1) > 0)
+
+    one = kept(0, 0, 0)
+    assert 10 < one.sum() < 54
+    for other in (kept(0, 0, 1), kept(0, 1, 0), kept(1, 0, 0)):
+        assert (one != other).any()
 
 
 @pytest.mark.parametrize(
