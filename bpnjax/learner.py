@@ -1,8 +1,7 @@
 """The learner: a network, a method and an optimizer joined to pure functions over one state.
 
-    learner = bpnjax.learner(
-        networks.from_linen(model, x[:1]), methods.bd_ewc(epsilon=0.2), optax.adam(3e-4), num_tasks=5
-    )
+    network = networks.from_linen(model, x[:1])
+    learner = bpnjax.learner(network, methods.bd_ewc(epsilon=0.2), optax.adam(3e-4), num_tasks=5)
     state = learner.init(jax.random.key(0))
     for task, (x, y) in enumerate(tasks):
         state = learner.begin_task(state, task)
@@ -15,7 +14,7 @@ The command runs the same functions: whole epochs of `Learner.update` in one com
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -27,8 +26,10 @@ from flax import struct
 from bpnjax import importance, modes
 from bpnjax.importance import kronecker, per_example
 from bpnjax.methods import Batch, Context, Method, Setup, TaskData
+from bpnjax.methods.inputs import checked_batch, checked_data, checked_examples
 from bpnjax.modes.bank import check_task
 from bpnjax.networks import Network
+from bpnjax.optim.rates import at_rate, first_step, following_rate, scaled
 from bpnjax.utils import arrays, collectives, prng
 from bpnjax.utils.errors import UserError
 from bpnjax.utils.heads import within_head
@@ -192,7 +193,7 @@ class Learner:
         Raises:
           UserError: the batch does not fit the network, or holds NaN (NumPy arrays only).
         """
-        return self._step(state, *self._checked_batch(batch))  # type: ignore[attr-defined,no-any-return]
+        return self._step(state, *checked_batch(self.setup, batch))  # type: ignore[attr-defined,no-any-return]
 
     def end_task(self, state: State, data: Any) -> State:
         """Ends a task: its mode is frozen, importance is measured, examples are kept.
@@ -209,7 +210,7 @@ class Learner:
         Raises:
           UserError: the data do not fit the network, or hold NaN.
         """
-        x, y = self._checked_data(data)
+        x, y = checked_data(self.setup, data)
         return self._end_task(state, x, y)  # type: ignore[attr-defined,no-any-return]
 
     def apply(self, state: State, x: Any, task: Any) -> jax.Array:
@@ -227,7 +228,7 @@ class Learner:
         Raises:
           UserError: there is no such task, or the examples do not fit the network.
         """
-        x = self._checked_examples(x)
+        x = checked_examples(self.setup, x)
         task = self._task(task)
         if task.ndim and task.shape != (x.shape[0],):
             raise UserError(f"task: {task.shape} ids for {x.shape[0]} examples; give one each")
@@ -254,7 +255,7 @@ class Learner:
             optimizer=self.optimizer.init(params),
             task_optimizer=self.task_optimizer.init(task_params),
             method=kept,
-            step_size=_first_step(self.optimizer, params),
+            step_size=first_step(self.optimizer, params),
             key=key,
             task=jnp.int32(-1),
             step=jnp.int32(0),
@@ -298,7 +299,7 @@ class Learner:
         key = prng.fold(state.key, prng.STEP, clock.task, clock.step)
         place = collectives.devices(axis)[1]  # a dropout mask per device
         whole = collectives.gather(batch, axis)
-        step_size = _scaled(state.step_size, clock.rate)
+        step_size = scaled(state.step_size, clock.rate)
         ctx = self._context(state, clock, key, step_size)
         frozen = self.batch_statistics == "frozen"
 
@@ -372,7 +373,7 @@ class Learner:
           `State`, its task parameters zero and its ``task`` -1.
         """
         key = prng.fold(state.key, prng.ENDED, clock.task)
-        ctx = self._context(state, clock, key, _scaled(state.step_size, clock.rate))
+        ctx = self._context(state, clock, key, scaled(state.step_size, clock.rate))
         measures = self._measures(state, take, size, count, ctx, axis)
         data = TaskData(take, size, count, *measures)
         params, kept = self.method.end_task(
@@ -533,8 +534,8 @@ class Learner:
             losses = optax.softmax_cross_entropy_with_integer_labels(self._head(outputs, task), y)
         if losses.ndim == 0 or losses.shape[0] != outputs.shape[0]:
             raise UserError(
-                f"loss: it returns shape {losses.shape} for {outputs.shape[0]} examples; return one "
-                "loss per example, [n]"
+                f"loss: it returns shape {losses.shape} for {outputs.shape[0]} examples; return "
+                "one loss per example, [n]"
             )
         return losses.reshape(losses.shape[0], -1).mean(-1)
 
@@ -696,79 +697,6 @@ class Learner:
                 "learner.grow makes room for more"
             ) from error
 
-    def _checked_batch(self, batch: Any) -> tuple[Any, Any, Any, Any]:
-        if not isinstance(batch, (tuple, list)) or not 2 <= len(batch) <= 4:
-            raise UserError(
-                "batch: give (x, y), or (x, y, weight) with 0 for padding, not "
-                f"{type(batch).__name__}"
-            )
-        x, y, weight, task = [*batch, None, None][:4]
-        x, y = self._checked_examples(x), self._checked_labels(y, len(x))
-        for name, more in (("weight", weight), ("task", task)):
-            if more is not None and np.shape(more) != (x.shape[0],):
-                raise UserError(f"batch: {name} has shape {np.shape(more)}; give [{x.shape[0]}]")
-        return x, y, weight, task
-
-    def _checked_data(self, data: Any) -> tuple[Any, Any]:
-        if not (isinstance(data, (tuple, list)) and len(data) == 2 and hasattr(data[0], "shape")):
-            if not isinstance(data, Iterable):
-                raise UserError("data: give (x, y), or an iterable of batches (x, y)")
-            parts = [(np.asarray(x), np.asarray(y)) for x, y, *_ in data]
-            if not parts:
-                raise UserError("data: no batches; give the examples of the task that ended")
-            data = tuple(np.concatenate([part[i] for part in parts]) for i in (0, 1))
-        x, y = data
-        x = self._checked_examples(x)
-        return x, self._checked_labels(y, len(x))
-
-    def _checked_examples(self, x: Any) -> Any:
-        example = self.network.example
-        if not hasattr(x, "dtype"):
-            x = np.asarray(x)
-        if example is None:
-            return x
-        if tuple(x.shape[1:]) != example.shape[1:] or x.ndim != len(example.shape):
-            raise UserError(
-                f"x: examples of shape {tuple(x.shape[1:])}; the network was built for "
-                f"{example.shape[1:]}"
-            )
-        kinds = [jnp.issubdtype(d, jnp.floating) for d in (x.dtype, example.dtype)]
-        if kinds[0] != kinds[1]:
-            raise UserError(
-                f"x: examples of dtype {x.dtype}; the network was built for {example.dtype}. Give "
-                "them as they were in training, with the same scale"
-            )
-        if isinstance(x, np.ndarray):
-            if kinds[0] and not np.isfinite(x).all():
-                raise UserError("x: the examples hold NaN or infinite numbers; mend the data")
-            return x.astype(example.dtype, copy=False)
-        return x
-
-    def _checked_labels(self, y: Any, n: int) -> Any:
-        label = self.setup.label
-        if not hasattr(y, "dtype"):
-            y = np.asarray(y)
-        whole = jnp.issubdtype(label.dtype, jnp.integer)
-        if tuple(y.shape) != (n, *label.shape) or whole != jnp.issubdtype(y.dtype, jnp.integer):
-            raise UserError(
-                f"y: labels of shape {tuple(y.shape)} and dtype {y.dtype} for {n} examples; the "
-                f"learner expects [{', '.join(map(str, ('n', *label.shape)))}] of {label.dtype} "
-                "(pass bpnjax.learner(..., label=y[:1]) for others)"
-            )
-        if isinstance(y, np.ndarray):
-            if self.setup.loss is None and y.size:
-                least, most = int(y.min()), int(y.max())
-                if least < 0 or most >= self.setup.num_outputs:
-                    raise UserError(
-                        f"y: label {least if least < 0 else most} is no class of this network; it "
-                        f"has {self.setup.num_outputs} outputs, labels are 0 to "
-                        f"{self.setup.num_outputs - 1}"
-                    )
-            elif not whole and not np.isfinite(y).all():
-                raise UserError("y: the labels hold NaN or infinite numbers; mend the data")
-            return y.astype(label.dtype, copy=False)
-        return y
-
 
 def learner(
     network: Network,
@@ -820,15 +748,18 @@ def learner(
       >>> from bpnjax import methods, networks
       >>> x, y = jnp.eye(4), jnp.array([0, 1, 0, 1])
       >>> network = networks.from_linen(nn.Dense(2), x)
-      >>> learner = bpnjax.learner(network, methods.bd_ewc(epsilon=0.1), optax.sgd(0.1), num_tasks=2)
+      >>> method = methods.bd_ewc(epsilon=0.1)
+      >>> learner = bpnjax.learner(network, method, optax.sgd(0.1), num_tasks=2)
       >>> state = learner.init(jax.random.key(0))
       >>> for task in range(2):
       ...     state = learner.begin_task(state, task)
       ...     for _ in range(3):
       ...         state, metrics = learner.step(state, (x, y))
       ...     state = learner.end_task(state, (x, y))
-      >>> learner.apply(state, x, task=0).shape, learner.apply(state, x, jnp.array([0, 1, 1, 0])).shape
-      ((4, 2), (4, 2))
+      >>> learner.apply(state, x, task=0).shape
+      (4, 2)
+      >>> learner.apply(state, x, jnp.array([0, 1, 1, 0])).shape  # one task id per example
+      (4, 2)
       >>> sorted(metrics)
       ['accuracy', 'examples', 'loss']
     """
@@ -841,8 +772,8 @@ def learner(
     if not isinstance(method, Method):
         wanted = getattr(method, "name", "bd_ewc")
         raise UserError(
-            f"method: {type(method).__name__} is not a method; call the function that makes one, as "
-            f"methods.{wanted}()"
+            f"method: {type(method).__name__} is not a method; call the function that makes one, "
+            f"as methods.{wanted}()"
         )
     if not isinstance(optimizer, optax.GradientTransformation):
         raise UserError(
@@ -874,12 +805,14 @@ def learner(
     if task_optimizer is None:
         task_optimizer = optimizer
         if method.learning_rate is not None:
-            task_optimizer = _at_rate(optimizer, method.learning_rate)
+            task_optimizer = at_rate(optimizer, method.learning_rate)
     return Learner(
         setup=setup,
         method=method,
-        optimizer=_following(optimizer),
-        task_optimizer=optax.with_extra_args_support(method.optimizer(_following(task_optimizer))),
+        optimizer=following_rate(optimizer),
+        task_optimizer=optax.with_extra_args_support(
+            method.optimizer(following_rate(task_optimizer))
+        ),
         batch_statistics=batch_statistics,
         reset_optimizer=reset_optimizer,
         axis=axis,
@@ -895,8 +828,8 @@ def _num_outputs(network: Network) -> int:
     )
     if not hasattr(outputs, "shape") or outputs.ndim < 1:
         raise UserError(
-            f"network: {network.name} returns {type(outputs).__name__}; it must return one array of "
-            "outputs, [n, ...]"
+            f"network: {network.name} returns {type(outputs).__name__}; it must return one array "
+            "of outputs, [n, ...]"
         )
     return int(outputs.shape[-1])
 
@@ -922,56 +855,3 @@ def _class_table(classes: Any, num_tasks: int, num_outputs: int) -> np.ndarray |
             )
         row[list(own)] = True
     return table
-
-
-def _following(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The transformation with its updates times ``rate``, an argument of each update.
-
-    The one place where a learning rate changes from step to step or from task to task.
-    """
-    inner = optax.with_extra_args_support(tx)
-
-    def update(
-        updates: Any, state: Any, params: Any = None, *, rate: Any = 1.0, **more: Any
-    ) -> Any:
-        updates, state = inner.update(updates, state, params, **more)
-        return _scaled(updates, rate), state
-
-    return optax.GradientTransformationExtraArgs(inner.init, update)
-
-
-def _scaled(tree: Any, rate: Any) -> Any:
-    if isinstance(rate, float) and rate == 1.0:
-        return tree
-    return jax.tree.map(lambda leaf: jnp.asarray(rate).astype(leaf.dtype) * leaf, tree)
-
-
-def _first_step(tx: optax.GradientTransformation, params: Any) -> Any:
-    """The learning rate of each leaf: how far the optimizer's first step goes on a gradient of 1.
-
-    It is exact for SGD and the optimizers that divide by a gradient's size (Adam, RMSprop up to
-    their constants), whatever they are chained or partitioned with.
-    """
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    ones = jax.tree.map(jnp.ones_like, params)
-    updates, _ = tx.update(ones, tx.init(zeros), zeros)
-    return jax.tree.map(lambda u: jnp.abs(jnp.mean(u.astype(jnp.float32))), updates)
-
-
-def _at_rate(tx: optax.GradientTransformation, rate: float) -> optax.GradientTransformation:
-    """The same optimizer at another learning rate, by the length of its first step."""
-    try:
-        with jax.ensure_compile_time_eval():
-            now = float(_first_step(tx, jnp.zeros(1)))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"optimizer: its learning rate cannot be changed to the method's {rate} "
-            f"({type(error).__name__}: it acts on named leaves); pass "
-            "bpnjax.learner(..., task_optimizer=...)"
-        ) from error
-    if not now > 0:
-        raise UserError(
-            f"optimizer: its first step is 0, so it cannot be brought to the method's rate {rate}; "
-            "pass bpnjax.learner(..., task_optimizer=...)"
-        )
-    return optax.chain(tx, optax.scale(rate / now))

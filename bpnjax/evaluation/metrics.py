@@ -4,8 +4,10 @@
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 __all__ = [
     "average_accuracy",
@@ -17,7 +19,7 @@ __all__ = [
 ]
 
 
-def average_accuracy(matrix) -> float:
+def average_accuracy(matrix: ArrayLike) -> float:
     r"""Mean accuracy over all tasks after the last one.
 
     .. math:: ACC = \frac{1}{T} \sum_j R_{T,j}
@@ -39,7 +41,7 @@ def average_accuracy(matrix) -> float:
     return float(np.mean(np.asarray(matrix, float)[-1]))
 
 
-def first_task_accuracy(matrix) -> float:
+def first_task_accuracy(matrix: ArrayLike) -> float:
     """Accuracy on the first task after the last one, the figure of the BPN paper's Table I.
 
     .. math:: R_{T,1}
@@ -60,7 +62,7 @@ def first_task_accuracy(matrix) -> float:
     return float(np.asarray(matrix, float)[-1, 0])
 
 
-def backward_transfer(matrix) -> float:
+def backward_transfer(matrix: ArrayLike) -> float:
     r"""Mean change of a task's accuracy from its own training to the end; negative is forgetting.
 
     .. math:: BWT = \frac{1}{T-1} \sum_{j<T} (R_{T,j} - R_{j,j})
@@ -84,7 +86,7 @@ def backward_transfer(matrix) -> float:
     return float(np.mean(matrix[-1, :-1] - np.diag(matrix)[:-1]))
 
 
-def forgetting(matrix) -> float:
+def forgetting(matrix: ArrayLike) -> float:
     r"""Mean drop from the best accuracy a task ever had before the end.
 
     .. math:: F = \frac{1}{T-1} \sum_{j<T} (\max_{i<T} R_{i,j} - R_{T,j})
@@ -120,7 +122,7 @@ SUMMARIES = {
 }
 
 
-def mean_and_sd(values) -> dict[str, float | None]:
+def mean_and_sd(values: ArrayLike) -> dict[str, float | None]:
     r"""Mean and sample standard deviation (n - 1) over seeds; None where there is none.
 
     .. math:: \mathrm{sd} = \sqrt{\frac{1}{n - 1} \sum_i (x_i - \bar x)^2}
@@ -145,7 +147,7 @@ def mean_and_sd(values) -> dict[str, float | None]:
     }
 
 
-def summarise(matrices) -> dict[str, dict[str, float | None]]:
+def summarise(matrices: Iterable[ArrayLike]) -> dict[str, dict[str, float | None]]:
     """All summaries of one kind of accuracy over seeds.
 
     Args:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 __all__ = [
     "ANSWERS",
@@ -31,7 +32,7 @@ __all__ = [
 EXAMPLES = 5000  # of a task, at most, that its Gaussian is fitted to
 
 
-def entropy(logits) -> jax.Array:
+def entropy(logits: jax.Array) -> jax.Array:
     r"""Minus the predictive entropy: how sure the network is in a mode.
 
     .. math:: s = \sum_c p_c \log p_c, \quad p = softmax(z)
@@ -54,7 +55,7 @@ def entropy(logits) -> jax.Array:
     return jnp.sum(jnp.exp(log_p) * log_p, -1)
 
 
-def max_logit(logits) -> jax.Array:
+def max_logit(logits: jax.Array) -> jax.Array:
     r"""The largest logit.
 
     .. math:: s = \max_c z_c
@@ -101,7 +102,7 @@ def empty(num_tasks: int, projections: int) -> Statistics:
     return Statistics(jnp.zeros((num_tasks, projections)), jnp.zeros((num_tasks, triangle)))
 
 
-def directions(key, inputs: int, projections: int) -> jax.Array:
+def directions(key: jax.Array, inputs: int, projections: int) -> jax.Array:
     """Random directions on which inputs are projected, the same for all tasks, never stored.
 
     Args:
@@ -118,7 +119,9 @@ def directions(key, inputs: int, projections: int) -> jax.Array:
     return jax.random.rademacher(key, (inputs, projections), jnp.float32) * inputs**-0.5
 
 
-def gaussian(count, total, products) -> tuple[jax.Array, jax.Array]:
+def gaussian(
+    count: jax.Array | float, total: jax.Array, products: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     r"""The Gaussian of examples, from their sums, in the form in which it is compared.
 
     .. math:: \Sigma' = (1 - a) \Sigma + a \frac{tr \Sigma}{r} I, \quad a = \frac{r}{r + n},
@@ -154,7 +157,7 @@ def gaussian(count, total, products) -> tuple[jax.Array, jax.Array]:
     return mean, whitener[np.tril_indices(r)]
 
 
-def log_likelihood(mean, whitener, z) -> jax.Array:
+def log_likelihood(mean: jax.Array, whitener: jax.Array, z: jax.Array) -> jax.Array:
     r"""The log-density of projected inputs under a task's Gaussian, up to a constant of all tasks.
 
     .. math:: s = -\tfrac12 |W (z - \mu)|^2 + \sum_i \log W_{ii}
@@ -180,7 +183,7 @@ def log_likelihood(mean, whitener, z) -> jax.Array:
     return jnp.sum(jnp.log(jnp.diag(w))) - 0.5 * jnp.sum(((z - mean) @ w.T) ** 2, -1)
 
 
-def choose(scores, per: str = "example") -> np.ndarray:
+def choose(scores: ArrayLike, per: str = "example") -> np.ndarray:
     """The task of the highest score.
 
     Args:

@@ -12,12 +12,14 @@ has been used on. Source: Martens and Grosse 2015 (arXiv 1503.05671), Sec. 3; as
 Botev and Barber 2018 (arXiv 1805.07810).
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bpnjax.importance.per_example import one_pass_layers, probe
+from bpnjax.importance.per_example import Loss, one_pass_layers, probe
+from bpnjax.networks import Layer, Network
 from bpnjax.utils.heads import within_head
 
 __all__ = [
@@ -46,7 +48,7 @@ class Basis(NamedTuple):
     curvature: jax.Array  # f32 [d + 1, k], products of their eigenvalues, not negative
 
 
-def empty_factors(layers) -> dict[str, Factors]:
+def empty_factors(layers: Mapping[str, Layer]) -> dict[str, Factors]:
     """Zeros to add to, for every Dense layer that is called once.
 
     Args:
@@ -62,7 +64,15 @@ def empty_factors(layers) -> dict[str, Factors]:
 
 
 def factors_sum(
-    network, params, mode, x, labels, *, weights=None, classes=None, loss=None
+    network: Network,
+    params: Any,
+    mode: Any,
+    x: jax.Array,
+    labels: jax.Array,
+    *,
+    weights: jax.Array | None = None,
+    classes: jax.Array | None = None,
+    loss: Loss | None = None,
 ) -> dict[str, Factors]:
     """Sum over a batch of both factors of each layer; see `factors`.
 
@@ -94,7 +104,9 @@ def factors_sum(
     return sums
 
 
-def factors(network, params, mode, x, labels) -> dict[str, Factors]:
+def factors(
+    network: Network, params: Any, mode: Any, x: jax.Array, labels: jax.Array
+) -> dict[str, Factors]:
     r"""Both Kronecker factors of the empirical Fisher of each Dense layer.
 
     .. math:: A = \frac{1}{n} \sum_b a_b a_b^T, \quad G = \frac{1}{n} \sum_b d_b d_b^T
@@ -130,7 +142,7 @@ def factors(network, params, mode, x, labels) -> dict[str, Factors]:
     return {path: Factors(*(s / x.shape[0] for s in both)) for path, both in sums.items()}
 
 
-def diagonalise(total: Factors, scale=1.0) -> Basis:
+def diagonalise(total: Factors, scale: float | jax.Array = 1.0) -> Basis:
     """Eigenvectors of both factors, and the curvature ``scale * A (x) G`` along each pair.
 
     Args:
@@ -154,7 +166,9 @@ def diagonalise(total: Factors, scale=1.0) -> Basis:
     return Basis(inputs, outputs, curvature)
 
 
-def pull_back(weights, anchor, basis: Basis, strength) -> jax.Array:
+def pull_back(
+    weights: jax.Array, anchor: jax.Array, basis: Basis, strength: float | jax.Array
+) -> jax.Array:
     r"""The proximal step of the anchor: towards it, furthest along the directions that matter.
 
     .. math:: \arg\min_Z \frac{1}{2} |Z - \theta|^2 + \frac{s}{2} \mathrm{tr}\big(

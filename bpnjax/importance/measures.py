@@ -6,12 +6,15 @@ The network is evaluated, so that an example does not depend on the others of it
 such as the running statistics of BatchNorm are constants: ``fisher(network.bind(variables), ...)``.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bpnjax.importance import per_example
+from bpnjax.importance.per_example import Backward, Loss
+from bpnjax.networks import Network
 from bpnjax.utils.heads import within_head
 
 __all__ = [
@@ -30,18 +33,18 @@ NEURON_KINDS = ("loss", "output_norm")
 
 
 def fisher_sum(
-    network,
-    params,
-    mode,
-    x,
-    labels,
+    network: Network,
+    params: Any,
+    mode: Any,
+    x: jax.Array,
+    labels: jax.Array,
     *,
-    kind="empirical",
-    weights=None,
-    key=None,
-    chunk=32,
-    classes=None,
-    loss=None,
+    kind: str = "empirical",
+    weights: jax.Array | None = None,
+    key: jax.Array | None = None,
+    chunk: int = 32,
+    classes: jax.Array | None = None,
+    loss: Loss | None = None,
 ) -> Any:
     """Sum over a batch of squared per-example gradients of the log-likelihood; see `fisher`.
 
@@ -92,7 +95,7 @@ def fisher_sum(
         answers = network.apply(params, mode, x)[0].astype(jnp.float32)
         labels = jax.random.categorical(key, within_head(answers, classes))
 
-    def magnitudes(logits, backward):
+    def magnitudes(logits: jax.Array, backward: Backward) -> dict[str, jax.Array]:
         if loss is not None:
             gradients = jax.grad(lambda z: jnp.sum(loss(z, labels)))(logits)
             return jax.tree.map(jnp.square, backward(gradients))
@@ -101,19 +104,19 @@ def fisher_sum(
         if kind != "true":
             return jax.tree.map(jnp.square, backward(p - jax.nn.one_hot(labels, width)))
 
-        def add(c, sums):
+        def add(c: jax.Array, sums: Any) -> Any:
             deltas = backward(p - jax.nn.one_hot(c, width))
             return jax.tree.map(lambda s, d: s + p[:, c, None] * jnp.square(d), sums, deltas)
 
         zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(backward, p))
         return jax.lax.fori_loop(0, width, add, zeros)
 
-    def magnitude(logits_of, free, label):
+    def magnitude(logits_of: Callable[[Any], jax.Array], free: Any, label: jax.Array) -> Any:
         if loss is not None:
             gradient = jax.grad(lambda f: loss(logits_of(f)[None], label[None])[0])(free)
             return jax.tree.map(jnp.square, gradient)
 
-        def squares(y):
+        def squares(y: jax.Array) -> Any:
             return jax.tree.map(
                 jnp.square,
                 jax.grad(lambda f: jax.nn.log_softmax(within_head(logits_of(f), classes))[y])(free),
@@ -123,7 +126,7 @@ def fisher_sum(
             return squares(label)
         p = jax.nn.softmax(within_head(logits_of(free), classes))
 
-        def add(c, sums):
+        def add(c: jax.Array, sums: Any) -> Any:
             return jax.tree.map(lambda s, q: s + p[c] * q, sums, squares(c))
 
         return jax.lax.fori_loop(0, p.shape[0], add, jax.tree.map(jnp.zeros_like, free))
@@ -134,9 +137,18 @@ def fisher_sum(
 
 
 def fisher(
-    network, params, mode, x, labels, *,
-    kind="empirical", key=None, batch_size=512, chunk=32, loss=None,
-) -> Any:  # fmt: skip
+    network: Network,
+    params: Any,
+    mode: Any,
+    x: jax.Array,
+    labels: jax.Array,
+    *,
+    kind: str = "empirical",
+    key: jax.Array | None = None,
+    batch_size: int = 512,
+    chunk: int = 32,
+    loss: Loss | None = None,
+) -> Any:
     r"""Diagonal of the Fisher information, exact per example.
 
     .. math:: F_j = \frac{1}{n} \sum_i \Big( \frac{\partial \log p(y_i | x_i)}{\partial \theta_j}
@@ -177,7 +189,7 @@ def fisher(
     Source: Kirkpatrick et al. 2017 (EWC); van de Ven 2025 (arXiv 2502.11756) for the kinds.
     """
 
-    def one_batch(i, x, labels, weights):
+    def one_batch(i: jax.Array, x: jax.Array, labels: jax.Array, weights: jax.Array) -> Any:
         draw = None if key is None else jax.random.fold_in(key, i)
         return fisher_sum(
             network, params, mode, x, labels,
@@ -187,11 +199,13 @@ def fisher(
     return _mean(one_batch, params, x, labels, batch_size)
 
 
-def _mean(sum_of_batch, params, x, labels, batch_size):
+def _mean(
+    sum_of_batch: Callable[..., Any], params: Any, x: jax.Array, labels: jax.Array, batch_size: int
+) -> Any:
     n = x.shape[0]
     x, labels, weights = per_example.in_pieces((x, labels, jnp.ones(n)), min(batch_size, n))
 
-    def add(sums, batch):
+    def add(sums: Any, batch: tuple[jax.Array, ...]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, sums, sum_of_batch(*batch)), None
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
@@ -199,7 +213,16 @@ def _mean(sum_of_batch, params, x, labels, batch_size):
     return jax.tree.map(lambda s: s / n, sums)
 
 
-def sensitivity_sum(network, params, mode, x, *, weights=None, chunk=32, classes=None) -> Any:
+def sensitivity_sum(
+    network: Network,
+    params: Any,
+    mode: Any,
+    x: jax.Array,
+    *,
+    weights: jax.Array | None = None,
+    chunk: int = 32,
+    classes: jax.Array | None = None,
+) -> Any:
     """Sum over a batch of absolute per-example gradients of the squared output norm.
 
     Args:
@@ -217,10 +240,10 @@ def sensitivity_sum(network, params, mode, x, *, weights=None, chunk=32, classes
     weights = jnp.ones(x.shape[0]) if weights is None else weights
     counted = 1.0 if classes is None else classes.astype(jnp.float32)
 
-    def magnitudes(outputs, backward):
+    def magnitudes(outputs: jax.Array, backward: Backward) -> dict[str, jax.Array]:
         return jax.tree.map(jnp.abs, backward(2.0 * counted * outputs))
 
-    def magnitude(outputs_of, free, _):
+    def magnitude(outputs_of: Callable[[Any], jax.Array], free: Any, _: Any) -> Any:
         gradient = jax.grad(lambda f: jnp.sum(counted * jnp.square(outputs_of(f))))(free)
         return jax.tree.map(jnp.abs, gradient)
 
@@ -230,7 +253,15 @@ def sensitivity_sum(network, params, mode, x, *, weights=None, chunk=32, classes
     )
 
 
-def sensitivity(network, params, mode, x, *, batch_size=512, chunk=32) -> Any:
+def sensitivity(
+    network: Network,
+    params: Any,
+    mode: Any,
+    x: jax.Array,
+    *,
+    batch_size: int = 512,
+    chunk: int = 32,
+) -> Any:
     r"""MAS importance: how much the squared norm of the output depends on each parameter.
 
     .. math:: \Omega_j = \frac{1}{n} \sum_i \Big| \frac{\partial \|F(x_i)\|_2^2}{\partial
@@ -271,7 +302,16 @@ def sensitivity(network, params, mode, x, *, batch_size=512, chunk=32) -> Any:
 
 
 def neurons_sum(
-    network, params, mode, x, labels, *, of="output_norm", weights=None, classes=None, loss=None
+    network: Network,
+    params: Any,
+    mode: Any,
+    x: jax.Array,
+    labels: jax.Array,
+    *,
+    of: str = "output_norm",
+    weights: jax.Array | None = None,
+    classes: jax.Array | None = None,
+    loss: Loss | None = None,
 ) -> dict[str, jax.Array]:
     """Sum over a batch of absolute gradients for the units' inputs; see `neurons`.
 
@@ -311,7 +351,15 @@ def neurons_sum(
     return {path: weights @ jnp.abs(delta) for path, delta in backward(cotangent).items()}
 
 
-def neurons(network, params, mode, x, labels, *, of="output_norm") -> dict[str, jax.Array]:
+def neurons(
+    network: Network,
+    params: Any,
+    mode: Any,
+    x: jax.Array,
+    labels: jax.Array,
+    *,
+    of: str = "output_norm",
+) -> dict[str, jax.Array]:
     r"""Importance of the units: how much what is measured depends on the input of each.
 
     .. math:: a_i = \frac{1}{n} \sum_b \Big| \frac{\partial s(x_b)}{\partial z_i} \Big|

@@ -6,6 +6,7 @@ Its square is ``a_i^2 (delta_i^2)^T``, so the sum over examples is a matrix prod
 size n x parameters exists. Other layers fall back to `jax.vmap` of `jax.grad`, a chunk at a time.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +14,9 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from bpnjax.networks import Layer, Network
+
+Backward = Callable[[jax.Array], dict[str, jax.Array]]  # a cotangent of the outputs -> of layers
+Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (outputs, labels) -> losses [n]
 
 
 def one_pass_layers(layers: dict[str, Layer]) -> dict[str, Layer]:
@@ -31,7 +35,9 @@ def one_pass_layers(layers: dict[str, Layer]) -> dict[str, Layer]:
     }
 
 
-def probe(network: Network, params: Any, mode: Any, x: jax.Array):
+def probe(
+    network: Network, params: Any, mode: Any, x: jax.Array
+) -> tuple[jax.Array, Backward, dict[str, list[jax.Array]]]:
     """What the outer-product identity needs of a batch.
 
     Args:
@@ -51,7 +57,7 @@ def probe(network: Network, params: Any, mode: Any, x: jax.Array):
     layers = one_pass_layers(network.layers)
     probes = {path: jnp.zeros((x.shape[0], layer.outputs)) for path, layer in layers.items()}
 
-    def forward(probes):
+    def forward(probes: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
         outputs, inputs = network.tapped(params, mode, x, probes=probes, record=tuple(layers))
         return outputs.astype(jnp.float32), inputs
 
@@ -59,7 +65,15 @@ def probe(network: Network, params: Any, mode: Any, x: jax.Array):
     return outputs, lambda cotangent: backward(cotangent)[0], inputs
 
 
-def _dense_sums(network, params, mode, x, weights, magnitudes, element):
+def _dense_sums(
+    network: Network,
+    params: Any,
+    mode: Any,
+    x: jax.Array,
+    weights: jax.Array,
+    magnitudes: Callable[[jax.Array, Backward], dict[str, jax.Array]],
+    element: Callable[[jax.Array], jax.Array],
+) -> dict[tuple[str, ...], jax.Array]:
     """Sums over examples of ``element(gradient)`` for the covered Dense layers.
 
     ``element`` is a square or an absolute value, so that of an outer product is the outer product
@@ -76,7 +90,17 @@ def _dense_sums(network, params, mode, x, weights, magnitudes, element):
     return sums
 
 
-def _other_sums(network, params, mode, names, chunk, x, weights, labels, magnitude):
+def _other_sums(
+    network: Network,
+    params: Any,
+    mode: Any,
+    names: list[tuple[str, ...]],
+    chunk: int,
+    x: jax.Array,
+    weights: jax.Array,
+    labels: jax.Array,
+    magnitude: Callable[..., Any],
+) -> dict[tuple[str, ...], jax.Array]:
     """The same for the named leaves, by vmap of grad.
 
     ``magnitude(logits_of, free, label)`` gives element(gradient) of one example, where
@@ -86,17 +110,17 @@ def _other_sums(network, params, mode, names, chunk, x, weights, labels, magnitu
     fixed = {name: leaf for name, leaf in flat.items() if name not in names}
     free = {name: flat[name] for name in names}
 
-    def one_example(example):
+    def one_example(example: tuple[jax.Array, ...]) -> Any:
         x_i, label, weight = example
 
-        def logits_of(free):
+        def logits_of(free: Any) -> jax.Array:
             tree = traverse_util.unflatten_dict({**fixed, **free})
             outputs, _ = network.apply(tree, mode, x_i[None])
             return outputs[0].astype(jnp.float32)
 
         return jax.tree.map(lambda m: weight * m, magnitude(logits_of, free, label))
 
-    def one_chunk(sums, examples):
+    def one_chunk(sums: Any, examples: tuple[jax.Array, ...]) -> tuple[Any, None]:
         return jax.tree.map(lambda s, m: s + m.sum(0), sums, jax.vmap(one_example)(examples)), None
 
     padded = in_pieces((x, labels, weights), chunk)
@@ -104,7 +128,7 @@ def _other_sums(network, params, mode, names, chunk, x, weights, labels, magnitu
     return sums
 
 
-def in_pieces(arrays, size):
+def in_pieces(arrays: tuple[jax.Array, ...], size: int) -> tuple[jax.Array, ...]:
     """Cuts a batch into pieces of equal size for `jax.lax.scan`.
 
     Args:
@@ -127,7 +151,18 @@ def in_pieces(arrays, size):
     )
 
 
-def sums(network, params, mode, x, labels, weights, chunk, magnitudes, element, magnitude):
+def sums(
+    network: Network,
+    params: Any,
+    mode: Any,
+    x: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    chunk: int,
+    magnitudes: Callable[[jax.Array, Backward], dict[str, jax.Array]],
+    element: Callable[[jax.Array], jax.Array],
+    magnitude: Callable[..., Any],
+) -> Any:
     """Sums over a batch of ``element(gradient)``, an element-wise function of single gradients.
 
     Args:

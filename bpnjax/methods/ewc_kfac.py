@@ -9,10 +9,11 @@ do not matter; inputs of earlier tasks are directions across many weights. What 
 matrices a layer, however many tasks there are, and nothing per task. Sums of products are taken for
 the product of sums, which is exact for one task.
 
-The anchor acts by its proximal step after every ``every`` updates of the optimizer, counted over the
-task, and at the task's end for those that are left, for as many times the learning rate, so its cost is a fraction of a step's and no strength diverges. The
-optimizer sees the task's gradient only: under momentum 0.9 its steps are ten times the rate, and
-the strength counts a tenth of what it does under plain SGD.
+The anchor acts by its proximal step after every ``every`` updates of the optimizer, counted over
+the task, and at the task's end for those that are left, for as many times the learning rate. So its
+cost is a fraction of a step's and no strength diverges. The optimizer sees the task's gradient
+only: under momentum 0.9 its steps are ten times the rate, and the strength counts a tenth of what
+it does under plain SGD.
 
 For networks whose shared parameters are those of Dense layers called once.
 

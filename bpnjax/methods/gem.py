@@ -4,8 +4,8 @@ r"""GEM and A-GEM: the gradient must not raise the loss on examples kept of earl
           g'^T g_k \ge 0 \text{ for all } k < t
 
 At each step GEM computes the gradient g_k of every earlier task's memory and projects the step's
-own gradient g onto what none of them forbids (`bpnjax.optim.projection.gem`, with a margin); A-GEM takes
-one gradient on a batch drawn from all memories (`bpnjax.optim.projection.agem`).
+own gradient g onto what none of them forbids (`bpnjax.optim.projection.gem`, with a margin). A-GEM
+takes one gradient on a batch drawn from all memories (`bpnjax.optim.projection.agem`).
 
 The memory of a task is the last examples of its stream: ``memories`` of them, or of each class
 with ``per="class"`` (the BPN paper's GEM(n)). It is filled when the task ends; until then it

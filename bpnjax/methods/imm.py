@@ -120,8 +120,8 @@ def drop_transfer(params: Any, previous: Any, is_head: Any, rate: Any, key: Any)
       >>> sorted(set(mixed["out"]["bias"].tolist()))  # 2 put back, 2 + (3 - 2) / 0.5 kept
       [2.0, 4.0]
 
-    Source: Lee et al. 2017 (arXiv 1703.08475), Eq. 8. Variant: one draw per step for the whole batch;
-    the authors' code draws for each example, and drops inputs too, at half the rate.
+    Source: Lee et al. 2017 (arXiv 1703.08475), Eq. 8. Variant: one draw per step for the whole
+    batch; the authors' code draws for each example, and drops inputs too, at half the rate.
     """
     layers: dict[str, jax.Array] = {}
 

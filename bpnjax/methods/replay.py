@@ -46,7 +46,8 @@ def empty(size: int, x: Any, y: Any, outputs: Any = None) -> Reservoir:
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from bpnjax.methods import replay
-      >>> image, label = jax.ShapeDtypeStruct((8, 8), jnp.uint8), jax.ShapeDtypeStruct((), jnp.int32)
+      >>> image = jax.ShapeDtypeStruct((8, 8), jnp.uint8)
+      >>> label = jax.ShapeDtypeStruct((), jnp.int32)
       >>> memory = replay.empty(200, image, label, outputs=(10,))
       >>> memory.x.shape, memory.x.dtype.name, memory.outputs.shape, int(memory.seen)
       ((200, 8, 8), 'uint8', (200, 10), 0)

@@ -137,8 +137,8 @@ def slnid(
     def check(setup: Setup) -> None:
         if setup.network.tapped is None or not hidden_layers(setup.network.layers):
             raise UserError(
-                "method: slnid inhibits the units of hidden Dense layers, and this network has none "
-                "before its output; set --config.model.hidden='(300,)'"
+                "method: slnid inhibits the units of hidden Dense layers, and this network has "
+                "none before its output; set --config.model.hidden='(300,)'"
             )
 
     def init(key: Any, params: Any, setup: Setup) -> SlnidState:

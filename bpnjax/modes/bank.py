@@ -49,7 +49,7 @@ def select(bank: Any, task: Any) -> dict[str, Any]:
     leaves = [leaf for leaf in jax.tree.leaves(bank, is_leaf=is_seed) if not is_seed(leaf)]
     task = check_task(task, leaves[0].shape[0] if leaves else None)
 
-    def take(leaf):
+    def take(leaf: Any) -> jax.Array:
         if is_seed(leaf):
             return leaf.row(task) if task.ndim == 0 else jax.vmap(leaf.row)(task)
         # Negative numbers would count from the end.

@@ -5,6 +5,8 @@ A node of a bank that is `KeySeeds` or `GateSeeds` stands for an array ``[T, wid
 """
 
 import zlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,7 @@ class KeySeeds:
     seed: jax.Array  # typed PRNG key, shape ()
     width: int = struct.field(pytree_node=False)
 
-    def row(self, task) -> jax.Array:
+    def row(self, task: Any) -> jax.Array:
         """The key of one task.
 
         Args:
@@ -63,7 +65,7 @@ class GateSeeds:
     width: int = struct.field(pytree_node=False)
     gated: float = struct.field(pytree_node=False)  # probability of 0
 
-    def row(self, task) -> jax.Array:
+    def row(self, task: Any) -> jax.Array:
         """The gate of one task.
 
         Args:
@@ -78,7 +80,7 @@ class GateSeeds:
         return open_.astype(jnp.float32)
 
 
-def is_seed(node) -> bool:
+def is_seed(node: Any) -> bool:
     """Is this node of a bank drawn from a seed instead of stored?
 
     Args:
@@ -90,11 +92,11 @@ def is_seed(node) -> bool:
     return isinstance(node, (KeySeeds, GateSeeds))
 
 
-def _layer_seed(seed, path):
+def _layer_seed(seed: jax.Array, path: str) -> jax.Array:
     return jax.random.fold_in(seed, zlib.crc32(path.encode()))
 
 
-def key_bank(seed: jax.Array, layers) -> dict[str, dict[str, KeySeeds]]:
+def key_bank(seed: jax.Array, layers: Mapping[str, Any]) -> dict[str, dict[str, KeySeeds]]:
     r"""PSP keys for the given layers, independent per layer and task, from one seed.
 
     .. math:: key_{l,t} \in \{-1, +1\}^{inputs_l}, \quad y = W (x \odot key_{l,t}) + b
@@ -126,7 +128,9 @@ def key_bank(seed: jax.Array, layers) -> dict[str, dict[str, KeySeeds]]:
     }
 
 
-def gate_bank(seed: jax.Array, layers, gated: float):
+def gate_bank(
+    seed: jax.Array, layers: Mapping[str, Any], gated: float
+) -> dict[str, dict[str, GateSeeds]]:
     r"""Like `key_bank`, with gates in {0, 1} instead of signs.
 
     .. math:: gate_{l,t} \in \{0, 1\}^{inputs_l}, \quad P(gate = 0) = gated

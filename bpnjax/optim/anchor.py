@@ -1,5 +1,7 @@
 """The quadratic anchor of EWC, SI and MAS: as a loss term, on a gradient, as a transformation."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,12 +9,14 @@ import optax
 __all__ = ["add_quadratic_anchor", "anchor_gradient", "anchor_penalty"]
 
 
-def _absent(node) -> bool:
+def _absent(node: Any) -> bool:
     """Is this a parameter without a gradient: None, or left out by `optax.masked`?"""
     return node is None or isinstance(node, optax.MaskedNode)
 
 
-def anchor_penalty(params, anchor, importance, strength) -> jax.Array:
+def anchor_penalty(
+    params: Any, anchor: Any, importance: Any, strength: float | jax.Array
+) -> jax.Array:
     r"""The quadratic anchor as a loss term.
 
     .. math:: \frac{\lambda}{2} \sum_j F_j (\theta_j - \theta^*_j)^2
@@ -36,7 +40,7 @@ def anchor_penalty(params, anchor, importance, strength) -> jax.Array:
     writes it without: their strength is half of ours).
     """
 
-    def one(p, a, f):
+    def one(p: Any, a: Any, f: Any) -> jax.Array:
         if _absent(p) or a is None or f is None:
             return jnp.float32(0)
         return jnp.sum(f * jnp.square(p - a), dtype=jnp.float32)
@@ -45,7 +49,14 @@ def anchor_penalty(params, anchor, importance, strength) -> jax.Array:
     return 0.5 * strength * jax.tree.reduce(jnp.add, terms, jnp.float32(0))
 
 
-def anchor_gradient(grads, params, anchor, importance, strength, step_size=0.0):
+def anchor_gradient(
+    grads: Any,
+    params: Any,
+    anchor: Any,
+    importance: Any,
+    strength: float | jax.Array,
+    step_size: Any = 0.0,
+) -> Any:
     r"""Adds the gradient of the quadratic anchor to a gradient, in one pass over the parameters.
 
     .. math:: g'_j = \frac{g_j + \lambda F_j (\theta_j - \theta^*_j)}{1 + \eta \lambda F_j}
@@ -93,7 +104,7 @@ def anchor_gradient(grads, params, anchor, importance, strength, step_size=0.0):
     proximal gradient method).
     """
 
-    def one(g, p, a, f, eta=step_size):
+    def one(g: Any, p: Any, a: Any, f: Any, eta: Any = step_size) -> Any:
         if _absent(g) or a is None or f is None:
             return g
         pull = strength * f
@@ -103,7 +114,9 @@ def anchor_gradient(grads, params, anchor, importance, strength, step_size=0.0):
     return jax.tree.map(one, grads, params, anchor, importance, *each, is_leaf=_absent)
 
 
-def add_quadratic_anchor(strength, step_size=0.0) -> optax.GradientTransformationExtraArgs:
+def add_quadratic_anchor(
+    strength: float | jax.Array, step_size: Any = 0.0
+) -> optax.GradientTransformationExtraArgs:
     r"""`anchor_gradient` as a transformation; put it before the optimizer in `optax.chain`.
 
     Before the optimizer it is the same as `anchor_penalty` in the loss, under any optimizer. Under
@@ -142,7 +155,9 @@ def add_quadratic_anchor(strength, step_size=0.0) -> optax.GradientTransformatio
     Source: as `anchor_gradient`.
     """
 
-    def update(updates, state, params=None, *, anchor, importance, **extra):
+    def update(
+        updates: Any, state: Any, params: Any = None, *, anchor: Any, importance: Any, **extra: Any
+    ) -> tuple[Any, Any]:
         del extra
         if params is None:
             raise ValueError("add_quadratic_anchor needs params: tx.update(grads, state, params)")

@@ -1,6 +1,8 @@
 """The beneficial step of BPN and its control, as optax transformations."""
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +23,22 @@ OPTIMIZERS = {
 }
 
 
-def _of_epsilon(step, epsilon) -> optax.GradientTransformation:
+def _of_epsilon(
+    step: Callable[[Any, Any], Any], epsilon: float | jax.Array | optax.Schedule
+) -> optax.GradientTransformation:
     """The transformation ``step(updates, size)`` with a fixed size or a schedule of it."""
     if isinstance(epsilon, (int, float)) and not 0 <= epsilon < float("inf"):
         raise ValueError(f"epsilon: {epsilon} is no step length; give a finite number of 0 or more")
     if not callable(epsilon):
         return optax.stateless(lambda updates, params: step(updates, epsilon))
 
-    def init(params):
+    def init(params: Any) -> optax.ScaleByScheduleState:
         del params
         return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
 
-    def update(updates, state, params=None):
+    def update(
+        updates: Any, state: Any, params: Any = None
+    ) -> tuple[Any, optax.ScaleByScheduleState]:
         del params
         count = optax.safe_increment(state.count)
         return step(updates, epsilon(state.count)), optax.ScaleByScheduleState(count)
@@ -74,7 +80,7 @@ def beneficial_sign(epsilon: float | jax.Array | optax.Schedule) -> optax.Gradie
     prototype of a later paper multiplies it by the learning rate); here it is the update.
     """
 
-    def step(updates, size):
+    def step(updates: Any, size: Any) -> Any:
         return jax.tree.map(lambda g: (-size * jnp.sign(g)).astype(g.dtype), updates)
 
     return _of_epsilon(step, epsilon)
@@ -103,8 +109,8 @@ def matched_step(epsilon: float | jax.Array | optax.Schedule) -> optax.GradientT
     Source: ours; the paper's GD+EWC confounds the direction with the length of the step.
     """
 
-    def step(updates, size):
-        def one(g):
+    def step(updates: Any, size: Any) -> Any:
+        def one(g: jax.Array) -> jax.Array:
             # Scaled first: squares of small or bf16 gradients would vanish or lose their digits.
             most = jnp.max(jnp.abs(g), initial=0.0)
             unit = g.astype(jnp.float32) / jnp.where(most == 0, 1.0, most)
@@ -149,7 +155,7 @@ def beneficial_perturbation(
     """
     both = partition_by_path([(factor, beneficial_sign(epsilon)), (f"^(?!.*(?:{factor}))", tx)])
 
-    def init(params):
+    def init(params: Any) -> Any:
         paths = [
             keystr(path, simple=True, separator="/")
             for path, _ in jax.tree_util.tree_leaves_with_path(params)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +41,10 @@ def partition_by_path(
     """
     patterns = [re.compile(pattern) for pattern, _ in rules]
 
-    def label(params):
+    def label(params: Any) -> Any:
         wrong = []
 
-        def one(path, _):
+        def one(path: tuple[Any, ...], _: Any) -> str:
             name = keystr(path, simple=True, separator="/")
             hits = [i for i, pattern in enumerate(patterns) if pattern.search(name)]
             if len(hits) != 1:
@@ -123,7 +124,7 @@ def layer_rates(rules: Sequence[tuple[str, float]]) -> optax.GradientTransformat
     """
     patterns = [re.compile(pattern) for pattern, _ in rules]
 
-    def init(params):
+    def init(params: Any) -> optax.EmptyState:
         layers = dict.fromkeys(
             keystr(path[:-1], simple=True, separator="/")
             for path, _ in jax.tree_util.tree_leaves_with_path(params)
@@ -135,13 +136,13 @@ def layer_rates(rules: Sequence[tuple[str, float]]) -> optax.GradientTransformat
                 )
         return optax.EmptyState()
 
-    def one(path, update):
+    def one(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
         layer = keystr(path[:-1], simple=True, separator="/")
         hits = (c for p, (_, c) in zip(patterns, rules, strict=True) if p.fullmatch(layer))
         factor = next(hits, 1.0)
         return (factor * update).astype(update.dtype) if factor else jnp.zeros_like(update)
 
-    def update(updates, state, params=None):
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         return jax.tree_util.tree_map_with_path(one, updates), state
 

@@ -6,13 +6,15 @@ device by an active set: no host call, no double precision, and slots of tasks t
 come are masked, so nothing recompiles.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 __all__ = ["agem", "gem", "nonnegative_quadratic"]
 
 
-def nonnegative_quadratic(matrix, vector, valid):
+def nonnegative_quadratic(matrix: jax.Array, vector: jax.Array, valid: jax.Array) -> jax.Array:
     r"""Minimises a convex quadratic over the non-negative orthant, exactly.
 
     .. math:: \min_{u \ge 0} \tfrac{1}{2} u^T A u - b^T u
@@ -44,21 +46,21 @@ def nonnegative_quadratic(matrix, vector, valid):
     b = jnp.where(valid, vector * scale, 0.0)
     tolerance = 1e-6 * jnp.maximum(jnp.max(jnp.abs(b)), 1e-30)
 
-    def solve(passive):
+    def solve(passive: jax.Array) -> jax.Array:
         inside = passive[:, None] & passive[None, :]
         system = jnp.where(inside, a, 0.0) + jnp.diag(jnp.where(passive, 0.0, 1.0))
         return jnp.linalg.solve(system, jnp.where(passive, b, 0.0))
 
-    def outer(state):
+    def outer(state: tuple[Any, ...]) -> tuple[Any, ...]:
         u, passive, residual, rounds = state
         enters = jnp.argmax(jnp.where(valid & ~passive, residual, -jnp.inf))
         passive = passive.at[enters].set(True)
 
-        def infeasible(inner):
+        def infeasible(inner: tuple[Any, ...]) -> jax.Array:
             _, passive, s, count = inner
             return jnp.any(passive & (s <= 0)) & (count < n)
 
-        def retreat(inner):
+        def retreat(inner: tuple[Any, ...]) -> tuple[Any, ...]:
             u, passive, s, count = inner
             blocks = passive & (s <= 0)
             ratio = jnp.where(blocks, u / jnp.where(blocks, u - s, 1.0), jnp.inf)
@@ -71,7 +73,7 @@ def nonnegative_quadratic(matrix, vector, valid):
         u = jnp.where(passive, s, 0.0)
         return u, passive, b - a @ u, rounds + 1
 
-    def unfinished(state):
+    def unfinished(state: tuple[Any, ...]) -> jax.Array:
         _, passive, residual, rounds = state
         return jnp.any(valid & ~passive & (residual > tolerance)) & (rounds < 3 * n)
 
@@ -80,7 +82,13 @@ def nonnegative_quadratic(matrix, vector, valid):
     return u * scale
 
 
-def gem(gradient, memories, valid, margin=0.5, damping=1e-3):
+def gem(
+    gradient: jax.Array,
+    memories: jax.Array,
+    valid: jax.Array,
+    margin: float | jax.Array = 0.5,
+    damping: float | jax.Array = 1e-3,
+) -> jax.Array:
     r"""GEM's projection of a gradient.
 
     If any :math:`\langle g, g_k \rangle < 0`, then :math:`g' = g + G^T v` with
@@ -118,7 +126,7 @@ def gem(gradient, memories, valid, margin=0.5, damping=1e-3):
     return jnp.where(conflict, gradient + jnp.where(valid, v, 0.0) @ memories, gradient)
 
 
-def agem(gradient, reference):
+def agem(gradient: jax.Array, reference: jax.Array) -> jax.Array:
     r"""A-GEM's projection: off the one reference gradient, if they conflict.
 
     .. math:: g' = g - \frac{g^T g_{ref}}{g_{ref}^T g_{ref}} g_{ref} \quad

@@ -4,10 +4,13 @@
 `jax.pmap` or `jax.shard_map` maps it.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 
 
-def devices(axis: str | None):
+def devices(axis: str | None) -> tuple[int, int | jax.Array]:
     """How many devices share the work, and the number of this one.
 
     Args:
@@ -19,7 +22,7 @@ def devices(axis: str | None):
     return (1, 0) if axis is None else (jax.lax.axis_size(axis), jax.lax.axis_index(axis))
 
 
-def total(tree, axis: str | None):
+def total(tree: Any, axis: str | None) -> Any:
     """The sum over devices, leaf by leaf.
 
     Args:
@@ -39,7 +42,7 @@ def total(tree, axis: str | None):
     return tree if axis is None else jax.lax.psum(tree, axis)
 
 
-def mean(tree, axis: str | None):
+def mean(tree: Any, axis: str | None) -> Any:
     """The mean over devices, leaf by leaf.
 
     Args:
@@ -52,7 +55,7 @@ def mean(tree, axis: str | None):
     return tree if axis is None or not jax.tree.leaves(tree) else jax.lax.pmean(tree, axis)
 
 
-def gather(tree, axis: str | None):
+def gather(tree: Any, axis: str | None) -> Any:
     """The shares of all devices joined along the first axis, in the order of the devices.
 
     Args:
@@ -74,7 +77,7 @@ def gather(tree, axis: str | None):
     return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, axis, tiled=True), tree)
 
 
-def sum_loop(axis: str | None, count, body, zeros):
+def sum_loop(axis: str | None, count: Any, body: Callable[[Any, Any], Any], zeros: Any) -> Any:
     """Adds up ``body(i, sums)`` for i from 0 to ``count - 1``, each device its share of the i.
 
     Device d of n takes the i for which ``i % n`` is d.
@@ -100,7 +103,7 @@ def sum_loop(axis: str | None, count, body, zeros):
     """
     number, me = devices(axis)
 
-    def turn(i, sums):
+    def turn(i: Any, sums: Any) -> Any:
         return body(i * number + me, sums)
 
     return total(jax.lax.fori_loop(0, -(-count // number), turn, zeros), axis)

@@ -1,6 +1,7 @@
 """The one exception that means: the user asked for something impossible."""
 
 import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -10,7 +11,7 @@ class UserError(ValueError):
     """
 
 
-def suggest(word: str, words) -> str:
+def suggest(word: str, words: Iterable[str]) -> str:
     """What a message says of a word that is none of those allowed.
 
     Args:

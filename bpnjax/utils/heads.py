@@ -1,11 +1,12 @@
 """Answers restricted to some outputs: the head of a task."""
 
+import jax
 import jax.numpy as jnp
 
 FAR_BELOW = -1e9  # instead of a logit that must not count; finite, so that 0 times it is 0
 
 
-def within_head(logits, classes):
+def within_head(logits: jax.Array, classes: jax.Array | None) -> jax.Array:
     """Puts the logits outside a head so far below that softmax gives them 0.
 
     Args:

@@ -4,12 +4,14 @@ Nothing random is stored: keys derive from (seed, use, task, epoch, step), so th
 again draws what it would have drawn.
 """
 
+from typing import Any
+
 import jax
 
 INIT, METHOD, FRESH, ORDER, PIXELS, FISHER, STEP, ENDED, DROPOUT, STATISTICS, REPLAY = range(11)
 
 
-def fold(key, *numbers):
+def fold(key: jax.Array, *numbers: Any) -> jax.Array:
     """Folds several integers into a typed PRNG key, one after another.
 
     Args:
@@ -31,7 +33,7 @@ def fold(key, *numbers):
     return key
 
 
-def to_numbers(tree):
+def to_numbers(tree: Any) -> Any:
     """Typed keys as the numbers that they are; NumPy, files and other hosts know no keys.
 
     Args:
@@ -50,7 +52,7 @@ def to_numbers(tree):
     return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
 
 
-def from_numbers(numbers, like):
+def from_numbers(numbers: Any, like: Any) -> Any:
     """The inverse of `to_numbers`.
 
     Args:
@@ -66,5 +68,5 @@ def from_numbers(numbers, like):
     )
 
 
-def _is_key(leaf) -> bool:
+def _is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
