@@ -14,7 +14,10 @@ import json
 import os
 import pathlib
 import sys
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
 
 from bpnjax import config as configuration
 from bpnjax import main as command
@@ -38,7 +41,9 @@ class Row(NamedTuple):
     error: str = ""
 
 
-def run_all(config, names, folder: pathlib.Path, overwrite: bool) -> list[Row]:
+def run_all(
+    config: ConfigDict, names: Sequence[str], folder: pathlib.Path, overwrite: bool
+) -> list[Row]:
     """Runs each method, unless it is complete.
 
     Args:
@@ -70,7 +75,7 @@ def run_all(config, names, folder: pathlib.Path, overwrite: bool) -> list[Row]:
     return rows
 
 
-def _number(summary, digits=4) -> str:
+def _number(summary: dict[str, Any], digits: int = 4) -> str:
     mean, sd = summary["mean"], summary["sd"]
     if mean is None:
         return "-"
@@ -148,7 +153,7 @@ def comma_separated(rows: list[Row]) -> str:
     return text.getvalue()
 
 
-def write(folder: pathlib.Path, config, rows: list[Row], line: str) -> None:
+def write(folder: pathlib.Path, config: ConfigDict, rows: list[Row], line: str) -> None:
     """Writes `compare.md`, `compare.csv` and `compare.png`.
 
     Args:

@@ -29,7 +29,7 @@ from bpnjax.methods import Batch, Context, Method, Setup, TaskData
 from bpnjax.methods.inputs import checked_batch, checked_data, checked_examples
 from bpnjax.modes.bank import check_task
 from bpnjax.networks import Network
-from bpnjax.optim.rates import at_rate, first_step, following_rate, scaled
+from bpnjax.optim.rates import at_rate, first_step, following_rate, has_schedule, scaled
 from bpnjax.utils import arrays, collectives, prng
 from bpnjax.utils.errors import UserError
 from bpnjax.utils.heads import within_head
@@ -52,7 +52,8 @@ class State:
       optimizer: state of the optimizer of the shared parameters.
       task_optimizer: state of that of the task parameters.
       method: what the method keeps: banks, anchors, importance, replayed examples.
-      step_size: tree of f32 scalars like the parameters, the learning rate of each leaf.
+      step_size: tree of f32 scalars like the parameters, the learning rate of each leaf at the first
+        step; where the optimizer has a schedule each step finds its own.
       key: typed PRNG key of the seed; nothing else is random.
       task: int32 scalar, the task in training; -1 between tasks.
       step: int32 scalar, steps of that task so far.
@@ -134,6 +135,8 @@ class Learner:
         }
         for name, function in jitted.items():
             object.__setattr__(self, name, function)
+        abstract = jax.eval_shape(self.first, jax.random.key(0))
+        object.__setattr__(self, "_shapes", [leaf.shape for leaf in jax.tree.leaves(abstract)])
 
     @property
     def network(self) -> Network:
@@ -174,9 +177,9 @@ class Learner:
           `State`.
 
         Raises:
-          UserError: there is no such task.
+          UserError: there is no such task, or a state of another learner.
         """
-        return self._begin_task(state, self._task(task))  # type: ignore[attr-defined,no-any-return]
+        return self._begin_task(self._checked(state), self._task(task))  # type: ignore[attr-defined,no-any-return]
 
     def step(self, state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
         """One training step. Compiles once for all tasks; works under `jax.vmap` and `jax.pmap`.
@@ -211,7 +214,7 @@ class Learner:
           UserError: the data do not fit the network, or hold NaN.
         """
         x, y = checked_data(self.setup, data)
-        return self._end_task(state, x, y)  # type: ignore[attr-defined,no-any-return]
+        return self._end_task(self._checked(state), x, y)  # type: ignore[attr-defined,no-any-return]
 
     def apply(self, state: State, x: Any, task: Any) -> jax.Array:
         """The network's outputs in the mode of a task: in training, after it, and after loading.
@@ -232,7 +235,7 @@ class Learner:
         task = self._task(task)
         if task.ndim and task.shape != (x.shape[0],):
             raise UserError(f"task: {task.shape} ids for {x.shape[0]} examples; give one each")
-        return self._apply(state, x, task)  # type: ignore[attr-defined,no-any-return]
+        return self._apply(self._checked(state), x, task)  # type: ignore[attr-defined,no-any-return]
 
     # The same before jax.jit.
 
@@ -253,7 +256,7 @@ class Learner:
             task_variables=bank,
             task_params=task_params,
             optimizer=self.optimizer.init(params),
-            task_optimizer=self.task_optimizer.init(task_params),
+            task_optimizer=self._start_of_task_optimizer(task_params),
             method=kept,
             step_size=first_step(self.optimizer, params),
             key=key,
@@ -275,7 +278,7 @@ class Learner:
             optimizer=self.optimizer.init(params)
             if afresh or self.reset_optimizer
             else state.optimizer,
-            task_optimizer=self.task_optimizer.init(task_params),
+            task_optimizer=self._start_of_task_optimizer(task_params),
             method=kept,
             task=task,
             step=jnp.int32(0),
@@ -299,7 +302,7 @@ class Learner:
         key = prng.fold(state.key, prng.STEP, clock.task, clock.step)
         place = collectives.devices(axis)[1]  # a dropout mask per device
         whole = collectives.gather(batch, axis)
-        step_size = scaled(state.step_size, clock.rate)
+        step_size = self._step_size(state, clock)
         ctx = self._context(state, clock, key, step_size)
         frozen = self.batch_statistics == "frozen"
 
@@ -335,14 +338,17 @@ class Learner:
             rate=clock.rate,
         )
         params = optax.apply_updates(state.params, updates)
-        task_updates, task_optimizer = self.task_optimizer.update(
-            task_grads, state.task_optimizer, state.task_params, rate=clock.task_rate
-        )
+        task_params, task_optimizer = state.task_params, state.task_optimizer
+        if jax.tree.leaves(task_params):
+            updates, task_optimizer = self.task_optimizer.update(
+                task_grads, task_optimizer, task_params, rate=clock.task_rate
+            )
+            task_params = optax.apply_updates(task_params, updates)
         params, kept = self.method.end_step(state.params, params, grads, state.method, whole, ctx)
         state = state.replace(  # type: ignore[attr-defined]
             params=params,
             variables=variables,
-            task_params=optax.apply_updates(state.task_params, task_updates),
+            task_params=task_params,
             optimizer=optimizer,
             task_optimizer=task_optimizer,
             method=kept,
@@ -373,7 +379,7 @@ class Learner:
           `State`, its task parameters zero and its ``task`` -1.
         """
         key = prng.fold(state.key, prng.ENDED, clock.task)
-        ctx = self._context(state, clock, key, scaled(state.step_size, clock.rate))
+        ctx = self._context(state, clock, key, self._step_size(state, clock))
         measures = self._measures(state, take, size, count, ctx, axis)
         data = TaskData(take, size, count, *measures)
         params, kept = self.method.end_task(
@@ -489,6 +495,16 @@ class Learner:
         )
 
     # What the functions above are made of.
+
+    def _start_of_task_optimizer(self, task_params: Any) -> Any:
+        # Optimizers with a tree of labels have none for no parameters.
+        return self.task_optimizer.init(task_params) if jax.tree.leaves(task_params) else ()
+
+    def _step_size(self, state: State, clock: Clock) -> Any:
+        size = state.step_size
+        if has_schedule(self.optimizer, state.params):
+            size = first_step(self.optimizer, state.params, state.optimizer)
+        return scaled(size, clock.rate)
 
     @property
     def _own_variables(self) -> bool:
@@ -687,6 +703,18 @@ class Learner:
             state, lambda places: (x[places], y[places]), n, jnp.int32(n),
             Clock(state.task, state.step), self.axis,
         )  # fmt: skip
+
+    def _checked(self, state: Any) -> State:
+        """The state, refused where it is not one of this learner."""
+        if isinstance(state, State):
+            found = [leaf.shape for leaf in jax.tree.leaves(state)]
+            if found == self._shapes:  # type: ignore[attr-defined]
+                return state
+        raise UserError(
+            f"state: not one that learner.init of {self.method.name} on {self.network.name} with "
+            f"{self.num_tasks} tasks gives; states of several seeds need jax.vmap, others their own "
+            "learner"
+        )
 
     def _task(self, task: Any) -> jax.Array:
         try:

@@ -10,9 +10,10 @@ import sys
 import textwrap
 import time
 import traceback
+from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from bpnjax import config as configuration
 from bpnjax.utils.errors import UserError
@@ -31,7 +32,7 @@ USAGE = """usage: python -m bpnjax.main --config=FILE [--config.FIELD=VALUE ...]
   --distributed          one run on several hosts: the same command on each; where they do not
                          find each other, also --coordinator=HOST:PORT --hosts=N --host=0..N-1
   --help                 this text, configs, methods, and the fields with their defaults"""
-_FLAGS = {
+_FLAGS: dict[str, str | bool] = {
     "dry_run": False, "distributed": False, "coordinator": "", "hosts": "", "host": "",
     "resume_from": "",
 }  # fmt: skip
@@ -68,20 +69,18 @@ def print_help(usage: str) -> None:
         print(f"  {field} = {value!r}")
 
 
-def parse(arguments: list[str]):
+def parse(arguments: list[str]) -> tuple[ConfigDict, pathlib.Path, Any]:
     """Reads the command line of `bpnjax.main`.
 
     Args:
       arguments: without the program's name.
 
     Returns:
-      The configuration, the workdir (a `pathlib.Path`) and the flags' values; None for ``--help``.
+      The configuration, the workdir and the flags' values.
 
     Raises:
       UserError: anything that cannot be understood.
     """
-    if asks_for_help(arguments):
-        return None
     config, values = parse_flags(arguments, _FLAGS)
     if values.resume_from:
         config.resume_from = values.resume_from
@@ -95,7 +94,9 @@ def parse(arguments: list[str]):
     return config, pathlib.Path(workdir), values
 
 
-def parse_flags(arguments: list[str], more: dict[str, str | bool] | None = None):
+def parse_flags(
+    arguments: list[str], more: dict[str, str | bool] | None = None
+) -> tuple[ConfigDict, Any]:
     """Reads ``--config``, its overrides, ``--workdir``, ``--overwrite`` and further flags.
 
     Args:
@@ -123,7 +124,9 @@ def parse_flags(arguments: list[str], more: dict[str, str | bool] | None = None)
     return parse_fields(configuration.load_file(path), rest, more)
 
 
-def parse_fields(config, rest: list[str], more: dict[str, str | bool] | None = None):
+def parse_fields(
+    config: ConfigDict, rest: list[str], more: dict[str, str | bool] | None = None
+) -> tuple[ConfigDict, Any]:
     """Reads ``--config.FIELD=VALUE``, ``--workdir``, ``--overwrite`` and further flags.
 
     Args:
@@ -150,7 +153,7 @@ def parse_fields(config, rest: list[str], more: dict[str, str | bool] | None = N
     flags.DEFINE_string("workdir", "", "", flag_values=values)
     flags.DEFINE_boolean("overwrite", False, "", flag_values=values)
     for name, value in (more or {}).items():
-        define = flags.DEFINE_boolean if isinstance(value, bool) else flags.DEFINE_string
+        define: Any = flags.DEFINE_boolean if isinstance(value, bool) else flags.DEFINE_string
         define(name, value, "", flag_values=values)
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
@@ -184,11 +187,10 @@ def run(arguments: list[str]) -> int:
       2 for a wrong argument or configuration.
     """
     try:
-        parsed = parse(arguments)
-        if parsed is None:
+        if asks_for_help(arguments):
             print_help(USAGE)
             return 0
-        config, folder, values = parsed
+        config, folder, values = parse(arguments)
         # Imported late: --help and a wrong flag need not wait for JAX.
         from bpnjax.run import train, workdir, writers
         from bpnjax.training import hosts

@@ -11,6 +11,7 @@ import csv
 import io
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -31,7 +32,7 @@ USAGE = """usage: python -m bpnjax.predict --model=DIR --input=FILE.npz --output
   --per=batch        all pictures are of one task; else it is inferred for each"""
 
 
-def _read_pictures(path: str):
+def _read_images(path: str) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         with np.load(path, allow_pickle=False) as file:
             contents = {name: file[name] for name in file.files}
@@ -45,7 +46,13 @@ def _read_pictures(path: str):
     return contents["images"], contents.get("task")
 
 
-def answers(predictor: Predictor, images, task=None, rule=None, per="example") -> str:
+def answers(
+    predictor: Predictor,
+    images: Any,
+    task: Any = None,
+    rule: str | None = None,
+    per: str = "example",
+) -> str:
     """Answers of a trained model as CSV.
 
     Args:
@@ -104,7 +111,7 @@ def run(arguments: list[str]) -> int:
         for name in ("model", "input", "output"):
             if not values[name].value:
                 raise UserError(f"--{name}: missing; see --help")
-        images, task = _read_pictures(values.input)
+        images, task = _read_images(values.input)
         if values.task is not None:
             task = values.task
         predictor = load(values.model, values.seed)

@@ -1,4 +1,4 @@
-"""Small archives in the layouts of the official ones, and the pictures that are in them."""
+"""Small archives in the layouts of the official ones, and the images that are in them."""
 
 import io
 import tarfile
@@ -18,7 +18,7 @@ def encoded(pixels, kind="PNG"):
 
 
 def smooth(height, width):
-    """A picture that JPEG keeps nearly as it is, unlike any other one made here."""
+    """An image that JPEG keeps nearly as it is, unlike any other one made here."""
     corners = Image.fromarray(RNG.integers(0, 256, (2, 2, 3), np.uint8))
     return np.asarray(corners.resize((width, height), Image.Resampling.BILINEAR))
 
@@ -51,17 +51,17 @@ class Layout(dict):
 
 
 def scenes():
-    """67 folders, two pictures each to train and one to test, one in no list."""
+    """67 folders, two images each to train and one to test, one in no list."""
     layout, listed = Layout(), {"train": [], "test": []}
     for label in reversed(range(67)):
         room = f"room_{label:02d}"
         for i, split in enumerate(("train", "train", "test", "")):
             pixels = smooth(9, 8)
-            name = f"{room}/picture {i}.jpg"
+            name = f"{room}/image {i}.jpg"
             layout.add(split, f"Images/{name}", name, label, pixels, encoded(pixels))
             if split:
                 listed[split].append(name)
-    grey = RNG.integers(0, 256, (5, 7), np.uint8)  # some of the official pictures are grey
+    grey = RNG.integers(0, 256, (5, 7), np.uint8)  # some of the official images are grey
     name = listed["train"][0]
     layout.add("train", f"Images/{name}", name, 66, np.stack([grey] * 3, -1), encoded(grey))
     return layout, {f"{k.title()}Images.txt": text(rows) for k, rows in listed.items()}
@@ -77,25 +77,25 @@ def write_scenes(folder, change=lambda layout, lists: None):
 
 
 def aircraft():
-    """70 families of 100 variants; a picture of each variant in each of the three lists."""
+    """70 families of 100 variants; an image of each variant in each of the three lists."""
     layout, lists = Layout(), {}
     families = [f"Family {i}/{i}" for i in range(70)]
     variants = [f"Variant {i}" for i in range(100)]
     data = "fgvc-aircraft-2013b/data/"
     for label in range(100):
         for i, part in enumerate(("train", "val", "test")):
-            picture = f"{10 * label + i:07d}"
+            image = f"{10 * label + i:07d}"
             pixels = smooth(30, 16)
             split = "test" if part == "test" else "train"
-            where = f"{data}images/{picture}.jpg"
-            # The picture above, random pixels as the banner below.
+            where = f"{data}images/{image}.jpg"
+            # The image above, random pixels as the banner below.
             banner = RNG.integers(0, 256, (20, 16, 3), np.uint8)
             jpeg = encoded(np.concatenate([pixels, banner]), "JPEG")
             labels = {"variant": label, "family": label % 70}
-            layout.add(split, where, f"{picture}.jpg", labels, pixels, jpeg)
+            layout.add(split, where, f"{image}.jpg", labels, pixels, jpeg)
             rows = {"variant": variants[label], "family": families[label % 70]}
             for level, name in rows.items():
-                lists.setdefault(f"images_{level}_{part}.txt", []).append(f"{picture} {name}")
+                lists.setdefault(f"images_{level}_{part}.txt", []).append(f"{image} {name}")
     lists |= {"families.txt": families, "variants.txt": variants}
     layout |= {data + name: text(rows) for name, rows in lists.items()}
     return layout
@@ -122,7 +122,7 @@ def note(*persons):
 
 
 def actions():
-    """Each action once to train and to test, and pictures that belong to none."""
+    """Each action once to train and to test, and images that belong to none."""
     layout, lists = Layout(), {"train": [], "val": []}
     folder = "VOCdevkit/VOC2012/"
 
@@ -157,7 +157,7 @@ def write_actions(folder, change=lambda layout: None):
 
 
 def letters(config="natural"):
-    """Eight pictures of each of 62 classes: the seventh by name is to test."""
+    """Eight images of each of 62 classes: the seventh by name is to test."""
     layout = Layout()
     for label in range(62):
         sample = f"Sample{label + 1:03d}"

@@ -124,16 +124,16 @@ def changed(state, **fields):
 
 
 def encoded(pixels, kind="PNG"):
-    """A picture as the bytes of a file."""
+    """An image as the bytes of a file."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **({"quality": 95} if kind == "JPEG" else {}))
     return file.getvalue()
 
 
 def write_prepared(data_dir, name, splits, **more):
-    """Writes a set as TFDS does: ``splits`` is {split: [(bytes of a picture, label)]}.
+    """Writes a set as TFDS does: ``splits`` is {split: [(bytes of an image, label)]}.
 
-    A set that TFDS knows gets the features of its builder, what its examples have beside pictures
+    A set that TFDS knows gets the features of its builder, what its examples have beside images
     and labels from the functions ``more``, else text; any other has these two, of ``classes``.
     """
     import tensorflow_datasets as tfds
@@ -149,8 +149,8 @@ def write_prepared(data_dir, name, splits, **more):
         features = tfds.builder_cls(name)(data_dir=str(data_dir / "unused")).info.features
 
     def examples(rows):
-        for i, (picture, label) in enumerate(rows):
-            example = {"image": io.BytesIO(picture), "label": label}
+        for i, (image, label) in enumerate(rows):
+            example = {"image": io.BytesIO(image), "label": label}
             for k in set(features) - set(example):
                 example[k] = more[k]() if k in more else f"text {i}"
             yield i, example

@@ -2,6 +2,8 @@
 
 import pathlib
 import types
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -43,7 +45,7 @@ FREE_FIELDS = (
 )  # fmt: skip
 
 
-def flatten(config, prefix: str = "") -> dict:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict:
     """A configuration as one flat dict.
 
     Args:
@@ -58,7 +60,7 @@ def flatten(config, prefix: str = "") -> dict:
       >>> flatten({"seed": 0, "train": {"epochs": 3}})
       {'seed': 0, 'train.epochs': 3}
     """
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, (ConfigDict, dict)):
             flat |= flatten(value, f"{prefix}{key}.")

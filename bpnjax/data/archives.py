@@ -158,8 +158,8 @@ def lines(path, name: str, data: bytes) -> list[str]:
     return list(dict.fromkeys(line for line in stripped if line))
 
 
-def picture(path, name: str, data: bytes, cut_rows: int = 0) -> io.BytesIO:
-    """A picture as it goes into a prepared set.
+def image_file(path, name: str, data: bytes, cut_rows: int = 0) -> io.BytesIO:
+    """An image as it goes into a prepared set.
 
     Args:
         path: The archive it is in, for messages.
@@ -168,21 +168,21 @@ def picture(path, name: str, data: bytes, cut_rows: int = 0) -> io.BytesIO:
         cut_rows: How many rows at the bottom to take away.
 
     Returns:
-        The same bytes if they are a JPEG or PNG file in RGB; any other picture as PNG in RGB. A
+        The same bytes if they are a JPEG or PNG file in RGB; any other image as PNG in RGB. A
         JPEG file that is cut keeps its quantization, so that the blocks above stay nearly as they
         were.
 
     Raises:
-        UserError: The picture cannot be decoded, or has too few rows.
+        UserError: The image cannot be decoded, or has too few rows.
     """
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise malformed(path, f"{name} is no readable picture") from error
+        raise malformed(path, f"{name} is no readable image") from error
     width, height = image.size
     if height <= cut_rows:
-        raise malformed(path, f"{name} has {height} rows, {cut_rows} of them below the picture")
+        raise malformed(path, f"{name} has {height} rows, {cut_rows} of them below the image")
     if image.mode == "RGB" and image.format in ("JPEG", "PNG") and not cut_rows:
         return io.BytesIO(data)
     options = {"format": "PNG"}

@@ -8,7 +8,7 @@ import numpy as np
 class Arrays(NamedTuple):
     """A whole set as arrays, decoded once; may be memory-mapped."""
 
-    train_images: np.ndarray  # [n, ...], uint8 for pictures, f32 else
+    train_images: np.ndarray  # [n, ...], uint8 for images, f32 otherwise
     train_labels: np.ndarray  # int32 [n]
     test_images: np.ndarray
     test_labels: np.ndarray
@@ -21,7 +21,7 @@ class Arrays(NamedTuple):
 class Joined:
     """Arrays one after another without a copy: rows are read from where they are, on disk say.
 
-    Stands in for an array of pictures, as far as rows, lengths and shapes go.
+    Stands in for an array of images, as far as rows, lengths and shapes go.
     """
 
     def __init__(self, parts):

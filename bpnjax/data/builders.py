@@ -106,7 +106,7 @@ def _mnist_examples(images_path, labels_path):
     images = _read_idx(images_path, 2051, (28, 28))
     labels = _read_idx(labels_path, 2049, ())
     if len(images) != len(labels):
-        raise malformed(labels_path, f"{len(labels)} labels for {len(images)} pictures")
+        raise malformed(labels_path, f"{len(labels)} labels for {len(images)} images")
     _check_labels(labels_path, labels, 10)
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         yield index, {"image": _png(image), "label": int(label)}
@@ -236,7 +236,7 @@ def builder(name, data_dir, manual_dir="", verify=True):
         files = paths or dl_manager.download({a.filename: a.url for a in ARCHIVES[name]})
         if name in _CIFAR:
             return _cifar_splits(name, files, self.info.features)
-        # ARCHIVES lists pictures and labels of train, then those of test.
+        # ARCHIVES lists images and labels of train, then those of test.
         files = [files[archive.filename] for archive in ARCHIVES[name]]
         return {"train": _mnist_examples(*files[:2]), "test": _mnist_examples(*files[2:])}
 

@@ -10,7 +10,7 @@ TRAIN_DIGITS = 1400
 def digits() -> Arrays:
     """The 1,797 handwritten 8x8 digits that scikit-learn ships.
 
-    They have no official split: a fixed shuffle gives 1,400 train and 397 test pictures.
+    They have no official split: a fixed shuffle gives 1,400 train and 397 test images.
 
     Returns:
       `Arrays`: uint8 images ``[n, 8, 8, 1]`` with values 0 to 16, int32 labels ``[n]``.
@@ -29,7 +29,7 @@ def digits() -> Arrays:
 
 
 def gaussians() -> Arrays:
-    """Three Gaussian clusters in the plane, for pictures of classification regions.
+    """Three Gaussian clusters in the plane, for plots of classification regions.
 
     Means (0, 0), (-2, 2) and (2, 2), standard deviation 0.5, 500 train and 200 test points a
     cluster.

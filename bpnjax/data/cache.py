@@ -1,4 +1,4 @@
-"""Decoded pictures on disk: memory-mapped arrays, keyed by set, version, split and content."""
+"""Decoded images on disk: memory-mapped arrays, keyed by set, version, split and content."""
 
 import hashlib
 import json

@@ -1,6 +1,6 @@
-"""Pictures of mixed sizes, decoded, resized and cropped by grain as they are needed.
+"""Images of mixed sizes, decoded, resized and cropped by grain as they are needed.
 
-The usual treatment of pictures from the web: the shorter side is resized, then a part of it is cut
+The usual treatment of images from the web: the shorter side is resized, then a part of it is cut
 out, to train at random and perhaps mirrored, to test from the middle. What an example of an epoch
 looks like is a function of (seed, task, epoch, place in the epoch), so a run that was cut goes on
 at any step without replaying those before it, with any number of workers.
@@ -21,14 +21,14 @@ _AHEAD = 2  # batches that a process has ready
 
 
 class Look(NamedTuple):
-    """How pictures become inputs of one shape."""
+    """How images become inputs of one shape."""
 
     shorter: int  # the side that is resized to this many pixels
     shape: tuple[int, int, int]  # height, width and channels of the part cut out
 
 
 class Files(NamedTuple):
-    """Where the pictures of a split are, encoded."""
+    """Where the images of a split are, encoded."""
 
     sources: tuple  # of `tfds.data_source`, images not decoded
     which: np.ndarray  # int32 [n], the source of a row
@@ -50,13 +50,13 @@ class Draws(NamedTuple):
 
 
 def of_source(source, look: Look) -> Files:
-    """The pictures of one source."""
+    """The images of one source."""
     rows = np.arange(len(source), dtype=np.int32)
     return Files((source,), np.zeros_like(rows), rows, look)
 
 
 def join(parts: list[Files]) -> Files:
-    """The pictures of several splits, one after another."""
+    """The images of several splits, one after another."""
     which = [np.full_like(part.which, i) for i, part in enumerate(parts)]
     return Files(
         tuple(part.sources[0] for part in parts),
@@ -67,7 +67,7 @@ def join(parts: list[Files]) -> Files:
 
 
 def resized(encoded: bytes, look: Look) -> np.ndarray:
-    """A picture with its shorter side resized, bilinear with antialiasing.
+    """An image with its shorter side resized, bilinear with antialiasing.
 
     Args:
       encoded: a PNG or JPEG.
@@ -88,11 +88,11 @@ def resized(encoded: bytes, look: Look) -> np.ndarray:
     return np.asarray(image).reshape(height, width, look.shape[2])
 
 
-def random_crop(picture: np.ndarray, shape, rng: np.random.Generator) -> np.ndarray:
-    """A part of a picture at a random place, mirrored with probability 1/2.
+def random_crop(image: np.ndarray, shape, rng: np.random.Generator) -> np.ndarray:
+    """A part of an image at a random place, mirrored with probability 1/2.
 
     Args:
-      picture: ``[H, W, channels]``.
+      image: ``[H, W, channels]``.
       shape: height and width of the part, and channels.
       rng: the generator; three numbers are drawn.
 
@@ -102,17 +102,17 @@ def random_crop(picture: np.ndarray, shape, rng: np.random.Generator) -> np.ndar
     Source: ``RandomCrop`` and ``RandomHorizontalFlip`` of torchvision.
     """
     height, width, _ = shape
-    top = rng.integers(picture.shape[0] - height + 1)
-    left = rng.integers(picture.shape[1] - width + 1)
-    part = picture[top : top + height, left : left + width]
+    top = rng.integers(image.shape[0] - height + 1)
+    left = rng.integers(image.shape[1] - width + 1)
+    part = image[top : top + height, left : left + width]
     return part[:, ::-1] if rng.random() < 0.5 else part
 
 
-def centre_crop(picture: np.ndarray, shape) -> np.ndarray:
-    """The middle of a picture.
+def centre_crop(image: np.ndarray, shape) -> np.ndarray:
+    """The middle of an image.
 
     Args:
-      picture: ``[H, W, channels]``.
+      image: ``[H, W, channels]``.
       shape: height and width of the part, and channels.
 
     Returns:
@@ -127,8 +127,8 @@ def centre_crop(picture: np.ndarray, shape) -> np.ndarray:
     Source: ``CenterCrop`` of torchvision, which rounds a half to the even place.
     """
     height, width, _ = shape
-    top, left = round((picture.shape[0] - height) / 2), round((picture.shape[1] - width) / 2)
-    return picture[top : top + height, left : left + width]
+    top, left = round((image.shape[0] - height) / 2), round((image.shape[1] - width) / 2)
+    return image[top : top + height, left : left + width]
 
 
 def random_numbers(draws: Draws, place: int) -> np.random.Generator:
@@ -142,23 +142,23 @@ def _example(files: Files, draws: Draws | None, place: int, row):
     if row < 0:
         return {"image": np.zeros(files.look.shape, np.uint8), "label": np.int32(-1)}
     example = files.sources[files.which[row]][int(files.record[row])]
-    picture = resized(example["image"], files.look)
+    image = resized(example["image"], files.look)
     if draws is None:
-        picture = centre_crop(picture, files.look.shape)
+        image = centre_crop(image, files.look.shape)
     else:
-        picture = random_crop(picture, files.look.shape, random_numbers(draws, place))
-    return {"image": np.ascontiguousarray(picture), "label": np.int32(example["label"])}
+        image = random_crop(image, files.look.shape, random_numbers(draws, place))
+    return {"image": np.ascontiguousarray(image), "label": np.int32(example["label"])}
 
 
 @contextlib.contextmanager
 def batches(
     files: Files, plan, size: int, draws: Draws | None = None, start: int = 0, workers: int = 0
 ) -> Iterator[Iterator[dict[str, Any]]]:
-    """Reads pictures ahead, in an order that is given; use it in a ``with`` statement.
+    """Reads images ahead, in an order that is given; use it in a ``with`` statement.
 
     Args:
       files: of the split.
-      plan: rows int ``[m]``; -1 is an empty picture, which fills a batch.
+      plan: rows int ``[m]``; -1 is an empty image, which fills a batch.
       size: of a batch.
       draws: what crops are drawn from; None cuts out the middle.
       start: the batch to begin with.
@@ -194,7 +194,7 @@ def batches(
 
 
 def centre_crops(files: Files, workers: int = 0) -> dict[str, np.ndarray]:
-    """All pictures of a split, cut out of the middle.
+    """All images of a split, cut out of the middle.
 
     Args:
       files: of the split.
@@ -219,7 +219,7 @@ def _grain():
         import grain
     except ImportError as error:
         raise UserError(
-            f"dataset.augment: its pictures are read by grain, which cannot be imported ({error}); "
+            f"dataset.augment: its images are read by grain, which cannot be imported ({error}); "
             "pip install grain, or set --config.dataset.augment=none"
         ) from error
     return grain

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 def pixel_order(key: jax.Array, task: Any, size: int, first_identity: bool) -> jax.Array:
     """The pixel order of a task.
 
-    Pixel i of what the task sees is pixel ``order[i]`` of the picture.
+    Pixel i of what the task sees is pixel ``order[i]`` of the image.
 
     Args:
       key: typed PRNG key, the same for all tasks.
       task: int scalar, may be traced.
       size: elements of a flat input; colours of a pixel are permuted on their own.
-      first_identity: whether task 0 sees the pictures as they are.
+      first_identity: whether task 0 sees the images as they are.
 
     Returns:
       int32 ``[size]``.

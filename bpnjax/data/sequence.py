@@ -1,6 +1,6 @@
 """Task sequences: which examples, classes and pixel orders make each task.
 
-Pictures are never copied per task: a task is a row of example indices. Index sets are chosen
+Images are never copied per task: a task is a row of example indices. Index sets are chosen
 first and shuffled later, so no shuffle can leak an example from one task into another.
 """
 
@@ -22,20 +22,20 @@ KINDS = ("class_split", "permuted", "datasets")
 class Split(NamedTuple):
     """The examples of one split of a sequence."""
 
-    images: np.ndarray  # [n, ...], as stored (uint8 for pictures)
+    images: np.ndarray  # [n, ...], as stored (uint8 for images)
     labels: np.ndarray  # int32 [n], one of the K classes that the sequence uses
     index: np.ndarray  # int32 [T, N], example numbers of each task, padded with 0
     count: np.ndarray  # int32 [T], how many of a row are real
 
 
 class Extractor(NamedTuple):
-    """The frozen layers whose answers stand in a sequence for its pictures."""
+    """The frozen layers whose answers stand in a sequence for its images."""
 
     params: dict  # of those layers
-    shape: tuple[int, ...]  # of a picture
-    scale: np.ndarray  # f32 [channels], of pictures
+    shape: tuple[int, ...]  # of an image
+    scale: np.ndarray  # f32 [channels], of images
     shift: np.ndarray
-    dtype: np.dtype  # of the pictures, as they are stored
+    dtype: np.dtype  # of the images, as they are stored
 
 
 class TaskSequence(NamedTuple):
@@ -307,7 +307,7 @@ def _normalisation(arrays: Arrays, rows, how: str):
     if how == "imagenet":
         if channels != 3:
             raise UserError(
-                f"dataset.normalize: 'imagenet' needs pictures of 3 channels, not of {channels}; "
+                f"dataset.normalize: 'imagenet' needs images of 3 channels, not of {channels}; "
                 "use 'standard', or give a dataset.resize in colour"
             )
         mean, std = np.array(_IMAGENET)

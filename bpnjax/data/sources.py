@@ -1,4 +1,4 @@
-"""Where pictures come from: embedded sets and TFDS, decoded once into cached arrays."""
+"""Where images come from: embedded sets and TFDS, decoded once into cached arrays."""
 
 import contextlib
 import pathlib
@@ -21,12 +21,12 @@ def load_arrays(name: str, dataset, train_split: str = "train") -> Arrays:
     Args:
       name: an embedded set (``digits``, ``gaussians``) or any TFDS image classification set.
       dataset: `config.dataset`: where prepared sets, archives and the cache are, the shape to
-        resize to, if any, by bilinear interpolation, and how pictures are cropped.
+        resize to, if any, by bilinear interpolation, and how images are cropped.
       train_split: what to train on, as TFDS names it: ``train+validation``, ``train[:50%]``.
 
     Returns:
       `Arrays`; those of TFDS sets are memory-mapped, read-only uint8 ``[n, h, w, channels]``. With
-      `dataset.augment` they are the middles of the pictures, and ``train_files`` is where those to
+      `dataset.augment` they are the middles of the images, and ``train_files`` is where those to
       train on are.
 
     Raises:
@@ -116,11 +116,13 @@ def _split(builder, split, dataset, look) -> dict[str, np.ndarray]:
 
 
 def _encoded(builder, split):
-    """The examples of a split, pictures as the bytes of their files."""
+    """The examples of a split, images as the bytes of their files."""
     import tensorflow_datasets as tfds
 
-    pictures = [k for k, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
-    left = dict.fromkeys(pictures, tfds.decode.SkipDecoding())
+    image_features = [
+        k for k, f in builder.info.features.items() if isinstance(f, tfds.features.Image)
+    ]
+    left = dict.fromkeys(image_features, tfds.decode.SkipDecoding())
     return builder.as_data_source(split=split, decoders=left)
 
 
@@ -134,7 +136,7 @@ def _readable(builder, split):
             raise
         if "broadcast" in str(error) or "inhomogeneous" in str(error):
             raise UserError(
-                f"dataset.resize: the pictures of {builder.name} differ in size; give one shape, "
+                f"dataset.resize: the images of {builder.name} differ in size; give one shape, "
                 "for example --config.dataset.resize='(32, 32, 3)'"
             ) from error
         raise UserError(
@@ -150,22 +152,22 @@ def _decode(builder, split, shape) -> dict[str, np.ndarray]:
     for start in range(0, count, _DECODE_BLOCK):
         stop = min(start + _DECODE_BLOCK, count)
         examples = source.__getitems__(list(range(start, stop)))
-        pictures = [_resized(e["image"], shape) for e in examples]
+        resized = [_resized(e["image"], shape) for e in examples]
         if images is None:
-            images = np.empty((count, *pictures[0].shape), np.uint8)
+            images = np.empty((count, *resized[0].shape), np.uint8)
             labels = np.empty(count, np.int32)
-        images[start:stop] = pictures
+        images[start:stop] = resized
         labels[start:stop] = [e["label"] for e in examples]
     return {"images": images, "labels": labels}
 
 
-def _resized(picture: np.ndarray, shape) -> np.ndarray:
-    if not shape or picture.shape == shape:
-        return picture
+def _resized(pixels: np.ndarray, shape) -> np.ndarray:
+    if not shape or pixels.shape == shape:
+        return pixels
     from PIL import Image
 
     height, width, channels = shape
-    image = Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
+    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
     image = image.convert("RGB" if channels == 3 else "L")
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(shape)

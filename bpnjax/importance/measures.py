@@ -1,6 +1,7 @@
 """How much each parameter matters: Fisher information (EWC), sensitivity (MAS), units (SLNID).
 
-All are exact per example and take one backward pass, by the sums of `bpnjax.importance.per_example`.
+All are exact per example and take one backward pass; the sums are those of
+`bpnjax.importance.per_example`.
 
 The network is evaluated, so that an example does not depend on the others of its batch. Variables
 such as the running statistics of BatchNorm are constants: ``fisher(network.bind(variables), ...)``.
@@ -82,8 +83,6 @@ def fisher_sum(
     """
     if kind not in FISHER_KINDS:
         raise ValueError(f"unknown Fisher kind {kind!r}; use one of {', '.join(FISHER_KINDS)}")
-    if kind == "sampled" and key is None:
-        raise ValueError("the sampled Fisher draws labels: pass key=jax.random.key(...)")
     if loss is not None and kind != "empirical":
         raise ValueError(
             f"the {kind} Fisher takes its labels from a softmax, and the loss is another than "
@@ -92,6 +91,8 @@ def fisher_sum(
     weights = jnp.ones(x.shape[0]) if weights is None else weights
 
     if kind == "sampled":
+        if key is None:
+            raise ValueError("the sampled Fisher draws labels: pass key=jax.random.key(...)")
         answers = network.apply(params, mode, x)[0].astype(jnp.float32)
         labels = jax.random.categorical(key, within_head(answers, classes))
 

@@ -6,7 +6,7 @@ Its square is ``a_i^2 (delta_i^2)^T``, so the sum over examples is a matrix prod
 size n x parameters exists. Other layers fall back to `jax.vmap` of `jax.grad`, a chunk at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ Backward = Callable[[jax.Array], dict[str, jax.Array]]  # a cotangent of the out
 Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (outputs, labels) -> losses [n]
 
 
-def one_pass_layers(layers: dict[str, Layer]) -> dict[str, Layer]:
+def one_pass_layers(layers: Mapping[str, Layer]) -> dict[str, Layer]:
     """Those that the outer-product identity covers: Dense, called once, on [n, d], not lifted.
 
     Args:
@@ -51,14 +51,15 @@ def probe(
       the derivative for the output of each of `one_pass_layers`; and the layers' inputs,
       ``{path: [[n, d]]}``.
     """
-    if network.tapped is None:
+    tapped = network.tapped
+    if tapped is None:
         outputs, _ = network.apply(params, mode, x)
         return outputs.astype(jnp.float32), lambda cotangent: {}, {}
     layers = one_pass_layers(network.layers)
     probes = {path: jnp.zeros((x.shape[0], layer.outputs)) for path, layer in layers.items()}
 
     def forward(probes: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
-        outputs, inputs = network.tapped(params, mode, x, probes=probes, record=tuple(layers))
+        outputs, inputs = tapped(params, mode, x, probes=probes, record=tuple(layers))
         return outputs.astype(jnp.float32), inputs
 
     outputs, backward, inputs = jax.vjp(forward, probes, has_aux=True)

@@ -101,7 +101,8 @@ class TaskData:
       count: how many of them, the first ones, are real; int scalar, may be traced.
       fisher: ``(kind, examples) -> tree``, as `bpnjax.importance.fisher`, of the first ``examples``
         (0 for all).
-      factors: ``(examples) -> {path: Factors}``, as `bpnjax.importance.kronecker.factors`.
+      factors: ``(examples, params) -> {path: Factors}``, as `bpnjax.importance.kronecker.factors`;
+        params None for those at the end of training, as of the others.
       sensitivity: ``() -> tree``, as `bpnjax.importance.sensitivity`.
       neurons: ``(of) -> {path: f32 [outputs]}``, as `bpnjax.importance.neurons`.
     """
@@ -151,6 +152,11 @@ class Context:
     losses: Callable[..., jax.Array] = None  # type: ignore[assignment]
     features: Callable[..., dict[str, jax.Array]] = None  # type: ignore[assignment]
     losses_from: Callable[..., jax.Array] = None  # type: ignore[assignment]
+
+    @property
+    def answering(self) -> bool:
+        """Whether somebody asks for an answer, and neither training nor a hook does."""
+        return self.key is None
 
     def stored_or_current(self, current: Any, stored: Any) -> Any:
         """What belongs to the examples' tasks: what is being trained, or what was stored.

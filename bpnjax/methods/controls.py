@@ -110,7 +110,7 @@ def output_mask(method: Method) -> Method:
 
     def forward(params: Any, task_params: Any, state: Any, ctx: Context) -> tuple[Any, Any]:
         params, mode = method.forward(params, task_params, state, ctx)
-        if ctx.key is not None:  # a hook asks, as for a Fisher or for outputs to keep
+        if not ctx.answering:  # training, or a hook that asks for a Fisher or for outputs to keep
             return params, mode
         *_, output = ctx.setup.network.layers
         classes = jnp.asarray(ctx.setup.known_classes("a mask on the outputs"))[ctx.task]

@@ -90,7 +90,7 @@ def accumulate(
     if anchors == "latest":
         return state._replace(importance=total, anchor=params)
 
-    def weighted_mean(f, both, anchor, p):
+    def weighted_mean(f: jax.Array, both: jax.Array, anchor: jax.Array, p: jax.Array) -> jax.Array:
         share = jnp.where(both > 0, f / jnp.where(both > 0, both, 1.0), 1.0)
         return (anchor + share * (p - anchor)).astype(p.dtype)
 

@@ -160,7 +160,7 @@ def ewc_kfac(
         del task_params
         # The steps since the last pull; none in the first task, whose curvature is zero.
         params = pulled(params, state, ctx.step % every, ctx.step_size)
-        new = data.factors(examples)
+        new = data.factors(examples, params)
         total = jax.tree.map(jnp.add, state.total, new)
         tasks = state.tasks + 1
         basis = {path: kronecker.diagonalise(both, 1.0 / tasks) for path, both in total.items()}

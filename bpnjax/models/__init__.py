@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from bpnjax.models.alexnet import AlexNet
 from bpnjax.models.convnet import ConvNet
@@ -15,7 +16,7 @@ DTYPES = ("float32", "bfloat16")
 __all__ = ["DTYPES", "MLP", "NAMES", "AlexNet", "ConvNet", "SmallAlexNet", "build"]
 
 
-def build(config, num_classes: int):
+def build(config: ConfigDict, num_classes: int) -> nn.Module:
     """The network that a run's configuration names.
 
     Args:

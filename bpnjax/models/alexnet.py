@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,8 +20,8 @@ _GRID = 6  # cells a side that the features are averaged into
 _CONVS = ((11, 4, 2, True), (5, 1, 2, True), (3, 1, 1, False), (3, 1, 1, False), (3, 1, 1, True))
 
 
-def adaptive_average_pool(x, cells: int):
-    r"""Averages a picture of any size into a square of cells.
+def adaptive_average_pool(x: jax.Array, cells: int) -> jax.Array:
+    r"""Averages an image of any size into a square of cells.
 
     .. math:: y_{ij} = \mathrm{mean}\{x_{uv} : \lfloor i h / c \rfloor \le u < \lceil (i + 1) h / c
               \rceil, \lfloor j w / c \rfloor \le v < \lceil (j + 1) w / c \rceil\}
@@ -72,20 +74,20 @@ class AlexNet(nn.Module):
     hidden: tuple[int, ...] = HIDDEN
     dropout: float = 0.5
     pretrained: str = ""
-    dtype: jnp.dtype = jnp.float32
-    kernel_init: Callable = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         if min(x.shape[1:3]) < SMALLEST:
             raise ValueError(
-                f"AlexNet needs pictures of at least {SMALLEST} x {SMALLEST} pixels, not "
+                f"AlexNet needs images of at least {SMALLEST} x {SMALLEST} pixels, not "
                 f"{x.shape[1]} x {x.shape[2]}; enlarge them (dataset.resize)"
             )
         start = {}
         if self.pretrained and self.is_initializing():  # to use a network needs no file
             start = torch_weights.alexnet_initializers(self.pretrained)
-        options = {"dtype": self.dtype, "kernel_init": self.kernel_init}
+        options: dict[str, Any] = {"dtype": self.dtype, "kernel_init": self.kernel_init}
         convolution = partial(nn.Conv, conv_general_dilated=conv, **options)
         dense = partial(nn.Dense, **options)
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from bpnjax.models.convolution import conv
@@ -18,12 +20,12 @@ class ConvNet(nn.Module):
     channels: tuple[int, ...]
     hidden: tuple[int, ...]
     num_classes: int
-    dtype: jnp.dtype = jnp.float32
-    kernel_init: Callable = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x):
-        options = {"dtype": self.dtype, "kernel_init": self.kernel_init}
+    def __call__(self, x: jax.Array) -> jax.Array:
+        options: dict[str, Any] = {"dtype": self.dtype, "kernel_init": self.kernel_init}
         layer = partial(nn.Conv, conv_general_dilated=conv, **options)
         dense = partial(nn.Dense, **options)
         for i, width in enumerate(self.channels):

@@ -1,17 +1,27 @@
 """Convolution whose gradients XLA computes quickly inside a loop on a CPU."""
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+Pads = Sequence[tuple[int, int]]  # before and after, of each dimension
 
 _LABELS = ("NHWC", "HWIO", "NHWC")
 
 __all__ = ["conv"]
 
 
-def conv(x, kernel, strides, padding, **options):
+def conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **options: Any,
+) -> jax.Array:
     r"""`jax.lax.conv_general_dilated` for Linen's ``Conv(..., conv_general_dilated=conv)``.
 
     .. math:: y_{nijo} = \sum_{uvc} x_{n, s i + u - p, s j + v - p, c} k_{uvco}
@@ -56,24 +66,43 @@ def conv(x, kernel, strides, padding, **options):
     return _conv(x, kernel, tuple(strides), pads, options.get("precision"))
 
 
-def _plain(x, kernel, strides, pads, precision, lhs_dilation=(1, 1), rhs_dilation=(1, 1)):
+def _plain(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, ...],
+    pads: Pads,
+    precision: Any,
+    lhs_dilation: tuple[int, ...] = (1, 1),
+    rhs_dilation: tuple[int, ...] = (1, 1),
+) -> jax.Array:
     return lax.conv_general_dilated(
         x, kernel, strides, pads, lhs_dilation, rhs_dilation, _LABELS, precision=precision
     )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _conv(x, kernel, strides, pads, precision):
+def _conv(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads, precision: Any
+) -> jax.Array:
     return _plain(x, kernel, strides, pads, precision)
 
 
-def _forward(x, kernel, strides, pads, precision):
+def _forward(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads, precision: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _conv(x, kernel, strides, pads, precision), (x, kernel)
 
 
-def _backward(strides, pads, precision, kept, g):
+def _backward(
+    strides: tuple[int, ...],
+    pads: Pads,
+    precision: Any,
+    kept: tuple[jax.Array, jax.Array],
+    g: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
-    to_x, to_kernel = [], []
+    to_x: list[tuple[int, int]] = []
+    to_kernel: list[tuple[int, int]] = []
     for size, width, out, s, (before, _) in zip(
         x.shape[1:3], kernel.shape[:2], g.shape[1:3], strides, pads, strict=True
     ):

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 
@@ -15,11 +17,11 @@ class MLP(nn.Module):
 
     hidden: tuple[int, ...]
     num_classes: int
-    dtype: jnp.dtype = jnp.float32
-    kernel_init: Callable = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.hidden):

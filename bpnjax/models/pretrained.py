@@ -1,6 +1,7 @@
 """Starts a network from the weights of one that was trained by this package."""
 
 import os
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ OUTPUT = "output"  # the layer that every network starts anew
 __all__ = ["is_ours", "read", "start_from"]
 
 
-def is_ours(path) -> bool:
+def is_ours(path: str | os.PathLike[str]) -> bool:
     """Was the file written by this package? Torchvision's are read by `torch_weights`."""
     try:
         with safe_open(path, "np") as file:
@@ -21,7 +22,7 @@ def is_ours(path) -> bool:
         return False
 
 
-def read(path) -> dict[str, np.ndarray]:
+def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads the shared parameters of a ``model.safetensors``.
 
     Args:
@@ -43,7 +44,7 @@ def read(path) -> dict[str, np.ndarray]:
         return {name.removeprefix("params/"): file.get_tensor(name) for name in names}
 
 
-def start_from(params, arrays: dict[str, np.ndarray]):
+def start_from(params: Any, arrays: dict[str, np.ndarray]) -> Any:
     r"""Takes the pretrained parameters of all layers but the output.
 
     .. math:: \theta_l = \theta^{pretrained}_l \quad (l \neq \mathrm{output})
@@ -76,7 +77,7 @@ def start_from(params, arrays: dict[str, np.ndarray]):
         if arrays[name].shape != flat[name].shape:
             raise ValueError(
                 f"{name} is {tuple(flat[name].shape)} here and {arrays[name].shape} in the "
-                "pretrained network; give both the same widths and pictures of the same size"
+                "pretrained network; give both the same widths and images of the same size"
             )
     flat |= {name: jnp.asarray(arrays[name], flat[name].dtype) for name in shared}
     return traverse_util.unflatten_dict(flat, sep="/")

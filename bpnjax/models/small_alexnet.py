@@ -1,9 +1,11 @@
-"""AlexNet's order of layers, for pictures of 32 x 32."""
+"""AlexNet's order of layers, for images of 32 x 32."""
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from bpnjax.models.convolution import conv
@@ -29,16 +31,16 @@ class SmallAlexNet(nn.Module):
     channels: tuple[int, ...] = CHANNELS
     hidden: tuple[int, ...] = HIDDEN
     dropout: float = 0.5
-    dtype: jnp.dtype = jnp.float32
-    kernel_init: Callable = nn.initializers.he_normal()
+    dtype: Any = jnp.float32
+    kernel_init: Callable[..., Any] = nn.initializers.he_normal()
 
     @nn.compact
-    def __call__(self, x, features: bool = False):
-        options = {"dtype": self.dtype, "kernel_init": self.kernel_init}
+    def __call__(self, x: jax.Array, features: bool = False) -> jax.Array:
+        options: dict[str, Any] = {"dtype": self.dtype, "kernel_init": self.kernel_init}
         if x.ndim > 2:
             if min(x.shape[1:3]) < SMALLEST:
                 raise ValueError(
-                    f"it needs pictures of at least {SMALLEST} x {SMALLEST} pixels, not "
+                    f"it needs images of at least {SMALLEST} x {SMALLEST} pixels, not "
                     f"{x.shape[1]} x {x.shape[2]}; enlarge them (dataset.resize)"
                 )
             for i, width in enumerate(self.channels):

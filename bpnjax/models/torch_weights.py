@@ -9,7 +9,9 @@ import os
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any, Literal
 
 import jax
 import ml_dtypes
@@ -35,7 +37,7 @@ _ALEXNET = {
 _CELLS = 36  # 6 x 6, before fc6
 
 
-def read_tensors(path) -> dict[str, np.ndarray]:
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads the tensors of a ``state_dict`` that ``torch.save`` wrote, or of a safetensors file.
 
     Args:
@@ -73,11 +75,11 @@ def read_tensors(path) -> dict[str, np.ndarray]:
         raise _unreadable(path, f"is neither a .pth nor a safetensors file ({error})") from error
 
 
-def _unreadable(path, what):
+def _unreadable(path: str | os.PathLike[str], what: str) -> ValueError:
     return ValueError(f"{os.fspath(path)}: {what}")
 
 
-def _read_zip(path):
+def _read_zip(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
@@ -103,15 +105,15 @@ def _read_zip(path):
 class _Tensors(pickle.Unpickler):
     """Unpickles tensors and ordered dictionaries, as NumPy arrays, and nothing else."""
 
-    def __init__(self, archive: zipfile.ZipFile, folder: str):
+    def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(archive.open(f"{folder}data.pkl"))
         self.archive, self.folder = archive, folder
         names = archive.namelist()
         byteorder = f"{folder}byteorder"
         big = byteorder in names and archive.read(byteorder) == b"big"
-        self.order = ">" if big else "<"
+        self.order: Literal[">", "<"] = ">" if big else "<"
         # Functions of this reading only: what a pickle might do to them ends with it.
-        self.known = {
+        self.known: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): lambda *a: _view(*a[:4]),
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
@@ -119,12 +121,12 @@ class _Tensors(pickle.Unpickler):
         for name, dtype in _DTYPES.items():
             self.known["torch", name] = np.dtype(dtype)
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.known:
             raise pickle.UnpicklingError(f"its pickle names {module}.{name}, which is no tensor")
         return self.known[module, name]
 
-    def persistent_load(self, pid):
+    def persistent_load(self, pid: Any) -> Any:
         kind, dtype, key, _, count = pid
         if kind != "storage" or not isinstance(dtype, np.dtype):
             raise pickle.UnpicklingError(f"its pickle refers to {kind!r}, which is no tensor")
@@ -138,7 +140,9 @@ class _Tensors(pickle.Unpickler):
         return np.frombuffer(self.archive.read(entry), dtype)
 
 
-def _view(storage, offset, size, stride):
+def _view(
+    storage: np.ndarray, offset: int, size: Sequence[int], stride: Sequence[int]
+) -> np.ndarray:
     """A tensor: a strided view of a storage, checked not to leave it."""
     if not (isinstance(storage, np.ndarray) and len(size) == len(stride)):
         raise pickle.UnpicklingError("a tensor is malformed")
@@ -153,7 +157,7 @@ def _view(storage, offset, size, stride):
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
 
 
-def alexnet_params(tensors) -> dict:
+def alexnet_params(tensors: Mapping[str, np.ndarray]) -> dict:
     """The parameters of `AlexNet` from those of torchvision's.
 
     PyTorch has channels before rows and columns: kernels are transposed, and so are the rows of
@@ -179,7 +183,7 @@ def alexnet_params(tensors) -> dict:
     }
 
 
-def _take(tensors, name, axes):
+def _take(tensors: Mapping[str, np.ndarray], name: str, axes: int) -> np.ndarray:
     if name not in tensors:
         raise ValueError(f"no tensor {name}; this is no AlexNet of torchvision")
     if tensors[name].ndim != axes:
@@ -187,7 +191,7 @@ def _take(tensors, name, axes):
     return np.asarray(tensors[name], np.float32)
 
 
-def _kernel(layer, weight):
+def _kernel(layer: str, weight: np.ndarray) -> np.ndarray:
     if weight.ndim == 4:
         return np.ascontiguousarray(weight.transpose(2, 3, 1, 0))
     if layer == "fc6":
@@ -199,7 +203,7 @@ def _kernel(layer, weight):
     return np.ascontiguousarray(weight.T)
 
 
-def alexnet_initializers(path) -> dict[str, dict]:
+def alexnet_initializers(path: str | os.PathLike[str]) -> dict[str, dict]:
     """Initializers that give the layers of `AlexNet`, the output excepted, the weights of a file.
 
     Args:
@@ -220,7 +224,9 @@ def alexnet_initializers(path) -> dict[str, dict]:
         prefix = "" if str(error).startswith(os.fspath(path)) else f"{os.fspath(path)}: "
         raise ValueError(f"{prefix}{error}") from error
 
-    def given(name, array, key, shape, dtype=np.float32):
+    def given(
+        name: str, array: np.ndarray, key: jax.Array, shape: Sequence[int], dtype: Any = np.float32
+    ) -> Any:
         del key
         if array.shape != tuple(shape):
             raise ValueError(f"{os.fspath(path)}: {name} is {array.shape}, the network's {shape}")

@@ -43,8 +43,8 @@ class KeySeeds:
         Returns:
           f32 ``[width]``, each element +1 or -1 with probability 1/2.
         """
-        seed, words = jax.random.fold_in(self.seed, task), (self.width + 31) // 32
-        words = jax.random.bits(seed, (words,), jnp.uint32)
+        seed = jax.random.fold_in(self.seed, task)
+        words = jax.random.bits(seed, ((self.width + 31) // 32,), jnp.uint32)
         bits = (words[:, None] >> jnp.arange(32, dtype=words.dtype)) & 1
         return 1.0 - 2.0 * bits.reshape(-1)[: self.width].astype(jnp.float32)
 

@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import math
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -26,7 +27,7 @@ from bpnjax.networks.layers import KERNELS, Layer, Layers, Other
 
 __all__ = ["KINDS", "find_layers", "from_linen", "modulated_apply"]
 
-KINDS = {
+KINDS: dict[Any, str] = {
     nn.Dense: "dense",
     nn.DenseGeneral: "dense_general",
     nn.Conv: "conv",
@@ -51,7 +52,7 @@ class Call(NamedTuple):
     features: int  # how many of the output's last axes
 
 
-def layer_call(context, x) -> Call | None:
+def layer_call(context: Any, x: Any) -> Call | None:
     """What an intercepted call of `flax.linen` is, if it is one of a layer of `KINDS`.
 
     Args:
@@ -76,11 +77,11 @@ def layer_call(context, x) -> Call | None:
     return Call(path, KINDS[base], contracted, len(_as_tuple(module.features)))
 
 
-def _as_tuple(value):
+def _as_tuple(value: Any) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
 
-def describe(call: Call, x, y, plain: bool) -> Layer:
+def describe(call: Call, x: Any, y: Any, plain: bool) -> Layer:
     """The `Layer` of a call.
 
     Args:
@@ -97,7 +98,7 @@ def describe(call: Call, x, y, plain: bool) -> Layer:
     return Layer(call.kind, inputs, outputs, 1, x.ndim, y.shape, plain)
 
 
-def own_kernel(params, path: str):
+def own_kernel(params: Any, path: str) -> Any:
     """The kernel of a layer as it is in the parameter tree.
 
     Args:
@@ -112,7 +113,9 @@ def own_kernel(params, path: str):
     return params.get("kernel")
 
 
-def others_of(params, layers, classes: dict[str, str]) -> dict[str, Other]:
+def others_of(
+    params: Any, layers: Mapping[str, Layer], classes: dict[str, str]
+) -> dict[str, Other]:
     """What owns parameters and is not a layer, by path; the nearest module called names it.
 
     Args:
@@ -135,7 +138,8 @@ def others_of(params, layers, classes: dict[str, str]) -> dict[str, Other]:
             None,
         )  # fmt: skip
         before = others.get(owner, Other("", False))
-        kind = classes.get(called, "?") if called == owner else f"in {classes.get(called, '?')}"
+        kind = "?" if called is None else classes[called]
+        kind = kind if called == owner else f"in {kind}"
         others[owner] = Other(kind, before.multiplies or names[-1].lower() in KERNELS)
     return others
 
@@ -154,11 +158,11 @@ def inside_nn_jit() -> bool:
     return False
 
 
-def _variables(params):
+def _variables(params: Any) -> Mapping[str, Any]:
     return params if "params" in params else {"params": params}
 
 
-def _check(model, mode):
+def _check(model: Any, mode: Mapping[str, Any]) -> None:
     """Refuses what could not be run in a mode, by name and with what to do instead."""
     if not isinstance(model, nn.Module):
         if isinstance(model, type):
@@ -179,16 +183,29 @@ def _check(model, mode):
 
 
 def _run(
-    model, params, mode, args, kwargs, probes=None, record=None, replaced=None, seen=None,
-    freeze_statistics=False,
-):  # fmt: skip
+    model: nn.Module,
+    params: Any,
+    mode: Mapping[str, Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    probes: Mapping[str, jax.Array] | None = None,
+    record: Callable[[str, Layer, jax.Array], None] | None = None,
+    replaced: Mapping[str, jax.Array] | None = None,
+    seen: dict[str, str] | None = None,
+    freeze_statistics: bool = False,
+) -> Any:
     _check(model, mode)
     classes = {} if seen is None else seen
     collections = _variables(params)
     unused = set(mode)
     outside = current_trace()
 
-    def intercept(next_call, call_args, call_kwargs, context):
+    def intercept(
+        next_call: Callable[..., Any],
+        call_args: tuple[Any, ...],
+        call_kwargs: dict[str, Any],
+        context: Any,
+    ) -> Any:
         if context.module.scope is None:  # unbound: without parameters, as some identities are
             return next_call(*call_args, **call_kwargs)
         classes["/".join(context.module.path)] = type(context.module).__name__
@@ -241,7 +258,9 @@ def _run(
     return out
 
 
-def _on_running_statistics(norm, next_call, args, kwargs):
+def _on_running_statistics(
+    norm: Any, next_call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
     """Calls a BatchNorm on its running statistics, whatever it was told."""
     told = norm.use_running_average
     if told is None:
@@ -254,7 +273,9 @@ def _on_running_statistics(norm, next_call, args, kwargs):
         object.__setattr__(norm, "use_running_average", told)
 
 
-def modulated_apply(model: nn.Module, params, mode, x, *args, **kwargs):
+def modulated_apply(
+    model: nn.Module, params: Any, mode: Mapping[str, Any], x: Any, *args: Any, **kwargs: Any
+) -> Any:
     r"""Runs a Linen network in a mode.
 
     For every layer that the mode names, of the classes `KINDS` (Dense, DenseGeneral,
@@ -304,7 +325,7 @@ def modulated_apply(model: nn.Module, params, mode, x, *args, **kwargs):
     return _run(model, params, mode, (x, *args), kwargs)
 
 
-def find_layers(model: nn.Module, params, x, *args, **kwargs) -> Layers:
+def find_layers(model: nn.Module, params: Any, x: Any, *args: Any, **kwargs: Any) -> Layers:
     """Lists the layers of a network that take a key and a bias, in the order of their first call.
 
     Args:
@@ -330,13 +351,14 @@ def find_layers(model: nn.Module, params, x, *args, **kwargs) -> Layers:
       >>> list(layers), layers["query"].inputs, layers["query"].outputs
       (['query', 'key', 'value', 'out'], 8, 8)
     """
-    found, classes = Layers(), {}
+    found = Layers()
+    classes: dict[str, str] = {}
 
-    def record(path, layer, _):
+    def record(path: str, layer: Layer, _: Any) -> None:
         calls = found[path].calls if path in found else 0
         found[path] = dataclasses.replace(layer, calls=calls + 1)
 
-    def run(params, x):
+    def run(params: Any, x: Any) -> None:
         _run(model, params, {}, (x, *args), kwargs, record=record, seen=classes)
 
     jax.eval_shape(run, params, x)

@@ -110,7 +110,7 @@ def anchor_gradient(
         pull = strength * f
         return ((g + pull * (p - a)) / (1.0 + eta * pull)).astype(g.dtype)
 
-    each = [] if jax.tree.structure(step_size) == jax.tree.structure(0.0) else [step_size]
+    each = [] if jax.tree_util.treedef_is_leaf(jax.tree.structure(step_size)) else [step_size]
     return jax.tree.map(one, grads, params, anchor, importance, *each, is_leaf=_absent)
 
 

@@ -8,7 +8,7 @@ import optax
 
 from bpnjax.utils.errors import UserError
 
-__all__ = ["at_rate", "first_step", "following_rate", "scaled"]
+__all__ = ["at_rate", "first_step", "following_rate", "has_schedule", "scaled"]
 
 
 def following_rate(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -47,15 +47,20 @@ def scaled(tree: Any, rate: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(rate).astype(leaf.dtype) * leaf, tree)
 
 
-def first_step(tx: optax.GradientTransformation, params: Any) -> Any:
-    """The learning rate of each leaf: how far the optimizer's first step goes on a gradient of 1.
+_PROBE = 1e-2  # size of the gradient that an optimizer is tried with
 
-    It is exact for SGD and the optimizers that divide by a gradient's size (Adam, RMSprop up to
-    their constants), whatever they are chained or partitioned with.
+
+def first_step(tx: optax.GradientTransformation, params: Any, state: Any = None) -> Any:
+    """The learning rate of each leaf, found by trying an optimizer on a small gradient.
+
+    An optimizer whose step grows with the gradient (SGD) moves by the rate times the gradient; one
+    that divides by the gradient's size (Adam, RMSprop, sign) moves by the rate.
 
     Args:
-      tx: any optax optimizer.
+      tx: any optax optimizer, chained, partitioned or scheduled.
       params: the parameters, or a tree like them.
+      state: of the optimizer, for the rate at its point of a schedule (of optax or
+        `optax.inject_hyperparams`); by default that of its first step.
 
     Returns:
       A tree of f32 scalars.
@@ -63,13 +68,58 @@ def first_step(tx: optax.GradientTransformation, params: Any) -> Any:
     Example:
       >>> import jax.numpy as jnp, optax
       >>> from bpnjax.optim.rates import first_step
-      >>> round(float(first_step(optax.adam(3e-4), jnp.zeros(2))), 6)
-      0.0003
+      >>> [round(float(first_step(tx(3e-4), jnp.zeros(2))), 6) for tx in (optax.adam, optax.sgd)]
+      [0.0003, 0.0003]
     """
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    ones = jax.tree.map(jnp.ones_like, params)
-    updates, _ = tx.update(ones, tx.init(zeros), zeros)
-    return jax.tree.map(lambda u: jnp.abs(jnp.mean(u.astype(jnp.float32))), updates)
+    # One element per leaf: the same rules apply to it, and a bound on the norm is not met.
+    zeros = jax.tree.map(lambda p: jnp.zeros((1,) * p.ndim, p.dtype), params)
+
+    def step(size: float) -> Any:
+        fresh = tx.init(zeros)
+        if state is not None:
+            fresh = jax.tree.map(_now, fresh, state, is_leaf=_is_schedule)
+        gradient = jax.tree.map(lambda p: jnp.full_like(p, size), zeros)
+        return tx.update(gradient, fresh, zeros)[0]
+
+    def rate(once: jax.Array, twice: jax.Array) -> jax.Array:
+        once, twice = (jnp.abs(u.astype(jnp.float32)).reshape(()) for u in (once, twice))
+        return jnp.where(twice > 1.5 * once, once / _PROBE, once)
+
+    return jax.tree.map(rate, step(_PROBE), step(2 * _PROBE))
+
+
+def _is_schedule(node: Any) -> bool:
+    """Is this the state of a schedule: a count of steps, or hyper-parameters that may change?"""
+    return isinstance(node, optax.ScaleByScheduleState) or hasattr(node, "hyperparams")
+
+
+def _now(fresh: Any, current: Any) -> Any:
+    if not _is_schedule(fresh):
+        return fresh
+    if isinstance(fresh, optax.ScaleByScheduleState):
+        return current
+    return current._replace(inner_state=fresh.inner_state)
+
+
+def has_schedule(tx: optax.GradientTransformation, params: Any) -> bool:
+    """Whether the learning rate of an optimizer may change from step to step.
+
+    Args:
+      tx: any optax optimizer.
+      params: the parameters or their shapes.
+
+    Returns:
+      True or False, by the structure of the optimizer's state.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from bpnjax.optim.rates import has_schedule
+      >>> schedule = optax.cosine_decay_schedule(1.0, 10)
+      >>> [has_schedule(optax.sgd(rate), jnp.zeros(1)) for rate in (1.0, schedule)]
+      [False, True]
+    """
+    state = jax.eval_shape(tx.init, params)
+    return any(map(_is_schedule, jax.tree.leaves(state, is_leaf=_is_schedule)))
 
 
 def at_rate(tx: optax.GradientTransformation, rate: float) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""The command: an artefact's name in, its picture, its table and the runs behind them out.
+"""The command: an artefact's name in, its figure, its table and the runs behind them out.
 
 python -m bpnjax.paper --artefact=fig6a --workdir=runs/paper
 """
@@ -18,7 +18,7 @@ USAGE = """usage: python -m bpnjax.paper --artefact=NAME[,NAME...] [--workdir=DI
                           untold, or all, which also makes report/index.html
   --sequence=NAME         of table2: eight_tasks (many GB; the default) or eight_domains; all makes
                           table2 only with it
-  --workdir=DIR           for runs, pictures and tables (default: runs/paper)
+  --workdir=DIR           for runs, figures and tables (default: runs/paper)
   --num_seeds=N           of each run, instead of what the artefact asks for
   --configs=DIR           the folder of configuration files (default: that of the repository)
   --config.FIELD=VALUE    changes a field in all runs, as --config.dataset.data_dir=DIR"""
@@ -113,7 +113,7 @@ def run(arguments: list[str]) -> int:
             path = report.write(folder / name, made[-1])
             for header, rows in made[-1].tables:
                 print(markdown_table(header, rows))
-            print(f"{path} and the picture beside it")
+            print(f"{path} and the figure beside it")
         if whole:
             (folder / "report").mkdir(exist_ok=True)
             write_atomically(folder / "report" / "index.html", report.page(made))

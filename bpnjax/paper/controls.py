@@ -118,7 +118,7 @@ def controls(runner) -> Report:
         header += [sequence, "length"]
     rates, more_runs = by_rate(runner)
     done += more_runs
-    path = drawing.picture_path(runner.folder, "controls")
+    path = drawing.figure_path(runner.folder, "controls")
     with drawing.panels(path, 1, 1, (9, 4.5)) as (axis,):
         width = 0.8 / len(METHODS)
         for k, (method, _) in enumerate(METHODS):

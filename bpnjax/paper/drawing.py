@@ -1,4 +1,4 @@
-"""What the paper's pictures share: panels, colours of the methods, bands of mean ± sd."""
+"""What the paper's figures share: panels, colours of the methods, bands of mean ± sd."""
 
 import contextlib
 import pathlib
@@ -15,7 +15,7 @@ COLORS = {
 
 
 def color(label: str) -> str | None:
-    """The colour of a method, the same in every picture.
+    """The colour of a method, the same in every figure.
 
     Args:
       label: as the figures call it, ``"BD+EWC"``.
@@ -26,8 +26,8 @@ def color(label: str) -> str | None:
     return COLORS.get(label)
 
 
-def picture_path(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """Where an artefact's picture goes; makes the folder.
+def figure_path(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Where an artefact's figure goes; makes the folder.
 
     Args:
       folder: of all artefacts.
@@ -42,10 +42,10 @@ def picture_path(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def panels(path: pathlib.Path, rows: int, columns: int, size, **options):
-    """Axes of a picture; saves it at the end.
+    """Axes of a figure; saves it at the end.
 
     Args:
-      path: of the picture.
+      path: of the figure.
       rows: of panels.
       columns: of panels.
       size: width and height in inches.

@@ -8,7 +8,7 @@ from bpnjax.paper.report import Report, number
 
 SEEDS = 3
 # Rows: what tables call a method, its name, and its values for the eight small domains, each
-# found by as many trials on held-out training pictures (docs/REPRODUCTION.md).
+# found by as many trials on held-out training images (docs/REPRODUCTION.md).
 METHODS = {
     "STL": ("stl", {"train__learning_rate": 0.002}),
     "joint": ("joint", {"train__learning_rate": 0.001}),
@@ -56,7 +56,7 @@ METHODS = {
         {"train__learning_rate": 0.002, "ewc__strength": 300.0, "plain_bias__learning_rate": 0.003},
     ),
 }
-# Averages of the paper on its own eight sets. Its table is a picture; these are reconstructed from
+# Averages of the paper on its own eight sets. Its table is an image; these are reconstructed from
 # the relative gains in its text and the averages of the paper on MAS.
 PAPER = {
     "BD+PSP": 0.5887, "PSP": 0.5475, "SLNID": 0.5450, "BD+EWC": 0.5287, "MAS": 0.5269,
@@ -64,14 +64,14 @@ PAPER = {
 }  # fmt: skip
 _TEXT = """Accuracy on each set after all eight were learned, within its own head (task_masked, the
 paper's "multi-head"), mean of the seeds; the average with its sd over seeds. The paper's averages
-are of its own eight sets, on AlexNet, and reconstructed: its table is a picture, they follow from
+are of its own eight sets, on AlexNet, and reconstructed: its table is an image, they follow from
 the relative gains in its text and from the averages of the paper on MAS.
 
 The last two rows are controls with BD+EWC's values: M by its gradient (GD+EWC), and a plain bias
 for each set, at the rate of W, instead of the product M W. Fine-tuning has no protection; STL is a
 network of its own for each set, which starts like the others from the pretrained one; joint sees
 all sets at once."""
-_DOMAINS = """Here the sets are eight small domains of 32 x 32 pictures, at most some 4,000 to train
+_DOMAINS = """Here the sets are eight small domains of 32 x 32 images, at most some 4,000 to train
 on, and the network a small AlexNet pretrained on Tiny ImageNet; its convolutions are frozen for
 all methods alike, fc6, fc7 and the heads learn."""
 
@@ -96,7 +96,7 @@ def table2(runner) -> Report:
         runs.complete(runner, label, f"{name}.py", method, SEEDS, **(fields if small else {}))
         for label, (method, fields) in METHODS.items()
     ]
-    path = drawing.picture_path(runner.folder, "table2")
+    path = drawing.figure_path(runner.folder, "table2")
     found = [runs.matrix(run, "task_masked")[:, -1] for run in done]  # [seeds, T]
     averages = [mean_and_sd(accuracy.mean(1)) for accuracy in found]
     sets = [names[0].rsplit("/", 1)[0] for names in done[0].result["class_names"]]
@@ -142,8 +142,8 @@ def _draw(path, sets, done, found, averages):
             left.barh(place, averages[i]["mean"], xerr=averages[i]["sd"], color=color, capsize=2)
         left.set_yticks(range(len(order)), [done[i].label for i in order])
         left.set_xlabel("average accuracy within the head")
-        picture = right.imshow([found[i].mean(0) for i in order[::-1]], aspect="auto", vmin=0)
+        shown = right.imshow([found[i].mean(0) for i in order[::-1]], aspect="auto", vmin=0)
         right.set_xticks(range(len(sets)), sets, rotation=30, ha="right")
         right.set_yticks(range(len(order)), [done[i].label for i in order[::-1]])
-        right.figure.colorbar(picture, ax=right, label="accuracy after all eight")
+        right.figure.colorbar(shown, ax=right, label="accuracy after all eight")
         right.figure.tight_layout()

@@ -76,14 +76,14 @@ def first_task(run, kind: str) -> tuple[float, float | None]:
     return found["mean"], found["sd"]
 
 
-def _report(name, title, text, lines, done, picture) -> Report:
+def _report(name, title, text, lines, done, figure) -> Report:
     cells = [
         Cell(line.label, *first_task(run, line.kind), line.paper)
         for line, run in zip(lines, done, strict=True)
     ]
     return Report(
         name=name, title=title, text=text, tables=[beside_paper(cells, "task 1 after all tasks")],
-        pictures=[picture], command=f"python -m bpnjax.paper --artefact={name}",
+        figures=[figure], command=f"python -m bpnjax.paper --artefact={name}",
         runs=[run.command for run in done], seconds=runs.seconds(done),
     )  # fmt: skip
 
@@ -109,7 +109,7 @@ def by_epoch(runner, name, title, config_file, lines, seeds) -> Report:
     """
     done = _complete(runner, config_file, lines, seeds)
     tasks = len(done[0].result["class_names"])
-    path = drawing.picture_path(runner.folder, name)
+    path = drawing.figure_path(runner.folder, name)
     with drawing.panels(path, tasks, 1, (7, 1.5 * tasks)) as axes:
         for line, run in zip(lines, done, strict=True):
             epochs, values = runs.by_epoch(run, line.kind)
@@ -168,7 +168,7 @@ def fig6c(runner) -> Report:
     Source: Wen et al. 2020 (arXiv 2009.13954), Fig. 6c; GEM as in `fig6a`.
     """
     done = _complete(runner, "cifar100.py", CIFAR100, 3)
-    path = drawing.picture_path(runner.folder, "fig6c")
+    path = drawing.figure_path(runner.folder, "fig6c")
     with drawing.panels(path, 1, 1, (7, 4.5)) as (axis,):
         for line, run in zip(CIFAR100, done, strict=True):
             first = runs.matrix(run, line.kind)[:, :, 0]
@@ -183,11 +183,11 @@ def fig6c(runner) -> Report:
 
 _TABLE1 = """Accuracy of task 1 after all tasks, and what must be kept on disk for each further
 task. Ours is counted from the arrays that a run stores: float32 biases, a key's seed (nothing a
-task), pictures as uint8.
+task), images as uint8.
 
 The paper's bytes come from three depths: 4,808 = 4 x (4 x 300 + 2), four hidden layers and two
 outputs; 15,968 = 4 x (3,072 + 3 x 300 + 20), keys of the pixels, three hidden layers and 20
-outputs as float32; 20,776 is their sum. GEM's count is pictures x pixels x 3, which gives MNIST
+outputs as float32; 20,776 is their sum. GEM's count is images x pixels x 3, which gives MNIST
 colours and CIFAR twice. Ours has five hidden layers, as the paper's text says, and all outputs."""
 
 
@@ -232,7 +232,7 @@ def table1(runner) -> Report:
             kept = memory["bytes_per_task"] + replay
             paper_bytes = "-" if line.paper_bytes is None else f"{line.paper_bytes:,}"
             rows.append([name, *row, f"{kept:,}", paper_bytes])
-    path = drawing.picture_path(runner.folder, "table1")
+    path = drawing.figure_path(runner.folder, "table1")
     with drawing.panels(path, 1, 1, (7, 4.5)) as (axis,):
         for sequence, mark in (("MNIST", "o"), ("CIFAR-10", "s"), ("CIFAR-100", "^")):
             for row in rows:

@@ -174,7 +174,7 @@ def fig7(runner) -> Report:
         for line in lines
     ]
     beyond = done.pop()
-    path = drawing.picture_path(runner.folder, "fig7")
+    path = drawing.figure_path(runner.folder, "fig7")
     last = {run.label: runs.matrix(run)[:, -1].mean(0) for run in done}  # [T]
     tasks = len(next(iter(last.values())))
     groups = [slice(start, min(start + GROUP, tasks)) for start in range(0, tasks, GROUP)]

@@ -64,26 +64,26 @@ def fig5(runner) -> Report:
     Source: Wen et al. 2020 (arXiv 2009.13954), Fig. 5. Variant: clusters and network are ours, the
     paper gives none.
     """
-    done, cells, pictures = [], [], {}
+    done, cells, probabilities_of = [], [], {}
     side = np.linspace(-4, 4, 161)
     points = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2).astype(np.float32)
     for label, method in METHODS:
         run = runs.complete(runner, label, "toy.py", method, 3)
         config = configuration.load_file(str(runner.configs / "toy.py"))
         config.update_from_flattened_dict(configuration.flatten(run.result["config"]))
-        pictures[label] = probabilities(run, config, points)
+        probabilities_of[label] = probabilities(run, config, points)
         found = mean_and_sd(runs.matrix(run)[:, -1, 0])
         cells.append(Cell(label, found["mean"], found["sd"]))
         done.append(run)
     data = builtin_sets.gaussians()
-    path = drawing.picture_path(runner.folder, "fig5")
+    path = drawing.figure_path(runner.folder, "fig5")
     with drawing.panels(path, 3, len(METHODS), (9, 9), sharey=True) as axes:
         rows = {(1, 0): "after task 1", (2, 0): "after task 2,\nmode of task 1",
                 (2, 1): "after task 2,\nmode of task 2"}  # fmt: skip
         for i, (place, row_label) in enumerate(rows.items()):
             for j, (label, _) in enumerate(METHODS):
                 axis = axes[i * len(METHODS) + j]
-                heat = pictures[label][place].reshape(len(side), len(side))
+                heat = probabilities_of[label][place].reshape(len(side), len(side))
                 axis.imshow(heat, origin="lower", extent=(-4, 4, -4, 4), vmin=0, vmax=1)
                 for c, tint in enumerate(("black", "red", "lightskyblue")):
                     shown = data.test_images[data.test_labels == c][:80]

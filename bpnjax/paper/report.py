@@ -1,4 +1,4 @@
-"""What an artefact leaves: Markdown with a table, a picture, the commands; and one page of all."""
+"""What an artefact leaves: Markdown with a table, a figure, the commands; and one page of all."""
 
 import base64
 import html
@@ -30,7 +30,7 @@ class Report(NamedTuple):
     title: str
     text: str  # what it shows and what we found, Markdown without headings
     tables: list[tuple[list[str], list[list[str]]]]  # header and rows
-    pictures: list[pathlib.Path]
+    figures: list[pathlib.Path]
     command: str
     runs: list[str]  # the commands of its runs
     seconds: float
@@ -105,7 +105,7 @@ def beside_paper(cells: list[Cell], what: str) -> tuple[list[str], list[list[str
 
 
 def markdown(report: Report) -> str:
-    """A report as Markdown; pictures are beside the file.
+    """A report as Markdown; figures are beside the file.
 
     Args:
       report: an artefact, made.
@@ -115,7 +115,7 @@ def markdown(report: Report) -> str:
     """
     parts = [f"# {report.title}", report.text.strip()]
     parts += [markdown_table(*table) for table in report.tables]
-    parts += [f"![{report.title}]({picture.name})" for picture in report.pictures]
+    parts += [f"![{report.title}]({figure.name})" for figure in report.figures]
     parts.append(f"    {report.command}\n\nmakes this from")
     parts.append("\n".join(f"    {run}" for run in report.runs))
     parts.append(f"in {report.seconds / 60:.1f} minutes of computing.")
@@ -123,7 +123,7 @@ def markdown(report: Report) -> str:
 
 
 def write(folder: pathlib.Path, report: Report) -> pathlib.Path:
-    """Writes ``NAME.md`` beside the pictures.
+    """Writes ``NAME.md`` beside the figures.
 
     Args:
       folder: of the artefact; must exist.
@@ -144,10 +144,10 @@ overflow-x:auto}nav a{margin-right:1rem}"""
 
 
 def page(reports: list[Report]) -> str:
-    """All reports as one self-contained HTML page, pictures included.
+    """All reports as one self-contained HTML page, figures included.
 
     Args:
-      reports: in the order of the page; their pictures are read from disk.
+      reports: in the order of the page; their figures are read from disk.
 
     Returns:
       The page's text.
@@ -156,15 +156,15 @@ def page(reports: list[Report]) -> str:
     for report in reports:
         text = "".join(f"<p>{html.escape(p)}</p>" for p in report.text.strip().split("\n\n"))
         tables = "".join(_html_table(*table) for table in report.tables)
-        pictures = "".join(
+        figures = "".join(
             f'<img alt="{html.escape(report.title)}" src="data:image/png;base64,'
-            f'{base64.b64encode(picture.read_bytes()).decode()}">'
-            for picture in report.pictures
+            f'{base64.b64encode(figure.read_bytes()).decode()}">'
+            for figure in report.figures
         )
         commands = html.escape("\n".join([report.command, "", *report.runs]))
         sections.append(
             f'<section id="{report.name}"><h2>{html.escape(report.title)}</h2>{text}{tables}'
-            f"{pictures}<pre>{commands}</pre>"
+            f"{figures}<pre>{commands}</pre>"
             f"<p>{report.seconds / 60:.1f} minutes of computing.</p></section>"
         )
     links = "".join(f'<a href="#{r.name}">{html.escape(r.name)}</a>' for r in reports)

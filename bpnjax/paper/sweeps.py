@@ -48,7 +48,7 @@ def _sweep(runner, name, title, text, field, groups, change, what) -> Report:
         "task 1": told[:, :, -1, 0],
         "last task": told[:, :, -1, -1],
     }
-    path = drawing.picture_path(runner.folder, name)
+    path = drawing.figure_path(runner.folder, name)
     with drawing.panels(path, 1, 1, (7, 4.5)) as (axis,):
         place = np.arange(len(values))
         for label, found in parts.items():

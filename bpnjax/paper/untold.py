@@ -26,14 +26,14 @@ SEQUENCES = (
 METHODS = ("bd_psp", "bd_ewc", "psp")
 BATCH = 10  # examples of one task, where it is inferred for all of them together
 _TEXT = f"""Which task is it, and what is the answer, if nobody says? Accuracy after all tasks, on
-500 test pictures of each task (200 of CIFAR-100 and where there are 100 tasks). Told: the mode is
+500 test images of each task (200 of CIFAR-100 and where there are 100 tasks). Told: the mode is
 that of the task. The rules choose a mode by lowest entropy, by largest logit, or by the Gaussian of
-each task's projected inputs, for each picture, or for {BATCH} pictures of one task together. In the
-picture: the answers, for each picture."""
+each task's projected inputs, for each image, or for {BATCH} images of one task together. In the
+figure: the answers, for each image."""
 
 
 def shares(predictor, sequence, examples: int) -> dict:
-    """What a model has right, of the test pictures of all its tasks.
+    """What a model has right, of the test images of all its tasks.
 
     Args:
       predictor: a loaded model that kept statistics.
@@ -92,7 +92,7 @@ def _row(run, found, rule) -> list[str]:
 
 
 def _bars(axis, title, measured: dict) -> None:
-    """Answers told and by each rule, for each picture; a group of bars a method."""
+    """Answers told and by each rule, for each image; a group of bars per method."""
     bars = {"told": lambda f: f["told"]}
     bars |= {rule: lambda f, rule=rule: f[rule]["example"][1] for rule in task_inference.RULES}
     for k, (label, value) in enumerate(bars.items()):
@@ -134,7 +134,7 @@ def untold(runner) -> Report:
             done.append(run)
             seconds += took
         tables.append((header, rows))
-    path = drawing.picture_path(home, "untold")
+    path = drawing.figure_path(home, "untold")
     columns = -(-len(SEQUENCES) // 2)
     with drawing.panels(path, 2, columns, (9, 6), sharex=False) as axes:
         for axis, (title, by_method) in zip(axes, measured.items(), strict=False):

@@ -45,7 +45,7 @@ def _files(folder: pathlib.Path) -> dict[str, list[int]]:
     }
 
 
-def _checkpointer():
+def _checkpointer() -> Any:
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -125,7 +125,7 @@ def restore_latest(folder: pathlib.Path, abstract: Any) -> tuple[Position, Any, 
 _DAMAGE = (ValueError, KeyError, TypeError, OSError)
 
 
-def _restore(manifest_path: pathlib.Path, abstract):
+def _restore(manifest_path: pathlib.Path, abstract: Any) -> tuple[Position, Any, dict[str, Any]]:
     import orbax.checkpoint as ocp
 
     target = manifest_path.with_suffix("").resolve()
@@ -139,7 +139,7 @@ def _restore(manifest_path: pathlib.Path, abstract):
     return position, prng.from_numbers(restored, abstract), manifest["record"]
 
 
-def _stored(abstract):
+def _stored(abstract: Any) -> Any:
     """What was stored of a state: shapes and dtypes, all for the default device."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(

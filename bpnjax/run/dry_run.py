@@ -2,22 +2,24 @@
 
 import math
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from bpnjax import config as configuration
-from bpnjax.data import builtin_sets, set_names
+from bpnjax.data import TaskSequence, builtin_sets, set_names
 from bpnjax.methods import REGISTRY
 from bpnjax.run import byte_counts, frozen_features, later_tasks
 from bpnjax.training import epochs, parallel, streaming
-from bpnjax.training.experiment import make_experiment
+from bpnjax.training.experiment import Experiment, make_experiment
 from bpnjax.utils.errors import UserError
 
 _SHARE = 0.4  # of a matrix product's rate that training, tests included, reaches (benchmarks/)
 
 
-def describe(config) -> str:
+def describe(config: ConfigDict) -> str:
     """Reads the sets and shapes of a run and says what it would be.
 
     Nothing is trained or written to the run's folder; some matrix products are timed on the device.
@@ -74,7 +76,7 @@ def describe(config) -> str:
     return "\n".join(lines)
 
 
-def _check_prepared(config) -> None:
+def _check_prepared(config: ConfigDict) -> None:
     """Refuses sets that a run would prepare first, perhaps for hours: here nothing is prepared."""
     names = [name for name in set_names(config) if name not in builtin_sets.SETS]
     if not names:
@@ -96,7 +98,7 @@ def _check_prepared(config) -> None:
     )
 
 
-def _seconds(experiment, sequence, stages) -> float:
+def _seconds(experiment: Experiment, sequence: TaskSequence, stages: Sequence[int]) -> float:
     """By the multiplications of training and of the tests after each task."""
     core, _ = jax.eval_shape(experiment.learner.network.init, jax.random.key(0))
     multiplications = 0

@@ -1,22 +1,26 @@
-"""Frozen convolutions run once: what they give takes the pictures' place in a sequence.
+"""Frozen convolutions run once: what they give takes the images' place in a sequence.
 
 A network whose convolutions start from pretrained weights and have a learning rate of 0 computes
-the same features of a picture in every epoch, method and seed. With ``train.features_once`` they
+the same features of an image in every epoch, method and seed. With ``train.features_once`` they
 are computed before training, kept in the cache folder, and the network that is trained begins
 behind them.
 """
 
 import hashlib
+import pathlib
 import re
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from bpnjax import models, optim
 from bpnjax.data import TaskSequence, cache, load_sequence
-from bpnjax.data.sequence import Extractor
+from bpnjax.data.sequence import Extractor, Split
 from bpnjax.methods import REGISTRY
 from bpnjax.models import pretrained
 from bpnjax.utils.errors import UserError
@@ -24,7 +28,7 @@ from bpnjax.utils.errors import UserError
 _BATCH = 500
 
 
-def load(config):
+def load(config: ConfigDict) -> tuple[ConfigDict, TaskSequence]:
     """Loads a run's sequence, of features where its configuration asks for them.
 
     Args:
@@ -40,12 +44,12 @@ def load(config):
     return once(config, load_sequence(config))
 
 
-def once(config, sequence: TaskSequence):
-    """Replaces the pictures of a sequence by the features of frozen convolutions, if so asked.
+def once(config: ConfigDict, sequence: TaskSequence) -> tuple[ConfigDict, TaskSequence]:
+    """Replaces the images of a sequence by the features of frozen convolutions, if so asked.
 
     Args:
       config: a validated run configuration.
-      sequence: of pictures.
+      sequence: of images.
 
     Returns:
       The configuration without the rates of the layers that are gone, and the sequence: images f32
@@ -63,7 +67,7 @@ def once(config, sequence: TaskSequence):
         )
     if config.dataset.augment != "none":
         raise UserError(
-            f"train.features_once: with dataset.augment={config.dataset.augment} a picture differs "
+            f"train.features_once: with dataset.augment={config.dataset.augment} an image differs "
             "from epoch to epoch; leave one of the two out"
         )
     model = models.build(config.model, sequence.num_classes)
@@ -72,7 +76,7 @@ def once(config, sequence: TaskSequence):
     if config.model.name != "small_alexnet" or len(shape) != 3:
         raise UserError(
             f"train.features_once: model.name={config.model.name} on {shape} has no features; it "
-            "is for small_alexnet on pictures"
+            "is for small_alexnet on images"
         )
     if not config.model.pretrained:
         raise UserError(
@@ -92,11 +96,11 @@ def once(config, sequence: TaskSequence):
     )  # fmt: skip
 
     @jax.jit
-    def features_of(images):
+    def features_of(images: Any) -> jax.Array:
         x = images.astype(jnp.float32) * sequence.scale + sequence.shift
         return model.apply({"params": params}, x, features=True).astype(jnp.float32)
 
-    def replaced(split):
+    def replaced(split: Split) -> Split:
         folder = _folder(config, extractor, split.images)
         found = cache.read(folder)
         if found is None:
@@ -114,7 +118,7 @@ def once(config, sequence: TaskSequence):
     )  # fmt: skip
 
 
-def _check_frozen(config, layers, sequence):
+def _check_frozen(config: ConfigDict, layers: Iterable[str], sequence: TaskSequence) -> None:
     rules = optim.parse_rates(config.train.rates)
     for layer in layers:
         rate = next((c for pattern, c in rules if re.fullmatch(pattern, layer)), 1.0)
@@ -137,8 +141,8 @@ def _check_frozen(config, layers, sequence):
         )
 
 
-def _folder(config, extractor: Extractor, images):
-    """Where features are kept: by the pictures and all that makes the one of the other."""
+def _folder(config: ConfigDict, extractor: Extractor, images: Any) -> pathlib.Path:
+    """Where features are kept: by the images and all that makes the one of the other."""
     digest = hashlib.blake2b(config.model.dtype.encode(), digest_size=12)
     parts = [*jax.tree.leaves(extractor.params), extractor.scale, extractor.shift, images]
     for part in parts:
@@ -146,7 +150,7 @@ def _folder(config, extractor: Extractor, images):
     return cache.cache_root(config.dataset.cache_dir) / "features" / digest.hexdigest()
 
 
-def _in_batches(function, images) -> np.ndarray:
+def _in_batches(function: Callable[[np.ndarray], jax.Array], images: Any) -> np.ndarray:
     """Rows in batches of one size, the last one padded, so that one program serves all."""
     found = []
     for start in range(0, len(images), _BATCH):

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 _MESSAGE = "bpnjax: ending after this stretch of steps, to save; Ctrl-C again ends at once"
 
@@ -20,7 +21,7 @@ def at_a_good_place() -> Iterator[Callable[[], bool]]:
     """
     asked = False
 
-    def handle(number, frame):
+    def handle(number: int, frame: Any) -> None:
         nonlocal asked
         if asked:
             raise KeyboardInterrupt

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from bpnjax.config import differences, flatten
 from bpnjax.data import TaskSequence
@@ -54,7 +55,7 @@ class Earlier(NamedTuple):
         return sequence._replace(scale=scale, shift=shift)
 
 
-def find(config, sequence: TaskSequence) -> Earlier | None:
+def find(config: ConfigDict, sequence: TaskSequence) -> Earlier | None:
     """Reads what `resume_from` names, and checks that this run can go on from it.
 
     Args:
@@ -83,7 +84,7 @@ def find(config, sequence: TaskSequence) -> Earlier | None:
     _check_sequence(earlier, config, sequence)
     state = None
 
-    def read():
+    def read() -> Any:
         nonlocal state
         state = _read(earlier, config, sequence)
 
@@ -91,7 +92,7 @@ def find(config, sequence: TaskSequence) -> Earlier | None:
     return earlier._replace(state=state)
 
 
-def _check_fields(earlier: Earlier, config) -> None:
+def _check_fields(earlier: Earlier, config: ConfigDict) -> None:
     old, new = earlier.config, config
     skipped = [f for f in flatten(new) if any(f == m or f.startswith(m + ".") for m in _MAY_DIFFER)]
     found = differences(
@@ -127,7 +128,7 @@ def _check_fields(earlier: Earlier, config) -> None:
         )
 
 
-def _check_sequence(earlier: Earlier, config, sequence: TaskSequence) -> None:
+def _check_sequence(earlier: Earlier, config: ConfigDict, sequence: TaskSequence) -> None:
     k, path = earlier.num_tasks, earlier.path
     shape = tuple(json.loads(earlier.metadata["input_shape"]))
     if shape != sequence.train.images.shape[1:]:

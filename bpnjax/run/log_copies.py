@@ -7,8 +7,8 @@ ends with neither more nor less than they are.
 import csv
 import pathlib
 import shutil
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from bpnjax.config.checks import log_kinds
 
@@ -42,16 +42,16 @@ def open_copies(text: str, workdir: pathlib.Path, first_seed: int) -> list[Copy]
     return [begin[name](workdir, first_seed) for name in log_kinds(text)]
 
 
-def _begin_csv(workdir, first_seed):
+def _begin_csv(workdir: pathlib.Path, first_seed: int) -> Copy:
     path = workdir / "metrics.csv"
 
-    def append(rows, mode="a"):
+    def append(rows: Iterable[Iterable[Any]], mode: str = "a") -> None:
         with path.open(mode, newline="") as f:
             csv.writer(f, lineterminator="\n").writerows(rows)
 
     append([COLUMNS], "w")
 
-    def write(line):
+    def write(line: dict[str, Any]) -> None:
         found = rows(line, first_seed)
         append([["" if row.get(c) is None else row[c] for c in COLUMNS] for row in found])
 
@@ -85,13 +85,13 @@ def rows(line: dict, first_seed: int) -> list[dict]:
     ]
 
 
-def _begin_tensorboard(workdir, first_seed):
+def _begin_tensorboard(workdir: pathlib.Path, first_seed: int) -> Copy:
     from tensorboardX import SummaryWriter
 
     shutil.rmtree(workdir / FOLDER, ignore_errors=True)
     writers = {}
 
-    def write(line):
+    def write(line: dict[str, Any]) -> None:
         for row in rows(line, first_seed):
             seed = row["seed"]
             if seed not in writers:
@@ -104,7 +104,7 @@ def _begin_tensorboard(workdir, first_seed):
                 if value is not None:
                     writers[seed].add_scalar(tag, value, row["total_steps"])
 
-    def close():
+    def close() -> None:
         for writer in writers.values():
             writer.close()
 

@@ -6,13 +6,14 @@ python -m bpnjax.run.plots WORKDIR ...
 import json
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 
 from bpnjax.run.writers import plain_nan
 
 
-def headless_pyplot():
+def headless_pyplot() -> Any:
     """matplotlib's pyplot for files; imported when the first picture is drawn.
 
     Returns:
@@ -134,7 +135,13 @@ def comparison(path: pathlib.Path, results: list[dict]) -> pathlib.Path:
     )
     rows = np.arange(len(results))[::-1]
 
-    def bars(axis, summaries, offset=0.0, height=0.6, **options):
+    def bars(
+        axis: Any,
+        summaries: list[dict[str, Any]],
+        offset: float = 0.0,
+        height: float = 0.6,
+        **options: Any,
+    ) -> None:
         means = [np.nan if s["mean"] is None else s["mean"] for s in summaries]
         sds = [s["sd"] or 0.0 for s in summaries]
         axis.barh(rows + offset, means, height, xerr=sds, capsize=2, **options)

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import pathlib
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -95,7 +96,7 @@ class Predictor:
         """How many tasks the model has modes for, T."""
         return self.outputs.shape[0]
 
-    def permuted(self, images, task) -> np.ndarray:
+    def permuted(self, images: Any, task: Any) -> np.ndarray:
         """Pictures as a sequence of permuted pixels shows them in a task.
 
         The order of the pixels belongs to the data, not to the modes: a picture that comes as its
@@ -114,7 +115,7 @@ class Predictor:
         flat = images.reshape(len(images), -1)
         return np.take_along_axis(flat, np.asarray(self.orders)[task], 1).reshape(images.shape)
 
-    def logits(self, images, task) -> np.ndarray:
+    def logits(self, images: Any, task: Any) -> np.ndarray:
         """The network's outputs.
 
         Args:
@@ -139,7 +140,7 @@ class Predictor:
             out[rows] = _in_batches(answer, images[rows], tasks)
         return out
 
-    def probabilities(self, images, task) -> np.ndarray:
+    def probabilities(self, images: Any, task: Any) -> np.ndarray:
         """Softmax of `logits`.
 
         Args:
@@ -151,7 +152,7 @@ class Predictor:
         """
         return np.asarray(jax.nn.softmax(jnp.asarray(self.logits(images, task))))
 
-    def infer(self, images, rule: str | None = None, per: str = "example") -> Guess:
+    def infer(self, images: Any, rule: str | None = None, per: str = "example") -> Guess:
         """Guesses the task, by what all modes say in one program, and answers in its mode.
 
         Args:
@@ -177,7 +178,7 @@ class Predictor:
         task = task_inference.choose(scores, per)
         return Guess(task, self(images, task), scores)
 
-    def __call__(self, images, task=None) -> np.ndarray:
+    def __call__(self, images: Any, task: Any = None) -> np.ndarray:
         """The answers, int32 ``[n]``, numbers in `class_names`; ``task`` None: it is inferred."""
         if task is None:
             return self.infer(images).outputs
@@ -247,7 +248,8 @@ def _compare(learner: Learner, statistics: Any, directions: Any, images: Any) ->
     """Log-densities f32 [n, T] of the network's inputs under each task's."""
     x = learner.network.prepare(images)
     z = x.reshape(x.shape[0], -1) @ directions
-    return jax.vmap(task_inference.log_likelihood, (0, 0, None), 1)(*statistics, z)
+    scores = jax.vmap(task_inference.log_likelihood, (0, 0, None), 1)
+    return scores(statistics.mean, statistics.whitener, z)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -261,7 +263,9 @@ def _try_all(learner: Learner, score: Any, state: State, outputs: Any, images: A
     return jax.lax.map(one, jnp.arange(outputs.shape[0])).T
 
 
-def _in_batches(answer, images, task) -> np.ndarray:
+def _in_batches(
+    answer: Callable[[np.ndarray, np.ndarray], Any], images: np.ndarray, task: np.ndarray
+) -> np.ndarray:
     """Answers batches of one size, the last one padded, so that one program serves them all."""
     size = min(BATCH, 1 << max(len(images) - 1, 0).bit_length())
     parts = []
@@ -273,7 +277,7 @@ def _in_batches(answer, images, task) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def load(path, seed: int | None = None) -> Predictor:
+def load(path: str | pathlib.Path, seed: int | None = None) -> Predictor:
     """Loads a trained model.
 
     Args:
@@ -361,7 +365,14 @@ def _group(found: dict[str, np.ndarray], group: str) -> dict[str, np.ndarray]:
     return {n.removeprefix(start): a for n, a in found.items() if n.startswith(start)}
 
 
-def _extractor(config, params, num_classes, shape, scale, shift) -> Any:
+def _extractor(
+    config: ConfigDict,
+    params: dict[str, np.ndarray],
+    num_classes: int,
+    shape: tuple[int, ...],
+    scale: np.ndarray,
+    shift: np.ndarray,
+) -> Any:
     """The frozen layers before the network, compiled, and the shape of what they give."""
     module = models.build(config.model, num_classes)
     params = traverse_util.unflatten_dict(params, sep="/")
@@ -375,7 +386,14 @@ def _extractor(config, params, num_classes, shape, scale, shift) -> Any:
     return extract, found.shape[1:]
 
 
-def _empty_sequence(outputs, names, shape, dtype, scale, shift) -> TaskSequence:
+def _empty_sequence(
+    outputs: np.ndarray,
+    names: list[str],
+    shape: tuple[int, ...],
+    dtype: Any,
+    scale: np.ndarray,
+    shift: np.ndarray,
+) -> TaskSequence:
     """A sequence without examples: what a learner must know of the one that it was trained on."""
     tasks = len(outputs)
     split = Split(
@@ -411,7 +429,7 @@ def _answering_state(experiment: Experiment, found: dict[str, np.ndarray], file:
         ) from error
 
 
-def find_file(path, seed: int | None = None) -> pathlib.Path:
+def find_file(path: str | pathlib.Path, seed: int | None = None) -> pathlib.Path:
     """The model in the folder of a run, or the file itself; arguments and errors as of `load`."""
     file = pathlib.Path(path)
     if file.is_dir():
@@ -435,7 +453,7 @@ def read_metadata(file: pathlib.Path) -> dict[str, str]:
     return metadata
 
 
-def _metadata(file) -> dict[str, str]:
+def _metadata(file: pathlib.Path) -> dict[str, str]:
     try:
         with safe_open(file, "np") as tensors:
             return tensors.metadata() or {}

@@ -2,9 +2,11 @@
 
 import importlib.metadata
 import platform
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from bpnjax.data import TaskSequence
 from bpnjax.evaluation import metrics
@@ -13,7 +15,7 @@ from bpnjax.run import byte_counts, writers
 from bpnjax.training.experiment import Experiment
 
 
-def new_record(config, num_tasks: int) -> dict:
+def new_record(config: ConfigDict, num_tasks: int) -> dict:
     """What a run knows besides its state: accuracies so far and times.
 
     Args:
@@ -54,7 +56,7 @@ def from_json(stored: dict) -> dict:
     return stored | {"accuracy": arrays, "task_guess": guess}
 
 
-def make(config, experiment: Experiment, sequence: TaskSequence, record: dict) -> dict:
+def make(config: ConfigDict, experiment: Experiment, sequence: TaskSequence, record: dict) -> dict:
     """The result of a run, the content of ``result.json``.
 
     Args:
@@ -93,7 +95,7 @@ def make(config, experiment: Experiment, sequence: TaskSequence, record: dict) -
     }
 
 
-def _inference(config, experiment: Experiment, right) -> dict | None:
+def _inference(config: ConfigDict, experiment: Experiment, right: np.ndarray) -> dict | None:
     """How the task was inferred, and how often rightly; None for methods without modes."""
     if not experiment.told_task:
         return None

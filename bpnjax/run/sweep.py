@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
+from numpy.typing import ArrayLike
 
 from bpnjax.evaluation.accuracy import Correct, accuracies
 from bpnjax.methods.ewc import EwcState
@@ -64,7 +66,7 @@ def whole_run(
 
 
 def sweep(
-    config, values, change: Callable[[RunState, jax.Array], RunState]
+    config: ConfigDict, values: ArrayLike, change: Callable[[RunState, jax.Array], RunState]
 ) -> dict[str, np.ndarray]:
     """Runs a configuration for many values of a number, all values and seeds in one program.
 
@@ -81,7 +83,7 @@ def sweep(
     """
     if config.dataset.augment != "none":
         raise UserError(
-            f"dataset.augment: {config.dataset.augment!r} reads pictures on the host, which a "
+            f"dataset.augment: {config.dataset.augment!r} reads images on the host, which a "
             "sweep never returns to; set none"
         )
     config, sequence = frozen_features.load(config)
@@ -92,8 +94,8 @@ def sweep(
     steps = jnp.array([epochs.steps_per_epoch(experiment, sequence, t) for t in tasks])
 
     @jax.jit
-    def program(keys, values, data):
-        def one(key, value):
+    def program(keys: jax.Array, values: jax.Array, data: Data) -> Correct:
+        def one(key: jax.Array, value: jax.Array) -> Correct:
             return whole_run(experiment, key, data, steps, lambda state: change(state, value))
 
         over_seeds = jax.vmap(one, (0, None))
@@ -104,7 +106,7 @@ def sweep(
     return accuracies(correct, sequence.test.count)
 
 
-def strength(state: RunState, value) -> RunState:
+def strength(state: RunState, value: Any) -> RunState:
     r"""The state with another strength of EWC.
 
     .. math:: \lambda \text{ in } \frac{\lambda}{2} \sum_j F_j (\theta_j - \theta^*_j)^2
@@ -129,17 +131,17 @@ def strength(state: RunState, value) -> RunState:
       5.0
     """
 
-    def is_ewc(part):
+    def is_ewc(part: Any) -> bool:
         return isinstance(part, EwcState)
 
-    def one(part):
+    def one(part: Any) -> Any:
         return part._replace(strength=jnp.float32(value)) if is_ewc(part) else part
 
     kept = jax.tree.map(one, state.learner.method, is_leaf=is_ewc)
     return state.replace(learner=state.learner.replace(method=kept))
 
 
-def hidden_dim(state: RunState, value) -> RunState:
+def hidden_dim(state: RunState, value: Any) -> RunState:
     r"""The state at the start of a task with BD's factors cut to an inner width.
 
     .. math:: W_{hk} \leftarrow \sqrt{H_{max} / H} \, W_{hk} \text{ for } h \le H, \quad
@@ -169,7 +171,7 @@ def hidden_dim(state: RunState, value) -> RunState:
       [True, False, False, False]
     """
 
-    def cut(factors):
+    def cut(factors: dict[str, jax.Array]) -> dict[str, jax.Array]:
         widest = factors["W"].shape[0]
         within = jnp.arange(widest)[:, None] < value
         # Uniform in +-1/sqrt(H), by the H that is left.

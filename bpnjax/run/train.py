@@ -2,12 +2,14 @@
 
 import pathlib
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from bpnjax.data import TaskSequence, load_sequence
 from bpnjax.evaluation.accuracy import accuracies
@@ -26,7 +28,7 @@ from bpnjax.run.workdir import claim
 from bpnjax.training import compilation, epochs, hosts, parallel, streaming
 from bpnjax.training.evaluate import evaluate
 from bpnjax.training.experiment import Experiment, make_experiment
-from bpnjax.training.task_data import put_on_device
+from bpnjax.training.task_data import Data, put_on_device
 
 
 class LossNotFinite(RuntimeError):
@@ -65,7 +67,7 @@ def compile_programs(
 
     takes_state_over = (epochs.begin_task, epochs.run_steps, epochs.end_task)
 
-    def make(function, **options):
+    def make(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         static = {"in_training": True} if options.pop("in_training", False) else {}
         donate = (0,) if function in takes_state_over else ()
         bound = partial(function, experiment, **static)
@@ -81,7 +83,7 @@ def compile_programs(
     )
 
 
-def seed_keys(config):
+def seed_keys(config: ConfigDict) -> jax.Array:
     """The PRNG keys of a run.
 
     Args:
@@ -103,7 +105,9 @@ def seed_keys(config):
     return jnp.stack([jax.random.key(config.seed + s) for s in range(config.num_seeds)])
 
 
-def train_and_evaluate(config, workdir: str | pathlib.Path, overwrite: bool = False) -> dict:
+def train_and_evaluate(
+    config: ConfigDict, workdir: str | pathlib.Path, overwrite: bool = False
+) -> dict:
     """Trains a sequence of tasks, tests it, and leaves everything in a folder.
 
     A run that was cut goes on from its newest whole checkpoint and gives what it would have given.
@@ -144,7 +148,15 @@ def train_and_evaluate(config, workdir: str | pathlib.Path, overwrite: bool = Fa
 class _Run:
     """The host side of one run: position, record and files, threaded through the loop."""
 
-    def __init__(self, config, trained, workdir, sequence: TaskSequence, layout, earlier=None):
+    def __init__(
+        self,
+        config: ConfigDict,
+        trained: ConfigDict,
+        workdir: pathlib.Path,
+        sequence: TaskSequence,
+        layout: parallel.Layout,
+        earlier: later_tasks.Earlier | None = None,
+    ) -> None:
         self.config, self.workdir, self.sequence = config, workdir, sequence
         self.earlier = earlier
         self.experiment = make_experiment(trained, sequence)
@@ -159,7 +171,7 @@ class _Run:
             self.experiment, self.keys, sequence, self.data, layout, max(self.steps.values())
         )
 
-    def restore_or_start(self):
+    def restore_or_start(self) -> None:
         self.state = self.programs.init(self.keys)
         self.record = results.new_record(self.config, self.sequence.num_tasks)
         self.position = Position(self.stages[0], 0, 0)
@@ -184,11 +196,11 @@ class _Run:
                 f"step {step} (checkpoint in {self.workdir / 'checkpoints'})"
             )
 
-    def take_over(self):
+    def take_over(self) -> None:
         """Puts what was learned before into the first places of the state."""
         state = self.state
 
-        def put():
+        def put() -> None:
             nonlocal state
             state = later_tasks.put_first(self.state, self.earlier, self.config)
 
@@ -199,11 +211,11 @@ class _Run:
             f"task {self.earlier.num_tasks + 1}"
         )
 
-    def restore(self):
+    def restore(self) -> tuple[Position, Any, dict[str, Any]] | None:
         """Position, state and record of the last checkpoint, which the first host reads for all."""
         state = self.state
 
-        def read():
+        def read() -> list[Any] | None:
             nonlocal state
             folder = self.workdir / "checkpoints"
             found = checkpoint.restore_latest(folder, state)
@@ -218,7 +230,7 @@ class _Run:
         position, record = found
         return Position(*position), hosts.tell_arrays(state), record
 
-    def all_tasks(self):
+    def all_tasks(self) -> None:
         for task in self.stages:
             if task < self.position.task:
                 continue
@@ -235,13 +247,20 @@ class _Run:
             if not last:
                 self.end_if_interrupted()
 
-    def end_if_interrupted(self):
+    def end_if_interrupted(self) -> None:
         if self.interrupted():
             self.save()
             task, epoch, step = self.position
             raise KeyboardInterrupt(f"saved at task {task + 1}, epoch {epoch + 1}, step {step}")
 
-    def timed(self, kind, program, task, *more, data=None):
+    def timed(
+        self,
+        kind: str,
+        program: Callable[..., Any],
+        task: int,
+        *more: int,
+        data: Data | None = None,
+    ) -> Any:
         """Runs a program on the state and adds its time, without compiling, to the record."""
         data = self.data if data is None else data
         compiled, started = self.clock.compile_seconds, time.perf_counter()
@@ -252,7 +271,7 @@ class _Run:
         self.record[kind] += time.perf_counter() - started - compiling
         return out
 
-    def ranges(self, task):
+    def ranges(self, task: int) -> Iterator[tuple[int, int, int]]:
         """The ranges of steps ``(epoch, start, stop)`` that are left of a task."""
         steps, longest = self.steps[task], self.chunk_steps or self.steps[task]
         every = self.save_every(task)
@@ -263,10 +282,10 @@ class _Run:
             yield epoch, start, stop
             epoch, start = (epoch + 1, 0) if stop == steps else (epoch, stop)
 
-    def save_every(self, task):
+    def save_every(self, task: int) -> int:
         return self.config.checkpoint.every_steps or self.epochs[task] * self.steps[task] + 1
 
-    def train_task(self, task):
+    def train_task(self, task: int) -> None:
         config, steps = self.config, self.steps[task]
         ranges = list(self.ranges(task))
         chunks = iter(self.feed(task, ranges))
@@ -282,7 +301,9 @@ class _Run:
             self.end_if_interrupted()
         next(chunks, None)  # at its end it lets go of what it reads with
 
-    def train_range(self, task, epoch, start, stop, chunks):
+    def train_range(
+        self, task: int, epoch: int, start: int, stop: int, chunks: Iterator[Data]
+    ) -> None:
         before, started = self.record["train_seconds"], time.perf_counter()
         data = next(chunks)  # waits where pictures take longer to read than to train on
         self.record["train_seconds"] += time.perf_counter() - started
@@ -314,7 +335,7 @@ class _Run:
             self.epochs[task], float(loss.mean()), rate,
         )  # fmt: skip
 
-    def test(self, task, finished):
+    def test(self, task: int, finished: bool) -> None:
         last = task == self.stages[-1]
         infer = finished and (self.config.evaluate.inferred_rows == "all" or last)
         which = self.programs.evaluate if finished else self.programs.evaluate_in_training
@@ -338,7 +359,7 @@ class _Run:
                 f"task {task + 1}/{self.sequence.num_tasks} done; mean so far: {text}"
             )
 
-    def save(self):
+    def save(self) -> None:
         if not hosts.is_first():
             return
         self.record["metrics_length"] = self.log.length

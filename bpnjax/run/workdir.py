@@ -5,6 +5,8 @@ import os
 import pathlib
 import shutil
 
+from ml_collections import ConfigDict
+
 from bpnjax.config import default, differences, flatten
 from bpnjax.run import log_copies
 from bpnjax.run.checkpoint import write_atomically
@@ -17,7 +19,7 @@ _LEFT_BY_A_RUN = (
 )  # fmt: skip
 
 
-def check(workdir: pathlib.Path, config, overwrite: bool) -> bool:
+def check(workdir: pathlib.Path, config: ConfigDict, overwrite: bool) -> bool:
     """Looks whether a folder may take a run; changes nothing.
 
     Args:
@@ -73,7 +75,7 @@ def check(workdir: pathlib.Path, config, overwrite: bool) -> bool:
     return (workdir / "result.json").exists()
 
 
-def _refuse_source(workdir: pathlib.Path, config) -> None:
+def _refuse_source(workdir: pathlib.Path, config: ConfigDict) -> None:
     """A run that goes on from another's model must not overwrite it."""
     source = pathlib.Path(config.resume_from)
     if config.resume_from and workdir.resolve() in (source.resolve(), source.resolve().parent):
@@ -83,7 +85,7 @@ def _refuse_source(workdir: pathlib.Path, config) -> None:
         )
 
 
-def claim(workdir: pathlib.Path, config, overwrite: bool) -> None:
+def claim(workdir: pathlib.Path, config: ConfigDict, overwrite: bool) -> None:
     """Makes the folder this configuration's: call it when nothing can be refused any more.
 
     Args:

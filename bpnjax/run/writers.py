@@ -6,13 +6,15 @@ import json
 import math
 import pathlib
 import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from bpnjax.run.checkpoint import write_atomically
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """JSON of arrays and floats.
 
     Args:
@@ -48,7 +50,7 @@ class MetricsLog:
     ``copies`` (see `bpnjax.run.log_copies`) get all lines, those that are there already as well.
     """
 
-    def __init__(self, path: pathlib.Path, length: int, copies=()):
+    def __init__(self, path: pathlib.Path, length: int, copies: Sequence[Any] = ()) -> None:
         self._path, self._copies = path, copies
         with path.open("ab") as f:
             # Lines after the checkpoint will be written again. A file that lost some (deleted, or
@@ -61,7 +63,7 @@ class MetricsLog:
         for copy in self._copies:
             copy.write(line)
 
-    def write(self, **values) -> None:
+    def write(self, **values: Any) -> None:
         """Appends a line.
 
         Args:
@@ -120,7 +122,7 @@ def table(result: dict, class_names: list[list[str]]) -> str:
     kinds = {name: np.asarray(plain_nan(m), float)[:, -1] for name, m in result["accuracy"].items()}
     several = result["num_seeds"] > 1
 
-    def cell(values):
+    def cell(values: np.ndarray) -> str:
         if np.isnan(values).all():
             return "-"
         if not several:
@@ -139,7 +141,7 @@ def table(result: dict, class_names: list[list[str]]) -> str:
     return "\n".join([text[0], rule, *text[1:-1], rule, text[-1]])
 
 
-def markdown_table(header, rows) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table as Markdown.
 
     Args:
@@ -160,7 +162,7 @@ def markdown_table(header, rows) -> str:
     return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
 
 
-def plain_nan(value):
+def plain_nan(value: Any) -> Any:
     """The reverse of `plain` for matrices: null becomes NaN.
 
     Args:
@@ -182,7 +184,7 @@ def plain_nan(value):
 class Progress:
     """A bar on a terminal, plain lines elsewhere; both on stderr."""
 
-    def __init__(self, total_steps: int, done_steps: int, quiet_lines: bool = False):
+    def __init__(self, total_steps: int, done_steps: int, quiet_lines: bool = False) -> None:
         self._bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm
@@ -190,7 +192,9 @@ class Progress:
             self._bar = tqdm(total=total_steps, initial=done_steps, unit="step", leave=False)
         self._lines = not quiet_lines
 
-    def update(self, steps: int, task, tasks, epoch, epochs, loss, rate) -> None:
+    def update(
+        self, steps: int, task: int, tasks: int, epoch: int, epochs: int, loss: float, rate: float
+    ) -> None:
         """Moves the bar on by some steps; where there is no bar, nothing.
 
         Args:

@@ -1,6 +1,9 @@
 """Compiled programs: with what options, and kept on disk, so that a second run starts at once."""
 
+from typing import Any
+
 import jax
+from ml_collections import ConfigDict
 
 from bpnjax.data.cache import cache_root
 
@@ -10,7 +13,7 @@ _ON_CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDU
 LEAST_SECONDS = 0.5  # what compiles faster is not worth a file
 
 
-def keep(config) -> None:
+def keep(config: ConfigDict) -> None:
     """Turns JAX's persistent compilation cache on, unless the user chose otherwise.
 
     Programs go to ``compiled`` in the cache folder (see `bpnjax.data.cache.cache_root`), which may
@@ -20,7 +23,7 @@ def keep(config) -> None:
       config: a run configuration; `compilation_cache` False leaves everything as it is, and so does
         a cache that was set up before (JAX_COMPILATION_CACHE_DIR).
     """
-    if not config.compilation_cache or jax.config.jax_compilation_cache_dir:
+    if not config.compilation_cache or jax.config.read("jax_compilation_cache_dir"):
         return
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -31,7 +34,7 @@ def keep(config) -> None:
     compilation_cache.reset_cache()  # JAX looks at the setting at its first compilation only
 
 
-def compile_lowered(lowered):
+def compile_lowered(lowered: Any) -> Any:
     """Compiles a lowered program with the options that serve us on this backend.
 
     Args:

@@ -9,7 +9,7 @@ from bpnjax.evaluation import task_inference
 from bpnjax.evaluation.accuracy import Correct
 from bpnjax.training.epochs import RunState, input_directions, project
 from bpnjax.training.experiment import Experiment
-from bpnjax.training.task_data import Data, make_reader
+from bpnjax.training.task_data import Data, Reader, make_reader
 from bpnjax.utils import collectives
 from bpnjax.utils.heads import within_head
 
@@ -46,16 +46,18 @@ def evaluate(
     def logits_of(mode_task: Any, x: Any) -> jax.Array:
         return learner.answer(state.learner, x, mode_task, between_tasks=not in_training)
 
-    def chunk(reader, task, i, count, batch):
+    def chunk(
+        reader: Reader, task: Any, i: Any, count: Any, batch: int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         within = i * batch + jnp.arange(batch)
         x, y = reader.take(split, task * width + jnp.minimum(within, width - 1))
         return x, y, within < count
 
-    def told(task, correct_of):
+    def told(task: Any, correct_of: jax.Array) -> jax.Array:
         reader = make_reader(experiment, key, data, task)
         count = split.count[task]
 
-        def one(i, correct):
+        def one(i: Any, correct: jax.Array) -> jax.Array:
             x, y, real = chunk(reader, task, i, count, batch)
             logits = logits_of(task, x)
             masked = jnp.where(data.classes[task], logits, -jnp.inf)
@@ -70,23 +72,22 @@ def evaluate(
     rule = config.evaluate.rule
     directions = input_directions(experiment, key) if experiment.statistics else None
 
-    def inferred(task, correct_of):
+    def inferred(task: Any, correct_of: jax.Array) -> jax.Array:
         reader = make_reader(experiment, key, data, task)
         count = jnp.minimum(split.count[task], limit)
 
-        def one(i, correct):
+        def one(i: Any, correct: jax.Array) -> jax.Array:
             x, y, real = chunk(reader, task, i, count, infer_batch)
-            z = project(experiment, x, directions) if experiment.statistics else None
+            z = None if directions is None else project(experiment, x, directions)
 
-            def try_mode(mode_task, best):
+            def try_mode(mode_task: Any, best: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
                 score, guess, answer = best
                 logits = logits_of(mode_task, x)
                 if learner.setup.multi_head:  # to try a mode is to try its head
                     logits = within_head(logits, data.classes[mode_task])
-                if experiment.statistics:
-                    its = task_inference.log_likelihood(
-                        *(s[mode_task] for s in state.statistics), z
-                    )
+                if z is not None:
+                    of_task = jax.tree.map(lambda leaf: leaf[mode_task], state.statistics)
+                    its = task_inference.log_likelihood(of_task.mean, of_task.whitener, z)
                 else:
                     its = task_inference.ANSWERS[rule](logits)
                 if config.evaluate.infer == "batch":

@@ -8,7 +8,7 @@ import contextlib
 import json
 import pathlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -75,7 +75,7 @@ def first_asks(question: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def own_folder(workdir: pathlib.Path):
+def own_folder(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
     """Where this host writes: the first one the run's folder, others one that nobody reads.
 
     Args:

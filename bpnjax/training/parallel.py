@@ -7,12 +7,13 @@ sum what must be summed.
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from bpnjax.training.compilation import compile_lowered
 from bpnjax.utils import prng
@@ -30,7 +31,7 @@ class Layout(NamedTuple):
     seeds: str = "vmap"  # how a device runs its seeds: vmap (at once) or map (in turn)
 
 
-def choose_layout(config) -> Layout:
+def choose_layout(config: ConfigDict) -> Layout:
     """How many devices a run uses, and for what.
 
     Args:
@@ -89,7 +90,7 @@ def choose_layout(config) -> Layout:
     return Layout(number, axis, config.parallel.backend, seeds)
 
 
-def place(tree, layout: Layout):
+def place(tree: Any, layout: Layout) -> Any:
     """Copies a tree to every device of a layout, once, so that no call has to.
 
     Args:
@@ -108,12 +109,12 @@ def _mesh(layout: Layout) -> Mesh:
     return Mesh(np.array(jax.devices()[: layout.number]), (AXIS,))
 
 
-def _put(tree, sharding):
+def _put(tree: Any, sharding: NamedSharding) -> Any:
     """`jax.device_put`, also to a sharding over several hosts (then every host has the whole)."""
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
-    def one(leaf):
+    def one(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return leaf  # there already
         copies = [jax.device_put(leaf, device) for device in sharding.addressable_devices]
@@ -122,7 +123,7 @@ def _put(tree, sharding):
     return prng.from_numbers(jax.tree.map(one, prng.to_numbers(tree)), tree)
 
 
-def _here(tree):
+def _here(tree: Any) -> Any:
     """Arrays of several hosts, each the same everywhere, as arrays of this host."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
@@ -130,7 +131,7 @@ def _here(tree):
 class Clock:
     """Seconds spent compiling, summed over the programs that share it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.compile_seconds = 0.0
 
 
@@ -175,10 +176,10 @@ def program(
     together = layout.number > 1 and (split or not mesh.is_multi_process)
     compiled = None
 
-    def spec(i):
+    def spec(i: int) -> PartitionSpec:
         return PartitionSpec(AXIS) if by_seeds and i in over_seeds else PartitionSpec()
 
-    def build(args):
+    def build(args: Any) -> Callable[..., Any]:
         mapped = partial(function, axis=AXIS) if by_batch else function
         if num_seeds > 1:
             mapped = _OVER_SEEDS[layout.seeds](mapped, over_seeds)
@@ -196,7 +197,7 @@ def program(
         )
         return _compile(jax.jit(on_devices, donate_argnums=donate), args, clock)
 
-    def call(*args):
+    def call(*args: Any) -> Any:
         nonlocal compiled
         if together:  # moves only what is not there yet
             args = tuple(_put(arg, NamedSharding(mesh, spec(i))) for i, arg in enumerate(args))
@@ -208,19 +209,19 @@ def program(
     return call
 
 
-def _at_once(function, over_seeds):
-    def mapped(*args):
+def _at_once(function: Callable[..., Any], over_seeds: tuple[int, ...]) -> Callable[..., Any]:
+    def mapped(*args: Any) -> Any:
         axes = tuple(0 if i in over_seeds else None for i in range(len(args)))
         return jax.vmap(function, axes)(*args)
 
     return mapped
 
 
-def _in_turn(function, over_seeds):
+def _in_turn(function: Callable[..., Any], over_seeds: tuple[int, ...]) -> Callable[..., Any]:
     """A seed after the other, by the program of a single seed: bit for bit what it gives alone."""
 
-    def mapped(*args):
-        def one(of_seed):
+    def mapped(*args: Any) -> Any:
+        def one(of_seed: tuple[Any, ...]) -> Any:
             its = dict(zip(over_seeds, of_seed, strict=True))
             return function(*(its.get(i, arg) for i, arg in enumerate(args)))
 
@@ -232,21 +233,29 @@ def _in_turn(function, over_seeds):
 _OVER_SEEDS = {"vmap": _at_once, "map": _in_turn}
 
 
-def _compile(function, args, clock: Clock):
+def _compile(function: Any, args: Any, clock: Clock) -> Callable[..., Any]:
     started = time.perf_counter()
     compiled = compile_lowered(function.lower(*args))
     clock.compile_seconds += time.perf_counter() - started
     return compiled
 
 
-def _pmap(mapped, devices, specs, by_seeds: bool, donate, args, clock: Clock):
+def _pmap(
+    mapped: Callable[..., Any],
+    devices: list[jax.Device],
+    specs: tuple[PartitionSpec, ...],
+    by_seeds: bool,
+    donate: tuple[int, ...],
+    args: Any,
+    clock: Clock,
+) -> Callable[..., Any]:
     """`jax.pmap` with shared arguments, and arguments whose seeds are dealt out to the devices."""
     over = [spec != PartitionSpec() for spec in specs]
     # pmap wants at least one mapped argument: the number of the device, which nothing reads.
     here = jnp.arange(sum(d.process_index == jax.process_index() for d in devices))
 
-    def deal(args):
-        def one(leaf):
+    def deal(args: Any) -> list[Any]:
+        def one(leaf: Any) -> Any:
             return leaf.reshape(len(devices), -1, *leaf.shape[1:])
 
         return [jax.tree.map(one, arg) if of else arg for arg, of in zip(args, over, strict=True)]
@@ -263,7 +272,7 @@ def _pmap(mapped, devices, specs, by_seeds: bool, donate, args, clock: Clock):
     several = len(here) < len(devices)
     compiled = on_devices if several else _compile(on_devices, (here, *deal(args)), clock)
 
-    def call(*args):
+    def call(*args: Any) -> Any:
         out = compiled(here, *deal(args))
         if by_seeds:
             out = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)

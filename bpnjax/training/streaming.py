@@ -8,25 +8,31 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from bpnjax.data import crops
 from bpnjax.data.sequence import Split, TaskSequence
 from bpnjax.training import epochs, parallel
+from bpnjax.training.experiment import Experiment
 from bpnjax.training.task_data import Data, HostImages
 from bpnjax.utils.errors import UserError
+
+Range = tuple[int, int, int]  # epoch, first step, the step after the last
+Feed = Callable[[int, Sequence[Range]], Iterator[Data]]
 
 _CROPPED = 2**29  # bytes: more than that of images cropped at random is not read ahead
 _SHARE = 4  # of the memory for images, a chunk's part: one at work, one ahead, one not yet freed
 
 
-def most_bytes(config) -> int | None:
+def most_bytes(config: ConfigDict) -> int | None:
     """How many bytes of images of a split may lie on the device.
 
     Args:
@@ -41,7 +47,14 @@ def most_bytes(config) -> int | None:
     return stats["bytes_limit"] // 2 if "bytes_limit" in stats else None
 
 
-def make_feed(experiment, key, sequence: TaskSequence, data: Data, layout, most_steps: int):
+def make_feed(
+    experiment: Experiment,
+    key: jax.Array,
+    sequence: TaskSequence,
+    data: Data,
+    layout: parallel.Layout,
+    most_steps: int,
+) -> tuple[int | None, Feed]:
     """Prepares the feed of a run.
 
     Args:
@@ -67,7 +80,7 @@ def make_feed(experiment, key, sequence: TaskSequence, data: Data, layout, most_
     return steps, _chunks(experiment, key, sequence, data, layout, steps)
 
 
-def _steps_per_chunk(experiment, data: Data, cropped: bool) -> int | None:
+def _steps_per_chunk(experiment: Experiment, data: Data, cropped: bool) -> int | None:
     config, images = experiment.config, data.train.images
     # Seeds draw orders of their own: such runs ask for each batch where they need it.
     if not cropped and (not isinstance(images, HostImages) or config.num_seeds > 1):
@@ -86,7 +99,14 @@ def _steps_per_chunk(experiment, data: Data, cropped: bool) -> int | None:
     return steps
 
 
-def _chunks(experiment, key, sequence, data, layout, steps):
+def _chunks(
+    experiment: Experiment,
+    key: jax.Array,
+    sequence: TaskSequence,
+    data: Data,
+    layout: parallel.Layout,
+    steps: int,
+) -> Feed:
     split, batch = sequence.train, experiment.config.train.batch_size
     table = np.asarray(split.index).reshape(-1)
     size = batch * steps  # all chunks have one shape
@@ -95,14 +115,16 @@ def _chunks(experiment, key, sequence, data, layout, steps):
     draw = jax.jit(lambda key, *at: epochs.epoch_order(experiment, key, host_split, *at))
 
     @lru_cache(maxsize=1)  # the chunks of an epoch come one after another
-    def order(task, epoch):
+    def order(task: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         return jax.tree.map(np.asarray, draw(key, task, epoch))
 
-    def rows_of(task, epoch):
+    def rows_of(task: int, epoch: int) -> np.ndarray:
         slots, count = order(task, epoch)
         return table[slots[: int(count)]]
 
-    def fetch(decoded, task, epoch, start, stop) -> Data:
+    def fetch(
+        decoded: Iterator[dict[str, Any]] | None, task: int, epoch: int, start: int, stop: int
+    ) -> Data:
         slots, count = order(task, epoch)
         slots = slots[start * batch : min(stop * batch, int(count))]
         rows = table[slots]
@@ -120,7 +142,7 @@ def _chunks(experiment, key, sequence, data, layout, steps):
         chunk = dataclasses.replace(data, train=chunk)
         return parallel.place(jax.tree.map(jnp.asarray, chunk), layout)
 
-    def chunks(task: int, ranges: Sequence) -> Iterator[Data]:
+    def chunks(task: int, ranges: Sequence[Range]) -> Iterator[Data]:
         reading = contextlib.nullcontext()
         if sequence.files is not None and ranges:
             reading = _read_crops(experiment.config, sequence.files, rows_of, task, ranges)
@@ -135,7 +157,13 @@ def _chunks(experiment, key, sequence, data, layout, steps):
     return chunks
 
 
-def _read_crops(config, files: crops.Files, rows_of, task: int, ranges):
+def _read_crops(
+    config: ConfigDict,
+    files: crops.Files,
+    rows_of: Callable[[int, int], np.ndarray],
+    task: int,
+    ranges: Sequence[Range],
+) -> contextlib.AbstractContextManager[Iterator[dict[str, Any]]]:
     """Batches of images cropped at random: all steps of some ranges, which follow each other."""
     batch = config.train.batch_size
     first, start, _ = ranges[0]
@@ -148,7 +176,7 @@ def _read_crops(config, files: crops.Files, rows_of, task: int, ranges):
     return crops.batches(files, plan.ravel(), batch, draws, start, config.dataset.workers)
 
 
-def _processor():
+def _processor() -> jax.Device:
     """The host's own processor: asked of the device, an order would wait for the steps at work."""
     try:
         return jax.local_devices(backend="cpu")[0]

@@ -75,7 +75,7 @@ def unflatten(found: Mapping[str, np.ndarray], abstract: Any) -> Any:
     if more := sorted(set(found) - set(jax.tree.leaves(names))):
         raise ValueError(f"{more[0]} is too much")
 
-    def one(name: str, leaf: Any) -> jax.Array:
+    def one(name: str, leaf: Any) -> jax.Array | np.ndarray:
         if name not in found:
             raise ValueError(f"{name} is missing")
         array = found[name]

@@ -1,4 +1,4 @@
-"""The builders without TensorFlow: small archives in, the same pictures and labels out."""
+"""The builders without TensorFlow: small archives in, the same images and labels out."""
 
 import gzip
 import io
@@ -142,7 +142,7 @@ def test_read_back_by_tfds_alone(prepared, name):
 
 
 def match(found, wanted):
-    """For each picture found, its place among those wanted: TFDS shuffles what it writes."""
+    """For each image found, its place among those wanted: TFDS shuffles what it writes."""
     places = {image.tobytes(): i for i, image in enumerate(wanted)}
     return [places[image.tobytes()] for image in found]
 
@@ -179,7 +179,7 @@ def test_same_facts_as_the_official_builder(name, tmp_path):
     assert official_class.__module__.startswith("tensorflow_datasets.")
 
 
-def test_pictures_are_png(prepared):
+def test_images_are_png(prepared):
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(prepared[3] / "mnist" / "3.0.1")
@@ -206,7 +206,7 @@ MNIST_DAMAGES = {
     "header": (IMAGES, lambda d: d[:9], "too few"),
     "empty": (LABELS, lambda d: d[:4] + bytes(4), "0 items"),
     "label": (LABELS, lambda d: d[:-1] + b"\x0a", "label 10 is out of range 0..9"),
-    "count": (LABELS, lambda d: idx(np.zeros(6)), "6 labels for 7 pictures"),
+    "count": (LABELS, lambda d: idx(np.zeros(6)), "6 labels for 7 images"),
     "magic of labels": (LABELS, lambda d: b"\0\0\x08\x03" + d[4:], "magic"),
 }
 

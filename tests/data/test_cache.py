@@ -1,4 +1,4 @@
-"""Decoded pictures are kept whole or not at all, and what is damaged is said."""
+"""Decoded images are kept whole or not at all, and what is damaged is said."""
 
 import shutil
 import types
@@ -8,14 +8,14 @@ import pytest
 from command import half
 
 from bpnjax import main
-from bpnjax.data import cache
+from bpnjax.data import cache, tfds_prepare
 from bpnjax.run import train
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
 
 class FakeBuilder:
-    """What `bpnjax.data.sources` asks of a TFDS builder: random pictures of ten classes."""
+    """What `bpnjax.data.sources` asks of a TFDS builder: random images of ten classes."""
 
     name = "fakeset"
 
@@ -50,7 +50,7 @@ class FakeBuilder:
 def cached(tmp_path, monkeypatch, tiny_flags):
     """A decoded set in its cache: the builder, the train split's folder, and flags that use it."""
     builder = FakeBuilder(tmp_path / "prepared")
-    monkeypatch.setattr(prepare, "ensure_prepared", lambda *args: builder)
+    monkeypatch.setattr(tfds_prepare, "ensure_prepared", lambda *args: builder)
     flags = tiny_flags(dataset__name="fakeset", dataset__cache_dir=tmp_path / "cache")
     config, _, _ = main.parse(flags)
     train.load_sequence(config)
@@ -78,8 +78,8 @@ def flip_last_byte(path):
 
 
 DAMAGES = {
-    "truncated pictures": lambda split: half(split / "images.npy"),
-    "empty pictures": lambda split: (split / "images.npy").write_bytes(b""),
+    "truncated images": lambda split: half(split / "images.npy"),
+    "empty images": lambda split: (split / "images.npy").write_bytes(b""),
     "one bit of the labels": lambda split: flip_last_byte(split / "labels.npy"),
     "no labels": lambda split: (split / "labels.npy").unlink(),
     "no manifest": lambda split: (split / "manifest.json").unlink(),

@@ -1,4 +1,4 @@
-"""Pictures of mixed sizes, cropped and mirrored at random to train, from the middle to test."""
+"""Images of mixed sizes, cropped and mirrored at random to train, from the middle to test."""
 
 import shutil
 import sys
@@ -62,37 +62,37 @@ def source(root, split):
     return tfds.builder_from_directory(root / "mixed" / "3.0.0").as_data_source(split)
 
 
-def enlarged(picture):
+def enlarged(image):
     """By hand: 12 pixels the shorter side, the other one in proportion, rounded down."""
-    height, width, _ = picture.shape
+    height, width, _ = image.shape
     size = (12 * width // height, 12) if height < width else (12, 12 * height // width)
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
 
 def test_the_shorter_side_is_resized():
     rng = np.random.default_rng(1)
     for height, width in SIZES:
-        picture = noise(rng, height, width)
-        found = crops.resized(encoded(picture), LOOK)
-        np.testing.assert_array_equal(found, enlarged(picture))
+        image = noise(rng, height, width)
+        found = crops.resized(encoded(image), LOOK)
+        np.testing.assert_array_equal(found, enlarged(image))
         assert min(found.shape[:2]) == 12
-    grey = np.asarray(Image.fromarray(picture).convert("L").resize((12, 16), 2))
-    found = crops.resized(encoded(picture), Look(12, (8, 8, 1)))
+    grey = np.asarray(Image.fromarray(image).convert("L").resize((12, 16), 2))
+    found = crops.resized(encoded(image), Look(12, (8, 8, 1)))
     np.testing.assert_array_equal(found, grey[..., None])
 
 
 def test_random_crops_are_every_part_and_both_ways():
     """Of 4 x 3 places and two directions each as often; nothing else."""
-    picture = np.arange(11 * 12 * 3).reshape(11, 12, 3)
+    image = np.arange(11 * 12 * 3).reshape(11, 12, 3)
     wanted = {}
     for top in range(4):
         for left in range(3):
-            part = np.stack([row[left : left + 10] for row in picture[top : top + 8]])
+            part = np.stack([row[left : left + 10] for row in image[top : top + 8]])
             wanted[part.tobytes()] = wanted[part[:, ::-1].tobytes()] = 0
     assert len(wanted) == 24
     rng = np.random.default_rng(0)
     for _ in range(2400):
-        wanted[np.ascontiguousarray(crops.random_crop(picture, (8, 10, 3), rng)).tobytes()] += 1
+        wanted[np.ascontiguousarray(crops.random_crop(image, (8, 10, 3), rng)).tobytes()] += 1
     assert len(wanted) == 24 and min(wanted.values()) > 60 and max(wanted.values()) < 140
 
 
@@ -137,7 +137,7 @@ def fed(config, workers=0, start=(0, 0), task=1):
 
 
 def test_training_gets_the_crops_that_are_drawn_for_it(config, mixed):
-    """By hand, from the pictures of the set, in the order of the epoch; 3 tasks of 5 pictures."""
+    """By hand, from the images of the set, in the order of the epoch; 3 tasks of 5 images."""
     run, found = fed(config)
     assert list(found) == [(0, 0), (0, 2), (1, 0), (1, 2)]
     examples = list(source(mixed, "train"))
@@ -221,8 +221,8 @@ def test_several_sets_and_splits(config, mixed, tmp_path):
     assert sequence.train.count.tolist() == [24, 4] and sequence.test.count.tolist() == [9, 4]
     for row in (3, 17, 25):
         which, record = sequence.files.which[row], sequence.files.record[row]
-        picture = sequence.files.sources[which][int(record)]["image"]
-        middle = crops.centre_crop(crops.resized(picture, LOOK), LOOK.shape)
+        image = sequence.files.sources[which][int(record)]["image"]
+        middle = crops.centre_crop(crops.resized(image, LOOK), LOOK.shape)
         np.testing.assert_array_equal(sequence.train.images[row], middle)
     assert [sequence.files.which[row] for row in (0, 23, 24)] == [0, 0, 1]
 

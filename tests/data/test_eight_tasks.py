@@ -41,8 +41,8 @@ def prepared(tmp_path_factory):
         size = (32, 32, 3) if name == "svhn_cropped" else (60, 80, 3)
 
         def rows(number, size=size):
-            pictures = rng.integers(0, 256, (number, *size), np.uint8)
-            return [(encoded(picture, "JPEG"), i % 10) for i, picture in enumerate(pictures)]
+            images = rng.integers(0, 256, (number, *size), np.uint8)
+            return [(encoded(image, "JPEG"), i % 10) for i, image in enumerate(images)]
 
         splits = {"train": rows(3), "test": rows(2)}
         if name == "oxford_flowers102":

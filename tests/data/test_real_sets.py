@@ -1,4 +1,4 @@
-"""The paper's own setting on real pictures: quick checks, and accuracy bands marked slow.
+"""The paper's own setting on real images: quick checks, and accuracy bands marked slow.
 
 Needs TFDS_DATA_DIR with prepared sets; figures of many seeds are in README's ledger.
 """
@@ -62,6 +62,6 @@ def test_mnist_task_one_after_five(tmp_path, method, low, high):
 @pytest.mark.slow
 @pytest.mark.parametrize("method, low", [("bd_psp", 0.82), ("bd_ewc", 0.80)])
 def test_cifar100_task_one_after_ten(tmp_path, method, low):
-    """Bands: the paper's 0.85 and 0.845 less what 200 test pictures leave open."""
+    """Bands: the paper's 0.85 and 0.845 less what 200 test images leave open."""
     told = run(tmp_path, "cifar100", method=method)["task_told"][0]
     assert told[0] >= low

@@ -80,7 +80,7 @@ def test_normalisation(how):
         assert x.max() == (1.0 if how == "unit" else 16.0) and x.min() == 0
 
 
-def test_permuted_tasks_share_the_pictures():
+def test_permuted_tasks_share_the_images():
     sequence = load_sequence(config_for(sequence__kind="permuted", sequence__num_tasks=4))
     assert sequence.train.images.shape[0] == 1400 and sequence.train.index.shape == (4, 1400)
     assert sequence.classes.all() and sequence.num_classes == 10

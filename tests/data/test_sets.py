@@ -1,4 +1,4 @@
-"""Builders of sets that TFDS lacks: small archives in the official layouts in, the pictures out."""
+"""Builders of sets that TFDS lacks: small archives in the official layouts in, the images out."""
 
 import io
 import json
@@ -47,7 +47,7 @@ assert not [m for m in sys.modules if m.split(".")[0] == "bpnjax"], "bpnjax was 
 
 
 @pytest.mark.parametrize(("name", "config"), CASES)
-def test_pictures_labels_and_splits(tmp_path, name, config):
+def test_images_labels_and_splits(tmp_path, name, config):
     write = WRITE[name]
     fonts = {"config": "fonts"} if config == "fonts" else {}
     expected = write(tmp_path / "archives", **fonts)
@@ -85,14 +85,14 @@ def test_pictures_labels_and_splits(tmp_path, name, config):
 def test_a_cut_jpeg_keeps_its_quantization():
     pixels = np.concatenate([smooth(32, 24), RNG.integers(0, 256, (20, 24, 3), np.uint8)])
     data = encoded(pixels, "JPEG")
-    cut = Image.open(archives.picture("a", "b", data, cut_rows=20))
+    cut = Image.open(archives.image_file("a", "b", data, cut_rows=20))
     whole = Image.open(io.BytesIO(data))
     assert cut.format == "JPEG" and cut.size == (24, 32)
     assert cut.quantization == whole.quantization
-    # As in the whole picture, but for rounding.
+    # As in the whole image, but for rounding.
     away = np.asarray(cut).astype(int) - np.asarray(whole)[:32]
     assert np.abs(away).mean() < 1
-    assert archives.picture("a", "b", data).getvalue() == data
+    assert archives.image_file("a", "b", data).getvalue() == data
 
 
 def test_loads_as_arrays(tmp_path):
@@ -152,7 +152,7 @@ def test_prepared_sets_of_tfds_are_read(tmp_path, name):
 
 @pytest.mark.parametrize("name", [*NAMES, "fgvc_aircraft/variant", "cars196", "svhn_cropped"])
 def test_what_to_do_where_a_set_is_missing(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(prepare, "unreachable", lambda urls: "no route")
+    monkeypatch.setattr(tfds_prepare, "unreachable", lambda urls: "no route")
     message = refused(name, tmp_path / "data", "")
     for remedy in ("(1)", "manual_dir=DIR", "(2)", "TFDS_DATA_DIR", "(3)", "(no route)"):
         assert remedy in message
@@ -214,11 +214,11 @@ def put(name, data):
 
 
 VOC, FGVC = "VOCdevkit/VOC2012/", "fgvc-aircraft-2013b/data/"
-PICTURE = "English/Img/GoodImg/Bmp/Sample003/img003-00007.png"
+IMAGE = "English/Img/GoodImg/Bmp/Sample003/img003-00007.png"
 LAYOUTS = {
-    "a picture": (
+    "an image": (
         "mit_indoor67",
-        drop("room_13", "picture 1"),
+        drop("room_13", "image 1"),
         "lacks 1 member(s), as Images/room_13",
     ),
     "a folder around": (
@@ -237,7 +237,7 @@ LAYOUTS = {
     "nothing to test": (
         "mit_indoor67",
         put("TestImages.txt", lambda d: b"\n".join(d.splitlines()[1:])),
-        "the split test has no picture of 'room_66'",
+        "the split test has no image of 'room_66'",
     ),
     "no list": (
         "mit_indoor67",
@@ -245,10 +245,10 @@ LAYOUTS = {
         "'<html>moved</html>' is",
     ),
     "binary list": ("mit_indoor67", put("TestImages.txt", b"\xff\xfe\x00"), "no text in UTF-8"),
-    "no picture": (
+    "no image": (
         "mit_indoor67",
-        put("Images/room_05/picture 0.jpg", b"\xff\xd8\xff"),
-        "room_05/picture 0.jpg is no readable picture",
+        put("Images/room_05/image 0.jpg", b"\xff\xd8\xff"),
+        "room_05/image 0.jpg is no readable image",
     ),
     "no families": (
         "fgvc_aircraft",
@@ -294,23 +294,23 @@ LAYOUTS = {
     "action": (
         "voc2012_actions",
         put(f"{VOC}Annotations/2011_000009.xml", note({"other"})),
-        "the split test has no picture of 'walking'",
+        "the split test has no image of 'walking'",
     ),
     "class of letters": (
         "chars74k_letters",
         drop("Sample030"),
-        "has pictures of 61 classes, not of the 62",
+        "has images of 61 classes, not of the 62",
     ),
     "few letters": ("chars74k_letters", drop("Sample030", "00002"), None),
     "fewer letters": (
         "chars74k_letters",
         lambda layout: [drop("Sample030", f"0000{i}")(layout) for i in (1, 2)],
-        "the split test has no picture of 'T'",
+        "the split test has no image of 'T'",
     ),
     "spoilt letter": (
         "chars74k_letters",
-        put(PICTURE, lambda d: d[:40]),
-        "img003-00007.png is no readable picture",
+        put(IMAGE, lambda d: d[:40]),
+        "img003-00007.png is no readable image",
     ),
 }
 
@@ -400,5 +400,5 @@ def test_a_sequence_of_sets(tmp_path):
     np.testing.assert_allclose(white, [0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225], rtol=1e-6)
     np.testing.assert_allclose(sequence.shift[0], -0.485 / 0.229, rtol=1e-6)
     config.dataset.resize = (8, 8, 1)
-    with pytest.raises(UserError, match="dataset.normalize: 'imagenet' needs pictures of 3"):
+    with pytest.raises(UserError, match="dataset.normalize: 'imagenet' needs images of 3"):
         load_sequence(config)

@@ -27,9 +27,9 @@ pytestmark = pytest.mark.usefixtures("no_network")
 def write_mnist(folder):
     folder.mkdir(parents=True, exist_ok=True)
     for prefix, count in (("train", 6), ("t10k", 4)):
-        pictures = struct.pack(">4I", 2051, count, 28, 28) + bytes(range(196)) * 4 * count
+        images = struct.pack(">4I", 2051, count, 28, 28) + bytes(range(196)) * 4 * count
         labels = struct.pack(">2I", 2049, count) + bytes(range(count))
-        for kind, data in (("images-idx3", pictures), ("labels-idx1", labels)):
+        for kind, data in (("images-idx3", images), ("labels-idx1", labels)):
             (folder / f"{prefix}-{kind}-ubyte.gz").write_bytes(gzip.compress(data, 1))
     return folder
 
@@ -94,7 +94,7 @@ def test_no_such_config_or_version(tmp_path, name, what):
 @pytest.mark.parametrize("name", [*builders.NAMES, "smallnorb", "cifar10_1/v6"])
 def test_unreachable_in_one_line_with_remedies(tmp_path, monkeypatch, name):
     asked = []
-    monkeypatch.setattr(prepare, "unreachable", lambda urls: asked.extend(urls) or "no route")
+    monkeypatch.setattr(tfds_prepare, "unreachable", lambda urls: asked.extend(urls) or "no route")
     start = time.monotonic()
     message = refused(name, tmp_path)
     assert time.monotonic() - start < 10
@@ -162,7 +162,7 @@ def serve(monkeypatch, folder, status=200):
 
 
 def test_download_is_verified(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "unreachable", lambda urls: "")
+    monkeypatch.setattr(tfds_prepare, "unreachable", lambda urls: "")
     serve(monkeypatch, folder := write_mnist(tmp_path / "served"), status=404)
     assert "HTTP code: 404" in refused("mnist", tmp_path / "data")
     serve(monkeypatch, folder)
@@ -175,7 +175,7 @@ def test_download_is_verified(tmp_path, monkeypatch):
     assert tfds_prepare.ensure_prepared("mnist", tmp_path / "data").info.full_name == "mnist/3.0.1"
     # The archives are cached: to prepare again asks nobody.
     shutil.rmtree(tmp_path / "data" / "mnist")
-    monkeypatch.setattr(prepare, "unreachable", lambda urls: pytest.fail("asked"))
+    monkeypatch.setattr(tfds_prepare, "unreachable", lambda urls: pytest.fail("asked"))
     tfds_prepare.ensure_prepared("mnist", tmp_path / "data")
 
 
@@ -275,7 +275,7 @@ def test_builder_that_needs_tensorflow(tmp_path, monkeypatch, capsys):
         yield 0, {"label": int(tf.constant(0))}
 
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    monkeypatch.setattr(prepare, "tfds_class", lambda name: toy_class(name, examples))
+    monkeypatch.setattr(tfds_prepare, "tfds_class", lambda name: toy_class(name, examples))
     message = refused("toyset", tmp_path)
     assert "to prepare (not to read) this set TFDS needs tensorflow" in message
     assert "pip install tensorflow, or copy a prepared set" in message
@@ -285,7 +285,7 @@ def test_builder_that_needs_tensorflow(tmp_path, monkeypatch, capsys):
 
 def test_builder_of_tfds_writes_array_record(tmp_path, monkeypatch):
     toy = toy_class("toyset", lambda self: ((i, {"label": i}) for i in range(3)))
-    monkeypatch.setattr(prepare, "tfds_class", lambda name: toy)
+    monkeypatch.setattr(tfds_prepare, "tfds_class", lambda name: toy)
     builder = tfds_prepare.ensure_prepared("toyset", tmp_path)
     assert builder.info.file_format.value == "array_record"
     assert sorted(example["label"] for example in builder.as_data_source("train")) == [0, 1, 2]

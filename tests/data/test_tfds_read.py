@@ -74,7 +74,7 @@ def test_configs(tmp_path):
 def test_default_data_dir_and_lazy_imports(tmp_path):
     write_toy(tmp_path)
     code = (
-        "import sys; from bpnjax.data import builders, prepare\n"
+        "import sys; from bpnjax.data import builders, tfds_prepare\n"
         "assert 'tensorflow_datasets' not in sys.modules\n"
         "print(tfds_prepare.ensure_prepared('toyset').data_dir)\n"
         "assert 'tensorflow' not in sys.modules"

@@ -68,7 +68,7 @@ def test_what_is_stored_per_task(method, floats):
 
 
 def test_what_a_memory_keeps():
-    """The paper's GEM(10) on two classes a task: 20 pictures, here of 64 bytes, for each task."""
+    """The paper's GEM(10) on two classes a task: 20 images, here of 64 bytes, for each task."""
     config = configuration.default()
     config.method, config.dataset.name, config.train.batch_size = "gem", "digits", 32
     config.gem.memories, config.gem.per = 10, "class"

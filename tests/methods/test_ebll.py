@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support import Jitted, digits_config
+from support import Jitted, changed, digits_config
 
-from bpnjax.methods import ebll
-from bpnjax.training import epochs
+from bpnjax.methods.ebll import Encoder, code_loss, encode
 from bpnjax.utils import prng
 from bpnjax.utils.errors import UserError
 
@@ -22,22 +21,26 @@ def test_code_loss_by_hand():
     new, old = rng.normal(size=(2, 3, 4))
     codes = [1 / (1 + np.exp(-(x @ kernel + bias))) for x in (new, old)]
     expected = 0.5 * ((codes[0] - codes[1]) ** 2).sum(1)[:2].mean()
-    encoder = ebll.Encoder(jnp.asarray(kernel), jnp.asarray(bias))
+    encoder = Encoder(jnp.asarray(kernel), jnp.asarray(bias))
     weight = jnp.array([1.0, 1.0, 0.0])  # the third example is padding
-    got = ebll.code_loss(encoder, jnp.asarray(new), jnp.asarray(old), weight)
+    got = code_loss(encoder, jnp.asarray(new), jnp.asarray(old), weight)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-def hidden(core, x):
-    layer = core["hidden_0"]
+def hidden(jitted, params, x):
+    """The units that go into the output layer."""
+    x, layer = jitted.learner.network.prepare(x), params["hidden_0"]
     return jax.nn.relu(x.reshape(len(x), -1) @ layer["kernel"] + layer["bias"])
 
 
 def test_fit_equals_a_plain_loop():
     """Adam on alpha_r |x - x'|^2 + the frozen output layer's loss on x', example order and all."""
-    jitted = Jitted(digits_config("ebll", train__epochs=1, ebll__reconstruction=0.3, **SMALL))
+    jitted = Jitted(
+        digits_config("ebll", train__epochs=1, ebll__reconstruction=0.3, ebll__batch_size=48,
+                      **SMALL)
+    )  # fmt: skip
     key = jax.random.key(0)
-    state, _ = jitted.train(key, [0])
+    state = jitted.train(key, [0])[0].learner
     found = jax.tree.map(lambda leaf: leaf[0], state.method.encoders)
     assert not state.method.encoders.kernel[1:].any()
 
@@ -45,7 +48,7 @@ def test_fit_equals_a_plain_loop():
     glorot = jax.nn.initializers.glorot_uniform()
     params = {"A": glorot(first, (16, 5)), "a": jnp.zeros(5),
               "D": glorot(second, (5, 16)), "d": jnp.zeros(16)}  # fmt: skip
-    output, optimizer = state.core["output"], optax.adam(1e-3)
+    output, optimizer = state.params["output"], optax.adam(1e-3)
     optimizer_state = optimizer.init(params)
 
     def loss(params, x, y):
@@ -56,7 +59,7 @@ def test_fit_equals_a_plain_loop():
 
     for _ in range(2):
         for x, y in jitted.epoch(key, 0, 0):
-            grads = jax.grad(loss)(params, hidden(state.core, x), y)
+            grads = jax.grad(loss)(params, hidden(jitted, state.params, x), y)
             updates, optimizer_state = optimizer.update(grads, optimizer_state)
             params = optax.apply_updates(params, updates)
     np.testing.assert_allclose(found.kernel, params["A"], rtol=1e-3, atol=1e-5)
@@ -69,10 +72,10 @@ def test_fitting_longer_keeps_more_of_the_features():
         jitted = Jitted(digits_config("ebll", train__epochs=4, ebll__code=4, ebll__epochs=epochs,
                                       ebll__learning_rate=1e-2,
                                       ebll__reconstruction=10.0))  # fmt: skip
-        state, _ = jitted.train(key, [0])
+        state = jitted.train(key, [0])[0].learner
         x = jnp.concatenate([x for x, _ in jitted.epoch(key, 0, 0)])
-        features = hidden(state.core, x)
-        codes = ebll.encode(jax.tree.map(lambda leaf: leaf[0], state.method.encoders), features)
+        features = hidden(jitted, state.params, x)
+        codes = encode(jax.tree.map(lambda leaf: leaf[0], state.method.encoders), features)
         codes = np.c_[codes, np.ones(len(x))]  # the best linear decoder of these codes
         rest = features - codes @ np.linalg.lstsq(codes, np.asarray(features), rcond=None)[0]
         lost.append(float((rest**2).mean()))
@@ -85,29 +88,30 @@ def test_two_steps_add_the_gradient_of_the_codes_to_lwf():
     changes = dict(train__optimizer="sgd", train__learning_rate=0.1, **SMALL)
     jitted = Jitted(digits_config("ebll", ebll__strength=4.0, **changes))
     state, _ = jitted.train(key, [0, 1], epochs=1)
-    state = jitted.begin_task(key, state, 2)
-    start, _ = jitted.run_steps(key, state, jitted.data, 2, 0, 0, 1)
-    moved, _ = jitted.run_steps(key, start, jitted.data, 2, 0, 1, 2)
+    start, _ = jitted.run_steps(jitted.begin_task(state, 2), jitted.data, 2, 0, 0, 1)
+    moved, _ = jitted.run_steps(start, jitted.data, 2, 0, 1, 2)
+    before, kept = start.learner.params, start.learner.method
     plain = Jitted(digits_config("lwf", **changes))
-    plain_state = plain.init(key)._replace(core=start.core, method=start.method.lwf)
-    lwf, _ = plain.run_steps(key, plain_state, plain.data, 2, 0, 1, 2)
+    lwf = changed(plain.init(key), params=before, method=kept.lwf)
+    lwf, _ = plain.run_steps(lwf, plain.data, 2, 0, 1, 2)
     x, _ = jitted.epoch(key, 2, 0)[1]
-    old = hidden(state.core, x)  # the teacher is the network before the task
+    old = hidden(jitted, state.learner.params, x)  # the teacher is the network before the task
 
-    def loss(core):
+    def loss(params):
         total = 0.0
         for k in range(2):
-            encoder = jax.tree.map(lambda leaf, k=k: leaf[k], state.method.encoders)
+            encoder = jax.tree.map(lambda leaf, k=k: leaf[k], kept.encoders)
             codes = [jax.nn.sigmoid(f @ encoder.kernel + encoder.bias)
-                     for f in (hidden(core, x), old)]  # fmt: skip
+                     for f in (hidden(jitted, params, x), old)]  # fmt: skip
             total += jnp.mean(jnp.sum((codes[0] - codes[1]) ** 2, 1))
         return 4.0 / 2 * total
 
-    extra = jax.grad(loss)(start.core)
+    extra = jax.grad(loss)(before)
     assert float(jnp.abs(extra["hidden_0"]["kernel"]).max()) > 1e-5
     for layer, leaves in extra.items():
         for name, g in leaves.items():
-            np.testing.assert_allclose(moved.core[layer][name], lwf.core[layer][name] - 0.1 * g,
+            expected = lwf.learner.params[layer][name] - 0.1 * g
+            np.testing.assert_allclose(moved.learner.params[layer][name], expected,
                                        rtol=1e-3, atol=1e-6)  # fmt: skip
 
 
@@ -123,5 +127,5 @@ def test_the_input_of_a_dense_layer_after_convolutions_can_be_encoded():
     jitted = Jitted(digits_config("ebll", ebll__layer="hidden_0", model__name="convnet",
                                   model__channels=(2,), **SMALL))  # fmt: skip
     state, _ = jitted.train(jax.random.key(0), [0, 1], epochs=1)
-    assert state.method.encoders.kernel.shape == (3, 2 * 4 * 4, 5)
-    assert epochs.steps_per_epoch(jitted.problem, jitted.sequence, 0) > 1
+    assert state.learner.method.encoders.kernel.shape == (3, 2 * 4 * 4, 5)
+    assert jitted.steps(0) > 1

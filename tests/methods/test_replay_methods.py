@@ -284,7 +284,6 @@ def test_a_step_never_raises_the_loss_on_what_is_kept(method):
 
     groups = [(0,), (1,)] if method == "gem" else [(0, 1)]
     for tasks in groups:
-        print(rise(moves[0], tasks), rise(moves[1],tasks))
         assert rise(moves[0], tasks) < 1e-7, (tasks, rise(moves[0], tasks))
     assert any(rise(moves[1], tasks) > 1e-5 for tasks in groups)  # left alone it would
 

@@ -152,7 +152,7 @@ def test_dropout_only_with_a_key_for_it():
     np.testing.assert_allclose(half[half > 0], 2 * whole[half > 0], rtol=1e-6)
 
 
-def test_too_small_pictures():
+def test_too_small_images():
     with pytest.raises(ValueError, match="at least 63 x 63 pixels, not 62 x 80.*dataset.resize"):
         SMALL.init(jax.random.key(0), jnp.zeros((1, 62, 80, 3)))
     jax.eval_shape(SMALL.init, jax.random.key(0), jnp.zeros((1, 63, 63, 3)))
@@ -320,7 +320,7 @@ def test_other_files(tmp_path):
         "lost.pth", save_pth(tmp_path / "o.pth", pickled(state)).read_bytes(), "damaged.*data/7"
     )
     with zipfile.ZipFile(tmp_path / "o.zip", "w") as archive:
-        archive.writestr("picture.png", b"")
+        archive.writestr("image.png", b"")
     refused("zip.pth", (tmp_path / "o.zip").read_bytes(), "0 files data.pkl")
 
 

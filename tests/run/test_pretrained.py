@@ -58,7 +58,7 @@ def test_features_computed_once_train_the_same_network(model_file, method, tmp_p
     assert a.keys() == b.keys()  # with the convolutions
     for name in a:
         np.testing.assert_allclose(a[name], b[name], atol=2e-4, err_msg=name)
-    # The model reads pictures, and answers as the run counted.
+    # The model reads images, and answers as the run counted.
     predictor, sequence = bpnjax.load(tmp_path / "once"), load_sequence(config)
     for task in range(3):
         rows = sequence.test.index[task, : sequence.test.count[task]]
@@ -67,7 +67,7 @@ def test_features_computed_once_train_the_same_network(model_file, method, tmp_p
         assert right == pytest.approx(once["accuracy"]["task_masked"][0][-1][task], abs=0.01)
 
 
-def test_statistics_of_features_infer_the_task_of_pictures(model_file, tmp_path):
+def test_statistics_of_features_infer_the_task_of_images(model_file, tmp_path):
     fields = FROZEN | {"model__pretrained": model_file, "evaluate__rule": "statistics",
                        "evaluate__statistics": 3}  # fmt: skip
     config = digits_config("bd_ewc", train__features_once=True, **fields)
@@ -111,7 +111,7 @@ def test_a_file_of_others_is_refused(tmp_path):
         pretrained.start_from({"fc6": {"bias": np.zeros(1)}}, {"a/bias": np.zeros(1)})
 
 
-def test_small_pictures_are_refused():
+def test_small_images_are_refused():
     with pytest.raises(ValueError, match="at least 8 x 8 pixels, not 7 x 9"):
         SmallAlexNet(2).init(jax.random.key(0), np.zeros((1, 7, 9, 1), np.float32))
 

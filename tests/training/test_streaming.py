@@ -1,4 +1,4 @@
-"""Sets that do not fit the device: the same run as with all pictures on it, bit for bit."""
+"""Sets that do not fit the device: the same run as with all images on it, bit for bit."""
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ def run(config, workdir, **fields):
     return result["accuracy"], models
 
 
-# Methods that see the batch only, that look at other tasks' pictures, and that train on all tasks;
+# Methods that see the batch only, that look at other tasks' images, and that train on all tasks;
 # whole batches and, after a checkpoint, chunks that are not full.
 @pytest.mark.parametrize(
     "fields",
@@ -68,7 +68,7 @@ def test_too_little_for_a_batch_is_refused(tiny, tmp_path):
         run(tiny, tmp_path, dataset__device_mb=0.001)
 
 
-def test_pictures_on_the_host_are_indexed_like_an_array():
+def test_images_on_the_host_are_indexed_like_an_array():
     array = np.arange(24, dtype=np.uint8).reshape(6, 2, 2)
     held = HostImages(array)
     rows = np.array([[5, 0], [3, 3]])

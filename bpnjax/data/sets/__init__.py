@@ -1,7 +1,7 @@
-"""TFDS builders, without TensorFlow, of sets of pictures that TFDS lacks.
+"""TFDS builders, without TensorFlow, of sets of images that TFDS lacks.
 
 A set is a module with an `ImageSet`: its archives, and a function that reads from their small files
-which pictures there are, of which class and split. What its builder writes is read from its folder
+which images there are, of which class and split. What its builder writes is read from its folder
 alone, as any prepared set; TFDS does not know its name.
 """
 

@@ -1,10 +1,10 @@
-"""Chars74K, English: 0-9, A-Z and a-z, cut out of natural pictures or drawn from fonts.
+"""Chars74K, English: 0-9, A-Z and a-z, cut out of natural images or drawn from fonts.
 
-Disputed: Wen et al. 2020 call it recognition in natural pictures and give 62,992 pictures of 62
+Disputed: Wen et al. 2020 call it recognition in natural images and give 62,992 images of 62
 classes, but 62,992 = 62 x 1,016 is the part drawn from fonts. The codes known to use this sequence
-of sets take the natural part, good and bad pictures together, and so does the default config here;
-the fonts are the other one. There is no official split of all pictures (the lists of its authors
-have at most 15 of a class to train and 15 to test): here every seventh picture of a class, in the
+of sets take the natural part, good and bad images together, and so does the default config here;
+the fonts are the other one. There is no official split of all images (the lists of its authors
+have at most 15 of a class to train and 15 to test): here every seventh image of a class, in the
 order of the names, is to test. It is called Letters in the paper, digits included.
 """
 
@@ -30,14 +30,14 @@ _FOLDERS = {"natural": "English/Img/(?:GoodImg|BadImag)/Bmp", "fonts": "English/
 
 
 def read(files, config: str) -> Reading:
-    """Reads the names of the pictures, as ``.../Sample011/img011-00001.png`` for an A.
+    """Reads the names of the images, as ``.../Sample011/img011-00001.png`` for an A.
 
     Args:
         files: {file name: path} of the set's archives.
         config: ``natural`` or ``fonts``.
 
     Returns:
-        A `Reading`: classes, examples of each split, and where the pictures are.
+        A `Reading`: classes, examples of each split, and where the images are.
 
     Raises:
         UserError: An archive is malformed, or does not name what it should.
@@ -48,7 +48,7 @@ def read(files, config: str) -> Reading:
     for name, _ in archives.members(path, lambda name: bool(pattern.fullmatch(name))):
         by_class.setdefault(int(pattern.fullmatch(name)[1]) - 1, []).append(name)
     if set(by_class) != set(range(len(CLASS_NAMES))):
-        raise archives.malformed(path, f"has pictures of {len(by_class)} classes, not of the 62")
+        raise archives.malformed(path, f"has images of {len(by_class)} classes, not of the 62")
     splits = {"train": [], "test": []}
     for label, names in sorted(by_class.items()):
         for i, name in enumerate(sorted(names)):
@@ -61,7 +61,7 @@ def read(files, config: str) -> Reading:
 CHARS74K_LETTERS = ImageSet(
     version="1.0.0",
     configs={
-        "natural": Config((_ARCHIVES["natural"],), 62, "Cut out of natural pictures."),
+        "natural": Config((_ARCHIVES["natural"],), 62, "Cut out of natural images."),
         "fonts": Config((_ARCHIVES["fonts"],), 62, "Drawn from 254 fonts in 4 styles each."),
     },
     read=read,

@@ -1,10 +1,10 @@
-"""FGVC-Aircraft: 10,000 pictures of aircraft, in 70 families or 100 variants.
+"""FGVC-Aircraft: 10,000 images of aircraft, in 70 families or 100 variants.
 
 Disputed: Wen et al. 2020 give 70 classes, the families; others of the same sequence of sets use the
-100 variants. Both are here, as configs. The 10,200 pictures of the paper are those that its README
+100 variants. Both are here, as configs. The 10,200 images of the paper are those that its README
 speaks of, with 102 variants; release 2013b has 10,000 of 100. To train are its lists for
-training and validation together, 6,667 pictures, to test 3,333. The 20 rows at the bottom of each
-picture are a banner with its author and are cut away, as its README asks;
+training and validation together, 6,667 images, to test 3,333. The 20 rows at the bottom of each
+image are a banner with its author and are cut away, as its README asks;
 torchvision, for one, leaves them.
 """
 
@@ -37,7 +37,7 @@ def read(files, config: str) -> Reading:
         config: ``family`` or ``variant``.
 
     Returns:
-        A `Reading`: classes, examples of each split, and where the pictures are.
+        A `Reading`: classes, examples of each split, and where the images are.
 
     Raises:
         UserError: An archive is malformed, or does not name what it should.
@@ -52,10 +52,10 @@ def read(files, config: str) -> Reading:
     number = {name: i for i, name in enumerate(class_names)}
 
     def example(file, line):
-        picture, _, name = line.partition(" ")
+        image, _, name = line.partition(" ")
         if name not in number:
             raise malformed(path, f"{file} has {line!r}, of no class in {_NAMES[config]}")
-        return Example(f"{_FOLDER}images/{picture}.jpg", f"{picture}.jpg", number[name])
+        return Example(f"{_FOLDER}images/{image}.jpg", f"{image}.jpg", number[name])
 
     splits = {s: [example(f, line) for f in fs for line in found[f]] for s, fs in listed.items()}
     check_splits(path, class_names, splits)
@@ -69,7 +69,7 @@ FGVC_AIRCRAFT = ImageSet(
         "variant": Config((_ARCHIVE,), 100, "Variants, as 737-700, the finest that look apart."),
     },
     read=read,
-    about="Pictures of aircraft, without the banner below; 6,667 to train and 3,333 to test.",
+    about="Images of aircraft, without the banner below; 6,667 to train and 3,333 to test.",
     homepage="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
     licence="For non-commercial research only; the photographers keep the copyright.",
     citation="S. Maji, E. Rahtu, J. Kannala, M. Blaschko and A. Vedaldi, Fine-Grained Visual "

@@ -1,4 +1,4 @@
-"""What the builder of a set of pictures in archives needs to know of it."""
+"""What the builder of a set of images in archives needs to know of it."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -17,24 +17,24 @@ class Config(NamedTuple):
 
 
 class Example(NamedTuple):
-    """Where a picture is and what it shows."""
+    """Where an image is and what it shows."""
 
-    member: str  # in the archive of pictures
+    member: str  # in the archive of images
     file_name: str  # as the set's own lists name it; unique in a split
     label: int
 
 
 class Reading(NamedTuple):
-    """What the small files of a set say: all but the pictures."""
+    """What the small files of a set say: all but the images."""
 
-    path: Any  # the archive of pictures
+    path: Any  # the archive of images
     class_names: list[str]
     splits: dict[str, list[Example]]
-    cut_rows: int = 0  # at the bottom of each picture that are none of it
+    cut_rows: int = 0  # at the bottom of each image that are none of it
 
 
 class ImageSet(NamedTuple):
-    """A set of pictures that TFDS lacks."""
+    """A set of images that TFDS lacks."""
 
     version: str
     configs: dict[str, Config]  # the first is the default; {"": ...} for a set without configs
@@ -56,14 +56,14 @@ def examples(reading: Reading, split: str) -> Iterator[tuple[str, dict]]:
         A key, and a dict of ``image``, ``label`` and ``file_name``.
 
     Raises:
-        UserError: A picture is missing or cannot be decoded.
+        UserError: An image is missing or cannot be decoded.
     """
     wanted = {example.member: example for example in reading.splits[split]}
     for name, data in archives.members(reading.path, wanted.__contains__):
         example = wanted.pop(name, None)
         if example is None:
             raise archives.malformed(reading.path, f"has the member {name} twice")
-        image = archives.picture(reading.path, name, data, reading.cut_rows)
+        image = archives.image_file(reading.path, name, data, reading.cut_rows)
         yield (
             example.file_name,
             {"image": image, "label": example.label, "file_name": example.file_name},
@@ -123,7 +123,7 @@ def check_classes(path, what: str, names, count: int) -> None:
 
 
 def check_splits(path, class_names, splits: dict[str, list[Example]]) -> None:
-    """Makes sure that every class has pictures in every split.
+    """Makes sure that every class has images in every split.
 
     Args:
         path: The archive, for the message.
@@ -131,10 +131,10 @@ def check_splits(path, class_names, splits: dict[str, list[Example]]) -> None:
         splits: The examples of each split.
 
     Raises:
-        UserError: A class has no picture in a split.
+        UserError: A class has no image in a split.
     """
     for split, found in splits.items():
         present = {example.label for example in found}
         absent = [name for i, name in enumerate(class_names) if i not in present]
         if absent:
-            raise archives.malformed(path, f"the split {split} has no picture of {absent[0]!r}")
+            raise archives.malformed(path, f"the split {split} has no image of {absent[0]!r}")

@@ -1,6 +1,6 @@
 """MIT Indoor Scenes: 67 kinds of rooms.
 
-Disputed: the set has 15,620 pictures, the number that Wen et al. 2020 give, but the lists of its
+Disputed: the set has 15,620 images, the number that Wen et al. 2020 give, but the lists of its
 authors, for 80 of each class to train and 20 to test, name 5,360 and 1,340. The lists are taken
 here, as in most works; the paper does not say what it did with the rest.
 """
@@ -16,10 +16,10 @@ from bpnjax.data.sets.imageset import (
 )
 
 _CLASSES = 67
-_PICTURES = "indoorCVPR_09.tar"
+_IMAGES = "indoorCVPR_09.tar"
 _LISTS = {"train": "TrainImages.txt", "test": "TestImages.txt"}
 _ARCHIVES = (
-    Archive(f"http://groups.csail.mit.edu/vision/LabelMe/NewImages/{_PICTURES}", _PICTURES),
+    Archive(f"http://groups.csail.mit.edu/vision/LabelMe/NewImages/{_IMAGES}", _IMAGES),
     *(Archive(f"http://web.mit.edu/torralba/www/{file}", file) for file in _LISTS.values()),
 )
 
@@ -32,7 +32,7 @@ def read(files, config: str) -> Reading:
         config: Not looked at; the set has one.
 
     Returns:
-        A `Reading`: classes, examples of each split, and where the pictures are.
+        A `Reading`: classes, examples of each split, and where the images are.
 
     Raises:
         UserError: An archive is malformed, or does not name what it should.
@@ -42,7 +42,7 @@ def read(files, config: str) -> Reading:
     for split, names in listed.items():
         for name in names:
             if name.count("/") != 1:
-                raise malformed(files[_LISTS[split]], f"{name!r} is not a CLASS/PICTURE")
+                raise malformed(files[_LISTS[split]], f"{name!r} is not a CLASS/IMAGE")
     class_names = sorted({name.split("/")[0] for name in listed["train"]})
     check_classes(files[_LISTS["train"]], "it", class_names, _CLASSES)
     number = {name: i for i, name in enumerate(class_names)}
@@ -53,14 +53,14 @@ def read(files, config: str) -> Reading:
             raise malformed(files[_LISTS[split]], f"{unknown[0]!r} is of no class to train on")
         splits[split] = [Example(f"Images/{n}", n, number[n.split("/")[0]]) for n in names]
         check_splits(files[_LISTS[split]], class_names, {split: splits[split]})
-    return Reading(files[_PICTURES], class_names, splits)
+    return Reading(files[_IMAGES], class_names, splits)
 
 
 MIT_INDOOR67 = ImageSet(
     version="1.0.0",
-    configs={"": Config(_ARCHIVES, _CLASSES, "The lists of 80 and 20 pictures a class.")},
+    configs={"": Config(_ARCHIVES, _CLASSES, "The lists of 80 and 20 images per class.")},
     read=read,
-    about="Pictures of 67 kinds of indoor scenes; 5,360 to train and 1,340 to test.",
+    about="Images of 67 kinds of indoor scenes; 5,360 to train and 1,340 to test.",
     homepage="http://web.mit.edu/torralba/www/indoor.html",
     licence="For research purposes only (its page).",
     citation="A. Quattoni and A. Torralba, Recognizing Indoor Scenes, CVPR 2009.",

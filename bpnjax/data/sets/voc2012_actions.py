@@ -1,10 +1,10 @@
-"""PASCAL VOC 2012 Actions: what people in a picture do, 10 actions.
+"""PASCAL VOC 2012 Actions: what people in an image do, 10 actions.
 
 Disputed: the set marks each person with any number of 10 actions, or as "other". Works on sequences
-of sets make one label a picture of it, each in its own way: Wen et al. 2020 give 3,334 pictures of
-10 classes, others 11 classes with "other". Here a picture belongs to an action if each person
-marked in it does that action and no other one; pictures with "other", with several actions or with
-persons who do different things are left out. The whole picture is taken, not the persons cut out of
+of sets make one label an image of it, each in its own way: Wen et al. 2020 give 3,334 images of
+10 classes, others 11 classes with "other". Here an image belongs to an action if each person
+marked in it does that action and no other one; images with "other", with several actions or with
+persons who do different things are left out. The whole image is taken, not the persons cut out of
 it. The official test set has no public labels: the training list is to train, the validation list
 to test.
 """
@@ -32,8 +32,8 @@ _ARCHIVE = Archive(
 )
 
 
-def picture_label(path, name: str, note: bytes) -> int | None:
-    """The action of a picture.
+def image_label(path, name: str, note: bytes) -> int | None:
+    """The action of an image.
 
     Args:
         path: The archive, for messages.
@@ -47,9 +47,9 @@ def picture_label(path, name: str, note: bytes) -> int | None:
         UserError: The annotation is malformed.
 
     Example:
-        >>> from bpnjax.data.sets.voc2012_actions import picture_label
+        >>> from bpnjax.data.sets.voc2012_actions import image_label
         >>> person = "<object><actions><jumping>0</jumping><reading>1</reading></actions></object>"
-        >>> picture_label("x.tar", "a.xml", f"<annotation>{person}</annotation>".encode())
+        >>> image_label("x.tar", "a.xml", f"<annotation>{person}</annotation>".encode())
         3
     """
     try:
@@ -69,14 +69,14 @@ def picture_label(path, name: str, note: bytes) -> int | None:
 
 
 def read(files, config: str) -> Reading:
-    """Reads the lists of pictures and their annotations.
+    """Reads the lists of images and their annotations.
 
     Args:
         files: {file name: path} of the set's archives.
         config: Not looked at; the set has one.
 
     Returns:
-        A `Reading`: classes, examples of each split, and where the pictures are.
+        A `Reading`: classes, examples of each split, and where the images are.
 
     Raises:
         UserError: An archive is malformed, or does not name what it should.
@@ -91,8 +91,8 @@ def read(files, config: str) -> Reading:
         for stem in dict.fromkeys(line.split()[0] for line in lines(path, listed, found[listed])):
             note = f"{_NOTES}{stem}.xml"
             if note not in found:
-                raise malformed(path, f"lacks {note}, of a picture in {listed}")
-            label = picture_label(path, note, found[note])
+                raise malformed(path, f"lacks {note}, of an image in {listed}")
+            label = image_label(path, note, found[note])
             if label is not None:
                 member = f"{_FOLDER}JPEGImages/{stem}.jpg"
                 splits[split].append(Example(member, f"{stem}.jpg", label))
@@ -102,11 +102,11 @@ def read(files, config: str) -> Reading:
 
 VOC2012_ACTIONS = ImageSet(
     version="1.0.0",
-    configs={"": Config((_ARCHIVE,), len(ACTIONS), "One action a picture.")},
+    configs={"": Config((_ARCHIVE,), len(ACTIONS), "One action per image.")},
     read=read,
-    about="Pictures of people who all do the same one of 10 actions.",
+    about="Images of people who all do the same one of 10 actions.",
     homepage="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
-    licence="Pictures from Flickr, under its terms of use.",
+    licence="Images from Flickr, under its terms of use.",
     citation="M. Everingham, L. Van Gool, C. K. I. Williams, J. Winn and A. Zisserman, The PASCAL "
     "Visual Object Classes Challenge 2012.",
 )
