@@ -52,8 +52,8 @@ class State:
       optimizer: state of the optimizer of the shared parameters.
       task_optimizer: state of that of the task parameters.
       method: what the method keeps: banks, anchors, importance, replayed examples.
-      step_size: tree of f32 scalars like the parameters, the learning rate of each leaf at the first
-        step; where the optimizer has a schedule each step finds its own.
+      step_size: tree of f32 scalars like the parameters, the learning rate of each leaf at the
+        first step; where the optimizer has a schedule each step finds its own.
       key: typed PRNG key of the seed; nothing else is random.
       task: int32 scalar, the task in training; -1 between tasks.
       step: int32 scalar, steps of that task so far.
@@ -164,7 +164,7 @@ class Learner:
         """
         if not jax.dtypes.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
             raise UserError("key: give a typed PRNG key, jax.random.key(0)")
-        return self._init(key)  # type: ignore[attr-defined,no-any-return]
+        return self._init(key)  # type: ignore[attr-defined]
 
     def begin_task(self, state: State, task: int | jax.Array) -> State:
         """Starts a task: fresh task parameters and optimizer; the shared parameters go on.
@@ -179,7 +179,7 @@ class Learner:
         Raises:
           UserError: there is no such task, or a state of another learner.
         """
-        return self._begin_task(self._checked(state), self._task(task))  # type: ignore[attr-defined,no-any-return]
+        return self._begin_task(self._checked(state), self._task(task))  # type: ignore[attr-defined]
 
     def step(self, state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
         """One training step. Compiles once for all tasks; works under `jax.vmap` and `jax.pmap`.
@@ -196,7 +196,7 @@ class Learner:
         Raises:
           UserError: the batch does not fit the network, or holds NaN (NumPy arrays only).
         """
-        return self._step(state, *checked_batch(self.setup, batch))  # type: ignore[attr-defined,no-any-return]
+        return self._step(state, *checked_batch(self.setup, batch))  # type: ignore[attr-defined]
 
     def end_task(self, state: State, data: Any) -> State:
         """Ends a task: its mode is frozen, importance is measured, examples are kept.
@@ -214,7 +214,7 @@ class Learner:
           UserError: the data do not fit the network, or hold NaN.
         """
         x, y = checked_data(self.setup, data)
-        return self._end_task(self._checked(state), x, y)  # type: ignore[attr-defined,no-any-return]
+        return self._end_task(self._checked(state), x, y)  # type: ignore[attr-defined]
 
     def apply(self, state: State, x: Any, task: Any) -> jax.Array:
         """The network's outputs in the mode of a task: in training, after it, and after loading.
@@ -235,7 +235,7 @@ class Learner:
         task = self._task(task)
         if task.ndim and task.shape != (x.shape[0],):
             raise UserError(f"task: {task.shape} ids for {x.shape[0]} examples; give one each")
-        return self._apply(self._checked(state), x, task)  # type: ignore[attr-defined,no-any-return]
+        return self._apply(self._checked(state), x, task)  # type: ignore[attr-defined]
 
     # The same before jax.jit.
 
@@ -271,7 +271,7 @@ class Learner:
         ctx = Context(self.setup, task, task, True, key)
         params, kept, task_params = self.method.begin_task(key, state.params, state.method, ctx)
         afresh = self.method.trains == "afresh"
-        return state.replace(  # type: ignore[attr-defined,no-any-return]
+        return state.replace(  # type: ignore[attr-defined]
             params=params,
             variables=self.network.init(key)[1] if afresh else state.variables,
             task_params=task_params,
@@ -388,7 +388,7 @@ class Learner:
         bank = state.task_variables
         if self._own_variables:
             bank = modes.store(bank, state.variables, clock.task)
-        return state.replace(  # type: ignore[attr-defined,no-any-return]
+        return state.replace(  # type: ignore[attr-defined]
             params=params,
             task_variables=bank,
             # The task parameters have done their work; zeros keep the state's structure.
@@ -468,7 +468,7 @@ class Learner:
             raise UserError(f"{path}: no state that learner.save wrote; name such a file")
         abstract = jax.eval_shape(self.first, jax.random.key(0))
         try:
-            return arrays.unflatten(found, abstract)  # type: ignore[no-any-return]
+            return arrays.unflatten(found, abstract)
         except ValueError as error:
             raise UserError(
                 f"{path}: a state of the method {names.get('method')} on the network "
@@ -541,6 +541,9 @@ class Learner:
                 return jax.lax.map(lambda one: run(one[0][None], one[1])[0], (x, task))
             if self._own_variables and state.variables:
                 return jax.vmap(lambda x, t: run(x[None], t)[0])(x, task)
+        if jnp.ndim(task) == 1 and self.network.tapped is None and self.method.told_task:
+            # A plain function knows one mode for its batch, not one per example.
+            return jax.vmap(lambda x, t: run(x[None], t)[0])(x, task)
         return run(x, task)
 
     def _losses(self, outputs: jax.Array, y: Any, task: Any) -> jax.Array:
@@ -681,7 +684,7 @@ class Learner:
 
             covered = per_example.one_pass_layers(self.network.layers)
             like = {path: jnp.zeros(layer.outputs) for path, layer in covered.items()}
-            return mean(one, like)  # type: ignore[no-any-return]
+            return mean(one, like)
 
         return fisher, factors, sensitivity, neurons
 
@@ -712,8 +715,8 @@ class Learner:
                 return state
         raise UserError(
             f"state: not one that learner.init of {self.method.name} on {self.network.name} with "
-            f"{self.num_tasks} tasks gives; states of several seeds need jax.vmap, others their own "
-            "learner"
+            f"{self.num_tasks} tasks gives; states of several seeds need jax.vmap, others their "
+            "own learner"
         )
 
     def _task(self, task: Any) -> jax.Array:

@@ -136,6 +136,11 @@ def _patterns(flat: dict[str, Any]) -> Iterator[str]:
 
 
 def _run(flat: dict[str, Any]) -> Iterator[str]:
+    from bpnjax.config.fields import COMMON  # late: it imports JAX
+
     log_kinds(flat["log"])
+    last = flat["seed"] + flat["num_seeds"] - 1
+    if COMMON["seed"].setting.complaint(last, 0):
+        yield f"num_seeds: {flat['num_seeds']} from seed {flat['seed']} on end at {last}; lower one"
     if flat["devices"] != "all" and not flat["devices"].isdecimal():
         yield f"devices: {flat['devices']!r} is neither 'all' nor a number; give one"

@@ -7,8 +7,8 @@ import os
 import pathlib
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
@@ -28,7 +28,7 @@ class Archive(NamedTuple):
     md5: str = ""
 
 
-def malformed(path, what: str) -> UserError:
+def malformed(path: Path, what: str) -> UserError:
     """An error that says what is wrong with an archive, and what to do.
 
     Args:
@@ -42,7 +42,7 @@ def malformed(path, what: str) -> UserError:
 
 
 @contextlib.contextmanager
-def unpacking(path):
+def unpacking(path: Path) -> Iterator[None]:
     """Turns whatever the unpacking of an archive raises into a `UserError`.
 
     Args:
@@ -59,7 +59,9 @@ def unpacking(path):
         raise malformed(path, f"cannot be unpacked ({' '.join(str(error).split())})") from error
 
 
-def find(name: str, archives, manual_dir, verify: bool = True) -> dict[str, pathlib.Path]:
+def find(
+    name: str, archives: Iterable[Archive], manual_dir: Path, verify: bool = True
+) -> dict[str, pathlib.Path]:
     """Finds the official archives of a set in a folder.
 
     Args:
@@ -112,7 +114,7 @@ def check(name: str, archive: Archive, path: pathlib.Path) -> None:
         )
 
 
-def members(path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     """Reads regular files of a tar archive, compressed or not, in one pass in memory.
 
     Args:
@@ -132,7 +134,7 @@ def members(path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
                 yield name, tar.extractfile(member).read()
 
 
-def lines(path, name: str, data: bytes) -> list[str]:
+def lines(path: Path, name: str, data: bytes) -> list[str]:
     r"""The lines of a text file that are not empty, each once, without white space around them.
 
     Args:
@@ -158,7 +160,7 @@ def lines(path, name: str, data: bytes) -> list[str]:
     return list(dict.fromkeys(line for line in stripped if line))
 
 
-def image_file(path, name: str, data: bytes, cut_rows: int = 0) -> io.BytesIO:
+def image_file(path: Path, name: str, data: bytes, cut_rows: int = 0) -> io.BytesIO:
     """An image as it goes into a prepared set.
 
     Args:

@@ -7,14 +7,17 @@ What they write carries the name, version, features and splits of the official T
 import gzip
 import io
 import os
+import pathlib
 import struct
 import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from bpnjax.data import archives
-from bpnjax.data.archives import Archive, malformed, unpacking
+from bpnjax.data.archives import Archive, Path, malformed, unpacking
 from bpnjax.utils.errors import UserError
 
 # Address, then file name, size and sha256 of each archive, as in url_checksums/ of TFDS.
@@ -74,7 +77,7 @@ _CIFAR = {
 }
 
 
-def _read_idx(path, magic, dims):
+def _read_idx(path: Path, magic: int, dims: tuple[int, ...]) -> np.ndarray:
     """The array of a gzipped idx file of bytes, whose dimensions after the first are `dims`."""
     with unpacking(path), gzip.open(os.fspath(path)) as file:
         data = file.read()
@@ -90,19 +93,19 @@ def _read_idx(path, magic, dims):
     return np.frombuffer(data, np.uint8, offset=header.size).reshape(count, *dims)
 
 
-def _check_labels(path, labels, classes):
+def _check_labels(path: Path, labels: np.ndarray, classes: int) -> None:
     if labels.max() >= classes:
         raise malformed(path, f"label {labels.max()} is out of range 0..{classes - 1}")
 
 
-def _png(image):
+def _png(image: np.ndarray) -> io.BytesIO:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     file.seek(0)
     return file
 
 
-def _mnist_examples(images_path, labels_path):
+def _mnist_examples(images_path: Path, labels_path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     images = _read_idx(images_path, 2051, (28, 28))
     labels = _read_idx(labels_path, 2049, ())
     if len(images) != len(labels):
@@ -112,7 +115,7 @@ def _mnist_examples(images_path, labels_path):
         yield index, {"image": _png(image), "label": int(label)}
 
 
-def _read_members(path, names):
+def _read_members(path: Path, names: Iterable[str]) -> dict[str, bytes]:
     """The contents of the named regular files of a tar.gz, read in one pass in memory."""
     found = {}
     with unpacking(path), tarfile.open(os.fspath(path), "r:gz") as tar:
@@ -125,14 +128,14 @@ def _read_members(path, names):
     return found
 
 
-def _class_names(path, member, data, classes):
+def _class_names(path: Path, member: str, data: bytes, classes: int) -> list[str]:
     names = [line for line in data.decode("utf-8", "replace").split("\n") if line]
     if len(names) != classes or len(set(names)) != classes:
         raise malformed(path, f"{member} has {len(set(names))} class names, not {classes}")
     return names
 
 
-def _cifar_records(path, member, data, labels):
+def _cifar_records(path: Path, member: str, data: bytes, labels: Labels) -> np.ndarray:
     size = len(labels) + 3 * 32 * 32
     if not data or len(data) % size:
         raise malformed(path, f"{member} has {len(data)} bytes, not a multiple of {size}")
@@ -142,7 +145,9 @@ def _cifar_records(path, member, data, labels):
     return records
 
 
-def _cifar_examples(split, parts, labels):
+def _cifar_examples(
+    split: str, parts: Sequence[np.ndarray], labels: Labels
+) -> Iterator[tuple[int, dict[str, Any]]]:
     index = 0
     for records in parts:
         images = records[:, len(labels) :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -153,7 +158,9 @@ def _cifar_examples(split, parts, labels):
             index += 1
 
 
-def _cifar_splits(name, files, features):
+def _cifar_splits(
+    name: str, files: Mapping[str, Any], features: Any
+) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
     """The splits of a CIFAR set; the class names of the archive go into `features`."""
     folder, parts, labels = _CIFAR[name]
     (path,) = files.values()
@@ -169,7 +176,7 @@ def _cifar_splits(name, files, features):
     }
 
 
-def _features(name, features):
+def _features(name: str, features: Any) -> dict[str, Any]:
     if name in _CIFAR:
         labels = {
             label: features.ClassLabel(num_classes=classes)
@@ -180,7 +187,7 @@ def _features(name, features):
     return {"image": features.Image(shape=(28, 28, 1)), "label": features.ClassLabel(**classes)}
 
 
-def manual_archives(name, manual_dir, verify=True):
+def manual_archives(name: str, manual_dir: Path, verify: bool = True) -> dict[str, pathlib.Path]:
     """Finds the official archives of a set in a folder.
 
     Args:
@@ -197,7 +204,7 @@ def manual_archives(name, manual_dir, verify=True):
     return archives.find(name, ARCHIVES[name], manual_dir, verify)
 
 
-def builder(name, data_dir, manual_dir="", verify=True):
+def builder(name: str, data_dir: Path, manual_dir: Path = "", verify: bool = True) -> Any:
     """Makes the TensorFlow-free builder of one of the four sets.
 
     It writes array_record. TFDS does not register it: `tfds.builder(name)` stays the official one.
@@ -227,12 +234,12 @@ def builder(name, data_dir, manual_dir="", verify=True):
     import tensorflow_datasets as tfds  # slow to import, and needed here only
     from tensorflow_datasets.core.download.checksums import UrlInfo
 
-    def info(self):
+    def info(self) -> Any:
         features = tfds.features.FeaturesDict(_features(name, tfds.features))
         keys = ("image", "label")
         return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=keys)
 
-    def split_generators(self, dl_manager):
+    def split_generators(self, dl_manager: Any) -> dict[str, Any]:
         files = paths or dl_manager.download({a.filename: a.url for a in ARCHIVES[name]})
         if name in _CIFAR:
             return _cifar_splits(name, files, self.info.features)

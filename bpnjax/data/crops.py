@@ -8,7 +8,7 @@ at any step without replaying those before it, with any number of workers.
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ class Files(NamedTuple):
     record: np.ndarray  # int32 [n], its place there
     look: Look
 
-    def take(self, rows) -> "Files":
+    def take(self, rows: np.ndarray) -> "Files":
         """Those of some rows."""
         return self._replace(which=self.which[rows], record=self.record[rows])
 
@@ -49,7 +49,7 @@ class Draws(NamedTuple):
     places: int  # rows of the plan that an epoch takes
 
 
-def of_source(source, look: Look) -> Files:
+def of_source(source: Any, look: Look) -> Files:
     """The images of one source."""
     rows = np.arange(len(source), dtype=np.int32)
     return Files((source,), np.zeros_like(rows), rows, look)
@@ -88,7 +88,7 @@ def resized(encoded: bytes, look: Look) -> np.ndarray:
     return np.asarray(image).reshape(height, width, look.shape[2])
 
 
-def random_crop(image: np.ndarray, shape, rng: np.random.Generator) -> np.ndarray:
+def random_crop(image: np.ndarray, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
     """A part of an image at a random place, mirrored with probability 1/2.
 
     Args:
@@ -108,7 +108,7 @@ def random_crop(image: np.ndarray, shape, rng: np.random.Generator) -> np.ndarra
     return part[:, ::-1] if rng.random() < 0.5 else part
 
 
-def centre_crop(image: np.ndarray, shape) -> np.ndarray:
+def centre_crop(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """The middle of an image.
 
     Args:
@@ -137,7 +137,7 @@ def random_numbers(draws: Draws, place: int) -> np.random.Generator:
     return np.random.default_rng([draws.seed, draws.task, draws.epoch + epoch, within])
 
 
-def _example(files: Files, draws: Draws | None, place: int, row):
+def _example(files: Files, draws: Draws | None, place: int, row: Any) -> dict[str, Any]:
     """One input and its label; nothing where the plan has -1."""
     if row < 0:
         return {"image": np.zeros(files.look.shape, np.uint8), "label": np.int32(-1)}
@@ -152,7 +152,12 @@ def _example(files: Files, draws: Draws | None, place: int, row):
 
 @contextlib.contextmanager
 def batches(
-    files: Files, plan, size: int, draws: Draws | None = None, start: int = 0, workers: int = 0
+    files: Files,
+    plan: np.ndarray,
+    size: int,
+    draws: Draws | None = None,
+    start: int = 0,
+    workers: int = 0,
 ) -> Iterator[Iterator[dict[str, Any]]]:
     """Reads images ahead, in an order that is given; use it in a ``with`` statement.
 
@@ -214,7 +219,7 @@ def centre_crops(files: Files, workers: int = 0) -> dict[str, np.ndarray]:
     return {"images": images, "labels": labels}
 
 
-def _grain():
+def _grain() -> Any:
     try:
         import grain
     except ImportError as error:

@@ -4,9 +4,13 @@ Images are never copied per task: a task is a row of example indices. Index sets
 first and shuffled later, so no shuffle can leak an example from one task into another.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from bpnjax.data import crops
 from bpnjax.data.arrays import Arrays, Joined
@@ -19,13 +23,22 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 KINDS = ("class_split", "permuted", "datasets")
 
 
-class Split(NamedTuple):
-    """The examples of one split of a sequence."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The examples of one split of a sequence: arrays of NumPy on the host, of JAX on a device.
 
-    images: np.ndarray  # [n, ...], as stored (uint8 for images)
-    labels: np.ndarray  # int32 [n], one of the K classes that the sequence uses
-    index: np.ndarray  # int32 [T, N], example numbers of each task, padded with 0
-    count: np.ndarray  # int32 [T], how many of a row are real
+    Attributes:
+      images: ``[n, ...]``, as they are stored, uint8 for images.
+      labels: int32 ``[n]``, one of the K classes that the sequence uses.
+      index: int32 ``[T, N]``, example numbers of each task, padded with 0.
+      count: int32 ``[T]``, how many of a row are real.
+    """
+
+    images: Any
+    labels: Any
+    index: Any
+    count: Any
 
 
 class Extractor(NamedTuple):
@@ -63,12 +76,12 @@ class TaskSequence(NamedTuple):
         return self.classes.shape[1]
 
 
-def set_names(config) -> list[str]:
+def set_names(config: ConfigDict) -> list[str]:
     """The sets that a configuration names."""
     return [name.strip() for name in config.dataset.name.split(",") if name.strip()]
 
 
-def load_sequence(config) -> TaskSequence:
+def load_sequence(config: ConfigDict) -> TaskSequence:
     """Loads the sets that a configuration names and cuts them into its sequence of tasks.
 
     Args:
@@ -119,7 +132,7 @@ def load_sequence(config) -> TaskSequence:
     return _assemble(arrays, groups, config, permuted=kind == "permuted")
 
 
-def _train_splits(text: str, names) -> list[str]:
+def _train_splits(text: str, names: Sequence[str]) -> list[str]:
     splits = [split.strip() for split in text.split(",")]
     if len(splits) == 1:
         splits *= len(names)
@@ -131,7 +144,7 @@ def _train_splits(text: str, names) -> list[str]:
     return splits
 
 
-def _concatenate(names, sets: list[Arrays]) -> dict:
+def _concatenate(names: Sequence[str], sets: list[Arrays]) -> dict:
     shapes = {name: s.train_images.shape[1:] for name, s in zip(names, sets, strict=True)}
     if len(set(shapes.values())) > 1:
         raise UserError(
@@ -159,7 +172,7 @@ def _concatenate(names, sets: list[Arrays]) -> dict:
     }  # fmt: skip
 
 
-def _class_groups(sequence, available: int, name: str) -> list[np.ndarray]:
+def _class_groups(sequence: Any, available: int, name: str) -> list[np.ndarray]:
     if sequence.classes:
         try:
             groups = [
@@ -190,7 +203,9 @@ def _class_groups(sequence, available: int, name: str) -> list[np.ndarray]:
     return list(order[: tasks * per_task].reshape(tasks, per_task))
 
 
-def _assemble(arrays: Arrays, groups, config, permuted: bool) -> TaskSequence:
+def _assemble(
+    arrays: Arrays, groups: Sequence[np.ndarray], config: ConfigDict, permuted: bool
+) -> TaskSequence:
     used = list(dict.fromkeys(int(c) for group in groups for c in group))
     renumber = np.full(len(arrays.class_names), -1, np.int32)
     renumber[used] = np.arange(len(used))
@@ -248,7 +263,7 @@ def _assemble(arrays: Arrays, groups, config, permuted: bool) -> TaskSequence:
     return sequence
 
 
-def _stratified(labels, fraction) -> np.ndarray:
+def _stratified(labels: np.ndarray, fraction: float) -> np.ndarray:
     """Marks the same share of each class, the same examples in every run."""
     rng = np.random.default_rng(0)
     marked = np.zeros(len(labels), bool)
@@ -258,7 +273,7 @@ def _stratified(labels, fraction) -> np.ndarray:
     return marked
 
 
-def _outputs(members, heads: str):
+def _outputs(members: np.ndarray, heads: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lays out the outputs for a table of which tasks have which classes, bool [T, K].
 
     Returns the outputs of each task bool [T, C], the output of a class in a task int32 [T, K], and
@@ -274,7 +289,14 @@ def _outputs(members, heads: str):
     return classes, columns, class_of
 
 
-def _split(images, labels, rows, renumber, classes, most=0) -> Split:
+def _split(
+    images: Any,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    renumber: np.ndarray,
+    classes: np.ndarray,
+    most: int = 0,
+) -> Split:
     # Only what the sequence uses goes to the device; the whole set stays as it is, uncopied.
     if len(rows) < len(images):
         images, labels = images[rows], labels[rows]
@@ -289,7 +311,7 @@ def _split(images, labels, rows, renumber, classes, most=0) -> Split:
     return Split(images, labels, index, count)
 
 
-def _draw(task: int, members, most: int):
+def _draw(task: int, members: np.ndarray, most: int) -> np.ndarray:
     if most > len(members):
         raise UserError(
             f"sequence.examples_per_task: {most}, but task {task + 1} has {len(members)} training "
@@ -298,7 +320,7 @@ def _draw(task: int, members, most: int):
     return np.sort(np.random.default_rng([task]).permutation(members)[:most])
 
 
-def _normalisation(arrays: Arrays, rows, how: str):
+def _normalisation(arrays: Arrays, rows: np.ndarray, how: str) -> tuple[np.ndarray, np.ndarray]:
     channels = arrays.train_images.shape[-1]
     if how == "none":
         return np.ones(channels, np.float32), np.zeros(channels, np.float32)

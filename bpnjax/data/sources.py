@@ -2,17 +2,19 @@
 
 import contextlib
 import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from bpnjax.data import builtin_sets, cache, crops
-from bpnjax.data.arrays import Arrays
+from bpnjax.data.arrays import Arrays, checked
 from bpnjax.utils.errors import UserError
 
 _DECODE_BLOCK = 2000
 
 
-def load_arrays(name: str, dataset, train_split: str = "train") -> Arrays:
+def load_arrays(name: str, dataset: Any, train_split: str = "train") -> Arrays:
     """Loads a set by name.
 
     A set of TFDS is decoded once, into arrays in the cache folder; later calls map them into
@@ -46,7 +48,14 @@ def load_arrays(name: str, dataset, train_split: str = "train") -> Arrays:
                 f"dataset.{field}: {value!r} is for sets of TFDS, and {name} is built in; leave "
                 "it out"
             )
-        return builtin_sets.SETS[name]()
+        found = checked(builtin_sets.SETS[name](), name)
+        shape = found.train_images.shape[1:]
+        if dataset.resize and tuple(dataset.resize) != shape:
+            raise UserError(
+                f"dataset.resize: {tuple(dataset.resize)} is for sets of TFDS, and {name} is built "
+                f"in with the shape {shape}; leave it out"
+            )
+        return found
     from bpnjax.data.tfds_prepare import ensure_prepared
 
     builder = ensure_prepared(name, dataset.data_dir, dataset.manual_dir)
@@ -73,7 +82,7 @@ def load_arrays(name: str, dataset, train_split: str = "train") -> Arrays:
         ) from error
     names = {"train": train_split, "test": "test"}
     splits = {s: _split(builder, names[s], dataset, look) for s in names}
-    return Arrays(
+    arrays = Arrays(
         splits["train"]["images"],
         splits["train"]["labels"],
         splits["test"]["images"],
@@ -83,14 +92,17 @@ def load_arrays(name: str, dataset, train_split: str = "train") -> Arrays:
         str(builder.info.version),
         crops.of_source(_encoded(builder, train_split), look) if look else None,
     )
+    return checked(arrays, name)
 
 
-def _look(dataset) -> crops.Look | None:
+def _look(dataset: Any) -> crops.Look | None:
     shape = tuple(dataset.resize)
     return crops.Look(dataset.resize_shorter, shape) if dataset.augment != "none" else None
 
 
-def _split(builder, split, dataset, look) -> dict[str, np.ndarray]:
+def _split(
+    builder: Any, split: str, dataset: Any, look: crops.Look | None
+) -> dict[str, np.ndarray]:
     prepared = pathlib.Path(str(builder.data_dir))
     shape = tuple(dataset.resize)
     size = "x".join(map(str, shape)) or "as-is"
@@ -115,7 +127,7 @@ def _split(builder, split, dataset, look) -> dict[str, np.ndarray]:
     return cached
 
 
-def _encoded(builder, split):
+def _encoded(builder: Any, split: str) -> Any:
     """The examples of a split, images as the bytes of their files."""
     import tensorflow_datasets as tfds
 
@@ -127,7 +139,7 @@ def _encoded(builder, split):
 
 
 @contextlib.contextmanager
-def _readable(builder, split):
+def _readable(builder: Any, split: str) -> Iterator[None]:
     """Turns what reading a damaged or unsuitable set raises into a `UserError`."""
     try:
         yield
@@ -145,7 +157,7 @@ def _readable(builder, split):
         ) from error
 
 
-def _decode(builder, split, shape) -> dict[str, np.ndarray]:
+def _decode(builder: Any, split: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     source = builder.as_data_source(split=split)
     count = len(source)
     images = labels = None
@@ -161,7 +173,7 @@ def _decode(builder, split, shape) -> dict[str, np.ndarray]:
     return {"images": images, "labels": labels}
 
 
-def _resized(pixels: np.ndarray, shape) -> np.ndarray:
+def _resized(pixels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if not shape or pixels.shape == shape:
         return pixels
     from PIL import Image

@@ -16,8 +16,11 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from bpnjax.data import builders, sets
+from bpnjax.data.archives import Path
 from bpnjax.data.tfds_read import (
     data_roots,
     find,
@@ -40,7 +43,7 @@ _HINTS = {
 }
 
 
-def _tls_context():
+def _tls_context() -> ssl.SSLContext:
     """Trusts what requests trusts, with which TFDS downloads: the probe must agree with it."""
     import certifi
 
@@ -51,7 +54,7 @@ def _tls_context():
     return ssl.create_default_context(cafile=bundle)
 
 
-def unreachable(urls, timeout=PROBE_SECONDS):
+def unreachable(urls: Sequence[str], timeout: float = PROBE_SECONDS) -> str:
     """Asks whether one of some addresses answers; honours the proxies of the environment.
 
     Args:
@@ -63,7 +66,7 @@ def unreachable(urls, timeout=PROBE_SECONDS):
     """
     answers = queue.Queue()
 
-    def ask(url):
+    def ask(url: str) -> None:
         try:
             request = urllib.request.Request(url, headers={"User-Agent": "bpnjax"})
             with urllib.request.urlopen(request, timeout=timeout, context=_tls_context()):
@@ -87,7 +90,7 @@ def unreachable(urls, timeout=PROBE_SECONDS):
     return why
 
 
-def _one_per_host(urls):
+def _one_per_host(urls: Iterable[str]) -> list[str]:
     hosts = {}
     for url in urls:
         parts = urllib.parse.urlsplit(url)
@@ -96,13 +99,13 @@ def _one_per_host(urls):
     return list(hosts.values())[:_PROBED_HOSTS]
 
 
-def _archives(builder):
+def _archives(builder: Any) -> dict[str, str | None]:
     """The archives of a set as {address: file name}, the name None where it is not known."""
     named = {url: info.filename for url, info in (builder.url_infos or {}).items()}
     return named | {a.url: a.filename for a in getattr(builder, "archives", ())}
 
 
-def _remedies(builder, error):
+def _remedies(builder: Any, error: Any) -> UserError:
     files = [filename for filename in _archives(builder).values() if filename]
     more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
     listed = f" ({', '.join(files[:_NAMED])}{more})" if files else ""
@@ -116,7 +119,7 @@ def _remedies(builder, error):
     )
 
 
-def _check_sources(builder, root, manual_dir):
+def _check_sources(builder: Any, root: Any, manual_dir: Path) -> None:
     """Raises UserError where the archives of a set are neither on disk nor reachable."""
     from tensorflow_datasets.core.download import resource
 
@@ -151,7 +154,7 @@ def _check_sources(builder, root, manual_dir):
         raise _remedies(builder, f"{probed[0]} is not reachable ({why})")
 
 
-def _unknown(name, roots):
+def _unknown(name: str, roots: Sequence[Any]) -> UserError:
     import tensorflow_datasets as tfds
 
     dataset = parse_name(name)[0]
@@ -176,7 +179,7 @@ def _unknown(name, roots):
     )
 
 
-def _builder(name, roots, manual_dir, verify):
+def _builder(name: str, roots: Sequence[Any], manual_dir: Path, verify: bool) -> Any:
     """The builder that can prepare a set."""
     dataset, config, version = parse_name(name)
     if dataset in sets.SETS:
@@ -212,7 +215,7 @@ def _builder(name, roots, manual_dir, verify):
 
 
 @contextlib.contextmanager
-def _installed_modules(name):
+def _installed_modules(name: str) -> Iterator[None]:
     """Turns a missing module, however deep TFDS finds out, into a UserError."""
     try:
         yield
@@ -228,7 +231,7 @@ def _installed_modules(name):
         ) from error
 
 
-def _prepare(name, roots, manual_dir, verify):
+def _prepare(name: str, roots: Sequence[Any], manual_dir: Path, verify: bool) -> Any:
     """Prepares a set in the first root and returns its folder."""
     import requests
     import tensorflow_datasets as tfds
@@ -262,7 +265,7 @@ def _prepare(name, roots, manual_dir, verify):
     return builder.data_path
 
 
-def unprepared(names, data_dir=""):
+def unprepared(names: Iterable[str], data_dir: Path = "") -> dict[str, list[str]]:
     """Lists the sets that are not prepared yet, and prepares none.
 
     Args:
@@ -284,7 +287,9 @@ def unprepared(names, data_dir=""):
     return found
 
 
-def ensure_prepared(name, data_dir="", manual_dir="", verify=True):
+def ensure_prepared(
+    name: str, data_dir: Path = "", manual_dir: Path = "", verify: bool = True
+) -> Any:
     """Opens a prepared TFDS set, and prepares it first where it is not.
 
     A prepared set is read from its folder alone: it needs no network, no TensorFlow and no

@@ -5,11 +5,14 @@ TFDS is imported inside the functions: it is slow, and not every command needs a
 
 import contextlib
 import os
+from collections.abc import Iterable, Iterator
+from typing import Any
 
+from bpnjax.data.archives import Path
 from bpnjax.utils.errors import UserError
 
 
-def one_line(text):
+def one_line(text: Any) -> str:
     """The text with every run of white space as one space.
 
     Args:
@@ -21,7 +24,7 @@ def one_line(text):
     return " ".join(str(text).split())
 
 
-def parse_name(name):
+def parse_name(name: str) -> tuple[str, str | None, str | None]:
     """Splits a TFDS name.
 
     Args:
@@ -47,7 +50,7 @@ def parse_name(name):
     return dataset.name, parts.get("config"), parts.get("version")
 
 
-def data_roots(data_dir):
+def data_roots(data_dir: Path) -> list[Any]:
     """Lists the folders in which prepared sets are.
 
     Args:
@@ -67,7 +70,7 @@ def data_roots(data_dir):
     return [default] + [root for root in file_utils.list_data_dirs() if root != default]
 
 
-def tfds_class(dataset):
+def tfds_class(dataset: str) -> Any:
     """The builder class of TFDS.
 
     Args:
@@ -84,7 +87,7 @@ def tfds_class(dataset):
         return None
 
 
-def _default_config(base, dataset):
+def _default_config(base: Any, dataset: str) -> str | None:
     from tensorflow_datasets.core import dataset_builder
 
     with contextlib.suppress(ValueError):  # unreadable metadata: the class may still know
@@ -97,7 +100,7 @@ def _default_config(base, dataset):
     return None
 
 
-def versions_in(folder, version=None):
+def versions_in(folder: Any, version: str | None = None) -> list[Any]:
     """Lists the versions of a set in its folder, in ascending order.
 
     Args:
@@ -113,7 +116,7 @@ def versions_in(folder, version=None):
     return [v for v in found if not version or v.match(version)]
 
 
-def find(dataset, config, version, roots):
+def find(dataset: str, config: str | None, version: str | None, roots: Iterable[Any]) -> Any:
     """Finds the folder of the highest prepared version.
 
     Args:
@@ -137,7 +140,7 @@ def find(dataset, config, version, roots):
     return None
 
 
-def _lost_shards(builder):
+def _lost_shards(builder: Any) -> Iterator[str]:
     """Yields what is wrong with the files of a prepared set."""
     for split in builder.info.splits.values():
         for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
@@ -153,7 +156,7 @@ def _lost_shards(builder):
                 reader.close()
 
 
-def open_prepared(folder):
+def open_prepared(folder: Any) -> Any:
     """Opens a prepared folder and checks that its files are whole.
 
     Args:

@@ -27,7 +27,7 @@ class Reservoir:
     x: jax.Array
     y: jax.Array
     task: jax.Array
-    outputs: jax.Array | None
+    outputs: Any
     seen: jax.Array
 
 

@@ -86,16 +86,33 @@ class Setting:
             return self._range(value)
         return None
 
+    @property
+    def limits(self) -> str:
+        """The range in words, such as ``"at least 0, below 1"``; empty where there is none.
+
+        Example:
+          >>> from bpnjax.methods import Setting
+          >>> Setting("a share", at_least=0, below=1).limits
+          'at least 0, below 1'
+        """
+        named = (("at least", self.at_least), ("above", self.above), ("below", self.below))
+        return ", ".join(f"{word} {_exactly(x)}" for word, x in named if x is not None)
+
     def _range(self, value: float) -> str | None:
         if not math.isfinite(value):
             return f"{value} is not finite; give a number"
         if self.at_least is not None and value < self.at_least:
-            return f"{value} is below {self.at_least:g}; give at least {self.at_least:g}"
+            return f"{value} is below {_exactly(self.at_least)}; give at least {_exactly(self.at_least)}"
         if self.above is not None and value <= self.above:
-            return f"{value} is not above {self.above:g}; give a larger number"
+            return f"{value} is not above {_exactly(self.above)}; give a larger number"
         if self.below is not None and value >= self.below:
-            return f"{value} is not below {self.below:g}; give a smaller number"
+            return f"{value} is not below {_exactly(self.below)}; give a smaller number"
         return None
+
+
+def _exactly(limit: float) -> str:
+    """A limit as text, all of its digits where it is a whole number."""
+    return str(int(limit)) if float(limit).is_integer() else f"{limit:g}"
 
 
 @dataclasses.dataclass(frozen=True)

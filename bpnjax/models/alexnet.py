@@ -88,8 +88,8 @@ class AlexNet(nn.Module):
         if self.pretrained and self.is_initializing():  # to use a network needs no file
             start = torch_weights.alexnet_initializers(self.pretrained)
         options: dict[str, Any] = {"dtype": self.dtype, "kernel_init": self.kernel_init}
-        convolution = partial(nn.Conv, conv_general_dilated=conv, **options)
-        dense = partial(nn.Dense, **options)
+        convolution: Callable[..., Any] = partial(nn.Conv, conv_general_dilated=conv, **options)
+        dense: Callable[..., Any] = partial(nn.Dense, **options)
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
         for i, (width, (size, stride, pad, pooled)) in enumerate(
             zip(self.channels, _CONVS, strict=True)

@@ -26,8 +26,8 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         options: dict[str, Any] = {"dtype": self.dtype, "kernel_init": self.kernel_init}
-        layer = partial(nn.Conv, conv_general_dilated=conv, **options)
-        dense = partial(nn.Dense, **options)
+        layer: Callable[..., Any] = partial(nn.Conv, conv_general_dilated=conv, **options)
+        dense: Callable[..., Any] = partial(nn.Dense, **options)
         for i, width in enumerate(self.channels):
             x = nn.relu(layer(width, (3, 3), name=f"conv_{i}")(x))
             x = nn.max_pool(x, (2, 2), (2, 2), padding="SAME")

@@ -54,7 +54,7 @@ class SmallAlexNet(nn.Module):
             x = x.reshape(x.shape[0], -1)
         if features:
             return x
-        dense = partial(nn.Dense, **options)
+        dense: Callable[..., Any] = partial(nn.Dense, **options)
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
         for name, width in zip(("fc6", "fc7"), self.hidden, strict=True):
             x = nn.relu(dense(width, name=name)(drop(x)))

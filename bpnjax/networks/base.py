@@ -181,7 +181,8 @@ def from_function(
 
     Args:
       apply: ``(params, mode, x) -> outputs [n, ...]``. It adds ``mode[path]["bias"]`` to the output
-        of layer ``path`` and multiplies its input by ``mode[path]["key"]``, where they are there.
+        of layer ``path`` and multiplies its input by ``mode[path]["key"]``, where they are there;
+        both are vectors, the same for the whole batch.
       init: ``key -> params``.
       layers: ``{path: outputs}`` or ``{path: (inputs, outputs)}``, the layers for which ``apply``
         reads a mode; none by default.

@@ -109,7 +109,7 @@ def _seconds(experiment: Experiment, sequence: TaskSequence, stages: Sequence[in
         # A convolution multiplies its whole kernel at every place of its output.
         places = math.prod(layer.output_shape[1:-1]) if layer.kind == "conv" else 1
         multiplications += layer.calls * places * kernel["kernel"].size
-    tested = 0
+    tested = 0.0
     for row in stages:
         of_row = int(sequence.test.count[: row + 1].sum())
         modes = row + 1 if experiment.told_task else 0  # tried for task_inferred

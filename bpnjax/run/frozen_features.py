@@ -6,6 +6,7 @@ are computed before training, kept in the cache folder, and the network that is 
 behind them.
 """
 
+import dataclasses
 import hashlib
 import pathlib
 import re
@@ -98,15 +99,17 @@ def once(config: ConfigDict, sequence: TaskSequence) -> tuple[ConfigDict, TaskSe
     @jax.jit
     def features_of(images: Any) -> jax.Array:
         x = images.astype(jnp.float32) * sequence.scale + sequence.shift
-        return model.apply({"params": params}, x, features=True).astype(jnp.float32)
+        found: Any = model.apply({"params": params}, x, features=True)
+        return found.astype(jnp.float32)
 
     def replaced(split: Split) -> Split:
         folder = _folder(config, extractor, split.images)
         found = cache.read(folder)
         if found is None:
-            cache.write(folder, {"features": _in_batches(features_of, split.images)})
-            found = cache.read(folder)
-        return split._replace(images=found["features"])
+            computed = {"features": _in_batches(features_of, split.images)}
+            cache.write(folder, computed)
+            found = cache.read(folder) or computed
+        return dataclasses.replace(split, images=found["features"])
 
     config = config.copy_and_resolve_references()
     rules = optim.parse_rates(config.train.rates)

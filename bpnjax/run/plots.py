@@ -43,9 +43,12 @@ def accuracy_matrix(workdir: pathlib.Path, result: dict) -> pathlib.Path:
     kinds = {k: np.asarray(plain_nan(m), float).mean(0) for k, m in result["accuracy"].items()}
     tasks = len(next(iter(kinds.values())))
     side = 3.4 if tasks <= 20 else 4.2
-    figure, axes = pyplot.subplots(1, len(kinds), figsize=(side * 3 + 1, side + 0.6), sharey=True)
+    figure, axes = pyplot.subplots(
+        1, len(kinds), figsize=(side * 3 + 1, side + 0.6), layout="constrained"
+    )
     for axis, (name, matrix) in zip(axes, kinds.items(), strict=True):
-        # Rows that were not tested are left out, so that the pictures of long sequences show all.
+        # Rows that were not tested are left out, so that long sequences fit. Which ones differs
+        # from panel to panel (evaluate.inferred_rows): each has a vertical axis of its own.
         rows = [i for i in range(tasks) if not np.isnan(matrix[i]).all()]
         image = axis.imshow(matrix[rows], vmin=0, vmax=1, cmap="viridis", aspect="auto")
         axis.set_title(name)

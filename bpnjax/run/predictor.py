@@ -380,7 +380,8 @@ def _extractor(
     @jax.jit
     def extract(images: Any) -> jax.Array:
         x = images.astype(jnp.float32) * scale + shift
-        return module.apply({"params": params}, x, features=True).astype(jnp.float32)
+        features: Any = module.apply({"params": params}, x, features=True)
+        return features.astype(jnp.float32)
 
     found = jax.eval_shape(extract, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     return extract, found.shape[1:]

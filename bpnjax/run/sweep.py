@@ -5,6 +5,7 @@ Here nothing does: small runs that differ in a number (a strength, a width) and 
 one `jax.vmap` over both.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,8 @@ def whole_run(
       experiment: the static side.
       key: the seed's typed PRNG key.
       data: the sequence.
-      steps: int32 ``[T]``, batches in an epoch of each task (`bpnjax.training.epochs.steps_per_epoch`).
+      steps: int32 ``[T]``, batches in an epoch of each task; see
+        `bpnjax.training.epochs.steps_per_epoch`.
       change: applied to the state at the start of each task.
 
     Returns:
@@ -138,7 +140,7 @@ def strength(state: RunState, value: Any) -> RunState:
         return part._replace(strength=jnp.float32(value)) if is_ewc(part) else part
 
     kept = jax.tree.map(one, state.learner.method, is_leaf=is_ewc)
-    return state.replace(learner=state.learner.replace(method=kept))
+    return dataclasses.replace(state, learner=dataclasses.replace(state.learner, method=kept))
 
 
 def hidden_dim(state: RunState, value: Any) -> RunState:
@@ -184,4 +186,6 @@ def hidden_dim(state: RunState, value: Any) -> RunState:
         return cut(node) if is_factors(node) else node
 
     learned = jax.tree.map(one, state.learner.task_params, is_leaf=is_factors)
-    return state.replace(learner=state.learner.replace(task_params=learned))
+    return dataclasses.replace(
+        state, learner=dataclasses.replace(state.learner, task_params=learned)
+    )

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from bpnjax.data import TaskSequence, load_sequence
 from bpnjax.evaluation.accuracy import accuracies
+from bpnjax.methods import REGISTRY
 from bpnjax.run import (
     checkpoint,
     export,
@@ -148,6 +149,9 @@ def train_and_evaluate(
 class _Run:
     """The host side of one run: position, record and files, threaded through the loop."""
 
+    interrupted: Callable[[], bool]
+    record: dict[str, Any]
+
     def __init__(
         self,
         config: ConfigDict,
@@ -188,7 +192,7 @@ class _Run:
         total = sum(self.epochs[task] * steps for task, steps in self.steps.items())
         self.progress = writers.Progress(total, self.record["total_steps"])
         if found is None and self.earlier is not None:
-            self.take_over()
+            self.take_over(self.earlier)
         if found is not None:
             task, epoch, step = self.position
             self.progress.line(
@@ -196,19 +200,19 @@ class _Run:
                 f"step {step} (checkpoint in {self.workdir / 'checkpoints'})"
             )
 
-    def take_over(self) -> None:
+    def take_over(self, earlier: later_tasks.Earlier) -> None:
         """Puts what was learned before into the first places of the state."""
         state = self.state
 
         def put() -> None:
             nonlocal state
-            state = later_tasks.put_first(self.state, self.earlier, self.config)
+            state = later_tasks.put_first(self.state, earlier, self.config)
 
         hosts.first_asks(put)
         self.state = hosts.tell_arrays(state)
         self.progress.line(
-            f"tasks 1 to {self.earlier.num_tasks} are those of {self.earlier.path}; going on at "
-            f"task {self.earlier.num_tasks + 1}"
+            f"tasks 1 to {earlier.num_tasks} are those of {earlier.path}; going on at task "
+            f"{earlier.num_tasks + 1}"
         )
 
     def restore(self) -> tuple[Position, Any, dict[str, Any]] | None:
@@ -317,8 +321,8 @@ class _Run:
             raise LossNotFinite(
                 f"the loss is not finite at task {task + 1}, epoch {epoch + 1}, step "
                 f"{int(sums.bad_step[sums.bad_step >= 0].min()) + 1}; the last good checkpoint "
-                f"stays in {self.workdir / 'checkpoints'}; lower train.learning_rate or bd.epsilon "
-                "and pass --overwrite"
+                f"stays in {self.workdir / 'checkpoints'}; lower {self.step_fields()} and pass "
+                "--overwrite"
             )
         examples = float(sums.examples.sum())
         self.record["examples"] += examples
@@ -334,6 +338,12 @@ class _Run:
             stop - start, task + 1, self.sequence.num_tasks, epoch + 1,
             self.epochs[task], float(loss.mean()), rate,
         )  # fmt: skip
+
+    def step_fields(self) -> str:
+        """The fields that say how far a step goes, of this method."""
+        own = REGISTRY[self.config.method].fields
+        fields = [f for f in own if f.split(".")[1] in ("learning_rate", "epsilon")]
+        return " or ".join(["train.learning_rate", *fields])
 
     def test(self, task: int, finished: bool) -> None:
         last = task == self.stages[-1]

@@ -80,7 +80,7 @@ def begin_task(experiment: Experiment, state: RunState, task: Any) -> RunState:
     Returns:
       `RunState`.
     """
-    return state.replace(learner=experiment.learner.start(state.learner, task))  # type: ignore[attr-defined,no-any-return]
+    return state.replace(learner=experiment.learner.start(state.learner, task))  # type: ignore[attr-defined]
 
 
 def run_steps(

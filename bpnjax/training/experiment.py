@@ -150,12 +150,13 @@ def make_experiment(config: Any, sequence: TaskSequence) -> Experiment:
         reset_optimizer=config.train.reset_optimizer,
     )
     jointly = method.trains == "jointly"
+    inputs = math.prod(sequence.train.images.shape[1:])
     return Experiment(
         config=config,
         learner=made,
         epochs=tuple(schedule.epochs_per_task(config, sequence.num_tasks, jointly)),
         permuted=sequence.permuted,
-        statistics=_projections(config, method.told_task, math.prod(network.example.shape)),
+        statistics=_projections(config, method.told_task, inputs),
     )
 
 

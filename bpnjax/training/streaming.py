@@ -111,7 +111,7 @@ def _chunks(
     table = np.asarray(split.index).reshape(-1)
     size = batch * steps  # all chunks have one shape
     key = jax.device_put(key, _processor())
-    host_split = split._replace(images=None, labels=None)
+    host_split = dataclasses.replace(split, images=None, labels=None)
     draw = jax.jit(lambda key, *at: epochs.epoch_order(experiment, key, host_split, *at))
 
     @lru_cache(maxsize=1)  # the chunks of an epoch come one after another
@@ -138,12 +138,12 @@ def _chunks(
         labels[: rows.size] = split.labels[rows]
         places = np.zeros(table.shape, np.int32)
         places[slots] = np.arange(rows.size)
-        chunk = Split(images, labels, places.reshape(split.index.shape), data.train.count)
-        chunk = dataclasses.replace(data, train=chunk)
+        part = Split(images, labels, places.reshape(split.index.shape), data.train.count)
+        chunk = dataclasses.replace(data, train=part)
         return parallel.place(jax.tree.map(jnp.asarray, chunk), layout)
 
     def chunks(task: int, ranges: Sequence[Range]) -> Iterator[Data]:
-        reading = contextlib.nullcontext()
+        reading: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if sequence.files is not None and ranges:
             reading = _read_crops(experiment.config, sequence.files, rows_of, task, ranges)
         with reading as decoded, ThreadPoolExecutor(1) as ahead:

@@ -29,8 +29,8 @@ class Data:
 
     train: Split
     test: Split
-    classes: jax.Array
-    columns: jax.Array
+    classes: Any
+    columns: Any
 
 
 @jax.tree_util.register_static
@@ -77,10 +77,10 @@ def put_on_device(sequence: TaskSequence, most_bytes: int | None = None) -> Data
     def held(split: Split) -> Split:
         fits = most_bytes is None or split.images.nbytes <= most_bytes
         images = np.asarray(split.images) if fits else HostImages(split.images)
-        return split._replace(images=images)
+        return dataclasses.replace(split, images=images)
 
     data = Data(held(sequence.train), held(sequence.test), sequence.classes, sequence.columns)
-    return jax.tree.map(jnp.asarray, data)  # type: ignore[no-any-return]
+    return jax.tree.map(jnp.asarray, data)
 
 
 @dataclasses.dataclass(frozen=True)

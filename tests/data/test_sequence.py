@@ -7,7 +7,7 @@ import pytest
 
 from bpnjax import config as configuration
 from bpnjax import models
-from bpnjax.config import checks
+from bpnjax.config import fields
 from bpnjax.data import builtin_sets, cache, load_sequence
 from bpnjax.data.arrays import Arrays, Joined
 from bpnjax.utils.errors import UserError
@@ -78,6 +78,16 @@ def test_normalisation(how):
         np.testing.assert_allclose([x.mean(), x.std()], [0, 1], atol=1e-5)
     else:
         assert x.max() == (1.0 if how == "unit" else 16.0) and x.min() == 0
+
+
+@pytest.mark.parametrize("on", ["test", "validation"])
+def test_normalisation_never_sees_the_part_held_out(on):
+    """Mean 0 and deviation 1 are those of what is trained on, not of the whole training set."""
+    whole = load_sequence(config_for())
+    held = load_sequence(config_for(dataset__validation=0.5, evaluate__on=on))
+    x = held.train.images * held.scale + held.shift
+    np.testing.assert_allclose([x.mean(), x.std()], [0, 1], atol=1e-5)
+    assert abs(float(held.scale[0] - whole.scale[0])) > 1e-4  # so the line above can fail
 
 
 def test_permuted_tasks_share_the_images():
@@ -162,7 +172,7 @@ def test_more_examples_than_a_task_has_are_refused():
 def test_the_kernels_start_as_chosen():
     """Their spread against the variance in the initializer's name: 1/in, 2/in, 2/(in + out)."""
     variance = {"lecun": 1 / 50, "he": 2 / 50, "glorot": 2 / 80}
-    for name in checks.KERNEL_INITS:
+    for name in fields.entries()["model.kernel_init"].setting.choices:
         config = configuration.default().model
         config.kernel_init, config.hidden = name, (30,)
         params = models.build(config, 4).init(jax.random.key(0), jnp.zeros((1, 50)))["params"]

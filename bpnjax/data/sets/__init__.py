@@ -5,8 +5,10 @@ which images there are, of which class and split. What its builder writes is rea
 alone, as any prepared set; TFDS does not know its name.
 """
 
+from typing import Any
+
 from bpnjax.data import archives
-from bpnjax.data.archives import Archive
+from bpnjax.data.archives import Archive, Path
 from bpnjax.data.sets.chars74k_letters import CHARS74K_LETTERS
 from bpnjax.data.sets.fgvc_aircraft import FGVC_AIRCRAFT
 from bpnjax.data.sets.imageset import examples
@@ -24,7 +26,9 @@ SETS = {
 __all__ = ["SETS", "builder"]
 
 
-def builder(name: str, config: str | None, data_dir, manual_dir="", verify: bool = True):
+def builder(
+    name: str, config: str | None, data_dir: Path, manual_dir: Path = "", verify: bool = True
+) -> Any:
     """Makes the builder of one of `SETS`; it writes array_record.
 
     Args:
@@ -53,7 +57,7 @@ def builder(name: str, config: str | None, data_dir, manual_dir="", verify: bool
 
     import tensorflow_datasets as tfds  # slow to import, and needed here only
 
-    def info(self):
+    def info(self) -> Any:
         features = tfds.features.FeaturesDict(
             {
                 "image": tfds.features.Image(shape=(None, None, 3)),
@@ -71,7 +75,7 @@ def builder(name: str, config: str | None, data_dir, manual_dir="", verify: bool
             license=image_set.licence,
         )
 
-    def split_generators(self, dl_manager):
+    def split_generators(self, dl_manager: Any) -> dict[str, Any]:
         files = paths or _download(name, of_config.archives, dl_manager, verify)
         reading = image_set.read(files, config)
         self.info.features["label"].names = reading.class_names
@@ -105,7 +109,7 @@ def _url_infos(needed: tuple[Archive, ...]) -> dict:
     return {a.url: UrlInfo(a.size, a.sha256, a.filename) for a in needed if a.size and a.sha256}
 
 
-def _download(name, needed: tuple[Archive, ...], dl_manager, verify):
+def _download(name: str, needed: tuple[Archive, ...], dl_manager: Any, verify: bool) -> Any:
     files = dl_manager.download({archive.filename: archive.url for archive in needed})
     for archive in needed if verify else ():
         archives.check(name, archive, files[archive.filename])

@@ -10,6 +10,8 @@ order of the names, is to test. It is called Letters in the paper, digits includ
 
 import re
 import string
+from collections.abc import Mapping
+from typing import Any
 
 from bpnjax.data import archives
 from bpnjax.data.archives import Archive
@@ -29,7 +31,7 @@ _ARCHIVES = {
 _FOLDERS = {"natural": "English/Img/(?:GoodImg|BadImag)/Bmp", "fonts": "English/Fnt"}
 
 
-def read(files, config: str) -> Reading:
+def read(files: Mapping[str, Any], config: str) -> Reading:
     """Reads the names of the images, as ``.../Sample011/img011-00001.png`` for an A.
 
     Args:

@@ -8,6 +8,9 @@ image are a banner with its author and are cut away, as its README asks;
 torchvision, for one, leaves them.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from bpnjax.data.archives import Archive, lines, malformed
 from bpnjax.data.sets.imageset import (
     Config,
@@ -29,7 +32,7 @@ _NAMES = {"family": "families.txt", "variant": "variants.txt"}
 _PARTS = {"train": ("train", "val"), "test": ("test",)}
 
 
-def read(files, config: str) -> Reading:
+def read(files: Mapping[str, Any], config: str) -> Reading:
     """Reads the names of the classes, and lists of lines such as ``1025794 Boeing 707``.
 
     Args:
@@ -51,7 +54,7 @@ def read(files, config: str) -> Reading:
     check_classes(path, _NAMES[config], class_names, FGVC_AIRCRAFT.configs[config].classes)
     number = {name: i for i, name in enumerate(class_names)}
 
-    def example(file, line):
+    def example(file: str, line: str) -> Example:
         image, _, name = line.partition(" ")
         if name not in number:
             raise malformed(path, f"{file} has {line!r}, of no class in {_NAMES[config]}")

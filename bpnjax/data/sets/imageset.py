@@ -1,10 +1,10 @@
 """What the builder of a set of images in archives needs to know of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bpnjax.data import archives
-from bpnjax.data.archives import Archive
+from bpnjax.data.archives import Archive, Path
 from bpnjax.utils.errors import UserError
 
 
@@ -72,7 +72,7 @@ def examples(reading: Reading, split: str) -> Iterator[tuple[str, dict]]:
         raise lacking(reading.path, wanted)
 
 
-def lacking(path, names) -> UserError:
+def lacking(path: Path, names: Collection[str]) -> UserError:
     """An error that names some of the members that an archive lacks, and how many they are.
 
     Args:
@@ -86,7 +86,9 @@ def lacking(path, names) -> UserError:
     return archives.malformed(path, f"lacks {len(names)} member(s), as {first}")
 
 
-def texts(path, wanted: Callable[[str], bool], needed=()) -> dict[str, bytes]:
+def texts(
+    path: Path, wanted: Callable[[str], bool], needed: Iterable[str] = ()
+) -> dict[str, bytes]:
     """The small members of an archive, by name.
 
     Args:
@@ -106,7 +108,7 @@ def texts(path, wanted: Callable[[str], bool], needed=()) -> dict[str, bytes]:
     return found
 
 
-def check_classes(path, what: str, names, count: int) -> None:
+def check_classes(path: Path, what: str, names: Collection[str], count: int) -> None:
     """Makes sure that a list has as many classes as the set.
 
     Args:
@@ -122,7 +124,7 @@ def check_classes(path, what: str, names, count: int) -> None:
         raise archives.malformed(path, f"{what} has {len(names)} classes, not {count}")
 
 
-def check_splits(path, class_names, splits: dict[str, list[Example]]) -> None:
+def check_splits(path: Path, class_names: Sequence[str], splits: dict[str, list[Example]]) -> None:
     """Makes sure that every class has images in every split.
 
     Args:

@@ -5,6 +5,9 @@ authors, for 80 of each class to train and 20 to test, name 5,360 and 1,340. The
 here, as in most works; the paper does not say what it did with the rest.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from bpnjax.data.archives import Archive, lines, malformed
 from bpnjax.data.sets.imageset import (
     Config,
@@ -24,7 +27,7 @@ _ARCHIVES = (
 )
 
 
-def read(files, config: str) -> Reading:
+def read(files: Mapping[str, Any], config: str) -> Reading:
     """Reads the two lists, of lines such as ``bakery/0001.jpg``.
 
     Args:

@@ -10,8 +10,10 @@ to test.
 """
 
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from typing import Any
 
-from bpnjax.data.archives import Archive, lines, malformed
+from bpnjax.data.archives import Archive, Path, lines, malformed
 from bpnjax.data.sets.imageset import Config, Example, ImageSet, Reading, check_splits, texts
 
 ACTIONS = (
@@ -32,7 +34,7 @@ _ARCHIVE = Archive(
 )
 
 
-def image_label(path, name: str, note: bytes) -> int | None:
+def image_label(path: Path, name: str, note: bytes) -> int | None:
     """The action of an image.
 
     Args:
@@ -68,7 +70,7 @@ def image_label(path, name: str, note: bytes) -> int | None:
     return ACTIONS.index(action) if action in ACTIONS else None
 
 
-def read(files, config: str) -> Reading:
+def read(files: Mapping[str, Any], config: str) -> Reading:
     """Reads the lists of images and their annotations.
 
     Args:

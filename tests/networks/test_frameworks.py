@@ -1,0 +1,127 @@
+"""The same network in Linen, in NNX and as a plain function: the same answers and training."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import bpnjax
+from bpnjax import importance, methods, networks
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(24, 6, 6, 2)).astype(np.float32)
+Y = (X.mean((1, 2, 3)) > 0).astype(np.int32)
+
+
+class Linen(nn.Module):
+    """A convolution, a hidden layer, an output layer."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(3, (3, 3), name="conv")(x))
+        x = nn.relu(nn.Dense(5, name="hidden")(x.reshape(x.shape[0], -1)))
+        return nn.Dense(2, name="output")(x)
+
+
+class Nnx(nnx.Module):
+    """The same."""
+
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(2, 3, (3, 3), rngs=rngs)
+        self.hidden = nnx.Linear(108, 5, rngs=rngs)
+        self.output = nnx.Linear(5, 2, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.conv(x))
+        x = nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))
+        return self.output(x)
+
+
+def function(params, mode, x):
+    """The same, by hand."""
+
+    def bias(path):
+        return mode.get(path, {}).get("bias", 0.0)
+
+    def key(path):
+        return mode.get(path, {}).get("key", 1.0)
+
+    x = jax.lax.conv_general_dilated(
+        x * key("conv"), params["conv"]["kernel"], (1, 1), "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+    x = nn.relu(x + params["conv"]["bias"] + bias("conv"))
+    for path in ("hidden", "output"):
+        x = x.reshape(x.shape[0], -1)
+        layer = params[path]
+        x = (x * key(path)) @ layer["kernel"] + layer["bias"] + bias(path)
+        x = nn.relu(x) if path == "hidden" else x
+    return x
+
+
+@pytest.fixture(scope="module")
+def three():
+    """The network three times, all starting from the same parameters."""
+    linen = networks.from_linen(Linen(), X[:1])
+    params, _ = linen.init(jax.random.key(0))
+    by_nnx = networks.from_nnx(lambda rngs: Nnx(rngs), X[:1])
+    layers = {"conv": (2, 3), "hidden": (108, 5), "output": (5, 2)}
+    plain = networks.from_function(function, lambda key: params, layers, x=X[:1])
+
+    def started(network):
+        return dataclasses.replace(network, init=lambda key: (params, {}))
+
+    return {"linen": linen, "nnx": by_nnx, "function": plain}, params, started
+
+
+@pytest.mark.parametrize("framework", ["nnx", "function"])
+def test_the_same_layers_and_answers(three, framework):
+    found, params, _ = three
+    linen, other = found["linen"], found[framework]
+    assert list(linen.layers) == list(other.layers)
+    mode = {"conv": {"bias": jnp.ones(3), "key": jnp.array([1.0, -1.0])},
+            "output": {"bias": jnp.array([0.5, -2.0])}}  # fmt: skip
+    for m in ({}, mode):
+        one, _ = linen.apply(params, m, X)
+        two, _ = other.apply(params, m, X)
+        np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.parametrize("framework", ["nnx", "function"])
+@pytest.mark.parametrize("kind", ["empirical", "true"])
+def test_the_same_fisher(three, framework, kind):
+    found, params, _ = three
+    mode = {"hidden": {"bias": jnp.ones(5)}}
+    one, two = (
+        importance.fisher(found[name], params, mode, X, Y, kind=kind)
+        for name in ("linen", framework)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8), one, two)
+
+
+@pytest.mark.parametrize("framework", ["nnx", "function"])
+@pytest.mark.parametrize("name", ["bd_ewc", "bd_psp", "er"])
+def test_the_same_training(three, framework, name):
+    found, _, started = three
+    settings = {"er": {"memory_size": 10, "batch_size": 4}}.get(name, {"hidden_dim": 4})
+
+    def trained(network):
+        method = methods.REGISTRY[name](**settings)
+        learner = bpnjax.learner(started(network), method, optax.sgd(0.05), num_tasks=2)
+        state = learner.init(jax.random.key(1))
+        for task in range(2):
+            state = learner.begin_task(state, task)
+            for start in (0, 8, 16):
+                rows = slice(start, start + 8)
+                state, _ = learner.step(state, (X[rows] + task, Y[rows]))
+            state = learner.end_task(state, (X + task, Y))
+        return state.params, learner.apply(state, X, np.arange(24) % 2)
+
+    one, two = trained(found["linen"]), trained(found[framework])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, two)
