@@ -37,7 +37,7 @@ class Row(NamedTuple):
     """A method's result file, or why there is none."""
 
     method: str
-    result: dict | None
+    result: dict[str, Any] | None
     error: str = ""
 
 
@@ -195,7 +195,7 @@ def run(arguments: list[str]) -> int:
 
     try:
         if command.asks_for_help(arguments):
-            command.print_help(USAGE)
+            command.print_help(USAGE, arguments)
             return 0
         config, values = command.parse_flags(arguments, {"methods": "", "num_seeds": ""})
         if values.num_seeds:

@@ -115,6 +115,8 @@ class Learner:
       batch_statistics: policy for the variables of the network.
       reset_optimizer: whether a new task starts with a fresh state of the optimizer.
       axis: name of a mapped device axis over which a batch is split; None on one device.
+      told_task: whether answers differ between tasks, by the method's modes or by running
+        statistics of their own.
     """
 
     setup: Setup
@@ -124,6 +126,7 @@ class Learner:
     batch_statistics: str = "task"
     reset_optimizer: bool = True
     axis: str | None = None
+    told_task: bool = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         jitted = {
@@ -137,6 +140,8 @@ class Learner:
             object.__setattr__(self, name, function)
         abstract = jax.eval_shape(self.first, jax.random.key(0))
         object.__setattr__(self, "_shapes", [leaf.shape for leaf in jax.tree.leaves(abstract)])
+        told = self.method.told_task or bool(jax.tree.leaves(abstract.task_variables))
+        object.__setattr__(self, "told_task", told)
 
     @property
     def network(self) -> Network:
@@ -516,9 +521,8 @@ class Learner:
         stored = modes.select(state.task_variables, task)
         if current is None:
             return stored
-        return jax.tree.map(
-            lambda now, s: jnp.where(task == current, now, s), state.variables, stored
-        )
+        is_current = (task == current) & (current >= 0)
+        return jax.tree.map(lambda now, s: jnp.where(is_current, now, s), state.variables, stored)
 
     def _outputs(
         self, state: State, params: Any, x: Any, task: Any, current: Any,

@@ -10,13 +10,17 @@ import sys
 import textwrap
 import time
 import traceback
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from bpnjax import config as configuration
 from bpnjax.utils.errors import UserError
+
+if TYPE_CHECKING:  # at run time later: it imports JAX
+    from bpnjax.config.fields import Entry
 
 USAGE = """usage: python -m bpnjax.main --config=FILE [--config.FIELD=VALUE ...]
                              [--workdir=DIR] [--overwrite] [--dry_run] [--distributed]
@@ -31,7 +35,8 @@ USAGE = """usage: python -m bpnjax.main --config=FILE [--config.FIELD=VALUE ...]
   --dry_run              say what the run would be (settings, tasks, network, memory, time) and end
   --distributed          one run on several hosts: the same command on each; where they do not
                          find each other, also --coordinator=HOST:PORT --hosts=N --host=0..N-1
-  --help                 this text, configs, methods, and the fields with their defaults"""
+  --help                 this text, configs, methods, and the fields with their meanings; beside
+                         --config=FILE with the values of that file, its method's fields first"""
 _FLAGS: dict[str, str | bool] = {
     "dry_run": False, "distributed": False, "coordinator": "", "hosts": "", "host": "",
     "resume_from": "",
@@ -50,23 +55,80 @@ def asks_for_help(arguments: list[str]) -> bool:
     return bool({"--help", "-h", "--helpfull"} & set(arguments))
 
 
-def print_help(usage: str) -> None:
-    """Prints a usage, the configurations at hand, the methods, and all fields with defaults.
+def print_help(usage: str, arguments: Sequence[str] = ()) -> None:
+    """Prints a usage, the configurations at hand, the methods, and all fields.
+
+    Each field is shown with its value, its meaning and its range: first those of every run, then
+    those of the methods, the chosen method's before the others. With a config file among the
+    arguments values and method are those of that file, and a method that it registers is shown too.
 
     Args:
       usage: the text to begin with.
+      arguments: of the command, ``--help`` among them.
     """
+    config, note = configuration.default(), ""
+    given = [a for a in arguments if a.lstrip("-").split("=", 1)[0].split(".")[0] == "config"]
+    if given:
+        try:
+            config, _ = parse_flags(_with_values(arguments), None)
+        except UserError as error:
+            note = f"bpnjax: {error}"
     print(usage)
     files = sorted(pathlib.Path("configs").rglob("*.py"))
     if files:
         print("\nconfigs:\n  " + "\n  ".join(map(str, files)))
+    from bpnjax.config.fields import entries
     from bpnjax.methods import REGISTRY
 
     print("\nmethods:")
     print(textwrap.fill(", ".join(REGISTRY), 98, initial_indent="  ", subsequent_indent="  "))
-    print("\nfields:")
-    for field, value in configuration.flatten(configuration.default()).items():
-        print(f"  {field} = {value!r}")
+    values, found = configuration.flatten(config), entries()
+    common = [field for field, entry in found.items() if not entry.methods]
+    chosen = [field for field, entry in found.items() if config.method in entry.methods]
+    others = [field for field in found if field not in {*common, *chosen}]
+    for title, fields in (
+        ("fields of every run", common),
+        (f"fields of {config.method}, the chosen method", chosen),
+        ("fields of other methods", others),
+    ):
+        if fields:
+            print(f"\n{title}:")
+        for field in fields:
+            print(_described(field, values.get(field, found[field].default), found[field]))
+    if note:
+        print(note, file=sys.stderr)
+
+
+def _with_values(arguments: Sequence[str]) -> list[str]:
+    """The config file and the fields among the arguments; the flags of other commands left out."""
+    kept = []
+    for i, argument in enumerate(arguments):
+        name, equals, _ = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or name.split(".")[0] != "config":
+            continue
+        follows = [] if equals else list(arguments[i + 1 : i + 2])
+        kept += [argument, *(a for a in follows if not a.startswith("-"))]
+    return kept
+
+
+_COLUMN = 40  # of the meanings
+
+
+def _described(field: str, value: Any, entry: "Entry") -> str:
+    setting = entry.setting
+    hidden = [c for c in setting.choices if str(c) not in setting.meaning]
+    notes = [setting.limits, f"one of {', '.join(map(str, setting.choices))}" if hidden else ""]
+    if setting.pattern:
+        notes.append("a regular expression")
+    text = " ".join([setting.meaning, *(f"[{note}]" for note in notes if note)])
+    left = f"  {field} = {value!r}"
+    indent = " " * _COLUMN
+    lines = textwrap.wrap(text, 100, initial_indent=indent, subsequent_indent=indent)
+    if len(left) < _COLUMN - 1:
+        lines[0] = left + lines[0][len(left) :]
+    else:
+        lines.insert(0, left)
+    return "\n".join(lines)
 
 
 def parse(arguments: list[str]) -> tuple[ConfigDict, pathlib.Path, Any]:
@@ -95,7 +157,7 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, pathlib.Path, Any]:
 
 
 def parse_flags(
-    arguments: list[str], more: dict[str, str | bool] | None = None
+    arguments: list[str], more: Mapping[str, str | bool] | None = None
 ) -> tuple[ConfigDict, Any]:
     """Reads ``--config``, its overrides, ``--workdir``, ``--overwrite`` and further flags.
 
@@ -125,7 +187,7 @@ def parse_flags(
 
 
 def parse_fields(
-    config: ConfigDict, rest: list[str], more: dict[str, str | bool] | None = None
+    config: ConfigDict, rest: list[str], more: Mapping[str, str | bool] | None = None
 ) -> tuple[ConfigDict, Any]:
     """Reads ``--config.FIELD=VALUE``, ``--workdir``, ``--overwrite`` and further flags.
 
@@ -188,7 +250,7 @@ def run(arguments: list[str]) -> int:
     """
     try:
         if asks_for_help(arguments):
-            print_help(USAGE)
+            print_help(USAGE, arguments)
             return 0
         config, folder, values = parse(arguments)
         # Imported late: --help and a wrong flag need not wait for JAX.

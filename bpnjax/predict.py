@@ -1,9 +1,9 @@
-"""The command that answers pictures with a trained model.
+"""The command that classifies images with a trained model.
 
     python -m bpnjax.predict --model=runs/mnist/bd_ewc --input=images.npz --output=answers.csv
 
-`images.npz` holds ``images`` as the set stores them (uint8 for pictures) and, if the tasks are
-known, ``task``, one number from 1 for each. The answers are a line for each picture: its task,
+`images.npz` holds ``images`` as the set stores them (uint8 for images) and, if the tasks are
+known, ``task``, one number from 1 for each. The answers are a line for each image: its task,
 whether that was told, the class and its probability.
 """
 
@@ -11,39 +11,61 @@ import csv
 import io
 import pathlib
 import sys
+import warnings
+import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
 from absl import flags
 
+from bpnjax import config as configuration
 from bpnjax.evaluation import task_inference
 from bpnjax.run.predictor import Predictor, load
 from bpnjax.utils.errors import UserError
 
 USAGE = """usage: python -m bpnjax.predict --model=DIR --input=FILE.npz --output=FILE.csv
                                 [--task=N] [--seed=N] [--rule=NAME] [--per=example|batch]
+                                [--config=FILE]
 
   --model=DIR        the folder of a complete run, or one of its .safetensors files
   --input=FILE.npz   holds `images`, and `task` (from 1, one for each) if the tasks are known
-  --output=FILE.csv  gets a line for each picture: task, whether it was told, class, probability
-  --task=N           one task, from 1, for all pictures
+  --output=FILE.csv  gets a line for each image: task, whether it was told, class, probability
+  --task=N           one task, from 1, for all images
   --seed=N           of a run with several seeds, the model of this one
   --rule=NAME        infers tasks by entropy, max_logit or statistics (default: as the run did)
-  --per=batch        all pictures are of one task; else it is inferred for each"""
+  --per=batch        all images are of one task; else it is inferred for each
+  --config=FILE      the config file of the run, where it registers the method"""
+
+
+# What reading a file raises that is cut, encrypted or no archive at all.
+_UNREADABLE = (
+    OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, MemoryError,
+    SyntaxError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def _read_images(path: str) -> tuple[np.ndarray, np.ndarray | None]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one array")
+        with file:
             contents = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise UserError(f"--input: cannot read {path} as .npz ({error}); write it with np.savez")\
-            from error  # fmt: skip
+    except _UNREADABLE as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
+        raise UserError(
+            f"--input: cannot read {path} as .npz ({why}); write it with np.savez"
+        ) from error
     if "images" not in contents:
         raise UserError(
             f"--input: {path} holds {', '.join(contents) or 'nothing'}; it needs `images`"
         )
-    return contents["images"], contents.get("task")
+    if (task := contents.get("task")) is not None and task.dtype.kind not in "ui":
+        raise UserError(
+            f"--input: `task` of {path} is of dtype {task.dtype}; give task numbers from 1"
+        )
+    return contents["images"], task
 
 
 def answers(
@@ -58,7 +80,7 @@ def answers(
     Args:
       predictor: the model.
       images: as the set stores them, ``[n, ...]``.
-      task: from 0, an int or int ``[n]``; None infers each picture's task.
+      task: from 0, an int or int ``[n]``; None infers each image's task.
       rule: by which it is inferred; None: that of the model's run.
       per: what a guess is for, "example" or "batch".
 
@@ -80,6 +102,16 @@ def answers(
     return text.getvalue()
 
 
+def _check_output(output: pathlib.Path, source: str) -> None:
+    """Refuses a place where the answers would destroy something else, or cannot go."""
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"--output: no folder {output.parent}; make it first")
+    if output.exists() and not output.is_file():
+        raise UserError(f"--output: {output} is no file that can be replaced; name another")
+    if output.resolve() == pathlib.Path(source).resolve():
+        raise UserError(f"--output: {output} is what --input names; name another file")
+
+
 def run(arguments: list[str]) -> int:
     """Runs the command.
 
@@ -95,7 +127,7 @@ def run(arguments: list[str]) -> int:
         print(USAGE)
         return 0
     values = flags.FlagValues()
-    for name in ("model", "input", "output"):
+    for name in ("model", "input", "output", "config"):
         flags.DEFINE_string(name, "", "", flag_values=values)
     flags.DEFINE_enum("rule", None, task_inference.RULES, "", flag_values=values)
     flags.DEFINE_enum("per", "example", ("example", "batch"), "", flag_values=values)
@@ -111,9 +143,13 @@ def run(arguments: list[str]) -> int:
         for name in ("model", "input", "output"):
             if not values[name].value:
                 raise UserError(f"--{name}: missing; see --help")
+        output = pathlib.Path(values.output)
+        _check_output(output, values.input)
         images, task = _read_images(values.input)
         if values.task is not None:
             task = values.task
+        if values.config:
+            configuration.load_file(values.config)
         predictor = load(values.model, values.seed)
         task = None if task is None else np.asarray(task) - 1
         if values.rule == "statistics" and predictor.statistics is None:
@@ -122,12 +158,14 @@ def run(arguments: list[str]) -> int:
                 "--config.evaluate.rule=statistics"
             )
         try:
-            text = answers(predictor, images, task, values.rule, values.per)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("always", UserWarning)
+                text = answers(predictor, images, task, values.rule, values.per)
         except ValueError as error:
             raise UserError(f"--input: {error} (on the command line tasks count from 1)") from error
-        output = pathlib.Path(values.output)
-        if not output.absolute().parent.is_dir():
-            raise UserError(f"--output: no folder {output.parent}; make it first")
+        for message in dict.fromkeys(str(warning.message) for warning in caught):
+            print(f"bpnjax: --input: {message}", file=sys.stderr)
         write_atomically(output, text)
     except UserError as error:
         print(f"bpnjax: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
-"""The run configuration: its fields, files that set them, and the checks that say what to change."""
+"""The configuration of a run: its fields, files that set them, checks that say what to change."""
 
 import pathlib
+import sys
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -45,7 +46,7 @@ FREE_FIELDS = (
 )  # fmt: skip
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A configuration as one flat dict.
 
     Args:
@@ -107,6 +108,7 @@ def load_file(path: str) -> ConfigDict:
         # Not by an import, which would write bytecode beside the file and might trust a stale one.
         module = types.ModuleType("bpnjax_config_file")
         module.__file__ = str(file)
+        sys.modules[module.__name__] = module  # where dataclasses of the file look up its names
         exec(compile(file.read_bytes(), path, "exec"), module.__dict__)
         get_config = getattr(module, "get_config", None)
         if get_config is None:
@@ -153,7 +155,7 @@ def validate(config: ConfigDict) -> None:
         raise UserError(complaint)
 
 
-def differences(old: dict, new: dict) -> list[str]:
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The fields in which two flat configurations differ.
 
     Args:

@@ -7,12 +7,15 @@ import os
 import pathlib
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 
 from bpnjax.utils.errors import UserError
+
+Path = str | os.PathLike[str]
 
 
 class Archive(NamedTuple):
@@ -60,7 +63,7 @@ def unpacking(path: Path) -> Iterator[None]:
 
 
 def find(
-    name: str, archives: Iterable[Archive], manual_dir: Path, verify: bool = True
+    name: str, archives: Sequence[Archive], manual_dir: Path, verify: bool = True
 ) -> dict[str, pathlib.Path]:
     """Finds the official archives of a set in a folder.
 
@@ -114,6 +117,21 @@ def check(name: str, archive: Archive, path: pathlib.Path) -> None:
         )
 
 
+def contents(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a regular file in an archive.
+
+    Args:
+        tar: The archive.
+        member: Of it, a regular file.
+
+    Returns:
+        Its bytes.
+    """
+    file = tar.extractfile(member)
+    assert file is not None  # as it is for directories and links
+    return file.read()
+
+
 def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     """Reads regular files of a tar archive, compressed or not, in one pass in memory.
 
@@ -131,7 +149,7 @@ def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
         for member in tar:
             name = member.name.removeprefix("./")
             if member.isreg() and wanted(name):
-                yield name, tar.extractfile(member).read()
+                yield name, contents(tar, member)
 
 
 def lines(path: Path, name: str, data: bytes) -> list[str]:
@@ -187,10 +205,8 @@ def image_file(path: Path, name: str, data: bytes, cut_rows: int = 0) -> io.Byte
         raise malformed(path, f"{name} has {height} rows, {cut_rows} of them below the image")
     if image.mode == "RGB" and image.format in ("JPEG", "PNG") and not cut_rows:
         return io.BytesIO(data)
-    options = {"format": "PNG"}
-    if image.mode == "RGB" and image.format == "JPEG":
-        from PIL.JpegImagePlugin import get_sampling
-
+    options: dict[str, Any] = {"format": "PNG"}
+    if image.mode == "RGB" and image.format == "JPEG" and isinstance(image, JpegImageFile):
         options = {"format": "JPEG", "qtables": image.quantization}
         if (sampling := get_sampling(image)) >= 0:  # else one that the encoder does not have
             options["subsampling"] = sampling

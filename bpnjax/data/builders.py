@@ -61,9 +61,10 @@ _FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
+Labels = dict[str, tuple[int, str]]
 # Folder, files of each split, and feature -> (classes, file of their names), the features in the
 # order of the label bytes of a record.
-_CIFAR = {
+_CIFAR: dict[str, tuple[str, dict[str, list[str]], Labels]] = {
     "cifar10": (
         "cifar-10-batches-bin/",
         {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]},
@@ -122,7 +123,7 @@ def _read_members(path: Path, names: Iterable[str]) -> dict[str, bytes]:
         for member in tar:
             # Links are not followed: a member counts by its own exact name only.
             if member.name in names and member.isreg():
-                found[member.name] = tar.extractfile(member).read()
+                found[member.name] = archives.contents(tar, member)
     if missing := sorted(set(names) - set(found)):
         raise malformed(path, f"lacks the member(s) {', '.join(missing)}")
     return found
@@ -152,7 +153,7 @@ def _cifar_examples(
     for records in parts:
         images = records[:, len(labels) :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         for record, image in zip(records, images, strict=True):
-            example = {feature: int(record[i]) for i, feature in enumerate(labels)}
+            example: dict[str, Any] = {feature: int(record[i]) for i, feature in enumerate(labels)}
             example |= {"id": f"{split}_{index:05d}", "image": _png(np.ascontiguousarray(image))}
             yield index, example
             index += 1
@@ -234,12 +235,12 @@ def builder(name: str, data_dir: Path, manual_dir: Path = "", verify: bool = Tru
     import tensorflow_datasets as tfds  # slow to import, and needed here only
     from tensorflow_datasets.core.download.checksums import UrlInfo
 
-    def info(self) -> Any:
+    def info(self: Any) -> Any:
         features = tfds.features.FeaturesDict(_features(name, tfds.features))
         keys = ("image", "label")
         return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=keys)
 
-    def split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    def split_generators(self: Any, dl_manager: Any) -> dict[str, Any]:
         files = paths or dl_manager.download({a.filename: a.url for a in ARCHIVES[name]})
         if name in _CIFAR:
             return _cifar_splits(name, files, self.info.features)

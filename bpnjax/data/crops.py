@@ -30,7 +30,7 @@ class Look(NamedTuple):
 class Files(NamedTuple):
     """Where the images of a split are, encoded."""
 
-    sources: tuple  # of `tfds.data_source`, images not decoded
+    sources: tuple[Any, ...]  # of `tfds.data_source`, images not decoded
     which: np.ndarray  # int32 [n], the source of a row
     record: np.ndarray  # int32 [n], its place there
     look: Look

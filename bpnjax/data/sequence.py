@@ -44,7 +44,7 @@ class Split:
 class Extractor(NamedTuple):
     """The frozen layers whose answers stand in a sequence for its images."""
 
-    params: dict  # of those layers
+    params: dict[str, Any]  # of those layers
     shape: tuple[int, ...]  # of an image
     scale: np.ndarray  # f32 [channels], of images
     shift: np.ndarray
@@ -112,10 +112,8 @@ def load_sequence(config: ConfigDict) -> TaskSequence:
             )
         splits = _train_splits(config.dataset.train_split, names)
         loaded = map(load_arrays, names, [config.dataset] * len(names), splits)
-        arrays = _concatenate(names, list(loaded))
-        sizes = arrays.pop("sizes")
+        arrays, sizes = _concatenate(names, list(loaded))
         groups = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-        arrays = Arrays(**arrays)
     else:
         if len(names) != 1:
             raise UserError(
@@ -144,7 +142,8 @@ def _train_splits(text: str, names: Sequence[str]) -> list[str]:
     return splits
 
 
-def _concatenate(names: Sequence[str], sets: list[Arrays]) -> dict:
+def _concatenate(names: Sequence[str], sets: list[Arrays]) -> tuple[Arrays, list[int]]:
+    """Several sets as one, and how many classes each has."""
     shapes = {name: s.train_images.shape[1:] for name, s in zip(names, sets, strict=True)}
     if len(set(shapes.values())) > 1:
         raise UserError(
@@ -153,7 +152,7 @@ def _concatenate(names: Sequence[str], sets: list[Arrays]) -> dict:
         )
     sizes = [len(s.class_names) for s in sets]
     offsets = np.cumsum([0, *sizes[:-1]])
-    joined = {}
+    joined: dict[str, Any] = {}
     for split in ("train", "test"):
         images = [getattr(s, f"{split}_images") for s in sets]
         labels = [getattr(s, f"{split}_labels") for s in sets]
@@ -167,9 +166,8 @@ def _concatenate(names: Sequence[str], sets: list[Arrays]) -> dict:
     version = ",".join(s.version for s in sets)
     files = [s.train_files for s in sets]
     joined["train_files"] = crops.join(files) if all(files) else None
-    return joined | {
-        "class_names": class_names, "maximum": sets[0].maximum, "version": version, "sizes": sizes,
-    }  # fmt: skip
+    arrays = Arrays(**joined, class_names=class_names, maximum=sets[0].maximum, version=version)
+    return arrays, sizes
 
 
 def _class_groups(sequence: Any, available: int, name: str) -> list[np.ndarray]:

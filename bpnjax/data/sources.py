@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -123,7 +123,7 @@ def _split(
             else:
                 arrays = _decode(builder, split, shape)
         cache.write(folder, arrays)
-        cached = cache.read(folder)
+        cached = cache.read(folder) or arrays
     return cached
 
 
@@ -160,14 +160,13 @@ def _readable(builder: Any, split: str) -> Iterator[None]:
 def _decode(builder: Any, split: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     source = builder.as_data_source(split=split)
     count = len(source)
-    images = labels = None
+    images, labels = np.empty(0, np.uint8), np.empty(count, np.int32)
     for start in range(0, count, _DECODE_BLOCK):
         stop = min(start + _DECODE_BLOCK, count)
         examples = source.__getitems__(list(range(start, stop)))
         resized = [_resized(e["image"], shape) for e in examples]
-        if images is None:
+        if start == 0:
             images = np.empty((count, *resized[0].shape), np.uint8)
-            labels = np.empty(count, np.int32)
         images[start:stop] = resized
         labels[start:stop] = [e["label"] for e in examples]
     return {"images": images, "labels": labels}

@@ -64,7 +64,7 @@ def unreachable(urls: Sequence[str], timeout: float = PROBE_SECONDS) -> str:
     Returns:
         "" if one answers, else why none does.
     """
-    answers = queue.Queue()
+    answers: queue.Queue[str] = queue.Queue()
 
     def ask(url: str) -> None:
         try:
@@ -91,7 +91,7 @@ def unreachable(urls: Sequence[str], timeout: float = PROBE_SECONDS) -> str:
 
 
 def _one_per_host(urls: Iterable[str]) -> list[str]:
-    hosts = {}
+    hosts: dict[str, str] = {}
     for url in urls:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme in ("http", "https", "ftp"):
@@ -220,8 +220,9 @@ def _installed_modules(name: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        module, cause = error.name, error
-        while not module and (cause := cause.__cause__ or cause.__context__):
+        module: str | None = error.name
+        cause: BaseException | None = error
+        while not module and cause and (cause := cause.__cause__ or cause.__context__):
             module = getattr(cause, "name", None)
         module = module.split(".")[0] if module else one_line(error)
         raise UserError(

@@ -78,7 +78,7 @@ def factors_sum(
 
     Args:
       network: a `bpnjax.networks.Network` that maps ``x`` to logits ``[n, C]``.
-      params: its parameters, a dict tree.
+      params: its parameters.
       mode: of one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
       labels: int ``[n]``.
@@ -116,7 +116,7 @@ def factors(
 
     Args:
       network: a `bpnjax.networks.Network` that maps ``x`` to logits ``[n, C]``.
-      params: its parameters, a dict tree.
+      params: its parameters.
       mode: of the task; ``{}`` for none.
       x: inputs ``[n, ...]``.
       labels: int ``[n]``.

@@ -51,7 +51,7 @@ def fisher_sum(
 
     Args:
       network: a `bpnjax.networks.Network` that maps ``x`` to logits ``[n, C]``.
-      params: its parameters, a dict tree.
+      params: its parameters.
       mode: of one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
       labels: int ``[n]``; read by ``kind="empirical"`` only.
@@ -162,7 +162,7 @@ def fisher(
 
     Args:
       network: a `bpnjax.networks.Network` that maps ``x`` to logits ``[n, C]``.
-      params: its parameters, a dict tree.
+      params: its parameters.
       mode: of the task; ``{}`` for none.
       x: inputs ``[n, ...]``.
       labels: int ``[n]``; read by ``kind="empirical"`` only.
@@ -228,7 +228,7 @@ def sensitivity_sum(
 
     Args:
       network: a `bpnjax.networks.Network` that maps ``x`` to outputs ``[n, C]``.
-      params: its parameters, a dict tree.
+      params: its parameters.
       mode: of one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
       weights: f32 ``[n]``, 0 for examples that are padding; all 1 by default.
@@ -273,7 +273,7 @@ def sensitivity(
 
     Args:
       network: a `bpnjax.networks.Network` that maps ``x`` to outputs ``[n, C]``.
-      params: its parameters, a dict tree.
+      params: its parameters.
       mode: of the task; ``{}`` for none.
       x: inputs ``[n, ...]``.
       batch_size: examples in one pass.
@@ -318,7 +318,7 @@ def neurons_sum(
 
     Args:
       network: a `bpnjax.networks.Network` that maps ``x`` to logits ``[n, C]``.
-      params: its parameters, a dict tree.
+      params: its parameters.
       mode: of one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
       labels: int ``[n]``; read by ``of="loss"`` only.
@@ -371,7 +371,7 @@ def neurons(
 
     Args:
       network: a `bpnjax.networks.Network` that maps ``x`` to logits ``[n, C]``.
-      params: its parameters, a dict tree.
+      params: its parameters.
       mode: of the task; ``{}`` for none.
       x: inputs ``[n, ...]``.
       labels: int ``[n]``; read by ``of="loss"`` only.

@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 
 from bpnjax.networks import Layer, Network
+from bpnjax.utils.arrays import names_of
 
 Backward = Callable[[jax.Array], dict[str, jax.Array]]  # a cotangent of the outputs -> of layers
 Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (outputs, labels) -> losses [n]
@@ -42,7 +42,7 @@ def probe(
 
     Args:
       network: maps ``x`` to outputs ``[n, ...]``.
-      params: its parameters, a dict tree.
+      params: its parameters.
       mode: of one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
 
@@ -74,7 +74,7 @@ def _dense_sums(
     weights: jax.Array,
     magnitudes: Callable[[jax.Array, Backward], dict[str, jax.Array]],
     element: Callable[[jax.Array], jax.Array],
-) -> dict[tuple[str, ...], jax.Array]:
+) -> dict[str, jax.Array]:
     """Sums over examples of ``element(gradient)`` for the covered Dense layers.
 
     ``element`` is a square or an absolute value, so that of an outer product is the outer product
@@ -85,9 +85,9 @@ def _dense_sums(
     for path, size in magnitudes(logits, backward).items():
         weighted = weights[:, None] * size
         (layer_input,) = inputs[path]
-        at = tuple(path.split("/")) if path else ()
-        sums[(*at, "kernel")] = element(layer_input.astype(jnp.float32)).T @ weighted
-        sums[(*at, "bias")] = weighted.sum(0)
+        at = f"{path}/" if path else ""
+        sums[f"{at}kernel"] = element(layer_input.astype(jnp.float32)).T @ weighted
+        sums[f"{at}bias"] = weighted.sum(0)
     return sums
 
 
@@ -95,28 +95,30 @@ def _other_sums(
     network: Network,
     params: Any,
     mode: Any,
-    names: list[tuple[str, ...]],
+    places: list[int],
     chunk: int,
     x: jax.Array,
     weights: jax.Array,
     labels: jax.Array,
     magnitude: Callable[..., Any],
-) -> dict[tuple[str, ...], jax.Array]:
-    """The same for the named leaves, by vmap of grad.
+) -> list[jax.Array]:
+    """The same for the leaves at some places of the parameters, by vmap of grad.
 
     ``magnitude(logits_of, free, label)`` gives element(gradient) of one example, where
-    ``logits_of(free)`` are its logits as a function of the named leaves.
+    ``logits_of(free)`` are its logits as a function of these leaves.
     """
-    flat = traverse_util.flatten_dict(params)
-    fixed = {name: leaf for name, leaf in flat.items() if name not in names}
-    free = {name: flat[name] for name in names}
+    leaves, structure = jax.tree.flatten(params)
+    # Gradients of bf16 parameters are squared and summed in f32.
+    free = [leaves[place].astype(jnp.float32) for place in places]
 
     def one_example(example: tuple[jax.Array, ...]) -> Any:
         x_i, label, weight = example
 
         def logits_of(free: Any) -> jax.Array:
-            tree = traverse_util.unflatten_dict({**fixed, **free})
-            outputs, _ = network.apply(tree, mode, x_i[None])
+            every = list(leaves)
+            for place, leaf in zip(places, free, strict=True):
+                every[place] = leaf.astype(leaves[place].dtype)
+            outputs, _ = network.apply(jax.tree.unflatten(structure, every), mode, x_i[None])
             return outputs[0].astype(jnp.float32)
 
         return jax.tree.map(lambda m: weight * m, magnitude(logits_of, free, label))
@@ -125,6 +127,7 @@ def _other_sums(
         return jax.tree.map(lambda s, m: s + m.sum(0), sums, jax.vmap(one_example)(examples)), None
 
     padded = in_pieces((x, labels, weights), chunk)
+    sums: list[jax.Array]
     sums, _ = jax.lax.scan(one_chunk, jax.tree.map(jnp.zeros_like, free), padded)
     return sums
 
@@ -168,7 +171,7 @@ def sums(
 
     Args:
       network: maps ``x`` to outputs ``[n, ...]``.
-      params: its parameters, a dict tree.
+      params: its parameters.
       mode: of one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
       labels: of the examples, ``[n, ...]``, handed to ``magnitude``.
@@ -184,16 +187,14 @@ def sums(
     Returns:
       A tree like the parameters, f32.
     """
-    flat = traverse_util.flatten_dict(params)
-    found = {
-        name: value
-        for name, value in _dense_sums(
-            network, params, mode, x, weights, magnitudes, element
-        ).items()
-        if name in flat  # a Dense layer without bias has no such leaf
-    }
-    rest = [name for name in flat if name not in found]
+    covered = _dense_sums(network, params, mode, x, weights, magnitudes, element)
+    structure = jax.tree.structure(params)
+    # A Dense layer without bias has no such leaf.
+    found = [covered.get(name) for name in jax.tree.leaves(names_of(params))]
+    rest = [place for place, value in enumerate(found) if value is None]
     if rest:
         chunk = min(chunk, x.shape[0])
-        found |= _other_sums(network, params, mode, rest, chunk, x, weights, labels, magnitude)
-    return traverse_util.unflatten_dict({k: found[k].astype(jnp.float32) for k in flat})
+        others = _other_sums(network, params, mode, rest, chunk, x, weights, labels, magnitude)
+        for place, value in zip(rest, others, strict=True):
+            found[place] = value
+    return jax.tree.unflatten(structure, [value.astype(jnp.float32) for value in found])

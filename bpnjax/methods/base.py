@@ -172,7 +172,8 @@ class Context:
             return stored
         if self.training and jnp.ndim(self.task) == 0:
             return current
-        is_current = jnp.asarray(self.task) == self.current
+        # Between two tasks ``current`` is -1, which is no task.
+        is_current = (jnp.asarray(self.task) == self.current) & (self.current >= 0)
 
         def one(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(is_current.reshape(is_current.shape + (1,) * new.ndim), new, old)

@@ -102,7 +102,8 @@ class Setting:
         if not math.isfinite(value):
             return f"{value} is not finite; give a number"
         if self.at_least is not None and value < self.at_least:
-            return f"{value} is below {_exactly(self.at_least)}; give at least {_exactly(self.at_least)}"
+            least = _exactly(self.at_least)
+            return f"{value} is below {least}; give at least {least}"
         if self.above is not None and value <= self.above:
             return f"{value} is not above {_exactly(self.above)}; give a larger number"
         if self.below is not None and value >= self.below:

@@ -41,6 +41,11 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         )
     with safe_open(path, "np") as file:
         names = [name for name in file.keys() if name.startswith("params/")]  # noqa: SIM118
+        if not names:
+            raise ValueError(
+                f"{os.fspath(path)}: a model of another version of this package "
+                f"({file.metadata()['format']}); train it again with python -m bpnjax.pretrain"
+            )
         return {name.removeprefix("params/"): file.get_tensor(name) for name in names}
 
 

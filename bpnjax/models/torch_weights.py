@@ -102,6 +102,19 @@ def _read_zip(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return dict(found)
 
 
+class _StorageKind:
+    """Stands for a storage class of PyTorch in a pickle.
+
+    A pickle may set attributes of whatever it names, so it is never given a dtype of NumPy, which
+    the whole process shares.
+    """
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
 class _Tensors(pickle.Unpickler):
     """Unpickles tensors and ordered dictionaries, as NumPy arrays, and nothing else."""
 
@@ -112,14 +125,14 @@ class _Tensors(pickle.Unpickler):
         byteorder = f"{folder}byteorder"
         big = byteorder in names and archive.read(byteorder) == b"big"
         self.order: Literal[">", "<"] = ">" if big else "<"
-        # Functions of this reading only: what a pickle might do to them ends with it.
+        # Objects of this reading only: what a pickle might do to them ends with it.
         self.known: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): lambda *a: _view(*a[:4]),
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
         }
-        for name, dtype in _DTYPES.items():
-            self.known["torch", name] = np.dtype(dtype)
+        for name in _DTYPES:
+            self.known["torch", name] = _StorageKind(name)
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.known:
@@ -127,9 +140,10 @@ class _Tensors(pickle.Unpickler):
         return self.known[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
-        kind, dtype, key, _, count = pid
-        if kind != "storage" or not isinstance(dtype, np.dtype):
-            raise pickle.UnpicklingError(f"its pickle refers to {kind!r}, which is no tensor")
+        what, kind, key, _, count = pid
+        if what != "storage" or not isinstance(kind, _StorageKind) or kind.name not in _DTYPES:
+            raise pickle.UnpicklingError(f"its pickle refers to {what!r}, which is no tensor")
+        dtype = np.dtype(_DTYPES[kind.name])
         entry = self.archive.getinfo(f"{self.folder}data/{key}")
         if entry.file_size != count * dtype.itemsize:
             raise pickle.UnpicklingError(
@@ -157,7 +171,7 @@ def _view(
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
 
 
-def alexnet_params(tensors: Mapping[str, np.ndarray]) -> dict:
+def alexnet_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The parameters of `AlexNet` from those of torchvision's.
 
     PyTorch has channels before rows and columns: kernels are transposed, and so are the rows of
@@ -203,7 +217,7 @@ def _kernel(layer: str, weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(weight.T)
 
 
-def alexnet_initializers(path: str | os.PathLike[str]) -> dict[str, dict]:
+def alexnet_initializers(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """Initializers that give the layers of `AlexNet`, the output excepted, the weights of a file.
 
     Args:

@@ -74,10 +74,11 @@ class GateSeeds:
         Returns:
           f32 ``[width]``, each element 0 with probability ``gated``, else 1.
         """
-        open_ = jax.random.bernoulli(
-            jax.random.fold_in(self.seed, task), 1.0 - self.gated, (self.width,)
+        # Not `jax.random.bernoulli`, which draws other numbers where 64-bit floats are on.
+        draws = jax.random.uniform(
+            jax.random.fold_in(self.seed, task), (self.width,), dtype=jnp.float32
         )
-        return open_.astype(jnp.float32)
+        return (draws < jnp.float32(1.0 - self.gated)).astype(jnp.float32)
 
 
 def is_seed(node: Any) -> bool:

@@ -112,7 +112,8 @@ class Network:
         Example:
           >>> import jax, jax.numpy as jnp, flax.linen as nn
           >>> from bpnjax import networks
-          >>> network = networks.from_linen(nn.BatchNorm(use_running_average=True), jnp.ones((1, 2)))
+          >>> norm = nn.BatchNorm(use_running_average=True)
+          >>> network = networks.from_linen(norm, jnp.ones((1, 2)))
           >>> params, variables = network.init(jax.random.key(0))
           >>> network.bind(variables).apply(params, {}, jnp.zeros((1, 2)))[0].tolist()
           [[0.0, 0.0]]
@@ -164,8 +165,8 @@ class Network:
             if not self.layers[path].plain:
                 raise ValueError(
                     f"layer {path!r} lies within a lifted transformation (nn.scan, nn.remat, "
-                    "nn.vmap), or its kernel is not the one in params (nn.WeightNorm); its input "
-                    "has no meaning here"
+                    "nn.vmap), its kernel is not the one in params (nn.WeightNorm), or the network "
+                    "reshapes its batch before it; its input has no meaning here"
                 )
         _, inputs = self.tapped(params, mode, x, record=tuple(paths), **options)
         return {path: inputs[path][-1] for path in paths}
@@ -250,6 +251,24 @@ def one_example(x: Any) -> jax.ShapeDtypeStruct:
     """
     dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
     return jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), dtype)
+
+
+def batch_axis(x: Any) -> tuple[int, ...]:
+    """The length of the first axis of a network's input, as ``shape[:1]``.
+
+    Args:
+      x: the input, an array or a tree of arrays, or their shapes.
+
+    Returns:
+      ``(n,)``; ``()`` where there is none.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.networks.base import batch_axis
+      >>> batch_axis(jnp.zeros((3, 2)))
+      (3,)
+    """
+    return next((tuple(jnp.shape(leaf)[:1]) for leaf in jax.tree.leaves(x)), ())
 
 
 def align(

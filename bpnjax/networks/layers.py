@@ -25,7 +25,8 @@ class Layer:
       rank: axes of its input, the batch axis included.
       output_shape: of one call, the batch axis included.
       plain: whether it is called outside nn.scan, nn.remat and the like, with the kernel as it is
-        in the parameters, so that its input means something outside of the layer.
+        in the parameters and on an input whose first axis is the batch, so that this input means
+        something outside of the layer.
     """
 
     kind: str

@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 from flax.core.tracers import current_trace
 from flax.errors import (
+    InvalidRngError,
     ModifyScopeVariableError,
     ScopeCollectionNotFound,
     ScopeVariableNotFoundError,
 )
 
-from bpnjax.networks.base import Network, align, one_example
+from bpnjax.networks.base import Network, align, batch_axis, one_example
 from bpnjax.networks.layers import KERNELS, Layer, Layers, Other
 
 __all__ = ["KINDS", "find_layers", "from_linen", "modulated_apply"]
@@ -198,7 +199,7 @@ def _run(
     classes = {} if seen is None else seen
     collections = _variables(params)
     unused = set(mode)
-    outside = current_trace()
+    outside, batch = current_trace(), batch_axis(args[0])
 
     def intercept(
         next_call: Callable[..., Any],
@@ -242,7 +243,8 @@ def _run(
             y = y + probes[path].astype(y.dtype)
         if record is not None:
             kernel = context.module.get_variable("params", "kernel")
-            plain = not inside and kernel is own_kernel(collections["params"], path)
+            own = kernel is own_kernel(collections["params"], path)
+            plain = not inside and own and x.shape[:1] == batch
             record(path, describe(call, x, y, plain), x)
         return y
 
@@ -434,7 +436,20 @@ def from_linen(module: nn.Module, x: Any, *, train: str | None = "", **kwargs: A
             options["rngs"] = {"dropout": key}
         if variables:
             options["mutable"] = list(variables)
-        out = _run(module, collections, mode, (x,), options, freeze_statistics=freeze_statistics)
+        try:
+            out = _run(
+                module, collections, mode, (x,), options, freeze_statistics=freeze_statistics
+            )
+        except _NO_STATISTICS as error:
+            raise ValueError(
+                "the network keeps variables beside its parameters, which network.init returns: "
+                f"pass apply(..., variables=variables) ({_said(error)})"
+            ) from error
+        except InvalidRngError as error:
+            raise ValueError(
+                "the network draws random numbers in training: pass apply(..., "
+                f"key=jax.random.key(...)) ({_said(error)})"
+            ) from error
         if not variables:
             return out, variables
         out, changed = out
@@ -443,17 +458,8 @@ def from_linen(module: nn.Module, x: Any, *, train: str | None = "", **kwargs: A
     def _evaluated(collections: Any, mode: Any, x: jax.Array, **options: Any) -> Any:
         try:
             return _run(module, collections, mode, (x,), evaluation, **options)
-        except (
-            ModifyScopeVariableError,
-            ScopeCollectionNotFound,
-            ScopeVariableNotFoundError,
-        ) as error:
-            raise ValueError(
-                "the network cannot be evaluated example by example: BatchNorm must use its "
-                "running statistics there; give its call an argument train (or use_running_average) "
-                "and pass its variables, network.bind(variables) or apply(..., variables=...) "
-                f"({str(error).splitlines()[0]})"
-            ) from error
+        except _NO_STATISTICS as error:
+            raise _without_statistics(error) from error
 
     def tapped(
         params: Any,
@@ -479,6 +485,8 @@ def from_linen(module: nn.Module, x: Any, *, train: str | None = "", **kwargs: A
     try:
         shapes = jax.eval_shape(init, jax.random.key(0))
         layers = find_layers(module, {"params": shapes[0], **shapes[1]}, shape, **evaluation)
+    except _NO_STATISTICS as error:
+        raise _without_statistics(error) from error
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"the network {type(module).__name__} cannot be run on a batch of shape {shape.shape}: "
@@ -487,6 +495,23 @@ def from_linen(module: nn.Module, x: Any, *, train: str | None = "", **kwargs: A
     return Network(
         init, apply, layers, tapped, name=type(module).__name__, example=one_example(shape)
     )
+
+
+_NO_STATISTICS = (ModifyScopeVariableError, ScopeCollectionNotFound, ScopeVariableNotFoundError)
+
+
+def _without_statistics(error: Exception) -> ValueError:
+    """The error of an evaluation that would use, or misses, the statistics of a batch."""
+    return ValueError(
+        "the network cannot be evaluated example by example: BatchNorm must use its running "
+        "statistics there; give its call an argument train (or use_running_average) and pass its "
+        "variables, network.bind(variables) or apply(..., variables=...) "
+        f"({_said(error)})"
+    )
+
+
+def _said(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def _train_argument(module: nn.Module, name: str | None) -> tuple[str, bool]:

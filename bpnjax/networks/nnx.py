@@ -23,7 +23,7 @@ from flax import nnx, traverse_util
 from flax.core.tracers import current_trace
 from flax.nnx.statelib import FlatState
 
-from bpnjax.networks.base import Network, align, one_example
+from bpnjax.networks.base import Network, align, batch_axis, one_example
 from bpnjax.networks.layers import KERNELS, Layer, Layers, Other
 
 __all__ = ["KINDS", "TRAIN_FLAGS", "from_nnx"]
@@ -326,6 +326,7 @@ class _Pass:
     found: Layers = dataclasses.field(default_factory=Layers)
     inputs: dict[str, list[jax.Array]] = dataclasses.field(default_factory=dict)
     reached: set[str] = dataclasses.field(default_factory=set)
+    batch: tuple[int, ...] = ()
     outside: Any = dataclasses.field(default_factory=current_trace)
 
     def layer(
@@ -361,7 +362,8 @@ class _Pass:
                 raise ValueError(_LIFTED.format(path=path))
             self.inputs.setdefault(path, []).append(x)
         kernel, before = _raw(module.kernel), self.found.get(path)
-        plain = not inside and path in self.own_kernels and kernel is self.own_kernels[path]
+        own = path in self.own_kernels and kernel is self.own_kernels[path]
+        plain = not inside and own and x.shape[:1] == self.batch
         self.found[path] = Layer(
             KINDS[base],
             math.prod(x.shape[axis] for axis in contracted),
@@ -691,6 +693,7 @@ class _Adapter:
     ) -> tuple[Any, nnx.Module]:
         """One pass of a copy of the network made from the arrays; returns the copy too."""
         _check_mode(run.mode)
+        run.batch = batch_axis(x)
         seeds = _seeds(key)
         module = self._assembled(params, variables, seeds)
         flags = {name: on if run.train else not on for name, on in self.flags.items()}

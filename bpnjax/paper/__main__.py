@@ -6,6 +6,7 @@ python -m bpnjax.paper --artefact=fig6a --workdir=runs/paper
 import os
 import pathlib
 import sys
+from typing import Any
 
 from bpnjax import config as configuration
 from bpnjax import main as command
@@ -27,7 +28,7 @@ USAGE = """usage: python -m bpnjax.paper --artefact=NAME[,NAME...] [--workdir=DI
 SEQUENCES = ("eight_tasks", "eight_domains")  # of table2
 
 
-def artefacts() -> dict:
+def artefacts() -> dict[str, Any]:
     """The functions that make them, by name.
 
     Returns:
@@ -50,7 +51,7 @@ def artefacts() -> dict:
     }
 
 
-def _parse(arguments):
+def _parse(arguments: list[str]) -> tuple[list[str], bool, Any]:
     more = {"artefact": "", "num_seeds": "", "configs": "", "sequence": ""}
     config, values = command.parse_fields(configuration.default(), arguments, more)
     fields = [a.lstrip("-").split("=", 1)[0] for a in arguments if a.startswith("--config.")]

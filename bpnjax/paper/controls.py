@@ -1,5 +1,7 @@
 """Is it the direction, the step, the extra dimensions or being told the task?"""
 
+from typing import Any
+
 import numpy as np
 from safetensors.numpy import load_file
 
@@ -7,7 +9,7 @@ from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.paper import drawing, runs
 from bpnjax.paper.report import Report, number
 
-SEQUENCES = (
+SEQUENCES: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
     ("MNIST", "mnist.py", 5, {}),
     ("CIFAR-10", "cifar10.py", 3, {}),
     ("CIFAR-100", "cifar100.py", 3, {}),
@@ -31,7 +33,7 @@ stored bias vectors, averaged over layers, tasks and seeds. The second table is 
 learning rates of its factors: task 1 after all tasks, beside the length of its biases."""
 
 
-def bias_length(run) -> float:
+def bias_length(run: runs.Run) -> float:
     r"""Mean length of a run's stored task biases.
 
     .. math:: \frac{1}{S L T} \sum_{s, l, t} |bias_{s,l,t}|_2
@@ -50,12 +52,12 @@ def bias_length(run) -> float:
         np.linalg.norm(array, axis=-1).mean()
         for path in sorted(run.folder.glob("model*.safetensors"))
         for name, array in load_file(path).items()
-        if name.startswith("bank/") and name.endswith("/bias")
+        if name.startswith("method/") and name.endswith("/bias")
     ]
     return float(np.mean(lengths)) if lengths else float("nan")
 
 
-def by_rate(runner) -> tuple[tuple[list[str], list[list[str]]], list[runs.Run]]:
+def by_rate(runner: runs.Runner) -> tuple[tuple[list[str], list[list[str]]], list[runs.Run]]:
     """GD+EWC at several rates of its factors: is the paper's 0 a matter of their length?
 
     Args:
@@ -83,7 +85,7 @@ def by_rate(runner) -> tuple[tuple[list[str], list[list[str]]], list[runs.Run]]:
     return (header, rows), done
 
 
-def controls(runner) -> Report:
+def controls(runner: runs.Runner) -> Report:
     """The control methods beside BD+EWC.
 
     Args:
@@ -94,9 +96,10 @@ def controls(runner) -> Report:
 
     Source: ours; the paper compares BD with GD+EWC only (Wen et al. 2020, Sec. VI-D 13).
     """
-    done, averages = [], {}
+    done: list[runs.Run] = []
+    averages: dict[tuple[str, str], runs.Run] = {}
     for sequence, config_file, seeds, fields in SEQUENCES:
-        more = {"evaluate__inferred_rows": "last"}
+        more: dict[str, Any] = {"evaluate__inferred_rows": "last"}
         if config_file in ("mnist.py", "cifar10.py"):
             more["evaluate__every_epochs"] = 1  # the runs of fig. 6 are the same
         for method, _ in METHODS:
@@ -122,9 +125,9 @@ def controls(runner) -> Report:
     with drawing.panels(path, 1, 1, (9, 4.5)) as (axis,):
         width = 0.8 / len(METHODS)
         for k, (method, _) in enumerate(METHODS):
-            found = [runs.matrix(averages[s, method])[:, -1].mean(1) for s, *_ in SEQUENCES]
-            means = [f.mean() for f in found]
-            sds = [f.std(ddof=1) if len(f) > 1 else 0.0 for f in found]
+            of_seeds = [runs.matrix(averages[s, method])[:, -1].mean(1) for s, *_ in SEQUENCES]
+            means = [f.mean() for f in of_seeds]
+            sds = [f.std(ddof=1) if len(f) > 1 else 0.0 for f in of_seeds]
             x = np.arange(len(SEQUENCES)) + (k - (len(METHODS) - 1) / 2) * width
             axis.bar(x, means, width, yerr=sds, capsize=1.5, label=method)
         axis.set_xticks(range(len(SEQUENCES)), [s for s, *_ in SEQUENCES])

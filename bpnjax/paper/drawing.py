@@ -2,6 +2,8 @@
 
 import contextlib
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +43,9 @@ def figure_path(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def panels(path: pathlib.Path, rows: int, columns: int, size, **options):
+def panels(
+    path: pathlib.Path, rows: int, columns: int, size: tuple[float, float], **options: Any
+) -> Iterator[list[Any]]:
     """Axes of a figure; saves it at the end.
 
     Args:
@@ -62,7 +66,7 @@ def panels(path: pathlib.Path, rows: int, columns: int, size, **options):
     pyplot.close(figure)
 
 
-def band(axis, x, values, label: str) -> None:
+def band(axis: Any, x: np.ndarray, values: np.ndarray, label: str) -> None:
     """A line of means with a band of ± one sd (n - 1).
 
     Args:
@@ -77,7 +81,7 @@ def band(axis, x, values, label: str) -> None:
     axis.fill_between(x, mean - sd, mean + sd, color=line.get_color(), alpha=0.18, lw=0)
 
 
-def legend(axis) -> None:
+def legend(axis: Any) -> None:
     """A legend above the axes.
 
     Args:

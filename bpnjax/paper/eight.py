@@ -1,5 +1,9 @@
 """Table II: eight unrelated recognition sets in sequence, a head each."""
 
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from bpnjax.evaluation.metrics import mean_and_sd
@@ -9,7 +13,7 @@ from bpnjax.paper.report import Report, number
 SEEDS = 3
 # Rows: what tables call a method, its name, and its values for the eight small domains, each
 # found by as many trials on held-out training images (docs/REPRODUCTION.md).
-METHODS = {
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "STL": ("stl", {"train__learning_rate": 0.002}),
     "joint": ("joint", {"train__learning_rate": 0.001}),
     "fine-tuning": ("sgd", {"train__learning_rate": 0.001}),
@@ -76,7 +80,7 @@ on, and the network a small AlexNet pretrained on Tiny ImageNet; its convolution
 all methods alike, fc6, fc7 and the heads learn."""
 
 
-def table2(runner) -> Report:
+def table2(runner: runs.Runner) -> Report:
     """Accuracy of each of the eight sets after all were learned, and the average.
 
     Args:
@@ -134,7 +138,13 @@ def table2(runner) -> Report:
     )  # fmt: skip
 
 
-def _draw(path, sets, done, found, averages):
+def _draw(
+    path: pathlib.Path,
+    sets: Sequence[str],
+    done: Sequence[runs.Run],
+    found: Sequence[np.ndarray],
+    averages: Sequence[dict[str, Any]],
+) -> None:
     order = np.argsort([average["mean"] for average in averages])
     with drawing.panels(path, 1, 2, (12, 5), width_ratios=(1, 2)) as (left, right):
         for place, i in enumerate(order):

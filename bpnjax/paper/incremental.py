@@ -1,6 +1,8 @@
 """Fig. 6 and Table I: incremental MNIST, CIFAR-10 and CIFAR-100."""
 
-from typing import NamedTuple
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,21 +16,25 @@ class Line(NamedTuple):
 
     label: str
     method: str
-    fields: dict
+    fields: dict[str, Any]
     paper: float | None  # task 1 after all tasks
     paper_bytes: int | None = None
     kind: str = "task_told"
 
 
-def _gem(n: int, paper, paper_bytes=None) -> Line:
+def _gem(n: int, paper: float | None, paper_bytes: int | None = None) -> Line:
     # The paper gives GEM a task oracle, one final linear layer a task (Sec. VI-D 3).
     fields = {"gem__memories": n, "gem__per": "class", "sequence__heads": "multi"}
     return Line(f"GEM({n})", "gem", fields, paper, paper_bytes, "task_masked")
 
 
-STL = ("STL", "stl", {})
-BD_EWC, BD_PSP = ("BD+EWC", "bd_ewc", {}), ("BD+PSP", "bd_psp", {})
-PSP, EWC, GD_EWC = ("PSP", "psp", {}), ("EWC", "ewc", {}), ("GD+EWC", "gd_ewc", {})
+Way = tuple[str, str, dict[str, Any]]
+STL: Way = ("STL", "stl", {})
+BD_EWC: Way = ("BD+EWC", "bd_ewc", {})
+BD_PSP: Way = ("BD+PSP", "bd_psp", {})
+PSP: Way = ("PSP", "psp", {})
+EWC: Way = ("EWC", "ewc", {})
+GD_EWC: Way = ("GD+EWC", "gd_ewc", {})
 
 # GEM's bytes in the paper are images x 3 channels x pixels, colour counted for MNIST and, as
 # 32 x 32 x 3 x 3, twice for CIFAR.
@@ -48,7 +54,9 @@ CIFAR100 = (
 )  # fmt: skip
 
 
-def _complete(runner, config_file, lines, seeds):
+def _complete(
+    runner: runs.Runner, config_file: str, lines: Sequence[Line], seeds: int
+) -> list[runs.Run]:
     # Fig. 6a and b show every epoch; Table I uses the same runs.
     every_epoch = {"evaluate__every_epochs": 1} if config_file != "cifar100.py" else {}
     more = {"evaluate__inferred_rows": "last"} | every_epoch
@@ -60,7 +68,7 @@ def _complete(runner, config_file, lines, seeds):
     ]  # fmt: skip
 
 
-def first_task(run, kind: str) -> tuple[float, float | None]:
+def first_task(run: runs.Run, kind: str) -> tuple[float | None, float | None]:
     """Task 1 after all tasks: mean and sd over seeds.
 
     Args:
@@ -76,7 +84,14 @@ def first_task(run, kind: str) -> tuple[float, float | None]:
     return found["mean"], found["sd"]
 
 
-def _report(name, title, text, lines, done, figure) -> Report:
+def _report(
+    name: str,
+    title: str,
+    text: str,
+    lines: Sequence[Line],
+    done: Sequence[runs.Run],
+    figure: pathlib.Path,
+) -> Report:
     cells = [
         Cell(line.label, *first_task(run, line.kind), line.paper)
         for line, run in zip(lines, done, strict=True)
@@ -93,7 +108,9 @@ paper, an output layer for each task and is told the task (task_masked), the oth
 classes with their task's mode (task_told)."""
 
 
-def by_epoch(runner, name, title, config_file, lines, seeds) -> Report:
+def by_epoch(
+    runner: runs.Runner, name: str, title: str, config_file: str, lines: Sequence[Line], seeds: int
+) -> Report:
     """Fig. 6a or b: the accuracy of each task after each epoch.
 
     Args:
@@ -127,7 +144,7 @@ def by_epoch(runner, name, title, config_file, lines, seeds) -> Report:
     return _report(name, title, text, lines, done, path)
 
 
-def fig6a(runner) -> Report:
+def fig6a(runner: runs.Runner) -> Report:
     """Incremental MNIST: five tasks of two digits.
 
     Args:
@@ -142,7 +159,7 @@ def fig6a(runner) -> Report:
     return by_epoch(runner, "fig6a", "Fig. 6a: incremental MNIST", "mnist.py", MNIST, 5)
 
 
-def fig6b(runner) -> Report:
+def fig6b(runner: runs.Runner) -> Report:
     """Incremental CIFAR-10: five tasks of two classes.
 
     Args:
@@ -156,7 +173,7 @@ def fig6b(runner) -> Report:
     return by_epoch(runner, "fig6b", "Fig. 6b: incremental CIFAR-10", "cifar10.py", CIFAR10, 3)
 
 
-def fig6c(runner) -> Report:
+def fig6c(runner: runs.Runner) -> Report:
     """Incremental CIFAR-100: the first task by the number of tasks learned.
 
     Args:
@@ -191,7 +208,7 @@ outputs as float32; 20,776 is their sum. GEM's count is images x pixels x 3, whi
 colours and CIFAR twice. Ours has five hidden layers, as the paper's text says, and all outputs."""
 
 
-def table1(runner) -> Report:
+def table1(runner: runs.Runner) -> Report:
     """Task 1 after all tasks, and bytes per task.
 
     Args:

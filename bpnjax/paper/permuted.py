@@ -1,9 +1,11 @@
 """Fig. 7: a hundred permuted MNIST tasks on a small network."""
 
 import itertools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from bpnjax.evaluation.metrics import mean_and_sd
@@ -18,7 +20,7 @@ class Line(NamedTuple):
 
     label: str
     method: str
-    fields: dict  # what differs from configs/permuted_mnist.py
+    fields: dict[str, Any]  # what differs from configs/permuted_mnist.py
     paper: float | None  # average over all tasks
     seeds: int = 5
 
@@ -59,7 +61,7 @@ over seeds), two-sided, Holm's correction for the six comparisons of a group: **
 ** p < 0.01, * p < 0.05."""
 
 
-def holm(p_values) -> np.ndarray:
+def holm(p_values: ArrayLike) -> np.ndarray:
     r"""Holm's correction: p-values that may be compared with the level of all tests together.
 
     .. math:: \tilde p_{(i)} = \min\big(1, \max_{j \le i} (m - j + 1) \, p_{(j)}\big)
@@ -106,7 +108,7 @@ def stars(p: float) -> str:
     return "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < 0.05 else "n.s."
 
 
-def so_far(run) -> tuple[np.ndarray, np.ndarray]:
+def so_far(run: runs.Run) -> tuple[np.ndarray, np.ndarray]:
     r"""The average over all tasks learned so far, by their number.
 
     .. math:: A_n = \frac{1}{n} \sum_{j \le n} R_{n,j}
@@ -126,7 +128,7 @@ def so_far(run) -> tuple[np.ndarray, np.ndarray]:
     return np.array(rows) + 1, averages
 
 
-def margins(done) -> tuple[list[str], list[list[str]]]:
+def margins(done: Sequence[runs.Run]) -> tuple[list[str], list[list[str]]]:
     """A table of the averages by the number of tasks, and what the biases add.
 
     Args:
@@ -154,7 +156,7 @@ def margins(done) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def fig7(runner) -> Report:
+def fig7(runner: runs.Runner) -> Report:
     """Averages by the number of tasks, and groups of tasks at the end.
 
     Args:

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from bpnjax import config as configuration
 from bpnjax.data import builtin_sets, load_sequence
@@ -23,7 +24,9 @@ and in that of task 2. The paper gives neither clusters nor network; ours are in
 """
 
 
-def probabilities(run: runs.Run, config, points) -> dict[tuple[int, int], np.ndarray]:
+def probabilities(
+    run: runs.Run, config: ConfigDict, points: np.ndarray
+) -> dict[tuple[int, int], np.ndarray]:
     """Probability of the first class at some points, first seed.
 
     Args:
@@ -52,7 +55,7 @@ def probabilities(run: runs.Run, config, points) -> dict[tuple[int, int], np.nda
     return found
 
 
-def fig5(runner) -> Report:
+def fig5(runner: runs.Runner) -> Report:
     """Classification regions after task 1 and task 2.
 
     Args:

@@ -3,6 +3,7 @@
 import base64
 import html
 import pathlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from bpnjax.run.checkpoint import write_atomically
@@ -14,11 +15,12 @@ CLOSE = 0.02  # a figure is reproduced within this, or above
 class Cell(NamedTuple):
     """One figure beside the paper's.
 
-    ``mean`` and ``sd`` (n - 1; None for one seed) are ours, ``paper`` is None where it has none.
+    ``mean`` (None where it was not measured) and ``sd`` (n - 1; None for one seed) are ours;
+    ``paper`` is None where it has none.
     """
 
     label: str
-    mean: float
+    mean: float | None
     sd: float | None
     paper: float | None = None
 
@@ -36,11 +38,11 @@ class Report(NamedTuple):
     seconds: float
 
 
-def state(mean: float, paper: float | None) -> str:
+def state(mean: float | None, paper: float | None) -> str:
     """Whether a figure agrees with the paper's.
 
     Args:
-      mean: ours.
+      mean: ours, None if it was not measured.
       paper: theirs, None if they give none.
 
     Returns:
@@ -52,29 +54,31 @@ def state(mean: float, paper: float | None) -> str:
       >>> state(0.99, 0.98), state(0.9, 0.8), state(0.7, 0.8), state(0.9, 0.0), state(0.9, None)
       ('reproduced', 'reproduced, higher', 'differs', 'differs', '-')
     """
-    if paper is None:
+    if paper is None or mean is None:
         return "-"
     if abs(mean - paper) <= CLOSE:
         return "reproduced"
     return "reproduced, higher" if mean > paper > 0 else "differs"
 
 
-def number(mean: float, sd: float | None, digits: int = 3) -> str:
+def number(mean: float | None, sd: float | None, digits: int = 3) -> str:
     """A figure as the tables have it.
 
     Args:
-      mean: of the seeds.
+      mean: of the seeds; None where it was not measured.
       sd: None for one seed.
       digits: after the point.
 
     Returns:
-      ``mean ± sd``.
+      ``mean ± sd``, or ``-``.
 
     Example:
       >>> from bpnjax.paper.report import number
       >>> number(0.98, 0.004), number(0.98, None, digits=2)
       ('0.980 ± 0.004', '0.98')
     """
+    if mean is None:
+        return "-"
     return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
 
 
@@ -91,7 +95,9 @@ def beside_paper(cells: list[Cell], what: str) -> tuple[list[str], list[list[str
     rows = []
     for cell in cells:
         paper = "-" if cell.paper is None else f"{cell.paper:.3f}"
-        difference = "-" if cell.paper is None else f"{cell.mean - cell.paper:+.3f}"
+        difference = "-"
+        if cell.paper is not None and cell.mean is not None:
+            difference = f"{cell.mean - cell.paper:+.3f}"
         rows.append(
             [
                 cell.label,
@@ -176,8 +182,8 @@ def page(reports: list[Report]) -> str:
     )
 
 
-def _html_table(header, rows) -> str:
-    def line(cells, tag):
+def _html_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    def line(cells: Iterable[str], tag: str) -> str:
         inside = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
         return f"<tr>{inside}</tr>"
 

@@ -3,9 +3,11 @@
 import json
 import pathlib
 import shlex
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from bpnjax import config as configuration
 from bpnjax.run import train, workdir
@@ -27,13 +29,15 @@ class Run(NamedTuple):
     """A complete run."""
 
     label: str
-    result: dict  # result.json
-    metrics: list[dict]  # metrics.jsonl
+    result: dict[str, Any]  # result.json
+    metrics: list[dict[str, Any]]  # metrics.jsonl
     folder: pathlib.Path
     command: str
 
 
-def configured(runner: Runner, config_file: str, method: str, seeds: int, changes: dict):
+def configured(
+    runner: Runner, config_file: str, method: str, seeds: int, changes: dict[str, Any]
+) -> ConfigDict:
     """The configuration of a run: that of the file, with the artefact's and the user's changes.
 
     Args:
@@ -60,7 +64,7 @@ def configured(runner: Runner, config_file: str, method: str, seeds: int, change
 
 
 def complete(
-    runner: Runner, label: str, config_file: str, method: str, seeds: int, **fields
+    runner: Runner, label: str, config_file: str, method: str, seeds: int, **fields: Any
 ) -> Run:
     """Runs a method on a configuration unless its folder already holds that run, complete.
 
@@ -141,7 +145,7 @@ def by_epoch(run: Run, kind: str = "task_told") -> tuple[np.ndarray, np.ndarray]
     return np.arange(1, len(lines) + 1), values
 
 
-def seconds(runs) -> float:
+def seconds(runs: Iterable[Run]) -> float:
     """Training, testing and compile time of several runs together.
 
     Args:

@@ -6,6 +6,8 @@ widest of its group, so widths that differ much are in groups of their own.
 
 import json
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +22,9 @@ HIDDEN_DIMS = ((1, 5, 25, 100), (300, 900), (2500,))
 STRENGTHS = ((0.0, 1.0, 10.0, 100.0, 2000.0, 2e4, 2e5, 2e6),)
 
 
-def _group(runner, name, field, values, change) -> tuple[np.ndarray, float]:
+def _group(
+    runner: runs.Runner, name: str, field: str, values: Sequence[float], change: Callable[..., Any]
+) -> tuple[np.ndarray, float]:
     """One program's accuracies (task_told) ``[V, seeds, T, T]`` and its seconds, made or read."""
     config = runs.configured(runner, "mnist.py", "bd_ewc", 3, {field: max(values)})
     asked = writers.plain({"config": config.to_dict(), "field": field, "values": list(values)})
@@ -39,7 +43,16 @@ def _group(runner, name, field, values, change) -> tuple[np.ndarray, float]:
     return told, seconds
 
 
-def _sweep(runner, name, title, text, field, groups, change, what) -> Report:
+def _sweep(
+    runner: runs.Runner,
+    name: str,
+    title: str,
+    text: str,
+    field: str,
+    groups: Sequence[Sequence[float]],
+    change: Callable[..., Any],
+    what: str,
+) -> Report:
     made = [_group(runner, name, field, values, change) for values in groups]
     values = [value for group in groups for value in group]
     told = np.concatenate([found for found, _ in made])  # [V, seeds, T, T]
@@ -75,7 +88,7 @@ def _sweep(runner, name, title, text, field, groups, change, what) -> Report:
     )  # fmt: skip
 
 
-def hidden_dim(runner) -> Report:
+def hidden_dim(runner: runs.Runner) -> Report:
     """Accuracy against BD's inner width H.
 
     Args:
@@ -96,7 +109,7 @@ and seeds at once; a command below trains one value alone (with other random num
     )  # fmt: skip
 
 
-def strength(runner) -> Report:
+def strength(runner: runs.Runner) -> Report:
     """Accuracy against EWC's strength.
 
     Args:

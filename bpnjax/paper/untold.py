@@ -5,19 +5,21 @@ Not of the paper, which always tells the task. All rules are tried on the same t
 
 import json
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 import bpnjax
-from bpnjax.data import load_sequence
+from bpnjax.data import TaskSequence, load_sequence
 from bpnjax.evaluation import task_inference
 from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.paper import drawing, permuted, runs
 from bpnjax.paper.report import Report, number
 from bpnjax.run.checkpoint import write_atomically
 
-SEQUENCES = (
+SEQUENCES: tuple[tuple[str, str, dict[str, Any], int], ...] = (
     ("10 permuted MNIST", "permuted_mnist.py", {"sequence__num_tasks": 10}, 500),
     ("MNIST", "mnist.py", {}, 500),
     ("CIFAR-100", "cifar100.py", {}, 200),
@@ -32,7 +34,7 @@ each task's projected inputs, for each image, or for {BATCH} images of one task 
 figure: the answers, for each image."""
 
 
-def shares(predictor, sequence, examples: int) -> dict:
+def shares(predictor: bpnjax.Predictor, sequence: TaskSequence, examples: int) -> dict[str, Any]:
     """What a model has right, of the test images of all its tasks.
 
     Args:
@@ -44,7 +46,9 @@ def shares(predictor, sequence, examples: int) -> dict:
       ``{"told": share, rule: {"example": (guess, answer), "batch": (guess, answer)}}``, each the
       mean over tasks.
     """
-    found = {rule: {"example": [], "batch": []} for rule in task_inference.RULES}
+    found: dict[str, dict[str, list[Any]]] = {
+        rule: {"example": [], "batch": []} for rule in task_inference.RULES
+    }
     told = []
     for task in range(predictor.num_tasks):
         rows = sequence.test.index[task, : sequence.test.count[task]][:examples]
@@ -65,11 +69,13 @@ def shares(predictor, sequence, examples: int) -> dict:
     return {"told": float(np.mean(told)), **means}
 
 
-def _right(guesses, task, answers, labels):
+def _right(
+    guesses: np.ndarray, task: int, answers: np.ndarray, labels: np.ndarray
+) -> tuple[Any, Any]:
     return np.mean(guesses == task), np.mean(answers == labels)
 
 
-def _measured(run, examples: int) -> tuple[list[dict], float]:
+def _measured(run: runs.Run, examples: int) -> tuple[list[dict[str, Any]], float]:
     """`shares` of each seed of a run, made or read, and the seconds that it took."""
     path = run.folder / "inference.json"
     if path.is_file():
@@ -84,17 +90,19 @@ def _measured(run, examples: int) -> tuple[list[dict], float]:
     return found, seconds
 
 
-def _row(run, found, rule) -> list[str]:
+def _row(run: runs.Run, found: list[dict[str, Any]], rule: str) -> list[str]:
     cells = [[f["told"] for f in found]]
     cells += [[f[rule][per][i] for f in found] for per in ("example", "batch") for i in (0, 1)]
-    told, *rest = (number(**mean_and_sd(values)) for values in cells)
+    both = [mean_and_sd(values) for values in cells]
+    told, *rest = (number(of_seeds["mean"], of_seeds["sd"]) for of_seeds in both)
     return [f"`{run.label}`", told, rule, *rest]
 
 
-def _bars(axis, title, measured: dict) -> None:
+def _bars(axis: Any, title: str, measured: dict[str, Any]) -> None:
     """Answers told and by each rule, for each image; a group of bars per method."""
-    bars = {"told": lambda f: f["told"]}
-    bars |= {rule: lambda f, rule=rule: f[rule]["example"][1] for rule in task_inference.RULES}
+    bars: dict[str, Callable[[Any], float]] = {"told": lambda f: f["told"]}
+    for rule in task_inference.RULES:
+        bars[rule] = lambda f, rule=rule: f[rule]["example"][1]  # type: ignore[misc]
     for k, (label, value) in enumerate(bars.items()):
         found = [mean_and_sd([value(f) for f in shares]) for shares in measured.values()]
         place = np.arange(len(found)) + (k - 1.5) * 0.2
@@ -105,12 +113,13 @@ def _bars(axis, title, measured: dict) -> None:
     axis.set_ylim(0, 1)
 
 
-def untold(runner) -> Report:
+def untold(runner: runs.Runner) -> Report:
     """Rules, methods and sequences: the guess and the answer."""
     home = runner.folder
     runner = runner._replace(folder=home / "untold")  # other artefacts' runs keep no statistics
     fields = {line.method: line.fields for line in permuted.METHODS}
-    done, tables, seconds, measured = [], [], 0.0, {}
+    done, tables, seconds = [], [], 0.0
+    measured: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for title, file, changes, examples in SEQUENCES:
         header = [
             title,

@@ -58,7 +58,9 @@ def _checkpointer() -> Any:
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def save(folder: pathlib.Path, position: Position, state: Any, record: dict, keep: int) -> None:
+def save(
+    folder: pathlib.Path, position: Position, state: Any, record: dict[str, Any], keep: int
+) -> None:
     """Writes a checkpoint, then removes all but it and the ``keep - 1`` before it.
 
     Args:
@@ -91,7 +93,9 @@ def save(folder: pathlib.Path, position: Position, state: Any, record: dict, kee
             shutil.rmtree(path, ignore_errors=True)
 
 
-def restore_latest(folder: pathlib.Path, abstract: Any) -> tuple[Position, Any, dict] | None:
+def restore_latest(
+    folder: pathlib.Path, abstract: Any
+) -> tuple[Position, Any, dict[str, Any]] | None:
     """Reads the newest checkpoint that is whole, and warns of those that are not.
 
     Args:

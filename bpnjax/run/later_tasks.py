@@ -8,6 +8,7 @@ A model holds what answers. What protects earlier tasks while later ones are tra
 its anchor, memories, teachers) is in a run's checkpoints; a method that has any needs those.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
@@ -232,7 +233,7 @@ def _from_model(earlier: Earlier, abstract: RunState, seed: int) -> RunState:
     if statistics:
         named = filled(statistics._asdict(), "statistics")
         statistics = type(statistics)(**named)
-    return RunState(abstract.learner.replace(**parts), statistics)  # type: ignore[attr-defined]
+    return RunState(dataclasses.replace(abstract.learner, **parts), statistics)
 
 
 def _from_checkpoint(
@@ -293,7 +294,7 @@ def put_first(fresh: RunState, earlier: Earlier, config: Any) -> RunState:
     statistics = fresh.statistics
     if statistics:
         statistics = arrays.put_in_corner(statistics, old.statistics)
-    return RunState(fresh.learner.replace(**parts), statistics)  # type: ignore[attr-defined]
+    return RunState(dataclasses.replace(fresh.learner, **parts), statistics)
 
 
 def stages(experiment: Experiment, earlier: Earlier | None = None) -> Sequence[int]:

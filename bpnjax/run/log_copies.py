@@ -23,7 +23,7 @@ COLUMNS = (
 class Copy(NamedTuple):
     """One of them, open."""
 
-    write: Callable[[dict], None]  # a line, as `json.loads` gives it
+    write: Callable[[dict[str, Any]], None]  # a line, as `json.loads` gives it
     close: Callable[[], None]
 
 
@@ -58,7 +58,7 @@ def _begin_csv(workdir: pathlib.Path, first_seed: int) -> Copy:
     return Copy(write, lambda: None)
 
 
-def rows(line: dict, first_seed: int) -> list[dict]:
+def rows(line: dict[str, Any], first_seed: int) -> list[dict[str, Any]]:
     """A line of ``metrics.jsonl`` as flat rows.
 
     Args:

@@ -27,7 +27,7 @@ def headless_pyplot() -> Any:
     return pyplot
 
 
-def accuracy_matrix(workdir: pathlib.Path, result: dict) -> pathlib.Path:
+def accuracy_matrix(workdir: pathlib.Path, result: dict[str, Any]) -> pathlib.Path:
     """Draws the accuracy matrices of a run, mean over seeds, one panel for each accuracy.
 
     Rows that were never tested are left out; up to ten tasks the cells are labelled.
@@ -73,7 +73,7 @@ def accuracy_matrix(workdir: pathlib.Path, result: dict) -> pathlib.Path:
     return path
 
 
-def learning_curves(workdir: pathlib.Path, result: dict) -> pathlib.Path:
+def learning_curves(workdir: pathlib.Path, result: dict[str, Any]) -> pathlib.Path:
     """Draws the training loss, and the told accuracy of each task, against the steps trained.
 
     Means over seeds; thin lines are the ends of tasks.
@@ -121,7 +121,7 @@ def learning_curves(workdir: pathlib.Path, result: dict) -> pathlib.Path:
     return path
 
 
-def comparison(path: pathlib.Path, results: list[dict]) -> pathlib.Path:
+def comparison(path: pathlib.Path, results: list[dict[str, Any]]) -> pathlib.Path:
     """Draws several methods side by side: accuracies and forgetting with sd, bytes, time.
 
     Args:
@@ -176,7 +176,7 @@ def comparison(path: pathlib.Path, results: list[dict]) -> pathlib.Path:
     return path
 
 
-def draw(workdir: pathlib.Path, result: dict) -> list[pathlib.Path]:
+def draw(workdir: pathlib.Path, result: dict[str, Any]) -> list[pathlib.Path]:
     """Draws every picture of a run; see `accuracy_matrix` and `learning_curves`.
 
     Args:

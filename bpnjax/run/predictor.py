@@ -29,6 +29,7 @@ from bpnjax.data.permutation import pixel_order
 from bpnjax.data.sequence import Split, TaskSequence
 from bpnjax.evaluation import task_inference
 from bpnjax.learner import Learner, State
+from bpnjax.methods import REGISTRY
 from bpnjax.training.experiment import Experiment, make_experiment
 from bpnjax.utils import arrays, prng
 from bpnjax.utils.errors import UserError
@@ -99,7 +100,7 @@ class Predictor:
     def permuted(self, images: Any, task: Any) -> np.ndarray:
         """Pictures as a sequence of permuted pixels shows them in a task.
 
-        The order of the pixels belongs to the data, not to the modes: a picture that comes as its
+        The order of the pixels belongs to the data, not to the modes: an image that comes as its
         task shows it needs no permutation, and `infer` is not told of any.
 
         Args:
@@ -107,7 +108,7 @@ class Predictor:
           task: int, or int ``[n]``, from 0.
 
         Returns:
-          ``[n, ...]``; the pictures themselves where the tasks do not permute.
+          ``[n, ...]``; the images themselves where the tasks do not permute.
         """
         images, task = self._checked(images, task)
         if self.orders is None:
@@ -126,7 +127,7 @@ class Predictor:
           f32 ``[n, C]``; where a task answers with its own outputs only, the others are -1e9.
 
         Raises:
-          ValueError: pictures of another shape, or a task that the model does not have.
+          ValueError: images of another shape, or a task that the model does not have.
         """
         images, task = self._checked(images, task)
         out = np.empty((len(images), self.outputs.shape[1]), np.float32)
@@ -158,7 +159,7 @@ class Predictor:
         Args:
           images: as for `logits`.
           rule: a name of `bpnjax.evaluation.task_inference.RULES`; that of the run by default.
-          per: ``"example"``, or ``"batch"``: all pictures are of one task.
+          per: ``"example"``, or ``"batch"``: all images are of one task.
 
         Returns:
           `Guess`.
@@ -190,8 +191,10 @@ class Predictor:
             raise ValueError(
                 f"examples of shape {images.shape[1:]}; this model reads {self.input_shape}"
             )
+        if not len(images):
+            raise ValueError("no examples; give at least one")
         was, now = self.input_dtype, images.dtype
-        if np.issubdtype(was, np.floating) != np.issubdtype(now, np.floating):
+        if now.kind not in "uif" or (was.kind == "f") != (now.kind == "f"):
             raise ValueError(
                 f"examples of dtype {now}; this model was trained on {was}. Give them as they were "
                 "in training, with the same scale"
@@ -207,10 +210,12 @@ class Predictor:
                 f"task {ids.min() if ids.min() < 0 else ids.max()}; this model has tasks 0 to "
                 f"{self.num_tasks - 1}"
             )
+        if ids.shape not in ((), (len(images),)):
+            raise ValueError(f"task ids of shape {ids.shape} for {len(images)} examples; one each")
         return images, np.broadcast_to(ids.astype(np.int32), (len(images),))
 
     def _warn_of_range(self, images: np.ndarray) -> None:
-        if self.input_range is None or not images.size:
+        if self.input_range is None:
             return
         least, most = self.input_range
         width, here = most - least, float(images.max()) - float(images.min())
@@ -293,7 +298,27 @@ def load(path: str | pathlib.Path, seed: int | None = None) -> Predictor:
     file = find_file(path, seed)
     metadata = read_metadata(file)
     found, _ = arrays.read(file)
+    try:
+        return _described(file, metadata, found)
+    except UserError:
+        raise
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
+        raise UserError(
+            f"{file}: its metadata describe no model ({type(error).__name__}: {error}); it was "
+            "written by something else, train again"
+        ) from error
+
+
+def _described(
+    file: pathlib.Path, metadata: dict[str, str], found: dict[str, np.ndarray]
+) -> Predictor:
+    """The predictor that the metadata of a file describe, of its arrays."""
     config = with_all_fields(json.loads(metadata["config"]))
+    if config.method not in REGISTRY:
+        raise UserError(
+            f"{file}: it was trained by the method {config.method!r}, which is not registered; run "
+            "the file that registers it (python -m bpnjax.predict takes it as --config=FILE)"
+        )
     groups, names = json.loads(metadata["outputs"]), json.loads(metadata["class_names"])
     outputs = np.zeros((len(groups), len(names)), bool)
     for row, group in zip(outputs, groups, strict=True):
@@ -422,6 +447,7 @@ def _answering_state(experiment: Experiment, found: dict[str, np.ndarray], file:
         like = jax.eval_shape(prng.to_numbers, leaf)
         # All elements are the same one: nothing is allocated for what only training needs.
         filled[name] = np.broadcast_to(np.zeros((), like.dtype), like.shape)
+    filled["task"] = np.array(-1, np.int32)  # no task is in training
     try:
         return arrays.unflatten({name: filled[name] for name in names}, abstract)
     except ValueError as error:

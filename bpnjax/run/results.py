@@ -15,7 +15,7 @@ from bpnjax.run import byte_counts, writers
 from bpnjax.training.experiment import Experiment
 
 
-def new_record(config: ConfigDict, num_tasks: int) -> dict:
+def new_record(config: ConfigDict, num_tasks: int) -> dict[str, Any]:
     """What a run knows besides its state: accuracies so far and times.
 
     Args:
@@ -39,7 +39,7 @@ def new_record(config: ConfigDict, num_tasks: int) -> dict:
     }
 
 
-def from_json(stored: dict) -> dict:
+def from_json(stored: dict[str, Any]) -> dict[str, Any]:
     """A record as it was before it went into a checkpoint's manifest.
 
     Args:
@@ -56,7 +56,9 @@ def from_json(stored: dict) -> dict:
     return stored | {"accuracy": arrays, "task_guess": guess}
 
 
-def make(config: ConfigDict, experiment: Experiment, sequence: TaskSequence, record: dict) -> dict:
+def make(
+    config: ConfigDict, experiment: Experiment, sequence: TaskSequence, record: dict[str, Any]
+) -> dict[str, Any]:
     """The result of a run, the content of ``result.json``.
 
     Args:
@@ -95,7 +97,9 @@ def make(config: ConfigDict, experiment: Experiment, sequence: TaskSequence, rec
     }
 
 
-def _inference(config: ConfigDict, experiment: Experiment, right: np.ndarray) -> dict | None:
+def _inference(
+    config: ConfigDict, experiment: Experiment, right: np.ndarray
+) -> dict[str, Any] | None:
     """How the task was inferred, and how often rightly; None for methods without modes."""
     if not experiment.told_task:
         return None

@@ -108,7 +108,7 @@ def seed_keys(config: ConfigDict) -> jax.Array:
 
 def train_and_evaluate(
     config: ConfigDict, workdir: str | pathlib.Path, overwrite: bool = False
-) -> dict:
+) -> dict[str, Any]:
     """Trains a sequence of tasks, tests it, and leaves everything in a folder.
 
     A run that was cut goes on from its newest whole checkpoint and gives what it would have given.
@@ -382,7 +382,7 @@ class _Run:
             self.config.checkpoint.keep,
         )
 
-    def finish(self) -> dict:
+    def finish(self) -> dict[str, Any]:
         record = self.record | {
             "compile_seconds": self.compiled_before + self.clock.compile_seconds
         }

@@ -59,7 +59,7 @@ class MetricsLog:
         for line in path.read_text().splitlines() if copies else ():
             self._copy(json.loads(line))
 
-    def _copy(self, line: dict) -> None:
+    def _copy(self, line: dict[str, Any]) -> None:
         for copy in self._copies:
             copy.write(line)
 
@@ -85,7 +85,7 @@ class MetricsLog:
         return self._path.stat().st_size
 
 
-def write_result(workdir: pathlib.Path, result: dict) -> None:
+def write_result(workdir: pathlib.Path, result: dict[str, Any]) -> None:
     """Writes `accuracy.csv`, then `result.json`, whose presence says that the run is complete.
 
     Args:
@@ -109,7 +109,7 @@ def write_result(workdir: pathlib.Path, result: dict) -> None:
     write_atomically(workdir / "result.json", json.dumps(plain(result), indent=1) + "\n")
 
 
-def table(result: dict, class_names: list[list[str]]) -> str:
+def table(result: dict[str, Any], class_names: list[list[str]]) -> str:
     """The three accuracies per task after the last one, as text.
 
     Args:

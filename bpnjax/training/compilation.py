@@ -23,7 +23,7 @@ def keep(config: ConfigDict) -> None:
       config: a run configuration; `compilation_cache` False leaves everything as it is, and so does
         a cache that was set up before (JAX_COMPILATION_CACHE_DIR).
     """
-    if not config.compilation_cache or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+    if not config.compilation_cache or getattr(jax.config, "jax_compilation_cache_dir", None):
         return
     from jax.experimental.compilation_cache import compilation_cache
 

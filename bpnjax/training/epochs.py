@@ -5,6 +5,7 @@ The task, the epoch and the range of steps are traced, so each compiles once for
 length; whoever calls them adds `jax.vmap` over seeds, `jax.pmap` over devices, and `jax.jit`.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -80,7 +81,8 @@ def begin_task(experiment: Experiment, state: RunState, task: Any) -> RunState:
     Returns:
       `RunState`.
     """
-    return state.replace(learner=experiment.learner.start(state.learner, task))  # type: ignore[attr-defined]
+    started = experiment.learner.start(state.learner, task)
+    return dataclasses.replace(state, learner=started)
 
 
 def run_steps(
@@ -147,7 +149,10 @@ def run_steps(
     leaves = jax.tree.leaves(learner.params)
     finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(p)) for p in leaves]))
     bad = jnp.where((sums.bad_step < 0) & ~finite, stop - 1, sums.bad_step)
-    return state.replace(learner=learner), sums.replace(bad_step=bad)  # type: ignore[attr-defined]
+    return (
+        dataclasses.replace(state, learner=learner),
+        dataclasses.replace(sums, bad_step=bad),
+    )
 
 
 def end_task(

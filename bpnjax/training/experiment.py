@@ -47,8 +47,8 @@ class Experiment:
 
     @property
     def told_task(self) -> bool:
-        """Whether the method acts differently for each task."""
-        return self.learner.method.told_task
+        """Whether answers differ between tasks."""
+        return self.learner.told_task
 
     @property
     def jointly(self) -> bool:
@@ -156,7 +156,7 @@ def make_experiment(config: Any, sequence: TaskSequence) -> Experiment:
         learner=made,
         epochs=tuple(schedule.epochs_per_task(config, sequence.num_tasks, jointly)),
         permuted=sequence.permuted,
-        statistics=_projections(config, method.told_task, inputs),
+        statistics=_projections(config, made.told_task, inputs),
     )
 
 

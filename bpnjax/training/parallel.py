@@ -136,19 +136,19 @@ class Clock:
 
 
 def program(
-    function: Callable,
+    function: Callable[..., Any],
     clock: Clock,
     num_seeds: int,
     layout: Layout = Layout(),  # noqa: B008  immutable
     split: bool = False,
     over_seeds: tuple[int, ...] = (0,),
     donate: tuple[int, ...] = (),
-) -> Callable:
+) -> Callable[..., Any]:
     """Compiles a per-seed function for seeds and devices; at its first call, once.
 
     Args:
-      function: ``f(key or state, ...)``; if it splits its work it is called with ``axis=``, a name for
-        `jax.lax.psum`.
+      function: ``f(key or state, ...)``; if it splits its work it is called with ``axis=``, a name
+        for `jax.lax.psum`.
       clock: counts the compile time.
       num_seeds: with 1 the arguments have no seed axis, else those in ``over_seeds`` and the
         results have a leading axis ``[num_seeds]``.

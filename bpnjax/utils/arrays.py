@@ -54,7 +54,7 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
     """
     numbers = jax.tree.leaves(prng.to_numbers(tree))
     names = jax.tree.leaves(names_of(tree))
-    return {n: np.ascontiguousarray(np.asarray(a)) for n, a in zip(names, numbers, strict=True)}
+    return {n: np.asarray(a, order="C") for n, a in zip(names, numbers, strict=True)}
 
 
 def unflatten(found: Mapping[str, np.ndarray], abstract: Any) -> Any:

@@ -5,7 +5,10 @@ every bad input to that.
 """
 
 import csv
+import dataclasses
+import itertools
 import json
+import math
 import pathlib
 import re
 
@@ -15,7 +18,9 @@ from command import FILES, ROOT, contents, one_line, process
 
 from bpnjax import config as configuration
 from bpnjax import main, methods
+from bpnjax.config.fields import entries
 from bpnjax.run import checkpoint
+from bpnjax.utils.errors import UserError
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
 KINDS = ("task_masked", "task_told", "task_inferred")
@@ -48,12 +53,12 @@ pytestmark = pytest.mark.usefixtures("compile_once")
         ("--config.bd.hidden_dim=-3", ["bd.hidden_dim:", "-3", "at least 1"]),
         ("--config.num_seeds=0", ["num_seeds:", "0", "at least 1"]),
         ("--config.seed=-1", ["seed:", "-1", "at least 0"]),
-        ("--config.seed=99999999999999999999", ["seed:", "99999999999999999999", "at most"]),
+        ("--config.seed=9999999999999999999", ["seed:", "9999999999999999999", "below 2147483648"]),
         ("--config.bd.epsilon=0", ["bd.epsilon:", "0.0", "above 0"]),
         ("--config.bd.epsilon=-0.1", ["bd.epsilon:", "-0.1", "above 0"]),
-        ("--config.bd.epsilon=nan", ["bd.epsilon:", "nan", "above 0"]),
-        ("--config.train.learning_rate=inf", ["train.learning_rate:", "inf", "above 0"]),
-        ("--config.ewc.strength=-1", ["ewc.strength:", "-1.0", "0 or more"]),
+        ("--config.bd.epsilon=nan", ["bd.epsilon:", "nan", "not finite"]),
+        ("--config.train.learning_rate=inf", ["train.learning_rate:", "inf", "not finite"]),
+        ("--config.ewc.strength=-1", ["ewc.strength:", "-1.0", "at least 0"]),
         ("--config.dataset.validation=1", ["dataset.validation:", "1", "below 1"]),
         ("--config.model.hidden=(16,0)", ["model.hidden:", "(16, 0)", "positive"]),
         ("--config.model.hidden=wide", ["model.hidden:", "'wide'", "positive"]),
@@ -85,6 +90,58 @@ pytestmark = pytest.mark.usefixtures("compile_once")
 )
 def test_bad_argument(refused, tiny_flags, argument, words):
     refused([*tiny_flags(), argument], *words)
+
+
+def test_seeds_beyond_the_largest_are_refused(refused, tiny_flags):
+    """Each seed is below it, but not the last of them all."""
+    flags = tiny_flags(seed=2**31 - 1)
+    main.parse(flags)
+    refused([*flags, "--config.num_seeds=2"], "num_seeds: 2 from seed 2147483647 on end at")
+
+
+def wrong_values(setting, default):
+    """What a setting does not allow, and what the message then says."""
+    yield [1], f"give one of type {'float' if default is None else type(default).__name__}"
+    if setting.choices:
+        yield "none of them", "unknown value 'none of them'"
+    if setting.pattern:
+        yield "(", "is no regular expression"
+    if isinstance(default, str):
+        return
+    yield "text", "'text' is of type str; give one of type"
+    kind = type(default) if isinstance(default, int) else float
+    if kind is float:
+        yield math.nan, "nan is not finite; give a number"
+        yield -math.inf, "-inf is not finite; give a number"
+    if setting.at_least is not None:
+        yield kind(setting.at_least - 1), f"give at least {setting.at_least:g}"
+    if setting.above is not None:
+        yield kind(setting.above), f"is not above {setting.above:g}; give a larger number"
+    if setting.below is not None:
+        yield kind(setting.below), f"is not below {setting.below:g}; give a smaller number"
+
+
+@pytest.mark.parametrize("name", sorted(methods.REGISTRY))
+def test_settings_of_methods_are_fields_with_their_limits(name):
+    """Default, type, range, choices and patterns stand in the signature of the method only."""
+    found = entries()
+    for field, own in methods.REGISTRY[name].fields.items():
+        entry = found[field]
+        assert (entry.default, name in entry.methods) == (own.default, True)
+        assert dataclasses.replace(entry.setting, field="") == dataclasses.replace(
+            own.setting, field=""
+        )
+        for value, said in wrong_values(own.setting, own.default):
+            config = configuration.default()
+            config.method = name
+            group, last = field.split(".")
+            with config[group].ignore_type():
+                config[group][last] = value
+            with pytest.raises(UserError) as error:
+                configuration.validate(config)
+            message = str(error.value)
+            assert message.startswith(f"{field}: ") and said in message, message
+            assert "\n" not in message
 
 
 def test_unknown_dataset(refused, tiny_flags, monkeypatch, tmp_path):
@@ -195,12 +252,49 @@ def test_shipped_config_and_its_command(path, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_lists_every_field(run, flag):
+def test_help_lists_every_field_with_its_meaning(run, flag):
     code, out, err = run([flag])
     assert (code, err) == (0, "")
     assert out.startswith("usage: python -m bpnjax.main --config=FILE")
-    for field, value in configuration.flatten(configuration.default()).items():
-        assert f"  {field} = {value!r}\n" in out
+    assert max(map(len, out.splitlines())) <= 100
+    words = " ".join(out.split())
+    for field, entry in entries().items():
+        assert f"\n  {field} = {entry.default!r}" in out
+        assert f"{field} = {entry.default!r} {entry.setting.meaning}" in words
+    assert "seed = 0 of the first seed [at least 0, below 2147483648]" in words
+    assert "how kernels start [one of lecun_normal, lecun_uniform" in words
+
+
+def sections(out):
+    """The fields that a help text names under each title, in its order."""
+    parts = re.split(r"\n\n(fields [^:\n]*):\n", out)[1:]
+    return {
+        title: re.findall(r"^  ([\w.]+) = ", text, re.MULTILINE)
+        for title, text in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+def test_help_shows_the_fields_of_the_chosen_method_first(run):
+    """After those of every run; with the values of the file, where one is named."""
+    found = sections(run(["--help"])[1])
+    assert list(found) == [
+        "fields of every run", "fields of bd_ewc, the chosen method", "fields of other methods",
+    ]  # fmt: skip
+    assert sorted(itertools.chain(*found.values())) == sorted(entries())
+    assert set(found["fields of bd_ewc, the chosen method"]) == set(methods.bd_ewc.fields)
+    file = f"--config={ROOT / 'configs' / 'digits.py'}"
+    for chosen in (["--help", "--config.method=er"], ["--config.method", "er", "-h"]):
+        _, out, err = run([file, *chosen, "--workdir=x", "--config.replay.batch_size=7"])
+        found = sections(out)
+        assert err == "" and list(found)[1] == "fields of er, the chosen method"
+        assert list(found.values())[1] == list(methods.er.fields)
+        assert "\n  name = 'digits' " in out and "\n  replay.batch_size = 7 " in out
+
+
+def test_help_beside_a_wrong_argument_is_help(run):
+    code, out, err = run(["--help", "--config=none.py"])
+    assert code == 0 and set(itertools.chain(*sections(out).values())) == set(entries())
+    one_line(err, "--config: no file 'none.py'")
 
 
 def test_help_in_a_real_process(tmp_path):

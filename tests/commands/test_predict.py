@@ -1,17 +1,24 @@
 """A loaded model answers as the trained one did; mixed tasks, tasks not told, refusals."""
 
 import csv
+import json
 import shutil
+import warnings
+import zipfile
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import bpnjax
-from bpnjax import predict
-from bpnjax.data import load_sequence
-from bpnjax.run import train
-from bpnjax.run.setup import make_problem
+from bpnjax import methods, predict
+from bpnjax.data import builtin_sets, load_sequence
+from bpnjax.run import checkpoint, predictor, train
+from bpnjax.run.checkpoint import Position
+from bpnjax.training import epochs
+from bpnjax.training.experiment import make_experiment
+from bpnjax.utils import arrays
 from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -96,7 +103,7 @@ def test_mixed_tasks_equal_one_task_at_a_time(trained):
         )
     p = predictor.probabilities(images, task)
     np.testing.assert_allclose(p.sum(1), 1.0, rtol=1e-5)
-    if predictor.restricted:
+    if config.sequence.heads == "multi" or config.method == "ewc_masked":
         assert (p[~predictor.outputs[task]] == 0).all()
     assert (predictor(images, task=task) == mixed.argmax(1)).all()
 
@@ -122,22 +129,64 @@ def test_not_told_it_takes_the_surest_mode(trained):
 one_model = pytest.mark.parametrize("trained", ["bd_psp"], indirect=True)
 
 
-@one_model
-def test_a_loaded_network_is_the_trained_one_bit_for_bit(trained):
-    from bpnjax.run import checkpoint
-    from bpnjax.run.checkpoint import Position
-    from bpnjax.training import epochs
+# What of a method's state is in its model, beside the shared parameters.
+KEPT_OF = {
+    "bd_psp": {"method/0/{}/bias", "method/1/{}/key/seed"},
+    "bd_ewc": {"method/0/{}/bias"},
+    "bd_psp_ewc": {"method/0/{}/bias", "method/1/{}/key/seed"},
+    "stl": {"method/{}/kernel", "method/{}/bias"},
+    "xdg": {"method/{}/gate/seed"},
+    "psp": {"method/{}/key/seed"},
+}
 
+
+def test_the_model_holds_what_answers_and_nothing_else(trained):
+    """No Fisher, anchor, optimizer or example; the statistics where tasks are told apart by them."""
     config, folder, _ = trained
-    problem = make_problem(config, load_sequence(config))
-    shapes = jax.eval_shape(lambda k: epochs.init_state(problem, k), jax.random.key(0))
+    found = load_file(folder / "model.safetensors")
+    layers = ["conv_0", "hidden_0", "output"] if config.method == "psp" else ["hidden_0", "output"]
+    own = {name.format(layer) for name in KEPT_OF.get(config.method, ()) for layer in layers}
+    if config.method == "xdg":
+        own -= {"method/output/gate/seed"}  # the classes are never silent
+    shared = {f"params/{layer}/{leaf}" for layer in layers for leaf in ("kernel", "bias")}
+    if config.method == "stl":
+        shared = set()  # its networks are its modes
+    told = methods.REGISTRY[config.method].from_config(config).told_task
+    if config.evaluate.rule == "statistics" and told:
+        own |= {"statistics/mean", "statistics/whitener"}
+    assert set(found) == shared | own
+    # A further task costs the bytes that result.json names.
+    per_task = [name for name in own if not name.endswith("seed")]
+    result = json.loads((folder / "result.json").read_text())
+    assert sum(found[name].nbytes for name in per_task) == 3 * result["memory"]["bytes_per_task"]
+
+
+def test_a_loaded_network_is_the_trained_one_bit_for_bit(trained):
+    """Of each seed, against the run's last checkpoint; what is not in the file is zero."""
+    config, folder, _ = trained
+    experiment = make_experiment(config, load_sequence(config))
+
+    def init(key):
+        state = epochs.init_state(experiment, key)
+        if config.num_seeds == 1:
+            return state
+        return jax.tree.map(lambda leaf: jax.numpy.stack([leaf] * config.num_seeds), state)
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
     state = checkpoint.restore_at(folder / "checkpoints", Position(3, 0, 0), shapes)
-    predictor = bpnjax.load(folder)
-    jax.tree.map(np.testing.assert_array_equal, predictor.core, state.core)
-    for task in range(3):
-        mode = problem.method.mode(state.method, task)
-        found = bpnjax.select(predictor.bank, task)
-        jax.tree.map(np.testing.assert_array_equal, found, mode)
+    for number in range(config.num_seeds):
+        loaded = bpnjax.load(folder, config.seed + number)
+        learned = state.learner
+        if config.num_seeds > 1:
+            learned = jax.tree.map(lambda leaf, n=number: leaf[n], learned)
+        needed = jax.tree.leaves(experiment.learner.answering())
+        assert any(needed) and not all(needed)
+        trained_arrays, own = (arrays.flatten(s) for s in (learned, loaded.state))
+        for (name, array), need in zip(trained_arrays.items(), needed, strict=True):
+            if need:
+                assert own[name].tobytes() == array.tobytes(), name
+            else:
+                assert not own[name].any(), name
 
 
 @one_model
@@ -169,6 +218,90 @@ def test_command(trained, tmp_path, capsys):
     assert "7 answers in" in capsys.readouterr().out
 
 
+def test_the_model_is_not_asked_for_tasks_that_it_does_not_have(trained):
+    config, folder, _ = trained
+    model = bpnjax.load(folder)
+    images = load_sequence(config).test.images[:4]
+    for task, said in (
+        (3, "task 3; this model has tasks 0 to 2"), (-1, "task -1; this model has tasks"),
+        ([0, 1, 2, 3], "task 3"), (2**32, "task 4294967296"), (1.0, "dtype float64; give integers"),
+        (True, "dtype bool; give integers"), ([0, 1], r"shape \(2,\) for 4 examples"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            model.logits(images, task)
+        with pytest.raises(ValueError, match=said):
+            model.permuted(images, task)
+
+
+# Examples on another scale than in training (trained on uint8 between 0 and 16).
+
+
+@one_model
+def test_another_kind_of_number_is_refused(trained, tmp_path, capsys):
+    """Integers do not become floats, whose scale nobody knows; widths may differ."""
+    config, folder, _ = trained
+    model, images = bpnjax.load(folder), load_sequence(config).test.images[:50]
+    assert (model.input_dtype, model.input_range) == (np.uint8, (0.0, 16.0))
+    expected = model.logits(images, 0)
+    for kind in (np.int32, np.int64, np.uint16):
+        np.testing.assert_array_equal(model.logits(images.astype(kind), 0), expected)
+    for wrong in (images / 16, images.astype(np.float32), images > 8, images.astype("S2")):
+        with pytest.raises(ValueError, match=rf"dtype {wrong.dtype}; this model was .* on uint8"):
+            model(wrong, task=0)
+        with pytest.raises(ValueError, match=rf"dtype {wrong.dtype}; this model was .* on uint8"):
+            model.infer(wrong)
+    np.savez(tmp_path / "in.npz", images=images / 16)
+    flags = [f"--model={folder}", f"--input={tmp_path / 'in.npz'}", "--task=1"]
+    assert predict.run([*flags, f"--output={tmp_path / 'out.csv'}"]) == 2
+    assert "--input: examples of dtype float64; this model was trained on uint8" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "out.csv").exists()
+
+
+@one_model
+def test_another_range_is_warned_of(trained, tmp_path, capsys):
+    config, folder, _ = trained
+    model, images = bpnjax.load(folder), load_sequence(config).test.images[:50]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(images, task=0)
+        model.infer(images[:1])
+        model(images * 4, task=0)  # brighter images may be right
+    for factor, said in ((15, "between 0 and 240"), (1 / 16, "between 0 and 1")):
+        wrong = (images * factor).astype(np.uint8)
+        with pytest.warns(UserWarning, match=f"{said}, those .* between 0 and 16: are they scaled"):
+            model(wrong, task=0)
+    np.savez(tmp_path / "in.npz", images=images * 15)
+    flags = [f"--model={folder}", f"--input={tmp_path / 'in.npz'}"]
+    assert predict.run([*flags, f"--output={tmp_path / 'out.csv'}"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bpnjax: --input: the examples lie between 0 and 240, those that the")
+    assert (tmp_path / "out.csv").read_text().count("\n") == 51
+
+
+def test_floats_are_read_with_their_scale(tiny, tmp_path):
+    """A model of floats: their precision is free, whole numbers and NaN are refused."""
+    tiny.update_from_flattened_dict(
+        {"dataset.name": "gaussians", "sequence.classes": "0,1;0,2", "train.epochs": 1,
+         "model.hidden": (8,)}
+    )  # fmt: skip
+    train.train_and_evaluate(tiny, tmp_path)
+    model, points = bpnjax.load(tmp_path), builtin_sets.gaussians().test_images[:100]
+    assert model.input_dtype == np.float32
+    expected = model.logits(points, 1)
+    np.testing.assert_allclose(model.logits(points.astype(np.float64), 1), expected, atol=1e-5)
+    with pytest.raises(ValueError, match=r"dtype int32; this model was trained on float32"):
+        model(points.astype(np.int32), task=1)
+    for bad in (np.nan, np.inf):
+        wrong = points.copy()
+        wrong[7, 1] = bad
+        with pytest.raises(ValueError, match="examples hold NaN or infinite numbers; mend the da"):
+            model(wrong, task=1)
+    with pytest.warns(UserWarning, match="are they scaled alike"):
+        model(points / 100, task=1)
+
+
 @one_model
 def test_refusals(trained, tmp_path, capsys):
     config, folder, _ = trained
@@ -176,13 +309,24 @@ def test_refusals(trained, tmp_path, capsys):
     np.savez(tmp_path / "in.npz", images=images)
     np.savez(tmp_path / "flat.npz", images=images.reshape(2, -1))
     np.savez(tmp_path / "named.npz", pictures=images)
+    np.savez(tmp_path / "none.npz", images=images[:0])
+    np.savez(tmp_path / "named_tasks.npz", images=images, task=np.array(["1", "2"]))
+    np.savez(tmp_path / "part_tasks.npz", images=images, task=np.array([1.0, 1.7]))
+    np.savez(tmp_path / "three_tasks.npz", images=images, task=np.array([1, 2, 3]))
+    np.save(tmp_path / "alone.npz.npy", images)
+    (tmp_path / "alone.npz.npy").rename(tmp_path / "alone.npz")
     (tmp_path / "text.npz").write_text("no")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    whole = (tmp_path / "in.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    with zipfile.ZipFile(tmp_path / "odd.npz", "w") as file:
+        file.writestr("images.npy", b"no array")
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
     old = tmp_path / "old"
     shutil.copytree(folder, old)
-    text = (old / "model.safetensors").read_bytes().replace(b"bpnjax-2", b"bpnjax-1")
+    text = (old / "model.safetensors").read_bytes().replace(b"bpnjax-3", b"bpnjax-1")
     (old / "model.safetensors").write_bytes(text)
     good = {"model": folder, "input": tmp_path / "in.npz", "output": tmp_path / "out.csv"}
 
@@ -190,20 +334,78 @@ def test_refusals(trained, tmp_path, capsys):
         flags = [f"--{name}={value}" for name, value in (good | changes).items() if value]
         assert predict.run([*flags, *more]) == 2
         error = capsys.readouterr().err.strip()
-        assert message in error and "\n" not in error, error
+        assert error.startswith("bpnjax: ") and "\n" not in error, error
+        assert message in error, error
         assert not (tmp_path / "out.csv").exists()
+
+    def unreadable(name):
+        refused(f"--input: cannot read {tmp_path / name} as .npz (", input=tmp_path / name)
 
     refused("--model: missing", model=None)
     refused("no model", model=tmp_path)
     refused("no model", "--seed=99")
     refused("is no safetensors file", model=broken)
     refused("has the format 'bpnjax-1'", model=old)
-    refused("cannot read", input=tmp_path / "text.npz")
+    for name in ("text.npz", "empty.npz", "cut.npz", "alone.npz", "absent.npz", "odd.npz"):
+        unreadable(name)
     refused("holds pictures; it needs `images`", input=tmp_path / "named.npz")
-    refused("pictures of shape (64,); this model reads (8, 8, 1)", input=tmp_path / "flat.npz")
+    refused("examples of shape (64,); this model reads (8, 8, 1)", input=tmp_path / "flat.npz")
+    refused("--input: no examples", input=tmp_path / "none.npz")
+    refused("`task` of", input=tmp_path / "named_tasks.npz")
+    refused("is of dtype float64; give task numbers", input=tmp_path / "part_tasks.npz")
+    refused("shape (3,) for 2 examples", input=tmp_path / "three_tasks.npz")
     refused("task 3; this model has tasks 0 to 2", "--task=4")
+    refused("task -1; this model has tasks 0 to 2", "--task=0")
+    refused("task 4294967296; this model has tasks 0 to 2", "--task=4294967297")
     refused("--output: no folder", output=tmp_path / "none" / "out.csv")
+    refused("is what --input names", output=tmp_path / "in.npz")
+    refused("is no file that can be replaced", output="/dev/null")
     refused("is no flag", "extra")
     refused("value should be one of <entropy|max_logit|statistics>", "--rule=surest")
+    refused("--config: no file 'none.py'", "--config=none.py")
+    assert (tmp_path / "in.npz").read_bytes() == whole
     with pytest.raises(UserError, match="no model .* name the folder of a complete run"):
         bpnjax.load(tmp_path)
+
+
+@one_model
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("config", "{"), ("config", "[]"), ("config", None), ("config", '{"train": 3}'),
+        ("config", '{"model": {"name": "resnet"}}'), ("config", '{"method": "none"}'),
+        ("outputs", "[[0, 1], [2, 99]]"), ("outputs", "3"), ("outputs", None),
+        ("outputs", "[[0, 1], [2, 3]]"), ("class_names", "[]"), ("class_names", '["a"]'),
+        ("input_shape", "[8]"), ("input_shape", '"x"'), ("input_shape", "[8, 9, 1]"),
+        ("input_dtype", "picture"), ("input_range", "[3]"), ("input_range", None),
+        ("scale", "x"), ("scale", "[1.0, 2.0, 3.0]"), ("shift", None), ("seed", "three"),
+        ("seed", None),
+    ],
+)  # fmt: skip
+def test_a_model_with_odd_metadata_is_refused_in_one_line(trained, tmp_path, field, value):
+    file = trained[1] / "model.safetensors"
+    metadata = predictor.read_metadata(file)
+    changed = {k: v for k, v in (metadata | {field: value}).items() if v is not None}
+    save_file(load_file(file), tmp_path / "odd.safetensors", changed)
+    with pytest.raises(UserError) as error:
+        bpnjax.load(tmp_path / "odd.safetensors")
+    assert "odd.safetensors" in str(error.value) and "\n" not in str(error.value)
+
+
+@one_model
+def test_a_model_with_other_arrays_is_refused(trained, tmp_path):
+    file = trained[1] / "model.safetensors"
+    found, metadata = load_file(file), predictor.read_metadata(file)
+
+    def refused(changed, said):
+        save_file(changed, tmp_path / "odd.safetensors", metadata)
+        with pytest.raises(UserError, match=said):
+            bpnjax.load(tmp_path / "odd.safetensors")
+
+    for name in ("params/hidden_0/kernel", "method/0/output/bias", "method/1/output/key/seed"):
+        less = {other: array for other, array in found.items() if other != name}
+        refused(less, f"{name} is missing; the file was written by something else")
+        refused(found | {name: found[name][..., :1]}, f"{name} is .*written by something else")
+    kernel = "params/output/kernel"
+    refused(found | {kernel: found[kernel].astype(np.float64)}, f"{kernel} is float64")
+    refused(found | {"params/extra": np.zeros(1)}, "params/extra")

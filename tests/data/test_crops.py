@@ -14,6 +14,7 @@ from bpnjax import config as configuration
 from bpnjax.data import crops, load_sequence
 from bpnjax.data.crops import Draws, Look
 from bpnjax.run import plots, train
+from bpnjax.training import epochs
 from bpnjax.utils import errors
 
 pytest.importorskip("grain", reason="grain is not installed")
@@ -127,9 +128,7 @@ def fed(config, workers=0, start=(0, 0), task=1):
     for (epoch, first, stop), data in zip(
         list(run.ranges(task)), run.feed(task, list(run.ranges(task))), strict=True
     ):
-        slots, count = train.programs.epoch_order(
-            run.problem, run.keys, run.data.train, task, epoch
-        )
+        slots, count = epochs.epoch_order(run.experiment, run.keys, run.data.train, task, epoch)
         slots = np.asarray(slots)[: int(count)][2 * first : 2 * stop]
         rows = np.asarray(data.train.index).reshape(-1)[slots]
         found[epoch, first] = slots, np.asarray(data.train.images)[rows]
@@ -147,11 +146,43 @@ def test_training_gets_the_crops_that_are_drawn_for_it(config, mixed):
         for i, (slot, image) in enumerate(zip(slots, images, strict=True)):
             example = examples[table[slot]]
             assert example["label"] == 1
-            large = enlarged(example["image"])
-            rng = np.random.default_rng([0, 1, epoch, 2 * first + i])
-            top, left = rng.integers(len(large) - 7), rng.integers(large.shape[1] - 9)
-            part = large[top : top + 8, left : left + 10]
-            np.testing.assert_array_equal(image, part[:, ::-1] if rng.random() < 0.5 else part)
+            np.testing.assert_array_equal(image, cropped(example, 1, epoch, 2 * first + i))
+
+
+def cropped(example, task, epoch, place):
+    """By hand: the part of an image that an epoch of a task takes, at its place in the order."""
+    large = enlarged(example["image"])
+    rng = np.random.default_rng([0, task, epoch, place])
+    top, left = rng.integers(len(large) - 7), rng.integers(large.shape[1] - 9)
+    part = large[top : top + 8, left : left + 10]
+    return part[:, ::-1] if rng.random() < 0.5 else part
+
+
+@pytest.mark.parametrize("method", ["er", "gem"])
+def test_memories_keep_what_was_trained_on_or_the_middles(
+    config, mixed, method, tmp_path, monkeypatch
+):
+    """ER keeps what its steps saw, here all of it; GEM chooses among the middles at a task's end."""
+    config.method, config.replay.memory_size, config.gem.memories = method, 40, 4
+    run, _ = fed(config)
+    states = []
+    monkeypatch.setattr(plots, "draw", lambda workdir, result: [])
+    monkeypatch.setattr(train.export, "save_models", lambda *args: states.append(args[2]))
+    train.train_and_evaluate(config, tmp_path)
+    kept_by_run = states[0].learner.method
+    examples, train_split = list(source(mixed, "train")), run.sequence.train
+    seen, kept = [], []
+    for task in range(3):
+        for epoch in range(2):
+            slots, _ = epochs.epoch_order(run.experiment, run.keys, run.data.train, task, epoch)
+            rows = np.asarray(train_split.index).reshape(-1)[np.asarray(slots)]
+            seen += [cropped(examples[row], task, epoch, i) for i, row in enumerate(rows)]
+        kept.append(train_split.images[rows[-4:]])
+    if method == "er":
+        assert int(kept_by_run.memory.seen) == 30
+        np.testing.assert_array_equal(kept_by_run.memory.x[:30], seen)
+    else:
+        np.testing.assert_array_equal(kept_by_run.x, kept)
 
 
 def test_workers_and_the_place_to_start_change_nothing(config):
@@ -237,7 +268,6 @@ def test_several_sets_and_splits(config, mixed, tmp_path):
         ({"dataset.name": "digits"}, "dataset.augment: 'crop_flip' is for sets of TFDS, and digi"),
         ({"dataset.train_split": "train+val"}, "dataset.train_split: 'mixed' has no 'train+val'"),
         ({"dataset.train_split": "train,test"}, "dataset.train_split: 'train,test' names 2 splits"),
-        ({"method": "gem"}, "dataset.augment: 'crop_flip' does not go with gem, which looks at"),
     ],
     ids=str,
 )

@@ -8,6 +8,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from command import ROOT
 
 from bpnjax import config as configuration
 from bpnjax.run import train
@@ -15,8 +16,7 @@ from bpnjax.run import train
 
 def run(tmp_path, file, **changes):
     data_dir = os.environ.get("TFDS_DATA_DIR", "")
-    root = pathlib.Path(__file__).parent.parent
-    config = configuration.load_file(str(root / "configs" / f"{file}.py"))
+    config = configuration.load_file(str(ROOT / "configs" / f"{file}.py"))
     if not list(
         pathlib.Path(data_dir or "nowhere").glob(f"{config.dataset.name}/*/dataset_info.json")
     ):

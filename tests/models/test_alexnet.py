@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from bpnjax import config as configuration
-from bpnjax import models
+from bpnjax import models, networks
+from bpnjax.methods import Context
 from bpnjax.models import torch_weights
 from bpnjax.models.alexnet import AlexNet, adaptive_average_pool
-from bpnjax.networks import linen
-from bpnjax.run.setup import make_problem
+from bpnjax.training.experiment import make_experiment
 from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -90,7 +90,7 @@ def test_equal_to_pytorch_layer_by_layer(tmp_path, size):
     with torch.no_grad():
         logits = network(torch.from_numpy(x.transpose(0, 3, 1, 2))).numpy()
 
-    taken = linen.layer_inputs(SMALL, params, {}, x, list(seen))
+    taken = networks.from_linen(SMALL, x).features(params, {}, x, list(seen))
     ours, outputs = SMALL.apply({"params": params}, x, capture_intermediates=True)
     outputs = outputs["intermediates"]
     for layer, (inputs, output) in seen.items():
@@ -109,9 +109,9 @@ def test_full_size_has_the_published_shape():
     shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 61_100_840
     assert shapes["fc6"]["kernel"].shape == (9216, 4096)
-    layers = linen.find_layers(net, shapes, jax.ShapeDtypeStruct((1, 224, 224, 3), "float32"))
+    layers = networks.find_layers(net, shapes, jax.ShapeDtypeStruct((1, 224, 224, 3), "float32"))
     assert list(layers) == [*(f"conv_{i}" for i in range(5)), "fc6", "fc7", "output"]
-    assert list(linen.matching(layers, "fc6|fc7|output")) == ["fc6", "fc7", "output"]
+    assert list(networks.matching(layers, "fc6|fc7|output")) == ["fc6", "fc7", "output"]
 
 
 def test_average_into_cells_against_pytorch():
@@ -126,12 +126,14 @@ def test_average_into_cells_against_pytorch():
 def test_dropout_only_with_a_key_for_it():
     params = torch_weights.alexnet_params(random_tensors())
     x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 70, 70, 3)), (50, 70, 70, 3))
-    run = lambda x, **k: linen.modulated_apply(SMALL, params, {}, x, **k)  # noqa: E731
+    network = networks.from_linen(SMALL, x)
+    run = lambda x, **options: network.apply(params, {}, x, **options)[0]  # noqa: E731
     plain = run(x[:2])
     np.testing.assert_array_equal(plain[0], plain[1])
-    dropped = run(x, rngs={"dropout": jax.random.key(1)})
+    np.testing.assert_array_equal(plain, run(x[:2], key=jax.random.key(1)))  # not in evaluation
+    dropped = run(x, train=True, key=jax.random.key(1))
     assert np.asarray(dropped).std(0).min() > 0
-    np.testing.assert_array_equal(dropped, run(x, rngs={"dropout": jax.random.key(1)}))
+    np.testing.assert_array_equal(dropped, run(x, train=True, key=jax.random.key(1)))
 
     # Half of fc6's inputs are 0 and the others doubled.
     def first(rngs):
@@ -199,6 +201,10 @@ class Pickler(pickle._Pickler):  # the one in Python: it can write names that do
             self.save(Global("torch._utils", "_rebuild_tensor_v2"))
             self.save(obj.arguments)
             self.write(pickle.REDUCE)
+        elif isinstance(obj, Build):
+            self.save(obj.target)
+            self.save(obj.state)
+            self.write(pickle.BUILD)
         else:
             super().save(obj, *args, **options)
 
@@ -281,6 +287,33 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path):
         path = save_pth(tmp_path / "x.pth", pickled({"a": Global(module, name)}))
         with pytest.raises(ValueError, match=f"names {module}.{name}"):
             torch_weights.read_tensors(path)
+
+
+class Build:
+    """An object whose state is set by the pickle, as by ``__reduce__`` with a third item."""
+
+    def __init__(self, target, state):
+        self.target, self.state = target, state
+
+
+@pytest.mark.parametrize("kind", ["FloatStorage", "BFloat16Storage", "HalfStorage"])
+@pytest.mark.parametrize("state", [(3, "<", None, None, None, -1, 0, 63), (None, {"name": "x"})])
+def test_a_pickle_cannot_change_what_the_process_shares(tmp_path, kind, state):
+    """Dtypes of NumPy have a __setstate__, which a crafted pickle would call."""
+    import ml_dtypes
+
+    dtypes = [np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16)]
+    before = [(d.itemsize, d.alignment, d.byteorder) for d in dtypes]
+    built = {"a": Build(Global("torch", kind), state)}
+    path = save_pth(tmp_path / "w.pth", pickled(built), [("0", bytes(4))])
+    with pytest.raises(ValueError, match=r"w.pth: (damaged|refused|entry)"):
+        torch_weights.read_tensors(path)
+    assert [(d.itemsize, d.alignment, d.byteorder) for d in dtypes] == before
+    # A changed kind is refused, and the next reading has kinds of its own.
+    good = {"a": Tensor(Storage("0", kind, 1), 0, (1,), (1,))}
+    size = np.dtype(torch_weights._DTYPES[kind]).itemsize
+    path = save_pth(tmp_path / "good.pth", pickled(good), [("0", bytes(size))])
+    assert torch_weights.read_tensors(path)["a"].tolist() == [0]
 
 
 DAMAGES = {
@@ -406,7 +439,7 @@ def test_pretrained_weights_of_another_width(tmp_path):
     [
         ({"model__channels": (1, 2)}, r"model.channels: \(1, 2\) has 2 widths and alexnet 5"),
         ({"model__hidden": (1, 2, 3)}, r"model.hidden: .*3 widths and alexnet 2 .*\(4096, 4096\)"),
-        ({"model__dropout": 1.0}, "model.dropout: 1.0 is no share"),
+        ({"model__dropout": 1.0}, "model.dropout: 1.0 is not below 1"),
         ({"model__pretrained": "/no/such.pth"}, "model.pretrained: no file .*alexnet-owt-7be5be79"),
         (
             {"model__name": "convnet", "model__pretrained": "x"},
@@ -440,20 +473,25 @@ def test_a_task_of_a_method(tmp_path):
         sequence__heads="multi", train__batch_size=4, bd__hidden_dim=3, train__epochs=1,
     )  # fmt: skip
     sequence = _assemble(arrays, [np.array([0, 1]), np.array([2, 3])], config, permuted=False)
-    problem = make_problem(config, sequence)
+    experiment = make_experiment(config, sequence)
     data, key = put_on_device(sequence), jax.random.key(0)
 
     @jax.jit
     def task(state, t):
-        state = epochs.begin_task(problem, key, state, t)
-        state, sums = epochs.run_steps(problem, key, state, data, t, 0, 0, 1)
-        return epochs.end_task(problem, key, state, data, t), sums
+        state = epochs.begin_task(experiment, state, t)
+        state, sums = epochs.run_steps(experiment, state, data, t, 0, 0, 1)
+        return epochs.end_task(experiment, state, data, t), sums
 
-    before = jax.jit(partial(epochs.init_state, problem))(key)
+    before = jax.jit(partial(epochs.init_state, experiment))(key)
     state, sums = task(before, 0)
     assert int(sums.bad_step) == -1 and float(sums.loss) > 0
-    assert set(before.learned["bd"]) == {"fc6", "fc7", "output"}
-    mode = problem.method.mode(state.method, 0)
+    learner = experiment.learner
+    factors, *_ = before.learner.task_params
+    assert set(factors) == {"fc6", "fc7", "output"}
+    ctx = Context(learner.setup, jnp.int32(0), None, False)
+    params, mode = learner.method.forward(
+        state.learner.params, state.learner.task_params, state.learner.method, ctx
+    )
     assert {path for path in mode if "key" in mode[path]} == {"fc6", "fc7", "output"}
     assert {path for path in mode if "bias" in mode[path]} == {"fc6", "fc7", "output"}
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.core))
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params))

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpnjax.modes import keys
-from bpnjax.modes.keys import key_bank
-from bpnjax.networks import linen
-from bpnjax.networks.linen import find_layers, merge, modulated_apply, select
+from bpnjax.modes import GateSeeds, KeySeeds, gate_bank, key_bank, merge, select, store
+from bpnjax.networks import Layer, find_layers, matching, modulated_apply
+
+pytestmark = pytest.mark.usefixtures("compile_once")
 
 
 class Block(nn.Module):
@@ -121,11 +121,11 @@ def test_layers_are_found_and_left_out_by_pattern():
     assert list(layers) == ["block/inner", "twice", "out"]
     assert layers["twice"].calls == 2
     assert (layers["block/inner"].inputs, layers["block/inner"].outputs) == (3, 4)
-    assert list(linen.matching(layers, "(?!out$).*")) == ["block/inner", "twice"]
+    assert list(matching(layers, "(?!out$).*")) == ["block/inner", "twice"]
 
 
 def test_keys_are_signs_drawn_independently_and_stored_as_a_seed():
-    layer = linen.Layer("dense", 5000, 10, 1, 2, (1, 10))
+    layer = Layer("dense", 5000, 10, 1, 2, (1, 10))
     bank = key_bank(jax.random.key(0), {"a": layer, "b": layer})
     assert sum(leaf.size for leaf in jax.tree.leaves(bank)) == 2
     keys = [select(bank, t)[name]["key"] for t in range(3) for name in "ab"]
@@ -144,7 +144,7 @@ def test_gradient_with_key_equals_training_on_keyed_inputs():
     y = jax.random.normal(jax.random.key(1), (8, 2))
     model = nn.Dense(2)
     params = params_of(model, x)
-    key = keys.KeySeeds(jax.random.key(7), 6).row(2)
+    key = KeySeeds(jax.random.key(7), 6).row(2)
 
     def loss(p, mode, x):
         return jnp.mean((modulated_apply(model, p, mode, x) - y) ** 2)
@@ -154,8 +154,94 @@ def test_gradient_with_key_equals_training_on_keyed_inputs():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), keyed, plain)
 
 
-def test_a_task_beyond_the_bank_is_nan_and_not_the_last_task():
-    assert np.isnan(select({"a": {"bias": jnp.ones((2, 3))}}, 2)["a"]["bias"]).all()
+BANK = {"a": {"bias": jnp.arange(6.0).reshape(2, 3)}}
+
+
+@pytest.mark.parametrize(
+    "task, message",
+    [
+        (2, "task 2 is not in the bank; it has tasks 0 to 1"),
+        (-1, "task -1 is not in the bank"),
+        (2**32, f"task {2**32} is not in the bank"),
+        (np.array([0, 1, 5]), "task 5 is not in the bank"),
+        (np.array([0, -2, 5]), "task -2 is not in the bank"),
+        (jnp.array([3]), "task 3 is not in the bank"),
+        (1.0, "task 1.0 is not an integer"),
+        (True, "task True is not an integer"),
+        (None, "task None is not an integer"),
+    ],
+)
+def test_a_task_that_is_not_there_is_refused(task, message):
+    with pytest.raises(ValueError, match=message):
+        select(BANK, task)
+    with pytest.raises(ValueError, match=message):
+        store(BANK, {"a": {"bias": jnp.ones(3)}}, task)
+    assert select(BANK, 1)["a"]["bias"].tolist() == [3, 4, 5]
+
+
+def test_keys_are_there_for_any_task_from_0():
+    bank = {"a": {"key": KeySeeds(jax.random.key(0), 5)}}
+    assert select(bank, 10**6)["a"]["key"].shape == (5,)
+    for task, message in ((-1, "task -1 .* has tasks from 0"), (1.7, "not an integer")):
+        with pytest.raises(ValueError, match=message):
+            select(bank, task)
+        with pytest.raises(ValueError, match="task 2 is not in the bank; it has tasks 0 to 1"):
+            select(merge(bank, BANK), 2)  # no more tasks than there are biases
+
+
+@pytest.mark.parametrize("task", [2, -1, 7])
+def test_a_traced_task_beyond_the_bank_is_nan_and_stores_nothing(task):
+    found = jax.jit(lambda task: select(BANK, task))(task)
+    assert np.isnan(found["a"]["bias"]).all()
+    found = jax.jit(lambda tasks: select(BANK, tasks))(jnp.array([1, task]))["a"]["bias"]
+    assert found[0].tolist() == [3, 4, 5] and np.isnan(found[1]).all()
+    after = jax.jit(lambda task: store(BANK, {"a": {"bias": jnp.ones(3)}}, task))(task)
+    np.testing.assert_array_equal(after["a"]["bias"], BANK["a"]["bias"])
+    with pytest.raises(ValueError, match="task ids have dtype float32; give integers"):
+        jax.jit(lambda task: select(BANK, task))(1.0)
+
+
+def test_store_replaces_the_row_of_its_task_only():
+    bank = {"a": {"bias": jnp.zeros((3, 2))}, "b": {"bias": jnp.ones((3, 1))}}
+    mode = {"a": {"bias": jnp.array([4.0, 5.0])}, "b": {"bias": jnp.array([6.0])}}
+    for task in (jnp.int32(1), np.int64(1), 1):
+        after = store(bank, mode, task)
+        assert after["a"]["bias"].tolist() == [[0, 0], [4, 5], [0, 0]]
+        assert after["b"]["bias"].tolist() == [[1], [6], [1]]
+    jax.tree.map(np.testing.assert_array_equal, select(after, 1), mode)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 2)])
+def test_store_refuses_vectors_that_would_only_broadcast(shape):
+    with pytest.raises(ValueError, match=r"the bank has room for \(2,\) per task, not "):
+        store({"a": {"bias": jnp.zeros((3, 2))}}, {"a": {"bias": jnp.ones(shape)}}, 0)
+    with pytest.raises(ValueError):
+        store({"a": {"bias": jnp.zeros((3, 2))}}, {"b": {"bias": jnp.ones(2)}}, 0)
+
+
+def test_gates_are_open_with_their_probability_and_differ_per_task_and_layer():
+    layer = Layer("dense", 4000, 10, 1, 2, (1, 10))
+    bank = gate_bank(jax.random.key(0), {"a": layer, "b": layer}, 0.8)
+    assert isinstance(bank["a"]["key"], GateSeeds)
+    gates = [np.asarray(select(bank, t)[name]["key"]) for t in range(2) for name in "ab"]
+    for gate in gates:
+        assert set(np.unique(gate)) == {0.0, 1.0}
+        assert abs(gate.mean() - 0.2) < 4 * (0.2 * 0.8 / 4000) ** 0.5
+    for i, a in enumerate(gates):
+        for b in gates[i + 1 :]:
+            assert abs((a * b).mean() - 0.04) < 4 * (0.04 / 4000) ** 0.5
+    mixed = select(bank, jnp.array([1, 0]))["b"]["key"]
+    np.testing.assert_array_equal(mixed, [gates[3], gates[1]])
+
+
+def test_keys_and_gates_do_not_depend_on_the_default_float():
+    keys, gates = KeySeeds(jax.random.key(3), 100), GateSeeds(jax.random.key(3), 100, 0.8)
+    narrow = [np.asarray(seeds.row(2)) for seeds in (keys, gates)]
+    with jax.enable_x64(True):
+        wide = [np.asarray(seeds.row(2)) for seeds in (keys, gates)]
+    for a, b in zip(narrow, wide, strict=True):
+        assert a.dtype == b.dtype == np.float32
+        np.testing.assert_array_equal(a, b)
 
 
 def test_merge_adds_biases_and_multiplies_keys():

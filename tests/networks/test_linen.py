@@ -1,21 +1,19 @@
 """Networks of any author in modes: against the same change made to their parameters."""
 
 import flax.linen as nn
+import flax_networks
 import jax
 import jax.numpy as jnp
-import flax_networks
 import numpy as np
 import optax
 import pytest
 from flax import nnx, traverse_util
 
-from bpnjax import importance, optim
-from bpnjax.methods import bd
-from bpnjax.modes import keys
-from bpnjax.networks import linen
-from bpnjax.networks.linen import find_layers, fixed, matching, modulated_apply
+from bpnjax import importance, modes, networks, optim
+from bpnjax.methods.bd import empty_bank, init_factors, product
+from bpnjax.networks import find_layers, matching, modulated_apply
 
-PICTURES = jax.random.normal(jax.random.key(0), (4, 4, 4, 2))
+IMAGES = jax.random.normal(jax.random.key(0), (4, 4, 4, 2))
 ROWS = jax.random.normal(jax.random.key(1), (4, 5))
 TOKENS = jnp.array([[1, 2, 3], [0, 0, 6], [5, 4, 3], [2, 2, 1]])
 LABELS = jnp.array([0, 2, 1, 1])
@@ -23,14 +21,14 @@ LABELS = jnp.array([0, 2, 1, 1])
 pytestmark = pytest.mark.usefixtures("compile_once")
 
 MODELS = {
-    "resnet": (networks.ResNet(), PICTURES, {"train": False}),
-    "vit": (networks.ViT(), PICTURES, {}),
-    "text": (networks.Text(), TOKENS, {}),
-    "shared": (networks.Shared(), ROWS, {}),
-    "shapes": (networks.Shapes(), PICTURES, {}),
-    "scan": (networks.Lifted("scan"), ROWS, {}),
-    "remat": (networks.Lifted("remat"), ROWS, {}),
-    "vmap": (networks.Lifted("vmap"), ROWS, {}),
+    "resnet": (flax_networks.ResNet(), IMAGES, {"train": False}),
+    "vit": (flax_networks.ViT(), IMAGES, {}),
+    "text": (flax_networks.Text(), TOKENS, {}),
+    "shared": (flax_networks.Shared(), ROWS, {}),
+    "shapes": (flax_networks.Shapes(), IMAGES, {}),
+    "scan": (flax_networks.Lifted("scan"), ROWS, {}),
+    "remat": (flax_networks.Lifted("remat"), ROWS, {}),
+    "vmap": (flax_networks.Lifted("vmap"), ROWS, {}),
 }
 
 
@@ -84,6 +82,11 @@ def modes_of(variables, layers):
     return mode
 
 
+def averages(variables):
+    """What a network keeps beside its parameters."""
+    return {name: tree for name, tree in variables.items() if name != "params"}
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_mode_equals_the_parameters_that_absorb_it(name):
     model, variables, x, kwargs = started(name)
@@ -107,13 +110,13 @@ def test_a_batch_of_mixed_modes_equals_one_call_per_example(name):
     bank = random_mode(layers, rows=(3,))
     tasks = jnp.array([2, 0, 1, 2])
     run = jax.jit(lambda m, x: modulated_apply(model, variables, m, x, **kwargs))
-    mixed = run(linen.select(bank, tasks), x)
-    each = [run(linen.select(bank, t), x[i : i + 1])[0] for i, t in enumerate(tasks)]
+    mixed = run(modes.select(bank, tasks), x)
+    each = [run(modes.select(bank, t), x[i : i + 1])[0] for i, t in enumerate(tasks)]
     np.testing.assert_allclose(mixed, jnp.stack(each), rtol=1e-4, atol=1e-5)
 
 
 def test_attention_gets_flat_vectors_over_heads():
-    model, x = networks.ViT(depth=2), PICTURES
+    model, x = flax_networks.ViT(depth=2), IMAGES
     variables = jax.jit(model.init)(jax.random.key(2), x)
     layers = find_layers(model, variables, x)
     at = {path.split("/")[-1]: layer for path, layer in layers.items() if "attention" in path}
@@ -124,9 +127,9 @@ def test_attention_gets_flat_vectors_over_heads():
     assert at["out"].inputs == 6 and at["out"].rank == 4
     chosen = matching(layers, ".*/attention/(query|value)")
     assert list(chosen) == [f"block_{i}/attention/{n}" for i in (0, 1) for n in ("query", "value")]
-    seeds = keys.key_bank(jax.random.key(0), chosen)
-    mode = linen.merge(linen.select(seeds, 1),
-                            bd.product(bd.init_factors(jax.random.key(1), chosen, 4)))  # fmt: skip
+    seeds = modes.key_bank(jax.random.key(0), chosen)
+    biases = product(init_factors(jax.random.key(1), chosen, 4))
+    mode = modes.merge(modes.select(seeds, 1), biases)
     assert modulated_apply(model, variables, mode, x).shape == (4, 3)
 
 
@@ -163,12 +166,12 @@ def test_learns_a_task_with_factors_and_any_optimizer(name):
     others = {k: v for k, v in variables.items() if k != "params"}
     layers = matching(find_layers(model, variables, x, train=False), "(?!head$).*")
     assert "head" not in layers
-    params = {"core": variables["params"], "bd": bd.init_factors(jax.random.key(3), layers, 8)}
+    params = {"core": variables["params"], "bd": init_factors(jax.random.key(3), layers, 8)}
     tx = optim.beneficial_perturbation(optax.adamw(1e-2), 0.02)
 
     def loss(params, others):
         logits, new = modulated_apply(
-            model, {"params": params["core"], **others}, bd.product(params["bd"]), x,
+            model, {"params": params["core"], **others}, product(params["bd"]), x,
             train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)},
         )  # fmt: skip
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, LABELS)
@@ -185,12 +188,12 @@ def test_learns_a_task_with_factors_and_any_optimizer(name):
         params, others, state, value = step(params, others, state)
         values.append(float(value))
     assert values[-1] < 0.8 * values[0]
-    biases = bd.product(params["bd"])
+    biases = product(params["bd"])
     assert set(biases) == set(layers)
     assert all(np.abs(vectors["bias"]).max() > 1e-3 for vectors in biases.values())
-    bank = bd.freeze(bd.empty_bank(layers, 2), biases, 1)
+    bank = modes.store(empty_bank(layers, 2), biases, 1)
     core = {"params": params["core"], **others}
-    kept = modulated_apply(model, core, linen.select(bank, 1), x, train=False)
+    kept = modulated_apply(model, core, modes.select(bank, 1), x, train=False)
     live = modulated_apply(model, core, biases, x, train=False)
     np.testing.assert_array_equal(kept, live)
 
@@ -208,7 +211,7 @@ def test_an_embedding_is_left_alone_and_named_when_asked_for():
 
 
 def test_a_layer_of_an_unknown_class_is_refused_by_name():
-    model = networks.Unknown()
+    model = flax_networks.Unknown()
     variables = model.init(jax.random.key(0), ROWS)
     layers = find_layers(model, variables, ROWS)
     assert list(layers) == ["head"] and list(matching(layers, "head")) == ["head"]
@@ -226,12 +229,14 @@ class InsideOut(nn.Module):
 
 
 def test_nnx_and_what_is_no_module_are_refused_with_the_remedy():
-    with pytest.raises(ValueError, match="not the NNX module Linear: .*write the network with"):
+    with pytest.raises(ValueError, match="not the NNX module Linear: .*use networks.from_nnx"):
         modulated_apply(nnx.Linear(5, 4, rngs=nnx.Rngs(0)), {}, {}, ROWS)
     with pytest.raises(ValueError, match="model is the class ResNet; pass an instance"):
-        find_layers(networks.ResNet, {}, PICTURES)
+        find_layers(flax_networks.ResNet, {}, IMAGES)
     with pytest.raises(ValueError, match="must be a flax.linen Module, not function"):
         find_layers(lambda x: x, {}, ROWS)
+    with pytest.raises(ValueError, match="model is the class ResNet; pass an instance"):
+        networks.from_linen(flax_networks.ResNet, IMAGES)
     model = InsideOut()
     variables = model.init(jax.random.key(0), ROWS)
     with pytest.raises(ValueError, match=r"'nnx' \(ToLinen\)"):
@@ -239,13 +244,13 @@ def test_nnx_and_what_is_no_module_are_refused_with_the_remedy():
 
 
 def test_a_layer_in_nn_jit_is_refused_in_a_mode_and_free_without():
-    model = networks.Lifted("jit")
+    model = flax_networks.Lifted("jit")
     variables = model.init(jax.random.key(0), ROWS)
     plain = model.apply(variables, ROWS)
     np.testing.assert_array_equal(modulated_apply(model, variables, {}, ROWS), plain)
     head = {"head": {"bias": jnp.ones(3)}}
     np.testing.assert_allclose(modulated_apply(model, variables, head, ROWS), plain + 1, rtol=1e-5)
-    fresh = networks.Lifted("jit")
+    fresh = flax_networks.Lifted("jit")
     mode = {"lifted/dense": {"bias": jnp.ones(5)}}
     with pytest.raises(ValueError, match="within nn.jit.*jit the whole call|did not call"):
         modulated_apply(fresh, variables, mode, ROWS)
@@ -285,62 +290,210 @@ def close(got, expected):
 
 
 IMPORTANCE = {
-    "conv_layer_norm": (networks.ConvLayerNorm(), PICTURES),
-    "vit": (networks.ViT(), PICTURES),
-    "shared": (networks.Shared(), ROWS),
-    "scan": (networks.Lifted("scan"), ROWS),
-    "vmap": (networks.Lifted("vmap"), ROWS),
-    "remat": (networks.Lifted("remat"), ROWS),
-    "jit": (networks.Lifted("jit"), ROWS),
-    "weight_norm": (networks.Normed(), ROWS),
-    "text": (networks.Text(), TOKENS),
+    "conv_layer_norm": (flax_networks.ConvLayerNorm(), IMAGES),
+    "vit": (flax_networks.ViT(), IMAGES),
+    "shared": (flax_networks.Shared(), ROWS),
+    "scan": (flax_networks.Lifted("scan"), ROWS),
+    "vmap": (flax_networks.Lifted("vmap"), ROWS),
+    "remat": (flax_networks.Lifted("remat"), ROWS),
+    "jit": (flax_networks.Lifted("jit"), ROWS),
+    "weight_norm": (flax_networks.Normed(), ROWS),
+    "text": (flax_networks.Text(), TOKENS),
 }
 
 
 @pytest.mark.parametrize("name", IMPORTANCE)
 def test_fisher_equals_the_definition(name):
     model, x = IMPORTANCE[name]
-    params = model.init(jax.random.key(2), x)["params"]
+    network = networks.from_linen(model, x)
+    params, _ = network.init(jax.random.key(2))
     labels = LABELS % 2
     expected = fisher_by_definition(lambda p, b: model.apply({"params": p}, b), params, x, labels)
     assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(expected)) or name == "vit"
-    close(importance.fisher(model, params, {}, x, labels, chunk=2), expected)
+    close(importance.fisher(network, params, {}, x, labels, chunk=2), expected)
 
 
 def test_fisher_of_batch_norm_is_that_of_its_running_averages():
     model, variables, x, _ = started("resnet")
-    _, new = model.apply(variables, x, train=True, mutable=["batch_stats"])
-    variables = {"params": variables["params"], **new}
-    as_tested = fixed(model, variables, train=False)
+    network, params = networks.from_linen(model, x), variables["params"]
+    _, new = network.apply(params, {}, x, variables=averages(variables), train=True)
 
     def run(params, x):
         return model.apply({"params": params, **new}, x, train=False)
 
-    expected = fisher_by_definition(run, variables["params"], x, LABELS)
-    close(importance.fisher(as_tested, variables["params"], {}, x, LABELS), expected)
-    told = fixed(model, train=False)  # the collections beside the parameters instead
-    close(importance.fisher(told, variables, {}, x, LABELS), expected)
-    close(jax.tree.map(jnp.zeros_like, importance.sensitivity(told, variables, {}, x)),
-          jax.tree.map(jnp.zeros_like, expected))  # fmt: skip
+    expected = fisher_by_definition(run, params, x, LABELS)
+    close(importance.fisher(network.bind(new), params, {}, x, LABELS), expected)
+    stale = importance.fisher(network.bind(averages(variables)), params, {}, x, LABELS)
+    assert not np.allclose(stale["head"]["kernel"], expected["head"]["kernel"], rtol=0.1)
 
 
-def test_batch_statistics_in_importance_are_an_error_with_the_remedy():
+class BatchOnly(nn.Module):
+    """BatchNorm that always uses the statistics of the batch."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.BatchNorm(use_running_average=False)(x))
+
+
+def test_batch_statistics_in_evaluation_are_an_error_with_the_remedy():
     model, variables, x, _ = started("resnet")
-    remedy = "BatchNorm must use its running averages: pass .*linen.fixed"
-    with pytest.raises(ValueError, match=remedy):  # examples would normalise each other
-        importance.fisher(fixed(model, train=True), variables, {}, x, LABELS)
+    network = networks.from_linen(model, x)
+    remedy = "BatchNorm must use its running statistics there; give its call an argument train"
     with pytest.raises(ValueError, match=remedy):  # no averages
-        importance.fisher(fixed(model, train=False), variables["params"], {}, x, LABELS)
-    with pytest.raises(ValueError, match="mutable cannot be fixed"):
-        fixed(model, variables, train=True, mutable=["batch_stats"])
+        importance.fisher(network, variables["params"], {}, x, LABELS)
+    with pytest.raises(ValueError, match=remedy):
+        network.apply(variables["params"], {}, x)
+    with pytest.raises(ValueError, match=remedy):  # examples would normalise each other
+        networks.from_linen(BatchOnly(), ROWS)
 
 
-def test_a_layer_that_has_no_input_of_its_own_cannot_be_taken_out():
-    model, variables, x, _ = started("scan")
-    layers = find_layers(model, variables, x)
-    assert not layers["lifted/dense"].plain and layers["head"].plain
-    with pytest.raises(ValueError, match="'lifted/dense' lies within nn.scan"):
-        linen.layer_inputs(model, variables["params"], {}, x, ["lifted/dense"])
+def dropped(x, off):
+    return nn.Dropout(0.5, deterministic=off)(nn.Dense(4, name="dense")(x))
+
+
+class Train(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return dropped(x, not train)
+
+
+class Training(nn.Module):
+    @nn.compact
+    def __call__(self, x, training):
+        return dropped(x, not training)
+
+
+class IsTraining(nn.Module):
+    @nn.compact
+    def __call__(self, x, is_training=False):
+        return dropped(x, not is_training)
+
+
+class Deterministic(nn.Module):
+    @nn.compact
+    def __call__(self, x, deterministic):
+        return dropped(x, deterministic)
+
+
+class UseRunningAverage(nn.Module):
+    @nn.compact
+    def __call__(self, x, use_running_average=True):
+        return dropped(x, use_running_average)
+
+
+class Learns(nn.Module):
+    @nn.compact
+    def __call__(self, x, learns):
+        return dropped(x, not learns)
+
+
+@pytest.mark.parametrize(
+    "model, told, given",
+    [
+        (Train(), {"train": True}, {}),
+        (Training(), {"training": True}, {}),
+        (IsTraining(), {"is_training": True}, {}),
+        (Deterministic(), {"deterministic": False}, {}),
+        (UseRunningAverage(), {"use_running_average": False}, {}),
+        (Learns(), {"learns": True}, {"train": "learns"}),
+    ],
+)
+def test_the_call_is_told_that_it_trains(model, told, given):
+    network = networks.from_linen(model, ROWS, **given)
+    assert (network.name, network.example.shape) == (type(model).__name__, (1, 5))
+    params, variables = network.init(jax.random.key(0))
+    assert variables == {}
+    evaluation = {name: not value for name, value in told.items()}
+    plain, _ = network.apply(params, {}, ROWS)
+    np.testing.assert_array_equal(plain, model.apply({"params": params}, ROWS, **evaluation))
+    key = jax.random.key(1)
+    trained, _ = network.apply(params, {}, ROWS, train=True, key=key)
+    expected = model.apply({"params": params}, ROWS, **told, rngs={"dropout": key})
+    np.testing.assert_array_equal(trained, expected)
+    assert 0 < (trained == 0).sum() < trained.size
+    with pytest.raises(ValueError, match="draws random numbers in training: pass apply.*key="):
+        network.apply(params, {}, ROWS, train=True)
+
+
+def test_a_flag_that_the_module_has_is_not_given_again():
+    network = networks.from_linen(nn.Dropout(0.5, deterministic=True), ROWS)
+    np.testing.assert_array_equal(network.apply({}, {}, ROWS, train=True)[0], ROWS)
+    silent = networks.from_linen(IsTraining(), ROWS, train=None)  # its default holds
+    params, _ = silent.init(jax.random.key(0))
+    out, _ = silent.apply(params, {}, ROWS, train=True, key=jax.random.key(1))
+    np.testing.assert_array_equal(out, silent.apply(params, {}, ROWS)[0])
+
+
+class Masked(nn.Module):
+    @nn.compact
+    def __call__(self, x, mask, *, train=False):
+        return nn.Dense(3)(x * mask)
+
+
+def test_calls_that_cannot_be_made_are_refused_and_further_arguments_passed():
+    with pytest.raises(ValueError, match="the call of ViT has no argument 'learns'; it has x, tra"):
+        networks.from_linen(flax_networks.ViT(), IMAGES, train="learns")
+    with pytest.raises(ValueError, match=r"Masked cannot be run on a batch of shape \(4, 5\): .*mask"):
+        networks.from_linen(Masked(), ROWS)
+    with pytest.raises(ValueError, match=r"ResNet cannot be run on a batch of shape \(4, 5\): "):
+        networks.from_linen(flax_networks.ResNet(), ROWS)
+    mask = jnp.arange(5.0)
+    network = networks.from_linen(Masked(), jax.ShapeDtypeStruct((9, 5), jnp.float32), mask=mask)
+    params, _ = network.init(jax.random.key(0))
+    expected = Masked().apply({"params": params}, ROWS, mask)
+    for train in (False, True):
+        np.testing.assert_array_equal(network.apply(params, {}, ROWS, train=train)[0], expected)
+
+
+def test_batch_norm_keeps_new_averages_or_is_frozen():
+    model, collections, x, _ = started("resnet")
+    network, params = networks.from_linen(model, x), collections["params"]
+    init = network.init(jax.random.key(2))
+    same = jax.tree.map(np.array_equal, (params, averages(collections)), init)
+    assert all(jax.tree.leaves(same))
+    mode = modes_of(collections, network.layers)
+    out, changed = network.apply(params, mode, x, variables=init[1], train=True)
+    expected, new = modulated_apply(
+        model, collections, mode, x, train=True, mutable=["batch_stats"]
+    )
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), changed, new)
+    plain, kept = network.apply(params, mode, x, variables=changed)
+    frozen, still = network.apply(
+        params, mode, x, variables=changed, train=True, freeze_statistics=True
+    )
+    np.testing.assert_allclose(frozen, plain, rtol=1e-6)
+    assert np.abs(frozen - out).max() > 1e-2
+    for tree in (kept, still):
+        jax.tree.map(np.testing.assert_array_equal, tree, changed)
+    with pytest.raises(ValueError, match="keeps variables beside its parameters.*pass apply"):
+        network.apply(params, {}, x, train=True)
+
+
+class NormToldInItsCall(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(3)(nn.BatchNorm()(x, use_running_average=not train))
+
+
+class NormToldWhenMade(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(3)(nn.BatchNorm(use_running_average=not train)(x))
+
+
+@pytest.mark.parametrize("model", [NormToldInItsCall(), NormToldWhenMade()])
+def test_statistics_are_frozen_wherever_batch_norm_is_told(model):
+    network = networks.from_linen(model, ROWS)
+    params, variables = network.init(jax.random.key(0))
+    plain, _ = network.apply(params, {}, ROWS, variables=variables)
+    train = {"variables": variables, "train": True}
+    frozen, same = network.apply(params, {}, ROWS, **train, freeze_statistics=True)
+    np.testing.assert_array_equal(frozen, plain)
+    jax.tree.map(np.testing.assert_array_equal, same, variables)
+    free, changed = network.apply(params, {}, ROWS, **train)
+    assert np.abs(free - plain).max() > 1e-3
+    assert np.abs(changed["batch_stats"]["BatchNorm_0"]["mean"]).max() > 1e-3
 
 
 @pytest.mark.parametrize("family", ["resnet", "vit"])

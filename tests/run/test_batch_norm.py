@@ -100,3 +100,18 @@ def test_a_run_that_was_cut_goes_on_with_its_statistics(normed, tmp_path, monkey
         (tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")
     )
     assert one == other
+
+
+def test_statistics_per_task_tell_the_task(normed, tmp_path):
+    # ewc has no modes, but with statistics per task whoever answers must know or guess the task.
+    result = normed(tmp_path, method="ewc", model__batch_statistics="task")
+    assert result["inference"] is not None
+    told, inferred = (
+        result["accuracy"][kind][0, -1] for kind in ("task_told", "task_inferred")
+    )
+    assert not np.array_equal(told, inferred)
+
+
+def test_shared_statistics_do_not(normed, tmp_path):
+    result = normed(tmp_path, method="ewc", model__batch_statistics="shared")
+    assert result["inference"] is None

@@ -57,7 +57,7 @@ def builder(
 
     import tensorflow_datasets as tfds  # slow to import, and needed here only
 
-    def info(self) -> Any:
+    def info(self: Any) -> Any:
         features = tfds.features.FeaturesDict(
             {
                 "image": tfds.features.Image(shape=(None, None, 3)),
@@ -75,7 +75,7 @@ def builder(
             license=image_set.licence,
         )
 
-    def split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    def split_generators(self: Any, dl_manager: Any) -> dict[str, Any]:
         files = paths or _download(name, of_config.archives, dl_manager, verify)
         reading = image_set.read(files, config)
         self.info.features["label"].names = reading.class_names
@@ -102,7 +102,7 @@ def builder(
     return builder_class(data_dir=where, config=config or None, file_format="array_record")
 
 
-def _url_infos(needed: tuple[Archive, ...]) -> dict:
+def _url_infos(needed: tuple[Archive, ...]) -> dict[str, Any]:
     """What TFDS verifies when it downloads: the archives whose size and sha256 are known."""
     from tensorflow_datasets.core.download.checksums import UrlInfo
 

@@ -48,10 +48,11 @@ def read(files: Mapping[str, Any], config: str) -> Reading:
     pattern = re.compile(rf"{_FOLDERS[config]}/Sample(\d{{3}})/[^/]+\.png")
     by_class: dict[int, list[str]] = {}
     for name, _ in archives.members(path, lambda name: bool(pattern.fullmatch(name))):
-        by_class.setdefault(int(pattern.fullmatch(name)[1]) - 1, []).append(name)
+        number = pattern.sub(r"\1", name)
+        by_class.setdefault(int(number) - 1, []).append(name)
     if set(by_class) != set(range(len(CLASS_NAMES))):
         raise archives.malformed(path, f"has images of {len(by_class)} classes, not of the 62")
-    splits = {"train": [], "test": []}
+    splits: dict[str, list[Example]] = {"train": [], "test": []}
     for label, names in sorted(by_class.items()):
         for i, name in enumerate(sorted(names)):
             split = "test" if i % EVERY == EVERY - 1 else "train"

@@ -48,8 +48,10 @@ def read(files: Mapping[str, Any], config: str) -> Reading:
     path = files[_ARCHIVE.filename]
     listed = {split: [f"images_{config}_{part}.txt" for part in _PARTS[split]] for split in _PARTS}
     needed = [_FOLDER + f for f in (_NAMES[config], *listed["train"], *listed["test"])]
-    found = texts(path, needed.__contains__, needed)
-    found = {name.removeprefix(_FOLDER): lines(path, name, data) for name, data in found.items()}
+    found = {
+        name.removeprefix(_FOLDER): lines(path, name, data)
+        for name, data in texts(path, needed.__contains__, needed).items()
+    }
     class_names = found[_NAMES[config]]
     check_classes(path, _NAMES[config], class_names, FGVC_AIRCRAFT.configs[config].classes)
     number = {name: i for i, name in enumerate(class_names)}

@@ -38,14 +38,14 @@ class ImageSet(NamedTuple):
 
     version: str
     configs: dict[str, Config]  # the first is the default; {"": ...} for a set without configs
-    read: Callable[[dict, str], Reading]  # of {file name: path} and the name of a config
+    read: Callable[[dict[str, Any], str], Reading]  # of {file name: path} and the name of a config
     about: str
     homepage: str
     licence: str
     citation: str
 
 
-def examples(reading: Reading, split: str) -> Iterator[tuple[str, dict]]:
+def examples(reading: Reading, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The examples of a split as TFDS takes them, in the order of the archive.
 
     Args:

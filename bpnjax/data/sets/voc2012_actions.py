@@ -58,7 +58,7 @@ def image_label(path: Path, name: str, note: bytes) -> int | None:
         root = ET.fromstring(note)
         # The flags are written as 0 and 1.
         persons = [
-            {flag.tag for flag in actions if float(flag.text)}
+            {flag.tag for flag in actions if float(flag.text or "")}
             for actions in root.iterfind("object/actions")
         ]
     except (ET.ParseError, TypeError, ValueError) as error:
@@ -87,7 +87,7 @@ def read(files: Mapping[str, Any], config: str) -> Reading:
     path = files[_ARCHIVE.filename]
     small = set(_LISTS.values())
     found = texts(path, lambda name: name in small or name.startswith(_NOTES), small)
-    splits = {split: [] for split in _LISTS}
+    splits: dict[str, list[Example]] = {split: [] for split in _LISTS}
     for split, listed in _LISTS.items():
         # A line may go on with the number of a person.
         for stem in dict.fromkeys(line.split()[0] for line in lines(path, listed, found[listed])):
