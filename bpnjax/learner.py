@@ -14,6 +14,7 @@ The command runs the same functions: whole epochs of `Learner.update` in one com
 """
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -184,7 +185,10 @@ class Learner:
         Raises:
           UserError: there is no such task, or a state of another learner.
         """
-        return self._begin_task(self._checked(state), self._task(task))  # type: ignore[attr-defined]
+        task = self._task(task)
+        if task.ndim:
+            raise UserError(f"task: {task.shape} ids; a learner trains one task at a time")
+        return self._begin_task(self._checked(state), task)  # type: ignore[attr-defined]
 
     def step(self, state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
         """One training step. Compiles once for all tasks; works under `jax.vmap` and `jax.pmap`.
@@ -209,17 +213,21 @@ class Learner:
         Args:
           state: after the task's last step; consumed.
           data: ``(x, y)``, the task's examples in the order of training, or an iterable of such
-            batches, which are joined. Importance is the mean over all of them; memories keep the
-            last ones.
+            batches, which are joined; of a batch ``(x, y, weight)`` examples of weight 0 are left
+            out. Importance is the mean over all of them; memories keep the last ones. Under
+            `jax.pmap` with ``axis`` each device is given a share, as in `step`.
 
         Returns:
           `State`, its ``task`` -1.
 
         Raises:
-          UserError: the data do not fit the network, or hold NaN.
+          UserError: the data do not fit the network or hold NaN, or no task was begun.
         """
         x, y = checked_data(self.setup, data)
-        return self._end_task(self._checked(state), x, y)  # type: ignore[attr-defined]
+        state = self._checked(state)
+        if not isinstance(state.task, jax.core.Tracer) and int(state.task) < 0:
+            raise UserError("state: no task is in training; call learner.begin_task before its steps")
+        return self._end_task(state, x, y)  # type: ignore[attr-defined]
 
     def apply(self, state: State, x: Any, task: Any) -> jax.Array:
         """The network's outputs in the mode of a task: in training, after it, and after loading.
@@ -436,6 +444,8 @@ class Learner:
         Raises:
           UserError: fewer tasks than there are.
         """
+        self._checked(state)
+        _check_num_tasks(num_tasks)
         if num_tasks < self.num_tasks:
             raise UserError(f"num_tasks: {num_tasks} is below the {self.num_tasks} there are")
         table = _class_table(classes, num_tasks, self.setup.num_outputs)
@@ -473,6 +483,9 @@ class Learner:
             raise UserError(f"{path}: no state that learner.save wrote; name such a file")
         abstract = jax.eval_shape(self.first, jax.random.key(0))
         try:
+            for what, own in (("method", self.method.name), ("network", self.network.name)):
+                if names.get(what) != own:
+                    raise ValueError(f"another {what}")
             return arrays.unflatten(found, abstract)
         except ValueError as error:
             raise UserError(
@@ -622,7 +635,7 @@ class Learner:
         if self.setup.multi_head:
             head = jnp.asarray(self.setup.known_classes("a head per task"))[task]
         loss = None
-        if self.setup.loss is not None:
+        if self.setup.loss is not None or self.setup.label.shape:
 
             def loss(outputs: Any, y: Any) -> jax.Array:
                 return self._losses(outputs, y, task)
@@ -705,6 +718,7 @@ class Learner:
         return state, metrics
 
     def _end_of_arrays(self, state: State, x: Any, y: Any) -> State:
+        x, y = collectives.gather((x, y), self.axis)
         n = x.shape[0]
         return self.consolidate(
             state, lambda places: (x[places], y[places]), n, jnp.int32(n),
@@ -815,8 +829,7 @@ def learner(
             f"optimizer: {type(optimizer).__name__} is not an optax optimizer; pass one, as "
             "optax.adam(3e-4)"
         )
-    if not isinstance(num_tasks, int) or num_tasks < 1:
-        raise UserError(f"num_tasks: {num_tasks!r} is no number of tasks; give an integer from 1")
+    _check_num_tasks(num_tasks)
     for name, value, allowed in (
         ("heads", heads, ("single", "multi")), ("batch_statistics", batch_statistics, POLICIES)
     ):  # fmt: skip
@@ -830,8 +843,13 @@ def learner(
         dtype = label.dtype if hasattr(label, "dtype") else jnp.result_type(label)
         whole = jnp.issubdtype(dtype, jnp.integer)
         shape = jax.ShapeDtypeStruct(np.shape(label)[1:], jnp.int32 if whole else jnp.float32)
+    if loss is None and not jnp.issubdtype(shape.dtype, jnp.integer):
+        raise UserError(
+            f"label: {dtype} labels have no cross-entropy; pass bpnjax.learner(..., loss=...), "
+            "(outputs, labels) -> losses [n]"
+        )
     setup = Setup(
-        network, num_tasks, outputs, table, heads == "multi", loss, shape, method.told_task
+        network, int(num_tasks), outputs, table, heads == "multi", loss, shape, method.told_task
     )
     if heads == "multi":
         setup.known_classes("a head per task (heads='multi')")
@@ -854,6 +872,11 @@ def learner(
     )
 
 
+def _check_num_tasks(num_tasks: Any) -> None:
+    if not isinstance(num_tasks, numbers.Integral) or isinstance(num_tasks, bool) or num_tasks < 1:
+        raise UserError(f"num_tasks: {num_tasks!r} is no number of tasks; give an integer from 1")
+
+
 def _num_outputs(network: Network) -> int:
     if network.example is None:
         return 0
@@ -873,6 +896,11 @@ def _class_table(classes: Any, num_tasks: int, num_outputs: int) -> np.ndarray |
     """Which outputs belong to each task, bool [T, C]."""
     if classes is None:
         return None
+    if not num_outputs:
+        raise UserError(
+            "x: the number of outputs is not known, and classes are outputs; pass a batch to the "
+            "function that made the network, as networks.from_function(..., x=x[:1])"
+        )
     if isinstance(classes, np.ndarray) and classes.dtype == bool:
         if classes.shape != (num_tasks, num_outputs):
             raise UserError(

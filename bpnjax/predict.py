@@ -52,6 +52,8 @@ def _read_images(path: str) -> tuple[np.ndarray, np.ndarray | None]:
             raise ValueError("it holds one array")
         with file:
             contents = {name: file[name] for name in file.files}
+        if odd := [name for name, array in contents.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{odd[0]} is no array")
     except _UNREADABLE as error:
         why = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
         raise UserError(

@@ -1,9 +1,17 @@
-"""The site: `sphinx-build -W docs build/site`. Needs no network, neither to build nor to read."""
+"""The site: `sphinx-build -W docs build/site`. Needs no network, neither to build nor to read.
 
+The folder ``docs/api`` is written anew by each build: a page per module of the package, and the
+tables of settings and methods, which are made from the package itself.
+"""
+
+import importlib
 import inspect
 import os
+import pathlib
+import pkgutil
 import re
 import sys
+from collections.abc import Iterator
 
 from docutils import nodes
 from docutils.utils import math
@@ -12,6 +20,8 @@ from sphinx.util import logging
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from bpnjax.config.fields import Entry, entries
+from bpnjax.methods import REGISTRY, Factory, Setting
 from bpnjax.version import __version__
 
 project = "bpnjax"
@@ -21,10 +31,8 @@ copyright = "the bpnjax authors, Apache-2.0"
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
 ]
-templates_path = ["_templates"]
 html_theme = "furo"
 html_title = "bpnjax"
 html_math_renderer = "mathml"
@@ -32,15 +40,147 @@ smartquotes = False  # -- is two hyphens here
 default_role = "py:obj"  # `name` in a docstring is a link where that name is documented
 myst_heading_anchors = 3
 
-autosummary_generate = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_custom_sections = [("Source", "notes_style")]
 
+MODULE = """\
+{title}
+{line}
+
+.. automodule:: {name}
+   :members:{options}
+"""
+
 _ALIAS = re.compile(r"Alias for field number \d+")
 _FIELD = re.compile(r"^    (\w+):[^#\n]*#\s*(.+)$", re.MULTILINE)
+
+
+def modules(name: str = "bpnjax") -> Iterator[str]:
+    """Names of a module and of all modules below it; those with an underscore are left out."""
+    yield name
+    for found in pkgutil.iter_modules(getattr(importlib.import_module(name), "__path__", ())):
+        if not found.name.startswith("_"):
+            yield from modules(f"{name}.{found.name}")
+
+
+def module_page(name: str) -> str:
+    """The page of a module: its docstring, its members, its methods, and the modules within it.
+
+    Modules are named here by their full path. An attribute of a package may be a function of the
+    same name as a module: `bpnjax.learner`, `bpnjax.methods.bd`.
+    """
+    children = [child for child in modules(name) if child.count(".") == name.count(".") + 1]
+    options = "\n   :ignore-module-all:" if children else ""
+    text = MODULE.format(title=name, line="=" * len(name), name=name, options=options)
+    for factory in REGISTRY.values():
+        composed = factory.parts != (factory,)
+        if name == ("bpnjax.methods" if composed else factory.__module__):
+            text += method_entry(factory)
+    if children:
+        text += "\n.. list-table::\n\n"
+        for child in children:
+            first, _, _ = (importlib.import_module(child).__doc__ or "").strip().partition("\n")
+            text += f"   * - :doc:`{child}`\n     - {first}\n"
+        text += "\n.. toctree::\n   :hidden:\n\n"
+        text += "".join(f"   {child}\n" for child in children)
+    return text
+
+
+def method_entry(factory: Factory) -> str:
+    """A method as the function that it is, with its settings as arguments."""
+    names = [field.name for field in factory.fields.values()]
+    arguments, described = [], ""
+    for field, found in factory.fields.items():
+        name = found.name
+        if names.count(name) > 1:  # two parts of a composition have it
+            described += f"   :param {factory.parts[found.part].group}: as ``dict({name}=...)``: "
+        else:
+            arguments.append(f"{name}={found.default!r}")
+            described += f"   :param {name}: "
+        described += f"{meaning(found.setting)}. Field ``{field}`` of the command.\n"
+    text = f"\n.. py:function:: {factory.name}({', '.join(arguments)}) -> Method\n\n"
+    for line in inspect.cleandoc(factory.__doc__ or "").splitlines():
+        text += f"   {line}\n" if line else "\n"
+    if factory.paper:
+        text += f"\n   Paper: {factory.paper}.\n"
+    return f"{text}\n{described}"
+
+
+def meaning(setting: Setting) -> str:
+    """What a setting is, and the values that it may have."""
+    return "; ".join(filter(None, (setting.meaning, allowed(setting))))
+
+
+def allowed(setting: Setting) -> str:
+    """The values that a setting may have, in words; empty where its type says it all."""
+    if setting.choices:
+        return "one of " + ", ".join(map(str, setting.choices))
+    bounds = (
+        ("at least", setting.at_least), ("above", setting.above), ("below", setting.below)
+    )  # fmt: skip
+    found = [f"{word} {bound:,}" for word, bound in bounds if bound is not None]
+    if setting.pattern:
+        found.append("a regular expression for the whole path")
+    return ", ".join(found)
+
+
+def settings_tables() -> str:
+    """Every field of a configuration, a table for each group, as Markdown."""
+    groups: dict[str, dict[str, Entry]] = {}
+    for field, entry in entries().items():
+        groups.setdefault(field.rpartition(".")[0], {})[field] = entry
+    text = ""
+    for group, fields in groups.items():
+        of_methods = any(entry.methods for entry in fields.values())
+        text += f"\n## {group or 'The run'}\n\n"
+        text += "| field | default | meaning | values |" + " read by |" * of_methods
+        text += "\n|---|---|---|---|" + "---|" * of_methods + "\n"
+        for field, entry in fields.items():
+            cells = [f"`{field}`", default_of(entry), entry.setting.meaning, allowed(entry.setting)]
+            if of_methods:
+                cells.append(", ".join(f"`{method}`" for method in entry.methods))
+            text += "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |\n"
+    return text
+
+
+def default_of(entry: Entry) -> str:
+    """The default of a field, as it is typed."""
+    if entry.default is None:
+        return "none"
+    return f"`{entry.default!r}`"
+
+
+def methods_table() -> str:
+    """Every method with the call that makes it and its fields, as Markdown."""
+    text = "| method | of | fields |\n|---|---|---|\n"
+    for name, factory in REGISTRY.items():
+        parts = " and ".join(f"`{part.name}`" for part in factory.parts)
+        fields = ", ".join(f"`{field}`" for field in factory.fields)
+        text += f"| `{name}` | {parts if factory.parts != (factory,) else ''} | {fields} |\n"
+    return text
+
+
+def write_generated(app) -> None:
+    """Writes ``docs/api``: what changed since the last build, and nothing that is not there now."""
+    folder = pathlib.Path(app.srcdir) / "api"
+    folder.mkdir(exist_ok=True)
+    texts = {f"{name}.rst": module_page(name) for name in modules()}
+    texts |= {"settings.txt": settings_tables(), "methods.txt": methods_table()}
+    for path in folder.iterdir():
+        if path.name not in texts:
+            path.unlink()
+    for name, text in texts.items():
+        path = folder / name
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+
+
+def skip_methods(app, what, name, obj, skip, options):
+    """Methods are objects that can be called; `method_entry` describes them as functions."""
+    return True if isinstance(obj, Factory) else None
 
 
 def describe_fields(app, what, name, obj, options, lines):
@@ -81,6 +221,8 @@ def _mathml(translator, node, as_block):
 
 
 def setup(app):
+    app.connect("builder-inited", write_generated)
+    app.connect("autodoc-skip-member", skip_methods)
     app.connect("autodoc-process-docstring", describe_fields)
     app.connect("autodoc-process-docstring", indented_is_literal, priority=400)
     app.add_html_math_renderer(

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpnjax.importance.per_example import Loss, one_pass_layers, probe
+from bpnjax.importance.per_example import Loss, check_labels, one_pass_layers, probe
 from bpnjax.networks import Layer, Network
 from bpnjax.utils.heads import within_head
 
@@ -94,6 +94,7 @@ def factors_sum(
     if loss is not None:
         deltas = backward(jax.grad(lambda z: jnp.sum(loss(z, labels)))(logits))
     else:
+        check_labels(logits, labels)
         p = jax.nn.softmax(within_head(logits, classes))
         deltas = backward(p - jax.nn.one_hot(labels, logits.shape[-1]))
     sums = {}

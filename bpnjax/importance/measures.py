@@ -67,8 +67,8 @@ def fisher_sum(
       A tree like the parameters, f32.
 
     Raises:
-      ValueError: unknown ``kind``, ``"sampled"`` without a key, or another loss than cross-entropy
-        for a kind that draws labels from a softmax.
+      ValueError: unknown ``kind``, ``"sampled"`` without a key, another loss than cross-entropy
+        for a kind that draws labels from a softmax, or labels that are no classes.
 
     Example:
       >>> import jax.numpy as jnp, flax.linen as nn
@@ -100,6 +100,7 @@ def fisher_sum(
         if loss is not None:
             gradients = jax.grad(lambda z: jnp.sum(loss(z, labels)))(logits)
             return jax.tree.map(jnp.square, backward(gradients))
+        per_example.check_labels(logits, labels)
         # d(-log p_y)/d logits = p - onehot(y); everything upstream of the logits is linear in it.
         p, width = jax.nn.softmax(within_head(logits, classes)), logits.shape[-1]
         if kind != "true":
@@ -176,7 +177,7 @@ def fisher(
       A tree like the parameters, f32, non-negative.
 
     Raises:
-      ValueError: unknown ``kind``, or ``"sampled"`` without a key.
+      ValueError: as `fisher_sum`.
 
     Example:
       >>> import jax, jax.numpy as jnp, flax.linen as nn
@@ -189,6 +190,10 @@ def fisher(
 
     Source: Kirkpatrick et al. 2017 (EWC); van de Ven 2025 (arXiv 2502.11756) for the kinds.
     """
+
+    if loss is None and kind == "empirical":
+        outputs, _ = jax.eval_shape(lambda: network.apply(params, mode, x))
+        per_example.check_labels(outputs, labels)
 
     def one_batch(i: jax.Array, x: jax.Array, labels: jax.Array, weights: jax.Array) -> Any:
         draw = None if key is None else jax.random.fold_in(key, i)
@@ -347,6 +352,7 @@ def neurons_sum(
     elif loss is not None:
         cotangent = jax.grad(lambda z: jnp.sum(loss(z, labels)))(logits)
     else:
+        per_example.check_labels(logits, labels)
         p = jax.nn.softmax(within_head(logits, classes))
         cotangent = p - jax.nn.one_hot(labels, logits.shape[-1])
     return {path: weights @ jnp.abs(delta) for path, delta in backward(cotangent).items()}

@@ -19,6 +19,40 @@ Backward = Callable[[jax.Array], dict[str, jax.Array]]  # a cotangent of the out
 Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (outputs, labels) -> losses [n]
 
 
+def check_labels(outputs: Any, labels: Any) -> None:
+    """Refuses labels that are no classes, of which a softmax would give finite nonsense.
+
+    Args:
+      outputs: of the network, or their shape; ``[n, C]`` for classes.
+      labels: int ``[n]``; their range is looked at where they are not traced.
+
+    Raises:
+      ValueError: other shapes, no integers, or a label outside 0 to C - 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.importance.per_example import check_labels
+      >>> check_labels(jnp.zeros((1, 3)), jnp.array([3]))
+      Traceback (most recent call last):
+      ...
+      ValueError: label 3 is no class of 3 outputs; labels are 0 to 2
+    """
+    whole = jnp.issubdtype(jnp.result_type(labels), jnp.integer)
+    if len(outputs.shape) != 2 or jnp.shape(labels) != outputs.shape[:1] or not whole:
+        raise ValueError(
+            f"outputs {tuple(outputs.shape)} and labels {jnp.shape(labels)} of "
+            f"{jnp.result_type(labels)} have no cross-entropy of classes, [n, C] and int [n]; "
+            "pass loss="
+        )
+    if not isinstance(labels, jax.core.Tracer):
+        for label in (int(jnp.min(labels)), int(jnp.max(labels))):
+            if not 0 <= label < outputs.shape[1]:
+                raise ValueError(
+                    f"label {label} is no class of {outputs.shape[1]} outputs; labels are 0 to "
+                    f"{outputs.shape[1] - 1}"
+                )
+
+
 def one_pass_layers(layers: Mapping[str, Layer]) -> dict[str, Layer]:
     """Those that the outer-product identity covers: Dense, called once, on [n, d], not lifted.
 

@@ -61,6 +61,11 @@ class Setup:
                 f"loss: {who} is defined for cross-entropy on class labels only; leave loss out, "
                 "or choose another method"
             )
+        if self.label.shape:
+            raise UserError(
+                f"label: {who} is defined for one class label per example, not for labels of shape "
+                f"{self.label.shape}; choose another method"
+            )
 
     def stored_example(self, who: str) -> jax.ShapeDtypeStruct:
         """Shape and dtype of one example, ``[...]``; `UserError` where they are not known."""

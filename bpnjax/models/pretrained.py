@@ -40,13 +40,14 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             "bpnjax.pretrain and name its model.safetensors"
         )
     with safe_open(path, "np") as file:
-        names = [name for name in file.keys() if name.startswith("params/")]  # noqa: SIM118
+        # Layers that a run computed once (train.features_once) are kept beside those it trained.
+        names = [n for n in file.keys() if n.startswith(("params/", "extractor/"))]  # noqa: SIM118
         if not names:
             raise ValueError(
                 f"{os.fspath(path)}: a model of another version of this package "
                 f"({file.metadata()['format']}); train it again with python -m bpnjax.pretrain"
             )
-        return {name.removeprefix("params/"): file.get_tensor(name) for name in names}
+        return {name.partition("/")[2]: file.get_tensor(name) for name in names}
 
 
 def start_from(params: Any, arrays: dict[str, np.ndarray]) -> Any:

@@ -93,6 +93,15 @@ def is_seed(node: Any) -> bool:
     return isinstance(node, (KeySeeds, GateSeeds))
 
 
+def _inputs(path: str, layer: Any) -> int:
+    if not layer.inputs:
+        raise ValueError(
+            f"a key lies on the inputs of layer {path!r}, and their number is not known; pass "
+            f"networks.from_function(..., layers={{{path!r}: (inputs, {layer.outputs})}})"
+        )
+    return int(layer.inputs)
+
+
 def _layer_seed(seed: jax.Array, path: str) -> jax.Array:
     return jax.random.fold_in(seed, zlib.crc32(path.encode()))
 
@@ -110,6 +119,9 @@ def key_bank(seed: jax.Array, layers: Mapping[str, Any]) -> dict[str, dict[str, 
       A bank ``{path: {"key": KeySeeds}}``. The layer's path is folded into the seed, so adding a
       layer to a network does not change the keys of the others.
 
+    Raises:
+      ValueError: the number of a layer's inputs is not known.
+
     Example:
       >>> import jax
       >>> from bpnjax import modes
@@ -124,7 +136,7 @@ def key_bank(seed: jax.Array, layers: Mapping[str, Any]) -> dict[str, dict[str, 
     released code trains them).
     """
     return {
-        path: {"key": KeySeeds(_layer_seed(seed, path), layer.inputs)}
+        path: {"key": KeySeeds(_layer_seed(seed, path), _inputs(path, layer))}
         for path, layer in layers.items()
     }
 
@@ -144,10 +156,13 @@ def gate_bank(
     Returns:
       A bank ``{path: {"key": GateSeeds}}``; a gate multiplies the input as a key does.
 
+    Raises:
+      ValueError: the number of a layer's inputs is not known.
+
     Source: Masse et al. 2018 (arXiv 1802.01569, XdG). Variant: the units that are left are not
     rescaled.
     """
     return {
-        path: {"key": GateSeeds(_layer_seed(seed, path), layer.inputs, gated)}
+        path: {"key": GateSeeds(_layer_seed(seed, path), _inputs(path, layer), gated)}
         for path, layer in layers.items()
     }

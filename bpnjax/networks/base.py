@@ -204,7 +204,7 @@ def from_function(
     """
     found = Layers()
     for path, widths in (layers or {}).items():
-        inputs, outputs = (0, widths) if isinstance(widths, int) else widths
+        inputs, outputs = widths if isinstance(widths, (tuple, list)) else (0, widths)
         found[path] = Layer("function", inputs, outputs, 1, 2, (1, outputs), False)
 
     def run(

@@ -49,7 +49,7 @@ class Earlier(NamedTuple):
     state: RunState | None  # host arrays, [num_seeds, ...] with several; None on other hosts
 
     def normalised(self, sequence: TaskSequence) -> TaskSequence:
-        """The sequence with pictures scaled as the earlier tasks saw them."""
+        """The sequence with images scaled as the earlier tasks saw them."""
         scale, shift = (
             np.asarray(json.loads(self.metadata[name]), np.float32) for name in ("scale", "shift")
         )
@@ -134,7 +134,7 @@ def _check_sequence(earlier: Earlier, config: ConfigDict, sequence: TaskSequence
     shape = tuple(json.loads(earlier.metadata["input_shape"]))
     if shape != sequence.train.images.shape[1:]:
         raise UserError(
-            f"--resume_from: {path} reads pictures of shape {shape}, the set has "
+            f"--resume_from: {path} reads images of shape {shape}, the set has "
             f"{sequence.train.images.shape[1:]}; name the set that it was trained on"
         )
     names = json.loads(earlier.metadata["class_names"])
@@ -209,9 +209,15 @@ def _read(earlier: Earlier, config: Any, sequence: TaskSequence) -> RunState:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *states)
 
 
+def _of_extractor(name: str) -> bool:
+    return name.startswith("extractor/")
+
+
 def _from_model(earlier: Earlier, abstract: RunState, seed: int) -> RunState:
     file = predictor.find_file(earlier.path, seed)
     found, _ = arrays.read(file)
+    # Layers that the earlier run computed once (train.features_once) are parameters like others.
+    found |= {f"params/{n.partition('/')[2]}": a for n, a in found.items() if _of_extractor(n)}
 
     def filled(tree: Any, prefix: str) -> Any:
         """The tree whose leaves are the arrays of these names; keys as their numbers."""

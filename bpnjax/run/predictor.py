@@ -326,6 +326,9 @@ def _described(
     shape = tuple(json.loads(metadata["input_shape"]))
     dtype = np.dtype(metadata["input_dtype"])
     scale, shift = (np.asarray(json.loads(metadata[n]), np.float32) for n in ("scale", "shift"))
+    for name, array in (("scale", scale), ("shift", shift)):
+        if array.shape not in ((1,), shape[-1:]):
+            raise ValueError(f"{name} of shape {array.shape} for inputs {shape}")
     extract = None
     trained_shape, trained_dtype = shape, dtype
     if extractor := _group(found, "extractor"):
@@ -436,6 +439,12 @@ def _answering_state(experiment: Experiment, found: dict[str, np.ndarray], file:
     abstract = jax.eval_shape(learner.first, jax.random.key(0))
     names = jax.tree.leaves(arrays.names_of(abstract))
     needed = jax.tree.leaves(learner.answering(abstract))
+    others = ("statistics/", "extractor/")
+    if more := [name for name in found if name not in names and not name.startswith(others)]:
+        raise UserError(
+            f"{file}: {more[0]} is no part of its model; the file was written by something else, "
+            "train again"
+        )
     filled = dict(found)
     for name, leaf, n in zip(names, jax.tree.leaves(abstract), needed, strict=True):
         if name in found:

@@ -11,7 +11,7 @@ from bpnjax import pretrain
 from bpnjax.data import load_sequence
 from bpnjax.models import SmallAlexNet, pretrained
 from bpnjax.run import frozen_features, train
-from bpnjax.run.setup import make_problem
+from bpnjax.training.experiment import make_experiment
 from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -36,13 +36,13 @@ def model_file(tmp_path_factory):
 
 def test_all_layers_but_the_output_start_from_the_file(model_file):
     config = digits_config("sgd", model__pretrained=model_file, **SMALL)
-    problem = make_problem(config, load_sequence(config))
-    core = problem.spec.init(jax.random.key(1))
+    experiment = make_experiment(config, load_sequence(config))
+    params, _ = experiment.learner.network.init(jax.random.key(1))
     given = load_file(model_file)
     for layer in ("conv_0", "conv_4", "fc6", "fc7"):
-        for name, value in core[layer].items():
-            np.testing.assert_array_equal(value, given[f"core/{layer}/{name}"])
-    assert core["output"]["kernel"].shape == (12, 6)
+        for name, value in params[layer].items():
+            np.testing.assert_array_equal(value, given[f"params/{layer}/{name}"])
+    assert params["output"]["kernel"].shape == (12, 6)
 
 
 @pytest.mark.parametrize("method", ["bd_ewc", pytest.param("psp", marks=pytest.mark.slow)])
@@ -55,6 +55,7 @@ def test_features_computed_once_train_the_same_network(model_file, method, tmp_p
     for kind, accuracy in whole["accuracy"].items():
         np.testing.assert_allclose(once["accuracy"][kind], accuracy, atol=0.01, err_msg=kind)
     a, b = (load_file(tmp_path / run / "model.safetensors") for run in ("whole", "once"))
+    b = {name.replace("extractor/", "params/"): array for name, array in b.items()}
     assert a.keys() == b.keys()  # with the convolutions
     for name in a:
         np.testing.assert_allclose(a[name], b[name], atol=2e-4, err_msg=name)
@@ -77,6 +78,23 @@ def test_statistics_of_features_infer_the_task_of_images(model_file, tmp_path):
         rows = split.index[task, : split.count[task]]
         right = np.mean(predictor.infer(split.images[rows]).task == task)
         assert right == pytest.approx(found[task], abs=0.02)
+
+
+def test_a_model_of_features_is_a_whole_model_to_others(model_file, tmp_path):
+    """Its convolutions are in it: to start from, and for later tasks of the whole network."""
+    fields = FROZEN | {"model__pretrained": model_file, "sequence__num_tasks": 2}
+    config = digits_config("bd_psp", train__features_once=True, **fields)
+    train.train_and_evaluate(config, tmp_path / "once")
+    ours = pretrained.read(tmp_path / "once" / "model.safetensors")
+    for name, array in pretrained.read(model_file).items():
+        if name.startswith("conv_"):
+            np.testing.assert_array_equal(ours[name], array)
+    longer = digits_config("bd_psp", resume_from=str(tmp_path / "once"),
+                           **fields | {"sequence__num_tasks": 3})  # fmt: skip
+    found = train.train_and_evaluate(longer, tmp_path / "longer")
+    after = pretrained.read(tmp_path / "longer" / "model.safetensors")
+    np.testing.assert_array_equal(after["conv_0/kernel"], ours["conv_0/kernel"])
+    assert not np.isnan(found["accuracy"]["task_told"][0, 2]).any()
 
 
 @pytest.mark.parametrize(
@@ -103,10 +121,13 @@ def test_refusals(model_file, fields, message):
 
 def test_a_file_of_others_is_refused(tmp_path):
     file = tmp_path / "other.safetensors"
-    save_file({"core/fc6/bias": np.zeros(1, np.float32)}, file)
+    save_file({"params/fc6/bias": np.zeros(1, np.float32)}, file)
     config = digits_config("sgd", model__pretrained=str(file), **SMALL)
     with pytest.raises(UserError, match=r"model.pretrained: .*other.safetensors: no model of this"):
-        make_problem(config, load_sequence(config))
+        make_experiment(config, load_sequence(config))
+    save_file({"core/fc6/bias": np.zeros(1, np.float32)}, file, {"format": "bpnjax-2"})
+    with pytest.raises(UserError, match=r"a model of another version of this package \(bpnjax-2"):
+        make_experiment(config, load_sequence(config))
     with pytest.raises(ValueError, match=r"no layer of this one \(fc6/bias\); it has a/bias"):
         pretrained.start_from({"fc6": {"bias": np.zeros(1)}}, {"a/bias": np.zeros(1)})
 

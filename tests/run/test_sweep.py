@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support import Jitted, digits_config
 
-from bpnjax.methods import bd, ewc
+from bpnjax.methods.ewc import EwcState
 from bpnjax.run import sweep
 from bpnjax.utils.errors import UserError
 
@@ -18,7 +18,7 @@ def told_after_all(config):
     for seed in range(config.seed, config.seed + config.num_seeds):
         key = jax.random.key(seed)
         state, _ = jitted.train(key)
-        found.append(jitted.test(key, state, 2)["task_told"])
+        found.append(jitted.test(state, 2)["task_told"])
     return np.array(found)
 
 
@@ -45,13 +45,13 @@ def test_the_widest_value_of_a_sweep_is_the_ordinary_run():
 def test_rows_cut_off_stay_zero_and_the_others_are_factors_of_that_width():
     jitted = Jitted(digits_config("bd_ewc", bd__hidden_dim=8))
     key = jax.random.key(0)
-    state = sweep.hidden_dim(jitted.begin_task(key, jitted.init(key), 0), 2)
+    state = sweep.hidden_dim(jitted.begin_task(jitted.init(key), 0), 2)
     bound = 2**-0.5
-    for factors in state.learned[bd.GROUP].values():
+    for factors in state.learner.task_params[0].values():
         kept = np.abs(factors["W"][:2])
         assert kept.max() <= bound and kept.max() > 0.8 * bound  # uniform in +-1/sqrt(2)
-    state, _ = jitted.run_steps(key, state, jitted.data, 0, 0, 0, 5)
-    for factors in state.learned[bd.GROUP].values():
+    state, _ = jitted.run_steps(state, jitted.data, 0, 0, 0, 5)
+    for factors in state.learner.task_params[0].values():
         assert not np.any(factors["W"][2:]) and not np.any(factors["M"][:, 2:])
         assert np.all(factors["M"][:, :2] != 0)
 
@@ -59,7 +59,7 @@ def test_rows_cut_off_stay_zero_and_the_others_are_factors_of_that_width():
 def test_strength_reaches_every_anchor_of_a_composition():
     jitted = Jitted(digits_config("bd_psp_ewc"))
     state = sweep.strength(jitted.init(jax.random.key(0)), jnp.float32(7.0))
-    anchors = [part for part in state.method if isinstance(part, ewc.EwcState)]
+    anchors = [part for part in state.learner.method if isinstance(part, EwcState)]
     assert [float(part.strength) for part in anchors] == [7.0]
 
 
