@@ -27,7 +27,7 @@ from flax import struct
 from bpnjax import importance, modes
 from bpnjax.importance import kronecker, per_example
 from bpnjax.methods import Batch, Context, Method, Setup, TaskData
-from bpnjax.methods.inputs import checked_batch, checked_data, checked_examples
+from bpnjax.methods.inputs import checked_batch, checked_data, checked_examples, checked_losses
 from bpnjax.modes.bank import check_task
 from bpnjax.networks import Network
 from bpnjax.optim.rates import at_rate, first_step, following_rate, has_schedule, scaled
@@ -226,7 +226,9 @@ class Learner:
         x, y = checked_data(self.setup, data)
         state = self._checked(state)
         if not isinstance(state.task, jax.core.Tracer) and int(state.task) < 0:
-            raise UserError("state: no task is in training; call learner.begin_task before its steps")
+            raise UserError(
+                "state: no task is in training; call learner.begin_task before its steps"
+            )
         return self._end_task(state, x, y)  # type: ignore[attr-defined]
 
     def apply(self, state: State, x: Any, task: Any) -> jax.Array:
@@ -565,14 +567,9 @@ class Learner:
 
     def _losses(self, outputs: jax.Array, y: Any, task: Any) -> jax.Array:
         if self.setup.loss is not None:
-            losses = self.setup.loss(outputs, y)
+            losses = checked_losses(self.setup.loss, outputs, y)
         else:
             losses = optax.softmax_cross_entropy_with_integer_labels(self._head(outputs, task), y)
-        if losses.ndim == 0 or losses.shape[0] != outputs.shape[0]:
-            raise UserError(
-                f"loss: it returns shape {losses.shape} for {outputs.shape[0]} examples; return "
-                "one loss per example, [n]"
-            )
         return losses.reshape(losses.shape[0], -1).mean(-1)
 
     def _head(self, outputs: jax.Array, task: Any) -> jax.Array:

@@ -100,7 +100,9 @@ def method_entry(factory: Factory) -> str:
         else:
             arguments.append(f"{name}={found.default!r}")
             described += f"   :param {name}: "
-        described += f"{meaning(found.setting)}. Field ``{field}`` of the command.\n"
+        # What is written for a terminal has no markup.
+        plain = re.sub(r"([\\|*`_])", r"\\\1", meaning(found.setting))
+        described += f"{plain}. Field ``{field}`` of the command.\n"
     text = f"\n.. py:function:: {factory.name}({', '.join(arguments)}) -> Method\n\n"
     for line in inspect.cleandoc(factory.__doc__ or "").splitlines():
         text += f"   {line}\n" if line else "\n"

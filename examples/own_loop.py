@@ -54,11 +54,12 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         def conv(x, strides=1):
-            x = nn.Conv(16, (3, 3), strides=strides, use_bias=False)(x)
+            x = nn.relu(nn.Conv(16, (3, 3), strides=strides)(x))
+            # Behind the ReLU: right behind the convolution it would subtract the task's bias.
             return nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
 
-        x = nn.relu(conv(x, strides=2))
-        x = nn.relu(x + conv(nn.relu(conv(x))))
+        x = conv(x, strides=2)
+        x = x + conv(conv(x))
         return nn.Dense(6)(x.mean((1, 2)))
 
 

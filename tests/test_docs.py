@@ -1,12 +1,15 @@
 """The examples in docs/ do what the pages say: code and commands run in their order, in small."""
 
+import importlib.util
 import re
 import shlex
+import sys
 
 import pytest
 from command import ROOT
 
 from bpnjax import compare, main, methods, predict
+from bpnjax.config.fields import entries
 from bpnjax.data import builtin_sets
 from bpnjax.run import plots
 
@@ -40,11 +43,14 @@ def arguments(line):
 
 
 @pytest.fixture
-def as_it_was(monkeypatch):
-    """What examples register is gone afterwards."""
-    monkeypatch.setattr(embedded, "SETS", dict(builtin_sets.SETS))
+def as_it_was(monkeypatch, tmp_path):
+    """What examples register is gone afterwards, and so are the modules that they import."""
+    monkeypatch.setattr(builtin_sets, "SETS", dict(builtin_sets.SETS))
     before = dict(methods.REGISTRY)
+    monkeypatch.syspath_prepend(tmp_path)
     yield
+    for path in tmp_path.glob("*.py"):
+        sys.modules.pop(path.stem, None)
     methods.REGISTRY.clear()
     methods.REGISTRY.update(before)
 
@@ -78,3 +84,23 @@ def test_links_lead_somewhere():
     for page in (ROOT / "docs").rglob("*.md"):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_generated_pages():
+    """The tables of settings and methods hold all there is, and every module has a page."""
+    pytest.importorskip("sphinx")
+    spec = importlib.util.spec_from_file_location("site_of_docs", ROOT / "docs" / "conf.py")
+    conf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conf)
+    settings, found = conf.settings_tables(), conf.methods_table()
+    for field, entry in entries().items():
+        assert f"\n| `{field}` |" in settings
+        assert entry.setting.meaning.replace("|", r"\|") in settings
+    for name in methods.REGISTRY:
+        assert f"\n| `{name}` |" in found
+    assert "above 0" in re.search(r"\| `bd.epsilon` .*", settings)[0]
+    modules = set(conf.modules())
+    assert modules >= {"bpnjax.learner", "bpnjax.methods.bd", "bpnjax.networks.nnx"}
+    for name in modules:
+        assert f".. automodule:: {name}\n" in conf.module_page(name)
+    assert "py:function:: bd_ewc(epsilon=0.02," in conf.module_page("bpnjax.methods")

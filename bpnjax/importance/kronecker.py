@@ -15,10 +15,18 @@ Botev and Barber 2018 (arXiv 1805.07810).
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
-from bpnjax.importance.per_example import Loss, check_labels, one_pass_layers, probe
+from bpnjax.importance.per_example import (
+    Loss,
+    check_batch,
+    check_labels,
+    gradients_of_losses,
+    one_pass_layers,
+    probe,
+)
 from bpnjax.networks import Layer, Network
 from bpnjax.utils.heads import within_head
 
@@ -90,9 +98,10 @@ def factors_sum(
       ``{path: Factors}`` for every Dense layer that is called once on ``[n, d]``.
     """
     weights = jnp.ones(x.shape[0]) if weights is None else weights
+    check_batch(x, weights, classes, labels)
     logits, backward, inputs = probe(network, params, mode, x)
     if loss is not None:
-        deltas = backward(jax.grad(lambda z: jnp.sum(loss(z, labels)))(logits))
+        deltas = backward(gradients_of_losses(loss, logits, labels))
     else:
         check_labels(logits, labels)
         p = jax.nn.softmax(within_head(logits, classes))
@@ -187,6 +196,9 @@ def pull_back(
     Returns:
       f32 ``[d + 1, k]``.
 
+    Raises:
+      AssertionError: weights, anchor and basis differ in shape.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from bpnjax.importance import kronecker
@@ -197,5 +209,6 @@ def pull_back(
     Source: Ritter et al. 2018, Eq. 7-9 (the penalty); Parikh and Boyd 2014, Sec. 4.2 (its proximal
     step instead of its gradient).
     """
+    chex.assert_equal_shape([weights, anchor, basis.curvature])
     moved = basis.inputs.T @ (weights - anchor) @ basis.outputs
     return anchor + basis.inputs @ (moved / (1.0 + strength * basis.curvature)) @ basis.outputs.T

@@ -10,6 +10,7 @@ such as the running statistics of BatchNorm are constants: ``fisher(network.bind
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -89,6 +90,7 @@ def fisher_sum(
             "cross-entropy; use the empirical Fisher"
         )
     weights = jnp.ones(x.shape[0]) if weights is None else weights
+    per_example.check_batch(x, weights, classes, labels)
 
     if kind == "sampled":
         if key is None:
@@ -98,9 +100,10 @@ def fisher_sum(
 
     def magnitudes(logits: jax.Array, backward: Backward) -> dict[str, jax.Array]:
         if loss is not None:
-            gradients = jax.grad(lambda z: jnp.sum(loss(z, labels)))(logits)
+            gradients = per_example.gradients_of_losses(loss, logits, labels)
             return jax.tree.map(jnp.square, backward(gradients))
-        per_example.check_labels(logits, labels)
+        read = labels if kind == "empirical" else jnp.zeros(x.shape[0], jnp.int32)
+        per_example.check_labels(logits, read)
         # d(-log p_y)/d logits = p - onehot(y); everything upstream of the logits is linear in it.
         p, width = jax.nn.softmax(within_head(logits, classes)), logits.shape[-1]
         if kind != "true":
@@ -244,9 +247,12 @@ def sensitivity_sum(
       A tree like the parameters, f32.
     """
     weights = jnp.ones(x.shape[0]) if weights is None else weights
+    per_example.check_batch(x, weights, classes)
     counted = 1.0 if classes is None else classes.astype(jnp.float32)
 
     def magnitudes(outputs: jax.Array, backward: Backward) -> dict[str, jax.Array]:
+        if classes is not None:
+            chex.assert_equal_shape_suffix([outputs, classes], 1)
         return jax.tree.map(jnp.abs, backward(2.0 * counted * outputs))
 
     def magnitude(outputs_of: Callable[[Any], jax.Array], free: Any, _: Any) -> Any:
@@ -337,6 +343,7 @@ def neurons_sum(
 
     Raises:
       ValueError: unknown ``of``.
+      AssertionError: weights, classes or losses of a shape that would only broadcast.
     """
     if network.tapped is None:
         raise ValueError(
@@ -346,11 +353,14 @@ def neurons_sum(
     if of not in NEURON_KINDS:
         raise ValueError(f"unknown importance {of!r}; use one of {', '.join(NEURON_KINDS)}")
     weights = jnp.ones(x.shape[0]) if weights is None else weights
+    per_example.check_batch(x, weights, classes, labels if of == "loss" else None)
     logits, backward, _ = per_example.probe(network, params, mode, x)
     if of == "output_norm":
+        if classes is not None:
+            chex.assert_equal_shape_suffix([logits, classes], 1)
         cotangent = 2.0 * logits * (1.0 if classes is None else classes)
     elif loss is not None:
-        cotangent = jax.grad(lambda z: jnp.sum(loss(z, labels)))(logits)
+        cotangent = per_example.gradients_of_losses(loss, logits, labels)
     else:
         per_example.check_labels(logits, labels)
         p = jax.nn.softmax(within_head(logits, classes))

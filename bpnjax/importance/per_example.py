@@ -9,8 +9,10 @@ size n x parameters exists. Other layers fall back to `jax.vmap` of `jax.grad`, 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bpnjax.networks import Layer, Network
 from bpnjax.utils.arrays import names_of
@@ -45,12 +47,64 @@ def check_labels(outputs: Any, labels: Any) -> None:
             "pass loss="
         )
     if not isinstance(labels, jax.core.Tracer):
-        for label in (int(jnp.min(labels)), int(jnp.max(labels))):
+        known = np.asarray(labels)
+        for label in (known.min(), known.max()):
             if not 0 <= label < outputs.shape[1]:
                 raise ValueError(
                     f"label {label} is no class of {outputs.shape[1]} outputs; labels are 0 to "
                     f"{outputs.shape[1] - 1}"
                 )
+
+
+def check_batch(x: Any, weights: Any, classes: Any = None, labels: Any = None) -> None:
+    """Refuses what would not fit the examples of a batch and still broadcast against them.
+
+    Args:
+      x: inputs ``[n, ...]``.
+      weights: of the examples, ``[n]``.
+      classes: ``[C]``, or None.
+      labels: ``[n, ...]``, or None.
+
+    Raises:
+      AssertionError: another rank, or another number of examples.
+    """
+    chex.assert_rank(weights, 1)
+    chex.assert_equal_shape_prefix([x, weights], 1)
+    if classes is not None:
+        chex.assert_rank(classes, 1)
+    if labels is not None:
+        chex.assert_equal_shape_prefix([x, labels], 1)
+
+
+def gradients_of_losses(loss: Loss, outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """The derivative of each example's loss for its outputs.
+
+    Args:
+      loss: ``(outputs, labels) -> losses [n]``.
+      outputs: f32 ``[n, ...]``.
+      labels: ``[n, ...]``.
+
+    Returns:
+      f32 like the outputs.
+
+    Raises:
+      AssertionError: the loss is no vector ``[n]``; labels ``[n]`` that broadcast against outputs
+        ``[n, 1]`` give ``[n, n]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.importance.per_example import gradients_of_losses
+      >>> squares = lambda outputs, labels: jnp.square(outputs - labels).sum(1)
+      >>> gradients_of_losses(squares, jnp.array([[3.0]]), jnp.array([[1.0]])).tolist()
+      [[4.0]]
+    """
+
+    def total(outputs: jax.Array) -> jax.Array:
+        losses = loss(outputs, labels)
+        chex.assert_shape(losses, outputs.shape[:1])
+        return jnp.sum(losses)
+
+    return jax.grad(total)(outputs)
 
 
 def one_pass_layers(layers: Mapping[str, Layer]) -> dict[str, Layer]:
@@ -224,7 +278,7 @@ def sums(
     covered = _dense_sums(network, params, mode, x, weights, magnitudes, element)
     structure = jax.tree.structure(params)
     # A Dense layer without bias has no such leaf.
-    found = [covered.get(name) for name in jax.tree.leaves(names_of(params))]
+    found: list[Any] = [covered.get(name) for name in jax.tree.leaves(names_of(params))]
     rest = [place for place, value in enumerate(found) if value is None]
     if rest:
         chunk = min(chunk, x.shape[0])

@@ -1,8 +1,9 @@
 """What a learner is given, checked once: batches, the data of a task, examples, labels."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -10,7 +11,7 @@ from bpnjax.methods.base import Setup
 from bpnjax.modes.bank import check_task
 from bpnjax.utils.errors import UserError
 
-__all__ = ["checked_batch", "checked_data", "checked_examples", "checked_labels"]
+__all__ = ["checked_batch", "checked_data", "checked_examples", "checked_labels", "checked_losses"]
 
 
 def checked_batch(setup: Setup, batch: Any) -> tuple[Any, Any, Any, Any]:
@@ -147,3 +148,27 @@ def checked_labels(setup: Setup, y: Any, n: int) -> Any:
             raise UserError("y: the labels hold NaN or infinite numbers; mend the data")
         return y.astype(label.dtype, copy=False)
     return y
+
+
+def checked_losses(loss: Callable[[Any, Any], Any], outputs: Any, y: Any) -> Any:
+    """The losses of a user's function, ``[n, ...]``, which must not depend on other examples.
+
+    Outputs ``[n, 1]`` minus labels ``[n]`` are ``[n, n]``: such a loss has a finite gradient, of
+    something else. It is told by its shape, which follows the number of examples on other axes.
+    """
+    losses = loss(outputs, y)
+    n = outputs.shape[0]
+    if losses.ndim == 0 or losses.shape[0] != n:
+        raise UserError(
+            f"loss: it returns shape {losses.shape} for {n} examples; return one loss per "
+            "example, [n]"
+        )
+    if losses.ndim > 1 and n in losses.shape[1:]:
+        more = [jax.ShapeDtypeStruct((n + 1, *a.shape[1:]), a.dtype) for a in (outputs, y)]
+        if jax.eval_shape(loss, *more).shape[1:] != losses.shape[1:]:
+            raise UserError(
+                f"loss: it returns shape {losses.shape} for {n} examples, the outputs of each with "
+                f"the labels of all ({outputs.shape} and {y.shape} were broadcast); return one "
+                "loss per example, [n]"
+            )
+    return losses

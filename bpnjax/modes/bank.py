@@ -14,6 +14,7 @@ them in a mode.
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +37,7 @@ def select(bank: Any, task: Any) -> dict[str, Any]:
 
     Raises:
       ValueError: the task is concrete and the bank does not have it.
+      AssertionError: the ids are neither a scalar nor a vector.
 
     Example:
       >>> import jax.numpy as jnp
@@ -48,6 +50,7 @@ def select(bank: Any, task: Any) -> dict[str, Any]:
     """
     leaves = [leaf for leaf in jax.tree.leaves(bank, is_leaf=is_seed) if not is_seed(leaf)]
     task = check_task(task, leaves[0].shape[0] if leaves else None)
+    chex.assert_rank(task, {0, 1})
 
     def take(leaf: Any) -> jax.Array:
         if is_seed(leaf):
@@ -70,6 +73,9 @@ def merge(*modes: Any) -> dict[str, Any]:
     Returns:
       One mode, of all layers that one of them names.
 
+    Raises:
+      AssertionError: vectors of one layer differ in width.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from bpnjax.modes import merge
@@ -84,7 +90,8 @@ def merge(*modes: Any) -> dict[str, Any]:
             for name, vector in vectors.items():
                 if name not in layer:
                     layer[name] = vector
-                else:
+                else:  # of which one may be for all examples and one per example
+                    chex.assert_equal_shape_suffix([layer[name], vector], 1)
                     layer[name] = layer[name] + vector if name == "bias" else layer[name] * vector
     return merged
 
@@ -102,6 +109,7 @@ def store(bank: Any, mode: Any, task: Any) -> Any:
 
     Raises:
       ValueError: the task is concrete and outside the bank, or the trees or shapes differ.
+      AssertionError: the task is no scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -115,6 +123,7 @@ def store(bank: Any, mode: Any, task: Any) -> Any:
         if kept.shape[1:] != new.shape:
             raise ValueError(f"the bank has room for {kept.shape[1:]} per task, not {new.shape}")
         place = check_task(task, kept.shape[0])
+        chex.assert_rank(place, 0)
         place = jnp.where(place < 0, kept.shape[0], place)
         return kept.at[place].set(new, mode="drop")
 

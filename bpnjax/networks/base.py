@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bpnjax.networks.layers import Layer, Layers
 
@@ -234,6 +235,26 @@ def from_function(
     )
 
 
+def abstract(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a batch, the dtype as JAX has it: no 64 bits unless they are switched on.
+
+    Args:
+      x: an array, a list of numbers, or a shape and dtype.
+
+    Returns:
+      `jax.ShapeDtypeStruct`.
+
+    Example:
+      >>> import numpy as np
+      >>> from bpnjax.networks.base import abstract
+      >>> abstract(np.zeros((5, 2)))
+      ShapeDtypeStruct(shape=(5, 2), dtype=float32)
+    """
+    if not hasattr(x, "dtype"):
+        x = np.asarray(x)
+    return jax.ShapeDtypeStruct(jnp.shape(x), jax.dtypes.canonicalize_dtype(x.dtype))
+
+
 def one_example(x: Any) -> jax.ShapeDtypeStruct:
     """Shape and dtype of a batch of one example.
 
@@ -249,8 +270,8 @@ def one_example(x: Any) -> jax.ShapeDtypeStruct:
       >>> one_example(np.zeros((5, 2), np.uint8))
       ShapeDtypeStruct(shape=(1, 2), dtype=uint8)
     """
-    dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
-    return jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), dtype)
+    whole = abstract(x)
+    return jax.ShapeDtypeStruct((1, *whole.shape[1:]), whole.dtype)
 
 
 def batch_axis(x: Any) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from flax.errors import (
     ScopeVariableNotFoundError,
 )
 
-from bpnjax.networks.base import Network, align, batch_axis, one_example
+from bpnjax.networks.base import Network, abstract, align, batch_axis, one_example
 from bpnjax.networks.layers import KERNELS, Layer, Layers, Other
 
 __all__ = ["KINDS", "find_layers", "from_linen", "modulated_apply"]
@@ -410,7 +410,7 @@ def from_linen(module: nn.Module, x: Any, *, train: str | None = "", **kwargs: A
     """
     _check(module, {})
     argument, when_training = _train_argument(module, train)
-    shape = jax.ShapeDtypeStruct(jnp.shape(x), _dtype(x))
+    shape = abstract(x)
     evaluation = {**kwargs, **({argument: not when_training} if argument else {})}
 
     def init(key: jax.Array) -> tuple[Any, dict[str, Any]]:
@@ -531,7 +531,3 @@ def _train_argument(module: nn.Module, name: str | None) -> tuple[str, bool]:
         ((n, v) for n, v in _TRAIN.items() if n in known and getattr(module, n, None) is None),
         ("", True),
     )
-
-
-def _dtype(x: Any) -> Any:
-    return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)

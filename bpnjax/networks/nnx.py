@@ -23,7 +23,7 @@ from flax import nnx, traverse_util
 from flax.core.tracers import current_trace
 from flax.nnx.statelib import FlatState
 
-from bpnjax.networks.base import Network, align, batch_axis, one_example
+from bpnjax.networks.base import Network, abstract, align, batch_axis, one_example
 from bpnjax.networks.layers import KERNELS, Layer, Layers, Other
 
 __all__ = ["KINDS", "TRAIN_FLAGS", "from_nnx"]
@@ -130,7 +130,7 @@ def from_nnx(
     1902.05522) for the key.
     """
     _check_module(module)
-    shape = jax.ShapeDtypeStruct(jnp.shape(x), _dtype(x))
+    shape = abstract(x)
     if isinstance(module, nnx.Module):
         adapter = _Adapter.of(module, None, train_flags, kwargs)
     else:
@@ -787,7 +787,3 @@ def _flags_of(module: Any, flags: Mapping[str, bool]) -> list[str]:
 def _variables_of(module: nnx.Module) -> Iterator[int]:
     """Identities of the Variables that are attributes of a module itself."""
     return (id(value) for value in vars(module).values() if isinstance(value, nnx.Variable))
-
-
-def _dtype(x: Any) -> Any:
-    return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)

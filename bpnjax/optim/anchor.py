@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -30,6 +31,9 @@ def anchor_penalty(
     Returns:
       The penalty, f32 scalar.
 
+    Raises:
+      AssertionError: leaves that stand for one parameter differ in shape.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from bpnjax import optim
@@ -43,6 +47,7 @@ def anchor_penalty(
     def one(p: Any, a: Any, f: Any) -> jax.Array:
         if _absent(p) or a is None or f is None:
             return jnp.float32(0)
+        chex.assert_equal_shape([p, a, f])
         return jnp.sum(f * jnp.square(p - a), dtype=jnp.float32)
 
     terms = jax.tree.map(one, params, anchor, importance, is_leaf=_absent)
@@ -90,6 +95,10 @@ def anchor_gradient(
     Returns:
       The new gradient, same tree and dtypes; hand it to the optimizer.
 
+    Raises:
+      AssertionError: leaves that stand for one parameter differ in shape, or a strength or step
+        size is no scalar.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from bpnjax import optim
@@ -107,6 +116,8 @@ def anchor_gradient(
     def one(g: Any, p: Any, a: Any, f: Any, eta: Any = step_size) -> Any:
         if _absent(g) or a is None or f is None:
             return g
+        chex.assert_equal_shape([g, p, a, f])
+        chex.assert_rank([strength, eta], 0)
         pull = strength * f
         return ((g + pull * (p - a)) / (1.0 + eta * pull)).astype(g.dtype)
 

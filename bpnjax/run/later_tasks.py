@@ -169,8 +169,11 @@ def _abstract(earlier: Earlier, sequence: TaskSequence) -> tuple[Experiment, Run
     return experiment, jax.eval_shape(partial(epochs.init_state, experiment), jax.random.key(0))
 
 
-# What goes on from task to task; the rest of a state is fresh at each task.
-_GOES_ON = ("params", "variables", "task_variables", "method")
+def _parts_that_go_on(method: str) -> tuple[str, ...]:
+    """The parts of a learner's state that are not fresh at each task."""
+    if REGISTRY[method]().trains == "afresh":  # whose networks start anew for each
+        return ("task_variables", "method")
+    return ("params", "variables", "task_variables", "method")
 
 
 def kept_elsewhere(experiment: Experiment) -> list[str]:
@@ -184,7 +187,7 @@ def kept_elsewhere(experiment: Experiment) -> list[str]:
     """
     needed = experiment.learner.answering()
     missing = []
-    for part in _GOES_ON:
+    for part in _parts_that_go_on(experiment.config.method):
         tree = getattr(needed, part)
         names = jax.tree.leaves(arrays.names_of(tree))
         for name, n in zip(names, jax.tree.leaves(tree), strict=True):
@@ -234,7 +237,8 @@ def _from_model(earlier: Earlier, abstract: RunState, seed: int) -> RunState:
 
         return jax.tree.map(one, arrays.names_of(tree), tree)
 
-    parts = {name: filled(getattr(abstract.learner, name), name) for name in _GOES_ON}
+    names = _parts_that_go_on(earlier.config.method)
+    parts = {name: filled(getattr(abstract.learner, name), name) for name in names}
     statistics = abstract.statistics
     if statistics:
         named = filled(statistics._asdict(), "statistics")
@@ -284,7 +288,7 @@ def put_first(fresh: RunState, earlier: Earlier, config: Any) -> RunState:
     assert old is not None
     parts = {
         name: arrays.put_in_corner(getattr(fresh.learner, name), getattr(old.learner, name))
-        for name in _GOES_ON
+        for name in _parts_that_go_on(config.method)
     }
     if not config.train.reset_optimizer:
         try:

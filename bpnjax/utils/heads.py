@@ -1,5 +1,6 @@
 """Answers restricted to some outputs: the head of a task."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -11,10 +12,14 @@ def within_head(logits: jax.Array, classes: jax.Array | None) -> jax.Array:
 
     Args:
       logits: f32 ``[..., C]``.
-      classes: bool, broadcasts against them; None for all outputs.
+      classes: bool ``[C]``, or ``[..., C]`` where examples have heads of their own; None for all
+        outputs.
 
     Returns:
       f32 ``[..., C]``.
+
+    Raises:
+      AssertionError: ``classes`` is of another number of outputs, or of more axes.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -24,4 +29,8 @@ def within_head(logits: jax.Array, classes: jax.Array | None) -> jax.Array:
 
     Source: Zenke et al. 2017 (arXiv 1703.04200), Sec. 4.1, the multi-head setup.
     """
-    return logits if classes is None else jnp.where(classes, logits, FAR_BELOW)
+    if classes is None:
+        return logits
+    chex.assert_equal_shape_suffix([logits, classes], 1)
+    chex.assert_is_broadcastable(classes.shape, logits.shape)
+    return jnp.where(classes, logits, FAR_BELOW)

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from bpnjax import compare
+from bpnjax.methods import REGISTRY
 from bpnjax.run import train
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -66,9 +67,10 @@ def test_a_method_that_fails_has_a_row_and_the_others_go_on(flags, tmp_path, mon
     "arguments, message",
     [
         (["--methods=bd_ewcc"], "did you mean bd_ewc"),
-        ([], "--methods: missing; name some of: all, sgd"),
+        ([], f"--methods: missing; name some of: all, {', '.join(REGISTRY)}\n"),
         (["--methods=sgd", "--num_seeds=x"], "--num_seeds: 'x' is no number"),
         (["--methods=sgd", "--config.train.epochs=0"], "train.epochs: 0 is below 1"),
+        (["--methods=sgd", "--config.ewc.strength=-1"], "ewc.strength: -1.0 is below 0"),
     ],
 )
 def test_bad_input(tiny_flags, tmp_path, capsys, arguments, message):

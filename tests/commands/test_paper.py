@@ -1,10 +1,28 @@
 """The paper's artefacts on digits in its place: files, tables, statistics, refusals."""
 
+import jax
 import numpy as np
 import pytest
+from command import ROOT
+from safetensors.numpy import load_file
 
+import bpnjax
+from bpnjax import config as configuration
+from bpnjax.data import load_sequence
 from bpnjax.paper import __main__ as command
-from bpnjax.paper import controls, eight, incremental, permuted, report, runs, sweeps, untold
+from bpnjax.paper import (
+    controls,
+    eight,
+    incremental,
+    permuted,
+    regions,
+    report,
+    runs,
+    sweeps,
+    untold,
+)
+from bpnjax.run import checkpoint, train
+from bpnjax.training.experiment import make_experiment
 from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -128,6 +146,48 @@ def test_group_of_ten_and_so_far(configs, folder):
     found = runs.matrix(run)
     assert count.tolist() == list(range(1, 13)) and averages.shape == (12, 1)
     assert averages[3, 0] == pytest.approx(found[0, 3, :4].mean())
+
+
+def test_length_of_the_stored_biases(configs, folder, few):
+    """After the first test, whose runs are taken up: by hand, and none where there are none."""
+    runner = runs.Runner(folder, configs, 1, {"train.batch_size": 48})
+    more = {"evaluate__inferred_rows": "last", "evaluate__every_epochs": 1}
+    run = runs.complete(runner, "BD+EWC", "mnist.py", "bd_ewc", 1, **more)
+    arrays = load_file(run.folder / "model.safetensors")
+    lengths = [
+        np.sqrt((arrays[f"method/0/{layer}/bias"][task] ** 2).sum())
+        for layer in ("hidden_0", "output")
+        for task in range(2)
+    ]
+    assert controls.bias_length(run) == pytest.approx(np.mean(lengths)) and min(lengths) > 0
+    assert np.isnan(controls.bias_length(runs.read(folder / "mnist" / "ewc", "", "")))
+
+
+def test_probabilities_of_fig5_are_those_of_the_run(tmp_path, monkeypatch):
+    """Of the first of two seeds: after task 1 in its mode, after task 2 in both."""
+    config = configuration.load_file(str(ROOT / "configs" / "toy.py"))
+    config.update_from_flattened_dict(
+        {"method": "bd_ewc", "num_seeds": 2, "train.epochs": 2, "model.hidden": (8,)}
+    )
+    states, save = {}, checkpoint.save
+
+    def spy(folder, position, state, *more):
+        states[position.task] = jax.tree.map(lambda leaf: leaf[0], state.learner)
+        save(folder, position, state, *more)
+
+    monkeypatch.setattr(checkpoint, "save", spy)
+    train.train_and_evaluate(config, tmp_path)
+    points = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+    found = regions.probabilities(runs.read(tmp_path, "BD+EWC", ""), config, points)
+    assert list(found) == [(1, 0), (2, 0), (2, 1)]
+    learner = make_experiment(config, load_sequence(config)).learner
+    for (learned, task), black in found.items():
+        logits = np.asarray(learner.apply(states[learned], points, task))
+        odds = np.exp(logits - logits[:, :1])
+        np.testing.assert_allclose(black, 1 / odds.sum(1), rtol=1e-4)
+    predictor = bpnjax.load(tmp_path)
+    np.testing.assert_allclose(found[2, 1], predictor.probabilities(points, 1)[:, 0], rtol=1e-4)
+    assert not np.allclose(found[1, 0], found[2, 0], atol=1e-3)
 
 
 def test_holm_against_its_definition():

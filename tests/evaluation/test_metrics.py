@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import numpy as np
 import pytest
 
@@ -10,8 +9,7 @@ from bpnjax import config as configuration
 from bpnjax.data import load_sequence
 from bpnjax.evaluation import metrics
 from bpnjax.run import byte_counts
-from bpnjax.run.setup import make_problem
-from bpnjax.training import epochs
+from bpnjax.training.experiment import make_experiment
 
 NAN = math.nan
 MATRIX = [[0.9, NAN, NAN], [0.5, 0.8, NAN], [0.6, 0.4, 0.7]]
@@ -54,10 +52,7 @@ def test_mean_and_sd_over_seeds():
 def test_what_is_stored_per_task(method, floats):
     config = configuration.default()
     config.method, config.dataset.name, config.train.batch_size = method, "digits", 32
-    sequence = load_sequence(config)
-    problem = make_problem(config, sequence)
-    state = jax.eval_shape(lambda key: epochs.init_state(problem, key), jax.random.key(0))
-    report = byte_counts.report(problem, state)
+    report = byte_counts.report(make_experiment(config, load_sequence(config)))
     core = 64 * 300 + 4 * 300**2 + 300 * 10 + 5 * 300 + 10
     assert report["core_parameters"] == core
     floats = core if floats is None else floats
@@ -72,8 +67,16 @@ def test_what_a_memory_keeps():
     config = configuration.default()
     config.method, config.dataset.name, config.train.batch_size = "gem", "digits", 32
     config.gem.memories, config.gem.per = 10, "class"
-    sequence = load_sequence(config)
-    problem = make_problem(config, sequence)
-    state = jax.eval_shape(lambda key: epochs.init_state(problem, key), jax.random.key(0))
-    report = byte_counts.report(problem, state, sequence.train.images[0].nbytes)
-    assert report["replay_bytes"] == 5 * 20 * 64
+    report = byte_counts.report(make_experiment(config, load_sequence(config)))
+    assert report["replay_bytes"] == 5 * 20 * (64 + 4 + 4)  # with its label and whether it is real
+
+
+@pytest.mark.parametrize("method, numbers", [("er", 0), ("derpp", 10)])
+def test_what_a_reservoir_keeps(method, numbers):
+    """300 examples of 64 bytes, each with its label and task, DER++'s with its outputs; a count."""
+    config = configuration.default()
+    config.method, config.dataset.name, config.train.batch_size = method, "digits", 32
+    config.replay.memory_size = 300
+    report = byte_counts.report(make_experiment(config, load_sequence(config)))
+    assert report["replay_bytes"] == 300 * (64 + 4 + 4 + 4 * numbers) + 4
+    assert report["bytes_per_task"] == 0  # one reservoir, however many tasks

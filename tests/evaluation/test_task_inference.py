@@ -10,9 +10,12 @@ from scipy import special, stats
 from support import Jitted, digits_config
 
 import bpnjax
+from bpnjax import modes
+from bpnjax.data.permutation import pixel_order
 from bpnjax.evaluation import task_inference
-from bpnjax.run import byte_counts
+from bpnjax.run import byte_counts, train
 from bpnjax.training import epochs
+from bpnjax.utils import prng
 from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -72,15 +75,12 @@ def test_a_run_keeps_the_gaussian_of_each_task_as_its_inputs_come(kind):
     config = digits_config("bd_psp", sequence__kind=kind, train__epochs=1, **STATISTICS)
     jitted, key = Jitted(config), jax.random.key(3)
     state, _ = jitted.train(key, [0, 1])
-    directions = np.asarray(epochs.input_directions(jitted.problem, key, jitted.data))
+    directions = np.asarray(epochs.input_directions(jitted.experiment, key))
     sequence = jitted.sequence
     for task in range(2):
         rows = sequence.train.index[task, : sequence.train.count[task]]
         x = (sequence.train.images[rows] * sequence.scale + sequence.shift).reshape(len(rows), -1)
         if kind == "permuted" and task:
-            from bpnjax.data.permutation import pixel_order
-            from bpnjax.utils import prng
-
             x = x[:, pixel_order(prng.fold(key, prng.PIXELS), task, 64, True)]
         z = x @ directions
         mean, whitener = task_inference.gaussian(float(len(z)), z.sum(0), z.T @ z)
@@ -95,17 +95,16 @@ def test_another_rule_keeps_nothing_and_trains_the_same():
     kept = Jitted(digits_config("bd_psp", train__epochs=1, **STATISTICS))
     (one, _), (two, _) = plain.train(key, [0, 1]), kept.train(key, [0, 1])
     assert one.statistics == ()
-    jax.tree.map(np.testing.assert_array_equal, one.core, two.core)
-    bank, kept_bank = (bpnjax.select(j.problem.method.stored(s.method)["bank"], 1)
-                       for j, s in ((plain, one), (kept, two)))  # fmt: skip
-    jax.tree.map(np.testing.assert_array_equal, bank, kept_bank)
-    counts = [byte_counts.report(j.problem, s) for j, s in ((plain, one), (kept, two))]
+    jax.tree.map(np.testing.assert_array_equal, one.learner.params, two.learner.params)
+    banks = [modes.select(state.learner.method[0], 1) for state in (one, two)]
+    jax.tree.map(np.testing.assert_array_equal, *banks)
+    counts = [byte_counts.report(jitted.experiment) for jitted in (plain, kept)]
     floats = 6 + 6 * 7 // 2
     assert counts[1]["parameters_per_task"] - counts[0]["parameters_per_task"] == floats
     assert counts[1]["bytes_per_task"] - counts[0]["bytes_per_task"] == 4 * floats
     assert counts[1]["training_bytes"] - counts[0]["training_bytes"] == 3 * 4 * floats
     untold = Jitted(digits_config("ewc", **STATISTICS))  # the same network for every task
-    assert jax.eval_shape(partial(epochs.init_state, untold.problem), key).statistics == ()
+    assert jax.eval_shape(partial(epochs.init_state, untold.experiment), key).statistics == ()
 
 
 def test_refusals(tmp_path):
@@ -115,11 +114,9 @@ def test_refusals(tmp_path):
         digits_config("bd_psp", evaluate__statistics=0)
     with pytest.raises(UserError, match="evaluate.rule: unknown value 'entrophy'; did you mean"):
         digits_config("bd_psp", evaluate__rule="entrophy")
-    from bpnjax.run import train
-
     train.train_and_evaluate(digits_config("bd_psp", train__epochs=1), tmp_path)
     predictor = bpnjax.load(tmp_path)
-    images = np.zeros((2, 8, 8, 1), np.uint8)
+    images = np.tile(np.array([0, 16], np.uint8), (2, 8, 4))[..., None]
     with pytest.raises(ValueError, match="no statistics; train it with --config.evaluate.rule=st"):
         predictor.infer(images, "statistics")
     with pytest.raises(ValueError, match="unknown rule 'surest'; use one of entropy, max_logit"):

@@ -433,7 +433,9 @@ class Masked(nn.Module):
 def test_calls_that_cannot_be_made_are_refused_and_further_arguments_passed():
     with pytest.raises(ValueError, match="the call of ViT has no argument 'learns'; it has x, tra"):
         networks.from_linen(flax_networks.ViT(), IMAGES, train="learns")
-    with pytest.raises(ValueError, match=r"Masked cannot be run on a batch of shape \(4, 5\): .*mask"):
+    with pytest.raises(
+        ValueError, match=r"Masked cannot be run on a batch of shape \(4, 5\): .*mask"
+    ):
         networks.from_linen(Masked(), ROWS)
     with pytest.raises(ValueError, match=r"ResNet cannot be run on a batch of shape \(4, 5\): "):
         networks.from_linen(flax_networks.ResNet(), ROWS)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from scipy.optimize import minimize
 
 from bpnjax import optim
@@ -37,6 +38,38 @@ def test_beneficial_sign_follows_a_schedule_and_passes_nan_on():
     second, state = tx.update(jnp.array([-1.0, 1.0]), state)
     assert first[0] == -0.5 and np.isnan(first[1]) and second[0] == 0.25
     assert int(state.count) == 2
+
+
+@pytest.mark.parametrize("epsilon", [-0.1, float("inf"), float("nan"), -1])
+def test_a_step_that_is_none_is_refused(epsilon):
+    for make in (optim.beneficial_sign, optim.matched_step, of_sgd):
+        with pytest.raises(ValueError, match=f"epsilon: {epsilon} is no step length"):
+            make(epsilon)
+
+
+def of_sgd(epsilon):
+    return optim.beneficial_perturbation(optax.sgd(1.0), epsilon)
+
+
+def test_beneficial_sign_is_the_sign_descent_of_optax():
+    grads = random_tree(0)
+    ours, theirs = (tx.update(grads, tx.init(grads))[0]
+                    for tx in (optim.beneficial_sign(0.25), optax.sign_sgd(0.25)))  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+class Factored(nnx.Module):
+    def __init__(self):
+        self.M, self.W = nnx.Param(jnp.zeros((1, 2))), nnx.Param(jnp.ones((2, 3)))
+
+
+def test_in_an_nnx_optimizer_the_factors_take_the_beneficial_step():
+    model = Factored()
+    optimizer = nnx.Optimizer(model, of_sgd(0.25), wrt=nnx.Param)
+    grads = nnx.grad(lambda m: jnp.sum((m.M[...] @ m.W[...]) * jnp.array([3.0, -1, 0])))(model)
+    optimizer.update(model, grads)
+    np.testing.assert_array_equal(model.M[...], [[-0.25, -0.25]])
+    np.testing.assert_array_equal(model.W[...], jnp.ones((2, 3)))  # its gradient is 0
 
 
 def test_the_step_lowers_the_loss_of_the_true_class():

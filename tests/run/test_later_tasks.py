@@ -1,8 +1,10 @@
 """A run that begins with the tasks of another: it equals one never parted."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
+from functools import partial
 
 import jax
 import numpy as np
@@ -13,7 +15,10 @@ from support import COMPOSED
 import bpnjax
 from bpnjax import main, methods
 from bpnjax.data import load_sequence
-from bpnjax.run import later_tasks, plots, train
+from bpnjax.run import checkpoint, later_tasks, plots, train
+from bpnjax.run.checkpoint import Position
+from bpnjax.training import epochs
+from bpnjax.training.experiment import make_experiment
 from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -22,7 +27,8 @@ pytestmark = pytest.mark.usefixtures("compile_once")
 TWO, THREE = "0,1;2,3", "0,1;2,3;0,2"
 LARGER = "0,1;2,3;0,1,2,3"  # with it the table of examples grows as well
 # One of each kind: nothing kept but modes; importance; a path integral; examples.
-QUICK = ("bd_psp", "bd_ewc", "si", "er")
+QUICK = ("bd_psp", "bd_ewc", "ewc", "si", "er", "gem")
+IN_TURN = [name for name, make in methods.REGISTRY.items() if make().trains != "jointly"]
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +55,10 @@ def programs_once(compile_once):
     """Runs of one configuration share their programs, also where one begins with later tasks."""
     compile_programs, kept = train.compile_programs, {}
 
-    def shared(problem, clock, *sizes):
-        fields = problem.config.to_dict() | {"resume_from": "", "seed": 0}
+    def shared(experiment, clock, *sizes):
+        fields = experiment.config.to_dict() | {"resume_from": "", "seed": 0}
         key = (json.dumps(fields, sort_keys=True), *sizes)
-        return kept.setdefault(key, compile_programs(problem, clock, *sizes))
+        return kept.setdefault(key, compile_programs(experiment, clock, *sizes))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "compile_programs", shared)
@@ -98,8 +104,8 @@ def assert_continues(continued, whole, learned=2):
     "method",
     [
         pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-        for name, method in methods.REGISTRY.items()
-        if not method.joint and (name in QUICK or name not in COMPOSED)
+        for name in IN_TURN
+        if name in QUICK or name not in COMPOSED
     ],
 )
 def test_two_tasks_and_one_later_are_three_at_once(done, method):
@@ -109,6 +115,49 @@ def test_two_tasks_and_one_later_are_three_at_once(done, method):
     in_blocks = "ewc" in method or method in ("mas", "slnid", "imm_mode")
     classes = THREE if in_blocks else LARGER
     assert_continues(done(method, classes, resume_from=str(first)), done(method, classes))
+
+
+def command(arguments, config):
+    """Runs the command with the fields of a configuration."""
+    file = pathlib.Path(__file__).resolve().parents[2] / "configs" / "digits.py"
+    flatten, load = main.configuration.flatten, main.configuration.load_file
+    of_file = flatten(load(str(file)))
+    fields = [
+        f"--config.{field}={value}"
+        for field, value in flatten(config).items()
+        if value != of_file.get(field, value)
+    ]
+    return main.run([f"--config={file}", *fields, *arguments])
+
+
+@pytest.mark.parametrize(
+    ("method", "source"),
+    [("bd_psp", "model.safetensors"), ("ewc", ""), ("er", ""), ("gem", "")],
+)
+def test_the_command_goes_on(done, base, tmp_path, capsys, monkeypatch, method, source):
+    """From the file of a model, moved away from its run; or from a run with its checkpoints."""
+    monkeypatch.setattr(plots, "draw", lambda workdir, result: [])
+    first = tmp_path / "first"
+    shutil.copytree(done(method, TWO), first)
+    if source:
+        (tmp_path / "alone").mkdir()
+        source = str(shutil.move(first / source, tmp_path / "alone" / source))
+        shutil.rmtree(first)
+    else:
+        source = str(first)
+    capsys.readouterr()
+    flags = [f"--resume_from={source}", f"--workdir={tmp_path / 'later'}"]
+    assert command(flags, base(method, THREE)) == 0
+    out, err = capsys.readouterr()
+    assert err.splitlines()[0] == f"tasks 1 to 2 are those of {source}; going on at task 3"
+    assert "task 3/3 done" in err and "task 2/3 done" not in err
+    assert [line.split()[0] for line in out.splitlines()[2:5]] == ["1", "2", "3"]
+    assert_continues(tmp_path / "later", done(method, THREE))
+    # Complete, it says so; with another source it is another run.
+    assert command(flags, base(method, THREE)) == 0
+    assert "complete" in capsys.readouterr().out
+    assert command(flags[1:], base(method, THREE)) == 2
+    assert "resume_from" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("file", [pytest.param("", marks=pytest.mark.slow), "model.safetensors"])
@@ -156,7 +205,7 @@ def test_one_of_the_seeds_goes_on_from_its_model(done, file):
 
 @pytest.mark.slow
 def test_permuted_pixels_go_on(done):
-    """Orders of pixels come from the seed; this network has them moved within the first kernel."""
+    """Orders of pixels come from the seed."""
     changes = {"sequence__kind": "permuted", "sequence__examples_per_task": 200}
     first = done("bd_ewc", sequence__num_tasks=1, **changes)
     more = changes | {"sequence__num_tasks": 2}
@@ -179,7 +228,7 @@ def test_cut_and_gone_on_again(done, base, tmp_path, monkeypatch):
         patch.setattr(train._Run, "save", cutting)
         train.train_and_evaluate(config, tmp_path / "cut")
     with monkeypatch.context() as patch:
-        patch.setattr(resume, "put_first", None)
+        patch.setattr(later_tasks, "put_first", None)
         train.train_and_evaluate(config, tmp_path / "cut")
     whole = done("bd_ewc", "0,1;2,3;0,2;1,3", resume_from=str(first))
     assert_continues(tmp_path / "cut", whole)
@@ -209,9 +258,9 @@ def test_earlier_modes_are_left_alone(done, base, method, heads):
     old, new = (load_file(folder / "model.safetensors") for folder in (first, later))
     assert set(old) == set(new)
     for name, array in old.items():
-        if name.endswith("/key_seed"):
+        if name.endswith("/key/seed"):
             np.testing.assert_array_equal(new[name], array, err_msg=name)
-        elif not name.startswith("core/"):
+        elif not name.startswith("params/"):
             corner = new[name][tuple(slice(length) for length in array.shape)]
             assert corner.tobytes() == array.tobytes(), name
             assert new[name].shape[0] == 3 and new[name][2].any(), name
@@ -220,20 +269,21 @@ def test_earlier_modes_are_left_alone(done, base, method, heads):
     images = load_sequence(base(method, TWO)).test.images[:40]
     task = np.arange(40) % 2
     if method != "stl":  # whose networks are its modes
-        after = after._replace(core=jax.tree.map(in_front, before.core, after.core))
+        params = jax.tree.map(in_front, before.state.params, after.state.params)
+        after = dataclasses.replace(after, state=dataclasses.replace(after.state, params=params))
     there = after.logits(images, task)
     np.testing.assert_array_equal(there[:, :4], before.logits(images, task))
-    np.testing.assert_array_equal(after.scale, before.scale)
-    np.testing.assert_array_equal(after.shift, before.shift)
+    for name in ("scale", "shift", "input_dtype", "input_shape"):
+        assert after.metadata[name] == before.metadata[name]
 
     bytes_per_task = json.loads((later / "result.json").read_text())["memory"]["bytes_per_task"]
-    of_core = sum(array.nbytes for name, array in new.items() if name.startswith("core/"))
+    of_network = 4 * (64 * 16 + 16 + 16 * 6 + 6)
     biases = 4 * (16 + 6)  # the hidden units and the outputs, as floats
-    assert bytes_per_task == {"psp": 0, "stl": of_core}.get(method, biases)
+    assert bytes_per_task == {"psp": 0, "stl": of_network}.get(method, biases)
     per_task = [
         array
         for name, array in new.items()
-        if not name.startswith("core/") and not name.endswith("/key_seed")
+        if not name.startswith("params/") and not name.endswith("/key/seed")
     ]
     assert sum(array.nbytes for array in per_task) == 3 * bytes_per_task
 
@@ -266,19 +316,39 @@ def test_the_file_grows_by_the_bytes_of_a_task(done, method, bytes_per_task):
     assert on_disk == sizes
 
 
-def test_examples_kept_are_the_same_examples(base):
-    """Slots count along a table that has become wider; the pictures they name must stay."""
-    sequences = [load_sequence(base("gem", classes)) for classes in (TWO, LARGER)]
-    narrow, wide = (sequence.train.index for sequence in sequences)
-    assert wide.shape[1] > narrow.shape[1]
-    slots = np.arange(narrow.size, dtype=np.int32).reshape(narrow.shape)
-    method = methods.REGISTRY["gem"]
-    state = methods.gem.Memory(slots, np.ones(slots.shape))
-    state = train.programs.TrainState((), (), (), (), state)
-    moved = later_tasks._renumbered(method, state, 2, sequences[1]).method.slots
-    for task in range(2):
-        count = sequences[0].train.count[task]
-        np.testing.assert_array_equal(wide.reshape(-1)[moved[task, :count]], narrow[task, :count])
+@pytest.mark.parametrize("method", ["gem", "er"])
+def test_examples_kept_are_the_same_examples(done, base, method):
+    """A larger task makes the table of examples wider; memories hold the images themselves."""
+    first = done(method, TWO)
+    found = []
+    for classes in (TWO, LARGER):
+        sequence = load_sequence(base(method, classes))
+        found.append(make_experiment(base(method, classes), sequence))
+    narrow, wide = (
+        jax.eval_shape(partial(epochs.init_state, experiment), jax.random.key(0))
+        for experiment in found
+    )
+    old = checkpoint.restore_at(first / "checkpoints", Position(2, 0, 0), narrow)
+    later = done(method, LARGER, resume_from=str(first))
+    new = checkpoint.restore_at(later / "checkpoints", Position(3, 0, 0), wide)
+    kept, after = (s.learner.method for s in (old, new))
+    images = load_sequence(base(method, TWO)).train.images
+    stored = {image.tobytes() for image in images}
+    if method == "gem":
+        np.testing.assert_array_equal(after.x[:2], kept.x)
+        np.testing.assert_array_equal(after.y[:2], kept.y)
+        assert np.asarray(after.real).all()
+        kept_images = np.asarray(kept.x).reshape(-1, 8, 8, 1)
+    else:
+        kept, after = kept.memory, after.memory
+        of_before = np.asarray(after.task) < 2
+        # A reservoir goes on: what is left of the earlier tasks is where it was.
+        np.testing.assert_array_equal(after.x[of_before], kept.x[of_before])
+        np.testing.assert_array_equal(after.y[of_before], kept.y[of_before])
+        assert 0 < of_before.sum() < len(of_before) and int(after.seen) > int(kept.seen)
+        kept_images = np.asarray(kept.x)
+    assert kept_images.dtype == np.uint8
+    assert {image.tobytes() for image in kept_images} <= stored
 
 
 # Refusals
@@ -289,17 +359,9 @@ def refused(tmp_path, capsys):
     """The command, refused in one line with all the words; nothing is written."""
 
     def check(config, *words, workdir=None):
-        root = pathlib.Path(__file__).resolve().parents[1]
-        flags = [
-            f"--config.{field}={value}"
-            for field, value in main.configuration.flatten(config).items()
-            if value != main.configuration.flatten(main.configuration.default())[field]
-        ]
-        workdir = workdir or tmp_path / "new"
         capsys.readouterr()
         known = sorted(tmp_path.rglob("*"))
-        flags = [f"--config={root / 'configs' / 'digits.py'}", *flags, f"--workdir={workdir}"]
-        assert main.run([*flags, "--config.model.hidden=(16,)"]) == 2
+        assert command([f"--workdir={workdir or tmp_path / 'new'}"], config) == 2
         error = capsys.readouterr().err.strip()
         assert error.startswith("bpnjax: ") and "\n" not in error
         for word in words:
@@ -360,11 +422,14 @@ def test_without_the_protection_a_method_is_refused(done, base, refused, tmp_pat
     refused(file, "the optimizer's state (train.reset_optimizer=False)", "is one model")
 
 
-@pytest.mark.parametrize("method", [n for n, m in methods.REGISTRY.items() if not m.joint])
+# Methods whose model holds all that goes on to later tasks.
+ALONE = {
+    "sgd", "stl", "psp", "xdg", "bd", "gd", "gd_matched", "plain_bias", "random_bias", "bd_psp",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", IN_TURN)
 def test_which_methods_need_more_than_a_model(base, method):
     config = base(method, TWO)
-    problem = train.make_problem(config, load_sequence(config))
-    state = jax.eval_shape(lambda key: problem.method.init(
-        key, problem.spec.init(key), problem.spec), jax.random.key(0))  # fmt: skip
-    alone = {"sgd", "stl", "psp", "xdg", "bd_psp"}
-    assert (not later_tasks.kept_elsewhere(problem.method, state)) == (method in alone)
+    experiment = make_experiment(config, load_sequence(config))
+    assert (not later_tasks.kept_elsewhere(experiment)) == (method in ALONE)

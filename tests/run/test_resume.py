@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
+import jax
 import numpy as np
 import pytest
 from command import ROOT
@@ -15,7 +17,11 @@ from safetensors.numpy import load_file
 from support import whole_registry
 
 from bpnjax import main, methods
-from bpnjax.run import plots, train
+from bpnjax.data import load_sequence
+from bpnjax.run import checkpoint, plots, train
+from bpnjax.run.checkpoint import Position
+from bpnjax.training import epochs
+from bpnjax.training.experiment import make_experiment
 
 # Two tasks of two epochs of 9 steps. Checkpoints after 13 steps of a task, so in mid-epoch, and
 # at its end: (0, 1, 4), (1, 0, 0), (1, 1, 4), (2, 0, 0) as (task, epoch, step) counted from 0.
@@ -23,6 +29,8 @@ CHANGES = {
     "sequence__num_tasks": 2, "model__hidden": "(16,)", "checkpoint__every_steps": 13,
     "evaluate__rule": "statistics", "evaluate__statistics": 8,
 }  # fmt: skip
+# Smaller than a task, so that what is kept of it was chosen.
+SMALL_MEMORIES = {"replay__memory_size": 50, "replay__batch_size": 16, "gem__memories": 30}
 BETWEEN_TASKS, IN_A_TASK, AT_THE_END = (1, 0, 0), (1, 1, 4), (2, 0, 0)
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -147,11 +155,35 @@ def kill_when_there(flags, workdir, position):
     return err
 
 
+def assert_memories(flags, workdir, method, num_seeds):
+    """The checkpoint holds kept examples themselves, in their stored dtype."""
+    config, _, _ = main.parse(flags)
+    experiment = make_experiment(config, load_sequence(config))
+    shapes = jax.eval_shape(partial(epochs.init_state, experiment), jax.random.key(0))
+    if num_seeds > 1:
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((num_seeds, *leaf.shape), leaf.dtype), shapes
+        )
+    state = checkpoint.restore_at(workdir / "checkpoints", Position(*IN_A_TASK), shapes)
+    kept = state.learner.method
+    if method == "er":
+        kept = kept.memory
+        assert kept.x.dtype == np.uint8 and (np.asarray(kept.seen) > 50).all()
+        assert set(np.unique(kept.task)) == {0, 1}
+    if method == "gem":
+        assert kept.x.dtype == np.uint8 and set(np.unique(kept.y[..., 0, :])) == {0, 1}
+        assert np.asarray(kept.real)[..., 0, :].all() and not np.asarray(kept.real)[..., 1, :].any()
+
+
 @pytest.mark.parametrize(
     "method, num_seeds",
     [
         ("bd_ewc", 1),
+        ("er", 1),
+        ("gem", 1),
         pytest.param("bd_psp", 3, marks=pytest.mark.slow),
+        pytest.param("er", 3, marks=pytest.mark.slow),
+        pytest.param("gem", 3, marks=pytest.mark.slow),
         pytest.param("bd_ewc", 3, marks=pytest.mark.slow),
         pytest.param("bd_psp", 1, marks=pytest.mark.slow),
     ],
@@ -159,13 +191,15 @@ def kill_when_there(flags, workdir, position):
 def test_killed_between_tasks_and_again_in_a_task(
     uncut, tmp_path, capsys, monkeypatch, method, num_seeds
 ):
-    flags, reference = uncut(method=method, num_seeds=num_seeds)
+    """Also where examples are kept: they are in the checkpoints, not drawn again."""
+    flags, reference = uncut(method=method, num_seeds=num_seeds, **SMALL_MEMORIES)
     workdir = tmp_path / "run"
     kill_when_there(flags, workdir, BETWEEN_TASKS)
     assert checkpoints(workdir)[-1] == BETWEEN_TASKS
     err = kill_when_there(flags, workdir, IN_A_TASK)
     assert err.startswith(going_on(BETWEEN_TASKS))
     assert checkpoints(workdir)[-1] == IN_A_TASK
+    assert_memories(flags, workdir, method, num_seeds)
 
     monkeypatch.setattr(plots, "draw", lambda workdir, result: [])
     assert go(flags, workdir, capsys).startswith(going_on(IN_A_TASK))
@@ -180,9 +214,9 @@ def programs_once(monkeypatch):
     """Runs of the same configuration share their programs: tracing takes longer than training."""
     compile_programs, kept = train.compile_programs, {}
 
-    def shared(problem, clock, *sizes):
-        key = (problem.config.method, *sizes)
-        return kept.setdefault(key, compile_programs(problem, clock, *sizes))
+    def shared(experiment, clock, *sizes):
+        key = (experiment.config.method, *sizes)
+        return kept.setdefault(key, compile_programs(experiment, clock, *sizes))
 
     monkeypatch.setattr(train, "compile_programs", shared)
 
@@ -192,7 +226,8 @@ def test_every_method_goes_on(programs_once, uncut, cut, tmp_path, capsys, metho
     """Cut right after a checkpoint, and again right before one could be written."""
     flags, reference = uncut(method=method)
     workdir = tmp_path / "run"
-    joint = methods.REGISTRY[method].joint  # one stage of 36 steps: checkpoints after 13, 26, 36
+    # One stage of 36 steps: checkpoints after 13, 26, 36.
+    joint = methods.REGISTRY[method]().trains == "jointly"
     first = cut(flags, workdir, 1 if joint else 2)
     assert first == ((1, 0, 13) if joint else BETWEEN_TASKS)
     second = cut(flags, workdir, 2, instead=True)

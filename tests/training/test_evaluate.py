@@ -1,53 +1,33 @@
 """The three accuracies against a plain NumPy evaluation."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from support import Jitted, digits_config
 
-from bpnjax import config as configuration
-from bpnjax.data import load_sequence
 from bpnjax.evaluation import task_inference
-from bpnjax.evaluation.accuracy import Correct, accuracies, evaluate
-from bpnjax.networks.linen import modulated_apply
-from bpnjax.run.setup import make_problem
-from bpnjax.training import epochs
-from bpnjax.training.task_data import put_on_device
+from bpnjax.evaluation.accuracy import Correct, accuracies
+from bpnjax.methods import Context
 from bpnjax.utils import prng
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
 
-def trained(method="bd_psp", **changes):
-    config = configuration.default()
-    config.method, config.dataset.name = method, "digits"
-    config.sequence.num_tasks = 3
-    config.model.hidden = (16,)
-    config.train.batch_size = 48
-    config.train.learning_rate = 1e-2
-    config.bd.hidden_dim = 8
+def trained(method="bd_psp", epochs=3, **changes):
+    """A run of three tasks that are all trained, and its seed's key."""
+    config = digits_config(method, train__learning_rate=1e-2, bd__learning_rate=None)
     config.evaluate.batch_size = 32  # the last chunk of a task is not full
     config.evaluate.update(changes)
-    sequence = load_sequence(config)
-    problem = make_problem(config, sequence)
-    data = put_on_device(sequence)
-    key = jax.random.key(0)
-    state = epochs.init_state(problem, key)
-    run_steps = jax.jit(partial(epochs.run_steps, problem))
-    for task in range(3):
-        state = epochs.begin_task(problem, key, state, task)
-        for epoch in range(3):
-            state, _ = run_steps(key, state, data, task, epoch, 0, 5)
-        state = epochs.end_task(problem, key, state, data, task)
-    return problem, key, state, data, sequence
+    jitted, key = Jitted(config), jax.random.key(0)
+    state, _ = jitted.train(key, epochs=epochs)
+    return jitted, key, state
 
 
-def densities(problem, key, sequence, x, rows):
+def densities(jitted, key, x, rows):
     """Log-densities [modes, n] of inputs under the Gaussians of the tasks, by SciPy."""
-    r, scores = problem.statistics, []
+    sequence, r, scores = jitted.sequence, jitted.experiment.statistics, []
     directions = task_inference.directions(prng.fold(key, prng.STATISTICS), 64, r)
     for task in range(rows):
         index = sequence.train.index[task, : sequence.train.count[task]]
@@ -63,17 +43,28 @@ def densities(problem, key, sequence, x, rows):
     return np.array(scores)
 
 
-def by_hand(problem, key, state, sequence, rows, infer, batch, limit, rule="entropy"):
+def outputs_by_hand(learner, state, x, task):
+    """An MLP in NumPy, in the mode that the method gives for a task."""
+    ctx = Context(learner.setup, jnp.int32(task), None, False)
+    params, mode = learner.method.forward(state.params, state.task_params, state.method, ctx)
+    h = np.asarray(learner.network.prepare(jnp.asarray(x))).reshape(len(x), -1)
+    for path in learner.network.layers:
+        own = {name: np.asarray(vector) for name, vector in mode.get(path, {}).items()}
+        h = h * own.get("key", 1.0) @ np.asarray(params[path]["kernel"])
+        h = h + params[path]["bias"] + own.get("bias", 0.0)
+        h = np.maximum(h, 0.0) if path != "output" else h
+    return h
+
+
+def by_hand(jitted, key, state, rows, infer, batch, limit, rule="entropy"):
+    sequence, learner = jitted.sequence, jitted.learner
     split, modes = sequence.test, range(rows)
     found = np.full((4, 3), np.nan)
     for task in range(rows):
         index = split.index[task, : split.count[task]]
-        x = jnp.asarray(split.images[index] * sequence.scale + sequence.shift)
+        x = split.images[index]
         y = split.labels[index]
-        logits = np.stack([
-            modulated_apply(problem.model, state.core, problem.method.mode(state.method, m), x)
-            for m in modes
-        ])  # fmt: skip
+        logits = np.stack([outputs_by_hand(learner, state.learner, x, mode) for mode in modes])
         masked = np.where(sequence.classes[task], logits[task], -np.inf)
         found[0, task] = (logits[task].argmax(-1) == y).mean()
         found[1, task] = (masked.argmax(-1) == y).mean()
@@ -84,7 +75,8 @@ def by_hand(problem, key, state, sequence, rows, infer, batch, limit, rule="entr
         if rule == "max_logit":
             scores = logits.max(-1).copy()
         if rule == "statistics":
-            scores = densities(problem, key, sequence, x[: limit or None], rows)
+            seen = x[: limit or None] * sequence.scale + sequence.shift
+            scores = densities(jitted, key, seen, rows)
         if infer == "batch":
             size = min(batch, limit or len(split.index[task]), split.index.shape[1])
             for start in range(0, len(y), size):
@@ -108,30 +100,46 @@ def by_hand(problem, key, state, sequence, rows, infer, batch, limit, rule="entr
     ],
 )
 def test_equals_numpy(infer, limit, rule):
-    problem, key, state, data, sequence = trained(
-        infer=infer, inferred_examples=limit, rule=rule, statistics=6
-    )
-    program = jax.jit(partial(evaluate, problem))
+    jitted, key, state = trained(infer=infer, inferred_examples=limit, rule=rule, statistics=6)
+    count = jitted.sequence.test.count
     for row in (0, 2):
-        found = accuracies(program(key, state, data, row, True), sequence.test.count, limit)
-        expected = by_hand(problem, key, state, sequence, row + 1, infer, 32, limit, rule)
+        found = accuracies(jitted.evaluate(state, jitted.data, row, True), count, limit)
+        expected = by_hand(jitted, key, state, row + 1, infer, 32, limit, rule)
         for got, hand in zip(found.values(), expected, strict=True):
             np.testing.assert_allclose(got, hand, atol=0.02)  # ties in float32
         np.testing.assert_array_equal(np.isnan(found["task_told"]), np.isnan(expected[0]))
     if rule == "statistics":
         assert found["task_guess"].mean() > (0.9 if infer == "batch" else 0.5)
-    skipped = accuracies(program(key, state, data, 2, False), sequence.test.count, limit)
+    skipped = accuracies(jitted.evaluate(state, jitted.data, 2, False), count, limit)
     assert np.isnan(skipped["task_inferred"]).all() and not np.isnan(skipped["task_told"]).any()
 
 
 def test_masking_recovers_what_a_shared_output_layer_forgot():
-    problem, key, state, data, sequence = trained("sgd")
-    found = accuracies(evaluate(problem, key, state, data, 2, True), sequence.test.count)
-    expected = by_hand(problem, key, state, sequence, 3, "example", 32, 0)
+    jitted, key, state = trained("sgd")
+    found = jitted.test(state, 2)
+    expected = by_hand(jitted, key, state, 3, "example", 32, 0)
     expected[3] = np.nan  # it has no modes to choose from
     for got, hand in zip(found.values(), expected, strict=True):
         np.testing.assert_allclose(got, hand, atol=0.02)
     assert found["task_told"][0] < 0.1 and found["task_masked"][0] > 0.6
+
+
+@pytest.mark.parametrize("method", ["bd_psp", "bd_ewc"])
+def test_the_task_in_training_is_tested_with_its_own_mode(method):
+    """Before a task ends its mode is not in the bank yet; after it the answers are the same."""
+    jitted = Jitted(digits_config(method, bd__epsilon=1.0))  # biases without which nothing is right
+    state, _ = jitted.train(jax.random.key(0), [0, 1], epochs=4)
+    state = jitted.begin_task(state, 2)
+    for epoch in range(4):
+        state, _ = jitted.run_steps(state, jitted.data, 2, epoch, 0, jitted.steps(2))
+    count = jitted.sequence.test.count
+    during = accuracies(jitted.evaluate(state, jitted.data, 2, True, in_training=True), count)
+    stored = accuracies(jitted.evaluate(state, jitted.data, 2, True), count)
+    after = jitted.test(jitted.end_task(state, jitted.data, 2), 2)
+    assert during["task_masked"][2] > 0.9
+    for kind in during:
+        np.testing.assert_array_equal(during[kind], after[kind], err_msg=kind)
+    assert stored["task_told"][2] < after["task_told"][2] - 0.1  # its place of the bank is empty
 
 
 def test_counts_become_exact_shares():
@@ -143,12 +151,7 @@ def test_counts_become_exact_shares():
 
 
 def test_methods_without_modes_have_one_number():
-    config = configuration.default()
-    config.method, config.dataset.name, config.train.batch_size = "sgd", "digits", 48
-    config.model.hidden = (8,)
-    sequence = load_sequence(config)
-    problem = make_problem(config, sequence)
-    key = jax.random.key(0)
-    state = epochs.init_state(problem, key)
-    found = evaluate(problem, key, state, put_on_device(sequence), 2, True)
+    jitted = Jitted(digits_config("sgd"))
+    found = jitted.evaluate(jitted.init(jax.random.key(0)), jitted.data, 2, True)
     np.testing.assert_array_equal(found.task_told, found.task_inferred)
+    assert (found.task_guess == -1).all()

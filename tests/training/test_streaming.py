@@ -3,32 +3,40 @@
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from bpnjax.run import train
 from bpnjax.training import compilation, streaming
 from bpnjax.training.task_data import HostImages
-from bpnjax.utils import errors
+from bpnjax.utils import errors, prng
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
 
 def run(config, workdir, **fields):
+    """Accuracies of a run, and its final state: what answers, and what training keeps."""
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
-    result = train.train_and_evaluate(config, workdir)
-    models = {path.name: load_file(path) for path in workdir.glob("*.safetensors")}
-    return result["accuracy"], models
+    states = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.export, "save_models", lambda *args: states.append(args[2]))
+        result = train.train_and_evaluate(config, workdir)
+    return result["accuracy"], prng.to_numbers(states[0])
 
 
-# Methods that see the batch only, that look at other tasks' images, and that train on all tasks;
-# whole batches and, after a checkpoint, chunks that are not full.
+REPLAY = {"replay__memory_size": 50, "replay__batch_size": 16}
+
+
+# Methods that see the batch only, that keep examples of it or of the task that ended, and that
+# train on all tasks; whole chunks and, after a checkpoint, chunks that are not full.
 @pytest.mark.parametrize(
     "fields",
     [
         {"method": "bd_ewc", "checkpoint__every_steps": 7},
+        {"method": "er", "checkpoint__every_steps": 7, **REPLAY},
+        {"method": "derpp", **REPLAY},
         {"method": "gem", "gem__memories": 20},
         {"method": "joint"},
+        {"method": "er", "sequence__kind": "permuted", **REPLAY},
         {
             "method": "bd_psp",
             "sequence__kind": "permuted",
@@ -36,20 +44,19 @@ def run(config, workdir, **fields):
             "evaluate__rule": "statistics",
         },
     ],
-    ids=lambda fields: fields["method"],
+    ids=lambda fields: "-".join([fields["method"], fields.get("sequence__kind", "classes")]),
 )
 def test_streaming_changes_nothing(tiny, tmp_path, fields, monkeypatch):
     tiny.model.hidden = (16,)
     # Two programs that are to give the same bits: by the code generator that users have.
     monkeypatch.setitem(compilation._ON_CPU, "xla_cpu_use_fusion_emitters", True)
     chunks = []
-    monkeypatch.setattr(feed, "_chunks", spy(streaming._chunks, chunks))
+    monkeypatch.setattr(streaming, "_chunks", spy(streaming._chunks, chunks))
     whole = run(tiny, tmp_path / "whole", **fields)
     assert not chunks
     # A batch of 32 takes 2 kB: four steps a chunk.
     streamed = run(tiny, tmp_path / "streamed", **fields, dataset__device_mb=0.034)
-    by_chunks = fields["method"] in ("bd_ewc", "joint")
-    assert chunks == ([4] if by_chunks else [])
+    assert chunks == ([] if "num_seeds" in fields else [4])  # seeds ask for each batch themselves
     for kind, accuracy in whole[0].items():
         np.testing.assert_array_equal(accuracy, streamed[0][kind])
     jax.tree.map(np.testing.assert_array_equal, whole[1], streamed[1])
