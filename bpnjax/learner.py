@@ -203,8 +203,10 @@ class Learner:
           f32 scalars; no accuracy for another loss than cross-entropy.
 
         Raises:
-          UserError: the batch does not fit the network, or holds NaN (NumPy arrays only).
+          UserError: the batch does not fit the network or holds NaN (NumPy arrays only), or the
+            state is none of this learner.
         """
+        _refuse_consumed(state)
         return self._step(state, *checked_batch(self.setup, batch))  # type: ignore[attr-defined]
 
     def end_task(self, state: State, data: Any) -> State:
@@ -463,10 +465,13 @@ class Learner:
         Args:
           state: of this learner, of one seed.
           path: of the file.
+
+        Raises:
+          UserError: a state of another learner, or of several seeds.
         """
         names = {"format": "bpnjax-state-1", "method": self.method.name,
                  "network": self.network.name, "num_tasks": str(self.num_tasks)}  # fmt: skip
-        arrays.write(path, arrays.flatten(state), names)
+        arrays.write(path, arrays.flatten(self._checked(state)), names)
 
     def load(self, path: Any) -> State:
         """Reads a state that `save` wrote.
@@ -705,6 +710,7 @@ class Learner:
     def _counted_step(
         self, state: State, x: Any, y: Any, weight: Any, task: Any
     ) -> tuple[State, dict[str, jax.Array]]:
+        state = self._checked(state)  # while it is traced, hence once
         tasks = jnp.full(x.shape[0], state.task) if task is None else task
         batch = Batch(x, y, jnp.ones(x.shape[0]) if weight is None else weight, tasks)
         clock = Clock(state.task, state.step)
@@ -725,6 +731,7 @@ class Learner:
     def _checked(self, state: Any) -> State:
         """The state, refused where it is not one of this learner."""
         if isinstance(state, State):
+            _refuse_consumed(state)
             found = [leaf.shape for leaf in jax.tree.leaves(state)]
             if found == self._shapes:  # type: ignore[attr-defined]
                 return state
@@ -742,6 +749,16 @@ class Learner:
                 f"task: {error}; this learner was made for num_tasks={self.num_tasks}, "
                 "learner.grow makes room for more"
             ) from error
+
+
+def _refuse_consumed(state: Any) -> None:
+    """Says what JAX would call a deleted buffer."""
+    step = getattr(state, "step", None)
+    known = isinstance(step, jax.Array) and not isinstance(step, jax.core.Tracer)
+    if known and step.is_deleted():
+        raise UserError(
+            "state: an earlier call has consumed it; go on with the state that this call returned"
+        )
 
 
 def learner(

@@ -98,7 +98,7 @@ def factors_sum(
       ``{path: Factors}`` for every Dense layer that is called once on ``[n, d]``.
     """
     weights = jnp.ones(x.shape[0]) if weights is None else weights
-    check_batch(x, weights, classes, labels)
+    check_batch(x, weights, classes, None if loss is None else labels)
     logits, backward, inputs = probe(network, params, mode, x)
     if loss is not None:
         deltas = backward(gradients_of_losses(loss, logits, labels))

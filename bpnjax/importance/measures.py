@@ -90,7 +90,7 @@ def fisher_sum(
             "cross-entropy; use the empirical Fisher"
         )
     weights = jnp.ones(x.shape[0]) if weights is None else weights
-    per_example.check_batch(x, weights, classes, labels)
+    per_example.check_batch(x, weights, classes, None if loss is None else labels)
 
     if kind == "sampled":
         if key is None:
@@ -353,7 +353,7 @@ def neurons_sum(
     if of not in NEURON_KINDS:
         raise ValueError(f"unknown importance {of!r}; use one of {', '.join(NEURON_KINDS)}")
     weights = jnp.ones(x.shape[0]) if weights is None else weights
-    per_example.check_batch(x, weights, classes, labels if of == "loss" else None)
+    per_example.check_batch(x, weights, classes, None if loss is None else labels)
     logits, backward, _ = per_example.probe(network, params, mode, x)
     if of == "output_norm":
         if classes is not None:

@@ -63,7 +63,7 @@ def check_batch(x: Any, weights: Any, classes: Any = None, labels: Any = None) -
       x: inputs ``[n, ...]``.
       weights: of the examples, ``[n]``.
       classes: ``[C]``, or None.
-      labels: ``[n, ...]``, or None.
+      labels: ``[n, ...]``, or None where `check_labels` looks at them.
 
     Raises:
       AssertionError: another rank, or another number of examples.

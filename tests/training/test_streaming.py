@@ -36,7 +36,9 @@ REPLAY = {"replay__memory_size": 50, "replay__batch_size": 16}
         {"method": "derpp", **REPLAY},
         {"method": "gem", "gem__memories": 20},
         {"method": "joint"},
-        {"method": "er", "sequence__kind": "permuted", **REPLAY},
+        pytest.param(
+            {"method": "er", "sequence__kind": "permuted", **REPLAY}, marks=pytest.mark.slow
+        ),
         {
             "method": "bd_psp",
             "sequence__kind": "permuted",
