@@ -1,5 +1,6 @@
 """The examples in docs/ do what the pages say: code and commands run in their order, in small."""
 
+import importlib
 import importlib.util
 import re
 import shlex
@@ -15,6 +16,7 @@ from bpnjax.run import plots
 
 PAGES = [ROOT / "docs" / "start.md", *sorted((ROOT / "docs" / "howto").glob("*.md"))]
 FENCE = re.compile(r"^```(python|sh)( skip)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ROLE = re.compile(r"\{py:(\w+)\}`(?:[^<`]*<([\w.]+)>|~?([\w.]+))`")
 FILE = re.compile(r"# (\w+\.py)\n")
 COMMANDS = {"bpnjax.main": main.run, "bpnjax.compare": compare.run, "bpnjax.predict": predict.run}
 SMALL = [
@@ -84,6 +86,29 @@ def test_links_lead_somewhere():
     for page in (ROOT / "docs").rglob("*.md"):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_names_exist():
+    """Sphinx says nothing of a name in a role that is nowhere."""
+    for page in (ROOT / "docs").rglob("*.md"):
+        for _, titled, plain in ROLE.findall(page.read_text()):
+            name = titled or plain
+            assert locate(name) is not None, f"{page}: {name}"
+
+
+def locate(name):
+    """What a full name stands for: a module, or an attribute of one."""
+    parts = name.split(".")
+    for depth in range(len(parts), 0, -1):
+        module = ".".join(parts[:depth])
+        try:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError:
+            continue
+        for part in parts[depth:]:
+            found = getattr(found, part, None)
+        return found
+    return None
 
 
 def test_generated_pages():

@@ -103,11 +103,10 @@ def _check_labels(labels: np.ndarray, images: int, classes: int, what: str) -> N
             "class number each, as labels.argmax(1)"
         )
     if labels.dtype.kind in "USO":
+        shown = ", ".join(map(repr, labels.ravel()[:2].tolist()))
         raise UserError(
-            f"dataset.name: {what} are text or objects, as {labels.flat[0]!r}; give class numbers "
-            "from 0, as np.unique(labels, return_inverse=True)[1], and class_names in that order"
-            if labels.size
-            else f"dataset.name: {what} are empty; give one class number for each image"
+            f"dataset.name: {what} are text or objects, as {shown}; give class numbers from 0, as "
+            "np.unique(labels, return_inverse=True)[1], and class_names in that order"
         )
     if labels.dtype.kind not in "ui":
         raise UserError(

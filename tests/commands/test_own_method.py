@@ -11,8 +11,8 @@ from command import ROOT, contents, one_line, process
 from safetensors.numpy import load_file
 
 import bpnjax
+from bpnjax import compare, methods
 from bpnjax import config as configuration
-from bpnjax import methods
 from bpnjax.data import load_sequence
 from bpnjax.utils.errors import UserError
 
@@ -178,6 +178,19 @@ def test_strength_is_what_the_command_says(run, file, tmp_path):
     kernels = [arrays["params/hidden_0/kernel"] for arrays in found.values()]
     assert not np.array_equal(kernels[0], kernels[1])
     assert not np.array_equal(kernels[1], kernels[2])
+
+
+def test_it_is_compared_with_others(file, tmp_path, capsys):
+    flags = [f"--config={file}", "--methods=mine,sgd", "--config.train.epochs=1"]
+    assert compare.run([*flags, "--config.mine.strength=3", f"--workdir={tmp_path / 'out'}"]) == 0
+    assert [line[:9] for line in capsys.readouterr().out.splitlines()[2:4]] == [
+        "| `mine` |", "| `sgd` | ",
+    ]  # fmt: skip
+    config = json.loads((tmp_path / "out" / "mine" / "config.json").read_text())
+    assert config["mine"]["strength"] == 3.0
+    assert compare.run([*flags, "--config.mine.strength=-3", f"--workdir={tmp_path / 'two'}"]) == 2
+    one_line(capsys.readouterr().err, "mine.strength: -3.0 is below 0")
+    assert not (tmp_path / "two").exists()
 
 
 def test_a_composition_of_it(run, file, tmp_path):

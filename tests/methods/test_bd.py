@@ -17,13 +17,13 @@ pytestmark = pytest.mark.usefixtures("compile_once")
 FACTORED = ["bd", "bd_ewc", "bd_psp", "gd", "gd_ewc", "gd_matched"]
 
 
-def factors_of(jitted, state):
+def factors_of(state):
     """``{layer: {"M", "W"}}`` of the task in training."""
     own = state.learner.task_params
     return own if isinstance(own, dict) else own[0]
 
 
-def biases_of(jitted, state):
+def biases_of(state):
     """The bank ``{layer: {"bias": [T, K]}}``."""
     kept = state.learner.method
     return kept if isinstance(kept, dict) else kept[0]
@@ -36,10 +36,10 @@ def test_dropping_the_factors_leaves_answers_unchanged(method):
     state = jitted.begin_task(jitted.init(jax.random.key(0)), 1)
     state, _ = jitted.run_steps(state, jitted.data, 1, 0, 0, 5)
     x = jnp.asarray(jitted.sequence.test.images[:50])
-    before = product(factors_of(jitted, state))
+    before = product(factors_of(state))
     assert all(np.abs(layer["bias"]).max() > 0 for layer in before.values())
     ended = jitted.end_task(state, jitted.data, 1)
-    after = modes.select(biases_of(jitted, ended), 1)
+    after = modes.select(biases_of(ended), 1)
     # Equal up to the rounding of M W, which is compiled in two programs.
     for path, layer in before.items():
         np.testing.assert_allclose(after[path]["bias"], layer["bias"], rtol=1e-5, atol=1e-7)
@@ -51,13 +51,14 @@ def test_dropping_the_factors_leaves_answers_unchanged(method):
     names = jax.tree.leaves(learner.answering().task_params)
     assert not any(names)
     for other in (0, 2):
-        assert not any(v["bias"].any() for v in modes.select(biases_of(jitted, ended), other).values())
+        untouched = modes.select(biases_of(ended), other)
+        assert not any(layer["bias"].any() for layer in untouched.values())
 
 
 def test_bd_starts_as_the_plain_network_and_moves_by_epsilon():
     jitted = Jitted(digits_config("bd_ewc", bd__epsilon=0.25))
     state = jitted.begin_task(jitted.init(jax.random.key(0)), 0)
-    start = factors_of(jitted, state)
+    start = factors_of(state)
     for factors in start.values():
         assert not factors["M"].any()
         bound = 8**-0.5
@@ -67,7 +68,7 @@ def test_bd_starts_as_the_plain_network_and_moves_by_epsilon():
     plain, _ = jitted.learner.network.apply(state.learner.params, {}, x)
     np.testing.assert_allclose(jitted.learner.apply(state.learner, x, 0), plain, rtol=1e-5)
     moved, _ = jitted.run_steps(state, jitted.data, 0, 0, 0, 1)
-    for path, factors in factors_of(jitted, moved).items():
+    for path, factors in factors_of(moved).items():
         np.testing.assert_allclose(np.abs(factors["M"]), 0.25)
         # While M is zero the gradient of W, M^T g, is zero: W has not moved yet.
         np.testing.assert_array_equal(factors["W"], start[path]["W"])
@@ -79,13 +80,13 @@ def test_every_task_seed_and_layer_has_fresh_factors_of_its_own():
     for seed in (0, 1):
         state = jitted.init(jax.random.key(seed))
         for task in range(3):
-            own = factors_of(jitted, jitted.begin_task(state, task))
+            own = factors_of(jitted.begin_task(state, task))
             found += [np.asarray(own[path]["W"]) for path in ("hidden_0", "hidden_1")]
     for i, one in enumerate(found):
         for other in found[:i]:
             assert (one != other).mean() > 0.99
     again = jitted.begin_task(jitted.init(jax.random.key(1)), 2)
-    np.testing.assert_array_equal(factors_of(jitted, again)["hidden_1"]["W"], found[-1])
+    np.testing.assert_array_equal(factors_of(again)["hidden_1"]["W"], found[-1])
 
 
 def test_bd_factor_gradients_by_hand():
@@ -96,7 +97,7 @@ def test_bd_factor_gradients_by_hand():
     state, _ = jitted.run_steps(state, jitted.data, 0, 0, 0, 1)
     moved, _ = jitted.run_steps(state, jitted.data, 0, 0, 1, 2)
     x, y = jitted.epoch(key, 0, 0)[1]
-    old, new = factors_of(jitted, state), factors_of(jitted, moved)
+    old, new = factors_of(state), factors_of(moved)
     mode = modes.merge(product(old), modes.select(state.learner.method[1], 0))
 
     def loss(shift):
@@ -117,7 +118,7 @@ def steps_of_m(method, **changes):
     jitted = Jitted(digits_config(method, **changes))
     state = jitted.begin_task(jitted.init(jax.random.key(0)), 0)
     moved, _ = jitted.run_steps(state, jitted.data, 0, 0, 0, 1)
-    return {path: np.asarray(f["M"]) for path, f in factors_of(jitted, moved).items()}
+    return {path: np.asarray(f["M"]) for path, f in factors_of(moved).items()}
 
 
 @pytest.mark.parametrize("method", ["gd", "gd_ewc"])
@@ -138,7 +139,7 @@ def test_matched_gd_moves_along_the_gradient_as_far_as_bd():
         np.testing.assert_allclose(cosine, 1.0, rtol=1e-5)
 
 
-TEXT = jnp.eye(6, 4), jnp.array([0, 1, 0, 1, 0, 1])
+DATA = jnp.eye(6, 4), jnp.array([0, 1, 0, 1, 0, 1])
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ TEXT = jnp.eye(6, 4), jnp.array([0, 1, 0, 1, 0, 1])
 )  # fmt: skip
 def test_in_a_loop_bd_is_bd_under_any_optimizer(optimizer):
     """M takes steps of epsilon against the sign; only W is the optimizer's."""
-    x, y = TEXT
+    x, y = DATA
     network = networks.from_linen(nn.Dense(2), x)
     learner = bpnjax.learner(network, methods.bd(epsilon=0.25, hidden_dim=8), optimizer, 2)
     state = learner.begin_task(learner.init(jax.random.key(0)), 0)
@@ -169,7 +170,7 @@ def test_w_has_a_learning_rate_of_its_own():
         state = jitted.begin_task(jitted.init(jax.random.key(0)), 0)
         state, _ = jitted.run_steps(state, jitted.data, 0, 0, 0, 1)
         after, _ = jitted.run_steps(state, jitted.data, 0, 0, 1, 2)
-        moves = [factors_of(jitted, s)["output"]["W"] for s in (state, after)]
+        moves = [factors_of(s)["output"]["W"] for s in (state, after)]
         found[rate] = moves[1] - moves[0], after.learner.params["output"]["kernel"]
     np.testing.assert_array_equal(found[None][0], found[3e-3][0])
     np.testing.assert_allclose(found[3e-2][0], 10 * found[3e-3][0], rtol=1e-2, atol=1e-6)
@@ -260,7 +261,7 @@ def test_in_a_loop_dropout_and_batch_norm_act(method):
 
 def test_tasks_that_do_not_exist():
     """Refused where they are known; where they are traced the answer is NaN, not another task's."""
-    x, y = TEXT
+    x, _ = DATA
     network = networks.from_linen(nn.Dense(2), x)
     learner = bpnjax.learner(network, methods.bd(hidden_dim=8), optax.sgd(0.1), num_tasks=2)
     state = learner.init(jax.random.key(0))
@@ -282,7 +283,7 @@ def test_tasks_that_do_not_exist():
 
 
 def test_a_learner_grows_and_answers_earlier_tasks_as_before():
-    x, y = TEXT
+    x, y = DATA
     network = networks.from_linen(nn.Dense(2), x)
     learner = bpnjax.learner(network, methods.bd_psp(hidden_dim=8), optax.sgd(0.1), num_tasks=2)
     state = learner.init(jax.random.key(0))

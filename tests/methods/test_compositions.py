@@ -129,7 +129,7 @@ def learner_of(method, optimizer=None, **options):
 
 
 def test_replayed_examples_are_answered_in_the_mode_of_their_own_task():
-    """What er, gem and their kin ask of the whole composition: each example with its key and bias."""
+    """What er, gem and their kin ask of the whole: each example with its own key and bias."""
     tasks = np.arange(9) % 3
 
     def record(old, new, grads, state, batch, ctx):
@@ -171,12 +171,12 @@ def test_parts_do_not_share_random_numbers():
 
 def test_biases_add_up_and_keys_multiply():
     """Two biases per layer, a key and a gate: against the network run by hand."""
-    parts = methods.bd(hidden_dim=4, epsilon=0.5), methods.plain_bias(), methods.psp(), methods.xdg()
-    learner = learner_of(methods.chain(*parts), optax.sgd(1e-2))
+    two = methods.chain(methods.bd(hidden_dim=4, epsilon=0.5), methods.plain_bias())
+    learner = learner_of(methods.chain(two, methods.psp(), methods.xdg()), optax.sgd(1e-2))
     state = learner.begin_task(learner.init(jax.random.key(0)), 1)
     for _ in range(3):
         state, _ = learner.step(state, (X, Y))
-    (bd, bias, _, _), (_, _, keys, gates) = state.task_params, state.method
+    ((bd, bias), _, _), (_, keys, gates) = state.task_params, state.method
     keys, gates, made = modes.select(keys, 1), modes.select(gates, 1), product(bd)
     assert np.abs(bias["output"]["bias"]).max() > 0
 
@@ -223,7 +223,7 @@ def test_a_fisher_is_of_the_mode_of_all_parts(registry):
     )  # fmt: skip
 
 
-ONE_NETWORK = "distils the answers of one network .* a key or bias per task there is no such network"
+ONE_NETWORK = "distils the answers of one network .* with a key or bias per task there is no such"
 
 
 @pytest.mark.parametrize(

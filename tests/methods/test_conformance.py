@@ -1,12 +1,14 @@
 """Conformance over the registry: what every method must do, in the command and in a user's loop."""
 
 import dataclasses
+import textwrap
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command import ROOT
 from support import PARTS, Jitted, digits_config, marked_slow, whole_registry
 
 import bpnjax
@@ -123,9 +125,7 @@ def counting(learner):
             traces.append(1)
         return network.apply(params, mode, x, train=train, **options)
 
-    setup = dataclasses.replace(
-        learner.setup, network=dataclasses.replace(network, apply=apply)
-    )
+    setup = dataclasses.replace(learner.setup, network=dataclasses.replace(network, apply=apply))
     return dataclasses.replace(learner, setup=setup), traces
 
 
@@ -241,6 +241,28 @@ def test_every_method_of_the_registry_says_what_it_is():
         assert method.name == factory.name == name
         assert method.paper == factory.paper
         assert factory.__doc__.strip().endswith((".", "formula.", "each."))
+
+
+def test_the_method_of_the_contributing_guide_works():
+    """Its code, as it stands there: it learns, and pulls from the second task on."""
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    lines = guide.split("For example, L2", 1)[1].split("\n2. ", 1)[0].splitlines(keepends=True)
+    code = "".join(line for line in lines if line.isspace() or line.startswith(7 * " "))
+    exec(textwrap.dedent(code), {})
+    try:
+        key = jax.random.key(0)
+        runs = {m: Jitted(digits_config(m)) for m in ("sgd", "l2")}
+        first, second = (
+            {m: run.train(key, tasks, epochs=2)[0].learner.params for m, run in runs.items()}
+            for tasks in ([0], [0, 1])
+        )
+    finally:
+        REGISTRY.pop("l2", None)
+    apart = [
+        np.abs(found["l2"]["output"]["kernel"] - found["sgd"]["output"]["kernel"]).max()
+        for found in (first, second)
+    ]
+    assert apart[0] < 1e-6 < 1e-4 < apart[1]
 
 
 def test_stl_keeps_every_network_and_starts_each_anew():

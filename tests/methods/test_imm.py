@@ -80,9 +80,7 @@ def test_merging_by_hand(tasks):
     mean = merged(learner_of(methods.imm_mean()), thetas)
     close(mean, jax.tree.map(lambda t: t.mean(0), stack(thetas)))
     mode = merged(learner_of(methods.imm_mode()), thetas, fishers)
-    expected = jax.tree.map(
-        lambda t, f: (f * t).sum(0) / f.sum(0), stack(thetas), stack(fishers)
-    )
+    expected = jax.tree.map(lambda t, f: (f * t).sum(0) / f.sum(0), stack(thetas), stack(fishers))
     close(mode, expected)
     same = merged(learner_of(methods.imm_mode()), thetas, [fishers[0]] * tasks)
     close(same, mean)  # equal Fishers
@@ -103,9 +101,7 @@ def test_columns_of_the_output_layer(method, columns, heads, whole):
     found = merged(learner, thetas, fishers)
     if method is methods.imm_mean:
         fishers = [jax.tree.map(jnp.ones_like, thetas[0])] * 3
-    of_all = jax.tree.map(
-        lambda t, f: (f * t).sum(0) / f.sum(0), stack(thetas), stack(fishers)
-    )
+    of_all = jax.tree.map(lambda t, f: (f * t).sum(0) / f.sum(0), stack(thetas), stack(fishers))
     close(found["hidden_0"], of_all["hidden_0"])
     if whole:
         close(found["output"], of_all["output"])

@@ -101,7 +101,8 @@ def test_in_a_loop_its_settings_are_arguments(file):
     )  # fmt: skip
     sizes = {n: length(m) for n, m in moved.items()}
     assert sizes["three"] < sizes["default"] < sizes["sgd"]
-    assert np.abs(moved["zero"]["output"]["kernel"] - moved["three"]["output"]["kernel"]).max() > 0.1
+    apart = moved["zero"]["output"]["kernel"] - moved["three"]["output"]["kernel"]
+    assert np.abs(apart).max() > 0.1
     assert file.mine.name == file.mine().name == "mine" and file.mine().paper == "ours"
     assert file.mine.__doc__.startswith("A pull towards the parameters")
 
@@ -124,7 +125,7 @@ def test_bad_values_are_refused_in_a_loop(settings, words, file):
 
 def test_in_the_command_its_settings_are_fields(file, run, tmp_path):
     def params(workdir, *flags):
-        code, out, err = run([file.flag, f"--workdir={workdir}", *flags])
+        code, _, err = run([file.flag, f"--workdir={workdir}", *flags])
         assert code == 0, err
         config = json.loads((tmp_path / workdir / "config.json").read_text())
         predictor = bpnjax.load(tmp_path / workdir)

@@ -90,7 +90,8 @@ def test_loss_that_is_not_finite(run, tiny_flags, tmp_path):
     )
     code, out, err = run([*flags, "--workdir=bad"])
     assert (code, out) == (1, "")
-    message = one_line(err, "the loss is not finite", "lower train.learning_rate")
+    # Of this method no other field is a step's length: bd.epsilon is not for it.
+    message = one_line(err, "the loss is not finite", "; lower train.learning_rate and pass --over")
     task, epoch, step = map(int, re.search(r"task (\d+), epoch (\d+), step (\d+)", err).groups())
     last = losses(tmp_path / "bad")[-1]
     assert last[:3] == (task, epoch, step - 1) and np.isfinite(last[3]).all()
@@ -106,6 +107,14 @@ def test_loss_that_is_not_finite(run, tiny_flags, tmp_path):
     assert contents(tmp_path / "bad" / "checkpoints") == kept
     refused_again, _, err = run([*flags, "--workdir=bad", "--config.train.learning_rate=1e-3"])
     assert refused_again == 2 and "train.learning_rate: 1000000000000.0 -> 0.001" in err
+
+
+def test_the_message_names_the_steps_of_the_method(run, tiny_flags):
+    flags = tiny_flags(method="bd_ewc", bd__epsilon=1e38, train__epochs=1)
+    code, out, err = run([*flags, "--workdir=bad"])
+    assert (code, out) == (1, "")
+    words = "lower train.learning_rate or bd.epsilon or bd.learning_rate and pass --overwrite"
+    assert words in one_line(err, "the loss is not finite at task 1, epoch 1, step")
 
 
 def test_interrupt(run, tiny_flags, monkeypatch):

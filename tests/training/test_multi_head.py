@@ -53,7 +53,7 @@ def test_every_method_learns_with_a_head_per_task(method):
 
 
 def test_a_replayed_example_counts_within_the_head_of_its_own_task():
-    """A method's hooks get such losses, and so does a step on a batch of several tasks' examples."""
+    """A method's hooks get such losses, and so does a step on the examples of several tasks."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, 5)).astype(np.float32)
     y, task = np.array([0, 1, 2, 5]), np.array([0, 0, 1, 2])
