@@ -84,7 +84,7 @@ def _number(summary: dict[str, Any], digits: int = 4) -> str:
 
 HEADER = (
     "method", "average told", "average masked", "average inferred", "task 1 told", "forgetting",
-    "bytes a task", "examples kept, bytes", "training s",
+    "bytes per task", "examples kept, bytes", "training s",
 )  # fmt: skip
 
 
@@ -172,8 +172,8 @@ def write(folder: pathlib.Path, config: ConfigDict, rows: list[Row], line: str) 
         f"# {config.name}, {seeds}\n\n{markdown(rows)}\n\n"
         "Accuracies after the last task, averaged over tasks; mean ± standard deviation over\n"
         "seeds. told: the task's mode is active; masked: the same, restricted to the task's\n"
-        "classes; inferred: nobody tells the task. Bytes a task: what must be kept to answer it;\n"
-        "examples kept: what a memory needs to go on learning.\n\n"
+        "classes; inferred: nobody tells the task. Bytes per task: what must be kept to answer\n"
+        "it; examples kept: what a memory needs to go on learning.\n\n"
         f"{picture}    {line}\n"
     )
     write_atomically(folder / "compare.md", text)

@@ -753,9 +753,10 @@ class Learner:
 
 def _refuse_consumed(state: Any) -> None:
     """Says what JAX would call a deleted buffer."""
-    step = getattr(state, "step", None)
-    known = isinstance(step, jax.Array) and not isinstance(step, jax.core.Tracer)
-    if known and step.is_deleted():
+    first = next(iter(jax.tree.leaves(getattr(state, "params", None))), None)
+    if isinstance(first, jax.core.Tracer):
+        return
+    if isinstance(first, jax.Array) and first.is_deleted():
         raise UserError(
             "state: an earlier call has consumed it; go on with the state that this call returned"
         )

@@ -87,7 +87,7 @@ def answers(
       per: what a guess is for, "example" or "batch".
 
     Returns:
-      Lines of text: picture (from 0), task (from 1), told or not, class, its name and its
+      Lines of text: image (from 0), task (from 1), told or not, class, its name and its
       probability among all classes.
     """
     told = task is not None

@@ -3,7 +3,7 @@
     python -m bpnjax.main --config=configs/cifar100.py --config.num_seeds=3 --config.method=bd_psp
 
 Paper, task 1 after all tasks: BD+PSP 0.85, BD+EWC 0.845, PSP 0.83, EWC 0, STL 0.86. Measured (3
-seeds, 200 test pictures a task): bd_psp 0.878, bd_ewc 0.848, psp 0.873, stl 0.870, gd_ewc 0.808,
+seeds, 200 test images per task): bd_psp 0.878, bd_ewc 0.848, psp 0.873, stl 0.870, gd_ewc 0.808,
 ewc 0.000.
 
 Chosen on a tenth of the training set held out (3 seeds). Task 1 / average of bd_ewc on it:
@@ -34,7 +34,7 @@ value taken marked *; where all values give the same told, by masked:
     random_bias.norm     2.4 .081/.652   10 .125/.583   *30 .172/.586
     plain_bias rate      1e-2 .803/.803   *0.1 .808/.808
 
-The replay methods keep 500 examples each: gem and agem 50 a task, er, der and derpp a reservoir.
+The replay methods keep 500 examples each: gem and agem 50 per task, er, der and derpp a reservoir.
 """
 
 from bpnjax.config import default

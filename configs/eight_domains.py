@@ -4,11 +4,11 @@
     python -m bpnjax.main --config=configs/eight_domains.py
     python -m bpnjax.paper --artefact=table2 --sequence=eight_domains
 
-The experiment of `configs/eight_tasks.py` on pictures of 32 x 32: digits, objects, traffic signs,
+The experiment of `configs/eight_tasks.py` on images of 32 x 32: digits, objects, traffic signs,
 letters, faces, flowers, objects again, signs of hands. The network has AlexNet's order of layers
 and starts from one that `bpnjax.pretrain` trained on Tiny ImageNet. Its convolutions are frozen,
 for all methods alike, and run once (`train.features_once`); fc6, fc7 and the heads learn. MNIST,
-CIFAR-10, GTSRB and FER2013 are cut to 4,000 training pictures, about what the others have.
+CIFAR-10, GTSRB and FER2013 are cut to 4,000 training images, about what the others have.
 
 All but MNIST and CIFAR-10 have to be prepared as TFDS sets under these names: TFDS has none.
 """

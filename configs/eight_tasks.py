@@ -12,14 +12,14 @@ Letters, SVHN; AlexNet; multi-head (task_masked is its accuracy). Biases and key
 and the output. H: the paper says 100 to 900; 500 lies between. Its optimizer, rates, batch and
 epsilon are not known; momentum, 1e-3 and batches of 128 are near to what others take for this
 sequence (SGD with momentum 0.9, 4e-4 to 1e-3, batches of 128 to 200), and none was searched.
-Epochs: the paper has up to 300 a set, others 100; the rate is a tenth from epoch 45 on and a
+Epochs: the paper has up to 300 per set, others 100; the rate is a tenth from epoch 45 on and a
 hundredth from epoch 54 on, as in the code of MAS. To train the large sets for less:
 --config.train.epochs_per_task='(100, 100, 100, 100, 100, 100, 100, 10)'.
 
-Averages of the paper over the eight sets. Its table is a picture; these are reconstructed from the
+Averages of the paper over the eight sets. Its table is an image; these are reconstructed from the
 relative gains in its text and the averages of the paper on MAS, which they agree with.
 
-Which pictures a set consists of is disputed for five of them; what we took is said in
+Which images a set consists of is disputed for five of them; what we took is said in
 bpnjax/data/sets/ and is, to train / to test (classes):
 
     oxford_flowers102   2,040 / 6,149 (102), train and validation of TFDS, as others train on
@@ -27,14 +27,14 @@ bpnjax/data/sets/ and is, to train / to test (classes):
     caltech_birds2011   5,994 / 5,794 (200)
     cars196             8,144 / 8,041 (196)
     fgvc_aircraft       6,667 / 3,333 (70 families; 100 variants as fgvc_aircraft/variant)
-    voc2012_actions     one action a picture, training / validation list (10)
-    chars74k_letters    6 of 7 / 1 of 7 of the natural pictures (62; fonts as .../fonts)
+    voc2012_actions     one action per image, training / validation list (10)
+    chars74k_letters    6 of 7 / 1 of 7 of the natural images (62; fonts as .../fonts)
     svhn_cropped       73,257 / 26,032 (10)
 
 Pictures are treated as others do: shorter side 256; to train a random part of 224 x 224, mirrored
 half the time (letters and digits too); to test, and for importance, the middle. They are decoded by
 --config.dataset.workers processes while the device trains; the middles (150 kB each, 25 GB of all)
-are decoded once and kept in the cache folder. --config.dataset.augment=none squeezes whole pictures
+are decoded once and kept in the cache folder. --config.dataset.augment=none squeezes whole images
 into 224 x 224 instead, decoded once. TFDS prepares the four sets that are its own, with TensorFlow;
 the others need none. Archives that a host refuses go into --config.dataset.manual_dir=DIR;
 --dry_run names those of the sets that are not prepared yet.

@@ -37,7 +37,7 @@ value taken marked *; where all values give the same told, by masked:
     plain_bias rate      1e-3 .198/.944   1e-2 .714/.969   *0.1 .991/.991
     ewc.strength         100 .198/.670   1e5 .196/.984   *2000 (the paper's)
 
-The replay methods keep 500 examples each: gem and agem 100 a task, er, der and derpp a reservoir.
+The replay methods keep 500 examples each: gem and agem 100 per task, er, der and derpp a reservoir.
 
 With a short step (0.05, 0.1) a seed now and then loses task 1 to task 2; with 0.02, one seed, task
 1 ended at 0.31.

@@ -3,8 +3,8 @@
     python -m bpnjax.pretrain --config=configs/tinyimagenet100.py
 
 The set is named `tinyimagenet100` and has to be prepared as a TFDS set: TFDS has none. 100 classes,
-220 pictures each to train and 20 to test, 32 x 32. One task, plain Adam, no augmentation: 0.19 of
-the test pictures are right, after eight minutes on one core. A first try (batches of 128, half of
+220 images each to train and 20 to test, 32 x 32. One task, plain Adam, no augmentation: 0.19 of
+the test images are right, after eight minutes on one core. A first try (batches of 128, half of
 the hidden units dropped) was at 0.16 after nine epochs.
 """
 

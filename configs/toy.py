@@ -2,9 +2,9 @@
 
     python -m bpnjax.main --config=configs/toy.py --config.method=bd_ewc
 
-The paper gives neither clusters nor network; ours are in `bpnjax/data/builtin_sets.py`. Measured, three
-seeds, task 1 after task 2 (task_told): sgd 0.739 ± 0.209, gd_ewc
-0.999, bd_ewc 0.999: GD+EWC, which the paper shows forgetting, does not forget here. Seconds.
+The paper gives neither clusters nor network; ours are in `bpnjax/data/builtin_sets.py`. Measured,
+three seeds, task 1 after task 2 (task_told): sgd 0.739 ± 0.209, gd_ewc 0.999, bd_ewc 0.999: GD+EWC,
+which the paper shows forgetting, does not forget here. Seconds.
 """
 
 from bpnjax.config import default

@@ -92,7 +92,7 @@ def _network(flat: dict[str, Any]) -> Iterator[str]:
 def _training(flat: dict[str, Any]) -> Iterator[str]:
     per_task = flat["train.epochs_per_task"]
     if any(not isinstance(epochs, int) or epochs < 1 for epochs in per_task):
-        yield f"train.epochs_per_task: {per_task} is not positive integers; give one a task"
+        yield f"train.epochs_per_task: {per_task} is not positive integers; give one per task"
     drops = flat["train.rate_drops"]
     if any(not isinstance(share, (int, float)) or not 0 < share < 1 for share in drops):
         yield (

@@ -137,7 +137,7 @@ def _train_splits(text: str, names: Sequence[str]) -> list[str]:
     if len(splits) != len(names) or not all(splits):
         raise UserError(
             f"dataset.train_split: {text!r} names {len(splits)} splits for {len(names)} set(s); "
-            "give one for all, or one a set, separated by commas"
+            "give one for all, or one per set, separated by commas"
         )
     return splits
 

@@ -128,7 +128,7 @@ def mean_and_sd(values: ArrayLike) -> dict[str, float | None]:
     .. math:: \mathrm{sd} = \sqrt{\frac{1}{n - 1} \sum_i (x_i - \bar x)^2}
 
     Args:
-      values: floats, one a seed.
+      values: floats, one per seed.
 
     Returns:
       ``{"mean": ..., "sd": ...}``; sd is None for one seed, both are if a value is NaN.

@@ -6,8 +6,8 @@ r"""EWC with Kronecker-factored Fishers: the anchor holds a layer in the directi
 
 with tasks counted from 0. A diagonal Fisher lets a task's gradient through wherever single weights
 do not matter; inputs of earlier tasks are directions across many weights. What is kept is a pair of
-matrices a layer, however many tasks there are, and nothing per task. Sums of products are taken for
-the product of sums, which is exact for one task.
+matrices per layer, however many tasks there are, and nothing per task. Sums of products are taken
+for the product of sums, which is exact for one task.
 
 The anchor acts by its proximal step after every ``every`` updates of the optimizer, counted over
 the task, and at the task's end for those that are left, for as many times the learning rate. So its

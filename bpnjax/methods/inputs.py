@@ -43,7 +43,7 @@ def checked_data(setup: Setup, data: Any) -> tuple[Any, Any]:
     """Examples and labels of a task, given as arrays or as an iterable of batches."""
     if not isinstance(data, Iterable) or hasattr(data, "shape"):
         raise UserError("data: give (x, y), or an iterable of batches (x, y)")
-    if isinstance(data, (tuple, list)) and all(hasattr(part, "shape") for part in data):
+    if isinstance(data, (tuple, list)) and data and all(hasattr(part, "shape") for part in data):
         data = [data]
     elif isinstance(data, tuple) and not any(isinstance(part, tuple) for part in data):
         data = [data]  # of lists of numbers

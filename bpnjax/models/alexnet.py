@@ -14,8 +14,8 @@ from bpnjax.models.convolution import conv
 
 CHANNELS = (64, 192, 384, 256, 256)
 HIDDEN = (4096, 4096)
-SMALLEST = 63  # pixels a side: below it nothing is left for the last pooling
-_GRID = 6  # cells a side that the features are averaged into
+SMALLEST = 63  # pixels per side: below it nothing is left for the last pooling
+_GRID = 6  # cells per side that the features are averaged into
 # Of each convolution: size of the kernel, stride, padding, and whether max pooling follows.
 _CONVS = ((11, 4, 2, True), (5, 1, 2, True), (3, 1, 1, False), (3, 1, 1, False), (3, 1, 1, True))
 
@@ -28,7 +28,7 @@ def adaptive_average_pool(x: jax.Array, cells: int) -> jax.Array:
 
     Args:
       x: ``[n, h, w, channels]``.
-      cells: c, a side; neighbouring cells overlap where it does not divide h or w.
+      cells: c, of each side; neighbouring cells overlap where it does not divide h or w.
 
     Returns:
       ``[n, cells, cells, channels]``, in the dtype of ``x``.

@@ -12,7 +12,7 @@ from bpnjax.models.convolution import conv
 
 CHANNELS = (32, 64, 96, 64, 64)
 HIDDEN = (512, 512)
-SMALLEST = 8  # pixels a side: three poolings leave one
+SMALLEST = 8  # pixels per side: three poolings leave one
 _POOLED = (0, 1, 4)  # the convolutions that max pooling follows
 
 

@@ -1,7 +1,7 @@
 r"""Projections of a gradient onto what earlier tasks allow: GEM's dual, solved exactly, and A-GEM.
 
 GEM asks for the gradient nearest to g that makes an angle of at most 90 degrees with each earlier
-task's gradient. Its dual is a small quadratic programme in one variable a task, solved here on the
+task's gradient. Its dual is a small quadratic programme in one variable per task, solved on the
 device by an active set: no host call, no double precision, and slots of tasks that are still to
 come are masked, so nothing recompiles.
 """

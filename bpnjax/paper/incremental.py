@@ -23,7 +23,7 @@ class Line(NamedTuple):
 
 
 def _gem(n: int, paper: float | None, paper_bytes: int | None = None) -> Line:
-    # The paper gives GEM a task oracle, one final linear layer a task (Sec. VI-D 3).
+    # The paper gives GEM a task oracle, one final linear layer per task (Sec. VI-D 3).
     fields = {"gem__memories": n, "gem__per": "class", "sequence__heads": "multi"}
     return Line(f"GEM({n})", "gem", fields, paper, paper_bytes, "task_masked")
 
@@ -154,7 +154,7 @@ def fig6a(runner: runs.Runner) -> Report:
       `Report`.
 
     Source: Wen et al. 2020 (arXiv 2009.13954), Fig. 6a. Variant: GEM(n) keeps n of each class,
-    which the paper's bytes fit, and answers with a head a task.
+    which the paper's bytes fit, and answers with a head per task.
     """
     return by_epoch(runner, "fig6a", "Fig. 6a: incremental MNIST", "mnist.py", MNIST, 5)
 

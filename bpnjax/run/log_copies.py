@@ -66,8 +66,8 @@ def rows(line: dict[str, Any], first_seed: int) -> list[dict[str, Any]]:
       first_seed: the seed of its first entries.
 
     Returns:
-      A row a seed where it tells of training, and a row a seed and tested task (from 1) where it
-      tells of a test.
+      A row per seed where it tells of training, and a row per seed and tested task (from 1) where
+      it tells of a test.
     """
     common = {name: value for name, value in line.items() if not isinstance(value, list)}
     if line["kind"] == "train":

@@ -1,4 +1,4 @@
-"""Pictures of a run, drawn from its result files and nothing else.
+"""Figures of a run, drawn from its result files and nothing else.
 
 python -m bpnjax.run.plots WORKDIR ...
 """
@@ -14,7 +14,7 @@ from bpnjax.run.writers import plain_nan
 
 
 def headless_pyplot() -> Any:
-    """matplotlib's pyplot for files; imported when the first picture is drawn.
+    """matplotlib's pyplot for files; imported when the first figure is drawn.
 
     Returns:
       The module ``matplotlib.pyplot``. Its backend is Agg from then on, in the whole process.
@@ -37,7 +37,7 @@ def accuracy_matrix(workdir: pathlib.Path, result: dict[str, Any]) -> pathlib.Pa
       result: the content of ``result.json``, null where not tested.
 
     Returns:
-      The picture's path.
+      The path of the figure.
     """
     pyplot = headless_pyplot()
     kinds = {k: np.asarray(plain_nan(m), float).mean(0) for k, m in result["accuracy"].items()}
@@ -83,7 +83,7 @@ def learning_curves(workdir: pathlib.Path, result: dict[str, Any]) -> pathlib.Pa
       result: the content of ``result.json``.
 
     Returns:
-      The picture's path.
+      The path of the figure.
     """
     pyplot = headless_pyplot()
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -125,7 +125,7 @@ def comparison(path: pathlib.Path, results: list[dict[str, Any]]) -> pathlib.Pat
     """Draws several methods side by side: accuracies and forgetting with sd, bytes, time.
 
     Args:
-      path: of the picture.
+      path: of the figure.
       results: the contents of their ``result.json``, at least one; title and seeds are the first's.
 
     Returns:
@@ -162,7 +162,7 @@ def comparison(path: pathlib.Path, results: list[dict[str, Any]]) -> pathlib.Pat
     axes[2].set_xticks([0, 1e3, 1e5])
     for axis, label in zip(
         axes,
-        ("average accuracy after all tasks", "forgetting (told)", "bytes a task", "training, s"),
+        ("average accuracy after all tasks", "forgetting (told)", "bytes per task", "training, s"),
         strict=True,
     ):
         axis.set_xlabel(label)
@@ -177,14 +177,14 @@ def comparison(path: pathlib.Path, results: list[dict[str, Any]]) -> pathlib.Pat
 
 
 def draw(workdir: pathlib.Path, result: dict[str, Any]) -> list[pathlib.Path]:
-    """Draws every picture of a run; see `accuracy_matrix` and `learning_curves`.
+    """Draws every figure of a run; see `accuracy_matrix` and `learning_curves`.
 
     Args:
       workdir: the run's folder.
       result: the content of its ``result.json``.
 
     Returns:
-      The pictures' paths.
+      The paths of the figures.
     """
     return [accuracy_matrix(workdir, result), learning_curves(workdir, result)]
 
@@ -192,5 +192,5 @@ def draw(workdir: pathlib.Path, result: dict[str, Any]) -> list[pathlib.Path]:
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
         folder = pathlib.Path(argument)
-        for picture in draw(folder, json.loads((folder / "result.json").read_text())):
-            print(picture)
+        for drawn in draw(folder, json.loads((folder / "result.json").read_text())):
+            print(drawn)

@@ -98,7 +98,7 @@ class Predictor:
         return self.outputs.shape[0]
 
     def permuted(self, images: Any, task: Any) -> np.ndarray:
-        """Pictures as a sequence of permuted pixels shows them in a task.
+        """Images as a sequence of permuted pixels shows them in a task.
 
         The order of the pixels belongs to the data, not to the modes: an image that comes as its
         task shows it needs no permutation, and `infer` is not told of any.

@@ -309,7 +309,7 @@ class _Run:
         self, task: int, epoch: int, start: int, stop: int, chunks: Iterator[Data]
     ) -> None:
         before, started = self.record["train_seconds"], time.perf_counter()
-        data = next(chunks)  # waits where pictures take longer to read than to train on
+        data = next(chunks)  # waits where images take longer to read than to train on
         self.record["train_seconds"] += time.perf_counter() - started
         self.state, sums = self.timed(
             "train_seconds", self.programs.run_steps, task, epoch, start, stop, data=data

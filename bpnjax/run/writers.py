@@ -43,7 +43,7 @@ def plain(value: Any) -> Any:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: a line an interval; taken up again where a checkpoint left it.
+    """`metrics.jsonl`: a line per interval; taken up again where a checkpoint left it.
 
     ``length`` is that of the file at the checkpoint, in bytes; what comes after it is cut off.
 
@@ -204,7 +204,7 @@ class Progress:
           epoch: number of the epoch in the task, from 1.
           epochs: how many there are.
           loss: mean training loss of an example.
-          rate: examples a second.
+          rate: examples per second.
         """
         if self._bar is not None:
             self._bar.set_description(f"task {task}/{tasks} epoch {epoch}/{epochs}")

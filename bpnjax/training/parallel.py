@@ -76,7 +76,7 @@ def choose_layout(config: ConfigDict) -> Layout:
         )
     if hosts > 1 and axis == "seeds":
         raise UserError(
-            "parallel.axis: 'seeds' works on one host; start one run a host instead, each with a "
+            "parallel.axis: 'seeds' works on one host; start one run per host instead, each with a "
             "--config.seed of its own, or use batch"
         )
     if hosts > 1 and number < have:

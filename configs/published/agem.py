@@ -15,7 +15,7 @@ notebook; GEM 0.8958 there). Ours, 3 seeds: 0.904 +- 0.004 (0.899, 0.907, 0.905)
 seed on one core that was shared.
 
 Two other protocols go by the same name. The authors' script was later given a limit of 1,000
-examples a task by default, for their paper on tiny memories (1902.10486); with
+examples per task by default, for their paper on tiny memories (1902.10486); with
 --config.sequence.examples_per_task=1000 --config.num_seeds=3 ours has 0.705 +- 0.011 (39 s). And
 ContinualAI/continual-learning-baselines lists 0.81 as the paper's figure and as its own result,
 with 60,000 examples and 250 memories a task; the authors' notebook does not support that figure.

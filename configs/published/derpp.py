@@ -3,7 +3,7 @@
     python -m bpnjax.main --config=configs/published/derpp.py --config.num_seeds=3
 
 Original (aimagelab/mammoth): 784-100-100-10, Xavier uniform initialisation, all tasks permuted,
-pixels / 255, SGD at 0.2, one epoch of 60,000 examples a task in batches of 128, 128 examples from
+pixels / 255, SGD at 0.2, one epoch of 60,000 examples per task in batches of 128, 128 examples from
 the memory for each of the two terms, alpha 1, beta 0.5. All of it is kept.
 
 Published average over the tasks after the last: 0.882 (Table 2 of the paper, P-MNIST, buffer 500;

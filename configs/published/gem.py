@@ -3,7 +3,7 @@
     python -m bpnjax.main --config=configs/published/gem.py --config.num_seeds=3
 
 Original (the authors' code and run_experiments.sh): 784-100-100-10, Xavier initialisation, all
-tasks permuted, pixels / 255, SGD at 0.1, one pass over 1,000 examples a task in batches of 10,
+tasks permuted, pixels / 255, SGD at 0.1, one pass over 1,000 examples per task in batches of 10,
 256 memories a task, margin 0.5. All of it is kept.
 
 Published average over the tasks after the last: 0.83 (given to two digits by the reproductions of

@@ -5,7 +5,7 @@
 and with --config.seed=1 and 2; --config.method=sgd is the network without keys.
 
 Original (briancheung/superposition, PermutingMNISTBinaryHash256): 3 hidden layers of 256, 1,000
-steps a task in batches of 128, RMSprop at 1e-4 whose state goes on from task to task, Xavier
+steps per task in batches of 128, RMSprop at 1e-4 whose state goes on from task to task, Xavier
 normal initialisation, the first task not permuted, pixels with zero mean and unit deviation.
 Kept, with 2 epochs (938 steps) a task. Ours is the binary variant with fixed keys and with each
 layer's bias; the released code trains the keys and never adds the bias. Our RMSprop averages with

@@ -96,9 +96,7 @@ def test_a_run_that_was_cut_goes_on_with_its_statistics(normed, tmp_path, monkey
     again = normed(tmp_path / "cut", method="bd_ewc")
     for kind, matrix in whole["accuracy"].items():
         np.testing.assert_array_equal(again["accuracy"][kind], matrix)
-    one, other = (
-        (tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")
-    )
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert one == other
 
 
@@ -106,9 +104,7 @@ def test_statistics_per_task_tell_the_task(normed, tmp_path):
     # ewc has no modes, but with statistics per task whoever answers must know or guess the task.
     result = normed(tmp_path, method="ewc", model__batch_statistics="task")
     assert result["inference"] is not None
-    told, inferred = (
-        result["accuracy"][kind][0, -1] for kind in ("task_told", "task_inferred")
-    )
+    told, inferred = (result["accuracy"][kind][0, -1] for kind in ("task_told", "task_inferred"))
     assert not np.array_equal(told, inferred)
 
 

@@ -21,10 +21,11 @@ BIASES = {f"{layer}/bias" for layer in LAYERS}
 KEYS = {f"{layer}/key/seed" for layer in LAYERS}
 GATES = {"output/key/seed"}  # of the inputs of all layers but the first
 NETWORK = {f"{layer}/{leaf}" for layer in LAYERS for leaf in ("kernel", "bias")}
+MERGED = {f"merged/{name}" for name in NETWORK}
 OWN = {
     **dict.fromkeys(("bd", "gd", "gd_matched", "plain_bias", "random_bias"), BIASES),
     "psp": KEYS, "xdg": GATES, "stl": NETWORK,
-    **dict.fromkeys(("imm_mean", "imm_mode"), {f"merged/{name}" for name in NETWORK}),
+    "imm_mean": MERGED, "imm_mode": MERGED,
 }  # fmt: skip
 
 

@@ -7,8 +7,11 @@ import socket
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
-from command import XLA_FLAGS
+from command import ROOT, XLA_FLAGS
+from safetensors.numpy import load_file
 
 from bpnjax.config import default
 from bpnjax.training import parallel
@@ -16,25 +19,34 @@ from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
+# Measured: on a CPU JAX 0.10 compiles a step to the same code alone, in a loop over seeds and on
+# several devices; JAX 0.12 does not.
+SAME_CODE = jax.__version_info__ < (0, 11)
 CHANGES = [
-    "--config=configs/digits.py",
+    f"--config={ROOT / 'configs' / 'digits.py'}",
     "--config.sequence.num_tasks=2",
     "--config.model.hidden=(16,)",
     "--config.train.epochs=2",
     "--config.train.batch_size=30",  # does not divide by four
     "--config.bd.hidden_dim=8",
     "--config.gem.memories=20",
+    "--config.replay.memory_size=50",
+    "--config.replay.batch_size=16",
     "--config.evaluate.batch_size=25",  # several batches, not a multiple of four
     "--config.evaluate.rule=statistics",
     "--config.evaluate.statistics=8",
 ]
 
 
-def start(workdir, *more, devices=4):
+def environment(devices):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+
+
+def start(workdir, *more, devices=4):
     return subprocess.Popen(
         [sys.executable, "-m", "bpnjax.main", *CHANGES, *more, f"--workdir={workdir}"],
-        env=os.environ | {"XLA_FLAGS": flags},
+        env=environment(devices),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -42,8 +54,6 @@ def start(workdir, *more, devices=4):
 
 
 def result_of(workdir):
-    from safetensors.numpy import load_file
-
     models = [load_file(path) for path in sorted(workdir.glob("model*.safetensors"))]
     return json.loads((workdir / "result.json").read_text()), models
 
@@ -69,21 +79,57 @@ def run_on_two_hosts(workdir, *more, timeout=300):
     return [(process.returncode, *texts) for process, texts in zip(both, said, strict=True)]
 
 
+RUNS = """
+import json, sys
+from safetensors.numpy import save_file
+from bpnjax import main
+from bpnjax.run import export
+from bpnjax.utils import arrays
+
+save_models = export.save_models
+
+def with_state(workdir, experiment, state, *more):
+    save_models(workdir, experiment, state, *more)
+    save_file(arrays.flatten(state.learner), workdir / "state.safetensors")
+
+export.save_models = with_state
+for flags in json.loads(sys.argv[1]):
+    assert main.run(flags) == 0
+"""
+
+
 @pytest.mark.parametrize(
-    "method, backend",
+    "method",
     [
-        ("bd_ewc", "pmap"),
-        pytest.param("gem", "shard_map", marks=pytest.mark.slow),
-        *(
-            pytest.param(*both, marks=pytest.mark.slow)
-            for both in (("bd_psp", "shard_map"), ("si", "pmap"))
-        ),
+        "bd_ewc", "er",
+        *(pytest.param(m, marks=pytest.mark.slow)
+          for m in ("bd_psp", "si", "gem", "agem", "derpp", "lwf")),
     ],
-)
-def test_four_devices_equal_one(tmp_path, method, backend):
-    flags = [f"--config.method={method}", f"--config.parallel.backend={backend}"]
-    one = run(tmp_path / "one", *flags, "--config.devices=1")
-    assert_equal(one, run(tmp_path / "four", *flags, "--config.devices=4"))
+)  # fmt: skip
+def test_four_devices_equal_one(tmp_path, method):
+    """By pmap and by shard_map, in all that training keeps: memories, importance, optimizer too."""
+    flags = [*CHANGES, f"--config.method={method}"]
+    layouts = {"one": ["1"], "pmap": ["4", "pmap"], "shard_map": ["4", "shard_map"]}
+    runs = [
+        [*flags, f"--workdir={tmp_path / name}", f"--config.devices={devices}",
+         *(f"--config.parallel.backend={b}" for b in backend)]
+        for name, (devices, *backend) in layouts.items()
+    ]  # fmt: skip
+    script = [sys.executable, "-c", RUNS, json.dumps(runs)]
+    done = subprocess.run(script, env=environment(devices=4), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, state = result_of(tmp_path / "one"), load_file(tmp_path / "one" / "state.safetensors")
+    for name in ("pmap", "shard_map"):
+        assert_equal(one, result_of(tmp_path / name))
+        found = load_file(tmp_path / name / "state.safetensors")
+        assert found.keys() == state.keys()
+        for part, array in state.items():
+            if np.issubdtype(array.dtype, np.integer):
+                np.testing.assert_array_equal(found[part], array, err_msg=f"{name} {part}")
+            else:
+                np.testing.assert_allclose(
+                    found[part], array, rtol=1e-5, atol=1e-5, err_msg=f"{name} {part}"
+                )
 
 
 def assert_equal(ours, theirs):
@@ -137,7 +183,10 @@ def test_host_that_fails_does_not_leave_the_other_waiting(tmp_path):
 
 @pytest.mark.parametrize("backend", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
 def test_seeds_over_devices_equal_seeds_on_one(tmp_path, backend, monkeypatch):
-    """Two seeds on each of two devices, and all on one: bit for bit, compiled as users do."""
+    """Two seeds on each of two devices, and all on one, compiled as users do.
+
+    Bit for bit where XLA makes the same machine code of both programs, else up to rounding.
+    """
     monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
     monkeypatch.setenv("XLA_FLAGS", XLA_FLAGS)
     flags = ["--config.method=bd_ewc", "--config.parallel.axis=seeds", "--config.num_seeds=4"]
@@ -148,7 +197,10 @@ def test_seeds_over_devices_equal_seeds_on_one(tmp_path, backend, monkeypatch):
     assert one["accuracy"] == two["accuracy"]
     for a, b in zip(ones, twos, strict=True):
         for name, array in a.items():
-            assert array.tobytes() == b[name].tobytes(), name
+            if SAME_CODE:
+                assert array.tobytes() == b[name].tobytes(), name
+            else:
+                np.testing.assert_allclose(b[name], array, rtol=0, atol=1e-6, err_msg=name)
 
 
 def layout(**changes):
