@@ -24,9 +24,10 @@ def accelerator():
             one = one or seconds
             # Adam reads parameter, gradient and two moments and writes three and the gradient;
             # EWC reads anchor and importance.
-            core = sum(leaf.nbytes for leaf in jax.tree.leaves(timed.state.core))
-            learned = sum(leaf.nbytes for leaf in jax.tree.leaves(timed.state.learned))
-            memory = (10 * core + 8 * learned) / bandwidth
+            learner = timed.state.learner
+            shared = sum(leaf.nbytes for leaf in jax.tree.leaves(learner.params))
+            factors = sum(leaf.nbytes for leaf in jax.tree.leaves(learner.task_params))
+            memory = (10 * shared + 8 * factors) / bandwidth
             launches = _kernels(timed) * launch
             rows.append([network, number, f"{seconds * 1e6:.0f}", f"{seconds / one:.2f}",
                          f"{memory * 1e6:.0f}", f"{launches * 1e6:.0f}"])  # fmt: skip
@@ -58,11 +59,11 @@ def _seconds(function, x) -> float:
 def _kernels(timed) -> int:
     """Kernels of one step: fusions and library calls in the loop's body, as compiled."""
     n = jnp.int32(0)
-    step = jax.vmap(partial(epochs.run_steps, timed.problem), (0, 0, *[None] * 5))
-    keys, state = timed.keys, timed.state
+    step = jax.vmap(partial(epochs.run_steps, timed.experiment), (0, *[None] * 5))
+    state = timed.state
     if timed.config.num_seeds == 1:
-        keys, state = jax.tree.map(lambda leaf: leaf[None], (keys, state))
-    run = jax.jit(step).lower(keys, state, timed.data, n, n, n, n)
+        state = jax.tree.map(lambda leaf: leaf[None], state)
+    run = jax.jit(step).lower(state, timed.data, n, n, n, n)
     bodies = re.split(r"\n(?=%|ENTRY)", run.compile().as_text())
     counts = [len(re.findall(r" (?:fusion|custom-call|dot|sort)\(", body)) for body in bodies]
     return max(counts)

@@ -10,10 +10,10 @@ STRATEGIES = {"sgd": "Naive", "ewc": "EWC", "si": "SynapticIntelligence"}
 
 
 def make_burst(shape, hidden, outputs, method: str, batch: int, steps: int):
-    """An epoch of the second of two experiences with Adam, on random pictures kept in memory.
+    """An epoch of the second of two experiences with Adam, on random images kept in memory.
 
     Args:
-      shape: of a picture.
+      shape: of an image.
       hidden: widths.
       outputs: of the network.
       method: sgd, ewc or si.

@@ -69,16 +69,16 @@ def _beside(title, name, make_burst, methods):
 
 def passes():
     """(c) Importance over n examples against one forward and backward pass over them."""
-    network, batch, batches = "784-5x300-10", 512, 20
-    timed = Timed(network, "ewc")
-    model, params = timed.problem.model, timed.state.core
+    batch, batches = 512, 20
+    timed = Timed("784-5x300-10", "ewc")
+    network, params = timed.experiment.learner.network, timed.state.learner.params
     key = jax.random.key(0)
     x = jax.random.normal(key, (batch * batches, *timed.data.train.images.shape[1:]))
     y = jax.random.randint(key, (batch * batches,), 0, 10)
 
     def gradient(params, x, y):
         def loss(params):
-            log_p = jax.nn.log_softmax(model.apply({"params": params}, x))
+            log_p = jax.nn.log_softmax(network.apply(params, {}, x)[0])
             return -jnp.take_along_axis(log_p, y[:, None], 1).sum()
 
         return jax.grad(loss)(params)
@@ -98,9 +98,9 @@ def passes():
 
     found = {
         "forward and backward": burst(gradient),
-        "Fisher, empirical": burst(partial(_fisher, model, "empirical")),
-        "Fisher, true": burst(partial(_fisher, model, "true")),
-        "MAS": burst(lambda p, x, y: importance.sensitivity_sum(model, p, {}, x)),
+        "Fisher, empirical": burst(partial(_fisher, network, "empirical")),
+        "Fisher, true": burst(partial(_fisher, network, "true")),
+        "MAS": burst(lambda p, x, y: importance.sensitivity_sum(network, p, {}, x)),
     }
     best = best_of({name: run for name, (run, _) in found.items()})
     first = best["forward and backward"]
@@ -114,8 +114,8 @@ def passes():
     return title, ["pass", "examples/s", "of forward and backward", "memory beside, MB"], rows
 
 
-def _fisher(model, kind, params, x, y):
-    return importance.fisher_sum(model, params, {}, x, y, kind=kind)
+def _fisher(network, kind, params, x, y):
+    return importance.fisher_sum(network, params, {}, x, y, kind=kind)
 
 
 def tasks():
@@ -123,7 +123,7 @@ def tasks():
     rows = []
     for method in ("bd_ewc", "bd_psp", "si", "mas"):
         ahead, behind = (Timed("784-4x128-10", method, num_tasks=200) for _ in range(2))
-        count = epochs.steps_per_epoch(ahead.problem, ahead.sequence, 0)
+        count = epochs.steps_per_epoch(ahead.experiment, ahead.sequence, 0)
 
         def seconds(timed, task, count=count):
             started = time.perf_counter()
@@ -186,12 +186,11 @@ def sizes():
         found = []
         for number in (2, 200):
             timed = Timed("784-4x128-10", method, num_tasks=number, steps=1)
-            state = jax.eval_shape(partial(epochs.init_state, timed.problem), jax.random.key(0))
-            found.append(byte_counts.report(timed.problem, state, 784)["training_bytes"])
+            found.append(byte_counts.report(timed.experiment)["training_bytes"])
         n = jnp.int32(0)
-        arguments = (timed.keys, timed.state, timed.data, n)
-        step = jax.jit(partial(epochs.run_steps, timed.problem), donate_argnums=1)
-        end = jax.jit(partial(epochs.end_task, timed.problem), donate_argnums=1)
+        arguments = (timed.state, timed.data, n)
+        step = jax.jit(partial(epochs.run_steps, timed.experiment), donate_argnums=0)
+        end = jax.jit(partial(epochs.end_task, timed.experiment), donate_argnums=0)
         for lowered in (step.lower(*arguments, n, n, n), end.lower(*arguments)):
             found.append(lowered.compile().memory_analysis().temp_size_in_bytes)
         rows.append([method, *(f"{b / 1e6:.2f}" for b in found)])

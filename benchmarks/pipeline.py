@@ -1,4 +1,4 @@
-"""Pictures decoded and cropped for training, beside the steps of AlexNet that use them."""
+"""Images decoded and cropped for training, beside the steps of AlexNet that use them."""
 
 import io
 import os
@@ -14,12 +14,12 @@ from bpnjax import config as configuration
 from bpnjax.data import crops
 from bpnjax.data.sequence import Split, TaskSequence
 from bpnjax.run import train
-from bpnjax.run.setup import make_problem
 from bpnjax.training import parallel
+from bpnjax.training.experiment import make_experiment
 from bpnjax.training.task_data import put_on_device
 
 LOOK = crops.Look(256, (224, 224, 3))
-PICTURE = (300, 400)  # of those that are decoded
+IMAGE = (300, 400)  # of those that are decoded
 BATCH, STORED, BATCHES, FIRST = 128, 256, 12, 4
 CLASSES = 100
 
@@ -46,7 +46,7 @@ def pipeline():
         for workers, read in rates.items()
     ]  # fmt: skip
     header = ["read by", "examples/s", *(f"of {m}'s {r:,.0f}" for m, r in trained.items())]
-    title = f"Random crops of {PICTURE[0]} x {PICTURE[1]} JPEGs, {cores} cores; AlexNet's steps"
+    title = f"Random crops of {IMAGE[0]} x {IMAGE[1]} JPEGs, {cores} cores; AlexNet's steps"
     return title, header, rows
 
 
@@ -63,7 +63,7 @@ def read_rate(files, workers: int) -> float:
 
 
 def make_source(folder: str):
-    """A prepared set of pictures about as easy to decode as photographs are."""
+    """A prepared set of images about as easy to decode as photographs are."""
     import tensorflow_datasets as tfds
 
     features = tfds.features.FeaturesDict(
@@ -76,7 +76,7 @@ def make_source(folder: str):
         for i in range(STORED):
             coarse = Image.fromarray(rng.integers(0, 256, (38, 50, 3), np.uint8))
             file = io.BytesIO()
-            coarse.resize(PICTURE[::-1], Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+            coarse.resize(IMAGE[::-1], Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
             file.seek(0)
             yield i, {"image": file, "label": i % CLASSES}
 
@@ -95,7 +95,7 @@ def make_source(folder: str):
 
 
 def make_burst(method: str, steps: int):
-    """Seconds of a step of AlexNet, pictures on the device."""
+    """Seconds of a step of AlexNet, images on the device."""
     config = configuration.default()
     config.method, config.devices = method, "1"
     config.model.name = "alexnet"
@@ -114,10 +114,10 @@ def make_burst(method: str, steps: int):
         shift=np.full(3, -2.0, np.float32),
         columns=np.arange(CLASSES, dtype=np.int32)[None], permuted=False,
     )  # fmt: skip
-    problem = make_problem(config, sequence)
-    made = train.compile_programs(problem, parallel.Clock(), 1, parallel.choose_layout(config))
-    key, data = train.seed_keys(config), put_on_device(sequence)
-    state = made.begin_task(key, made.init(key), jnp.int32(0))
+    experiment = make_experiment(config, sequence)
+    made = train.compile_programs(experiment, parallel.Clock(), 1, parallel.choose_layout(config))
+    data = put_on_device(sequence)
+    state = made.begin_task(made.init(train.seed_keys(config)), jnp.int32(0))
 
     def burst():
         nonlocal state
@@ -125,7 +125,7 @@ def make_burst(method: str, steps: int):
         for epoch in range(-(-steps // 8)):
             last = min(8, steps - 8 * epoch)
             numbers = [jnp.int32(n) for n in (0, epoch, 0, last)]
-            state, sums = made.run_steps(key, state, data, *numbers)
+            state, sums = made.run_steps(state, data, *numbers)
         jax.block_until_ready((state, sums))
         return (time.perf_counter() - started) / steps
 

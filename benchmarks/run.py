@@ -1,6 +1,6 @@
 """Speed, as ratios within one run.
 
-python benchmarks/run.py [--parts=steps,torch] [--output=DIR]
+python benchmarks/run.py [--parts=steps,torch] [--output=DIR] [--quick]
 """
 
 import argparse
@@ -10,6 +10,7 @@ import sys
 
 from machine import FLOPS, describe, make_matrix_product
 from parts import PARTS
+from problems import be_quick
 
 from bpnjax.run.writers import markdown_table
 
@@ -19,7 +20,10 @@ def main() -> int:
     usual = ",".join(name for name in PARTS if name != "accelerator")
     parser.add_argument("--parts", default=usual, help=f"of {', '.join(PARTS)}")
     parser.add_argument("--output", default="", help="a folder for results.json and results.md")
+    parser.add_argument("--quick", action="store_true", help="only show that everything runs")
     options = parser.parse_args()
+    if options.quick:
+        be_quick()
     names = options.parts.split(",")
     unknown = [name for name in names if name not in PARTS]
     if unknown:

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def startup():
-    """(f) Import, runs with empty and full caches of programs and of decoded pictures."""
+    """(f) Import, runs with empty and full caches of programs and of decoded images."""
     rows = []
 
     def timed(what, arguments, environment, workdir=None):
@@ -34,7 +34,7 @@ def startup():
         timed("python -c 'import bpnjax'", ["-c", "import bpnjax"], environment)
         runs = [("configs/digits.py", ("caches empty", "caches full"))]
         if os.environ.get("TFDS_DATA_DIR"):
-            runs.append(("configs/mnist.py", ("pictures not decoded", "caches full")))
+            runs.append(("configs/mnist.py", ("images not decoded", "caches full")))
         for config, states in runs:
             for state in states:
                 workdir = home / f"{pathlib.Path(config).stem}-{state}"

@@ -10,7 +10,7 @@ def make_burst(shape, hidden, outputs, method: str, batch: int, steps: int):
     """Adam steps on random data kept in memory, everything included.
 
     Args:
-      shape: of a picture.
+      shape: of an image.
       hidden: widths.
       outputs: of the network.
       method: sgd, ewc or bd_ewc (H 100, epsilon 0.02).

@@ -196,7 +196,8 @@ class Learner:
         Args:
           state: of a task in training; consumed.
           batch: ``(x, y)``, or ``(x, y, weight)`` with weight f32 ``[n]``, 0 for padding. A fourth
-            item, int32 ``[n]``, gives each example's task, for joint training with heads.
+            item, int32 ``[n]``, gives each example's task, for joint training with heads. The
+            statistics of BatchNorm are those of all examples given, padding too.
 
         Returns:
           The state after, and ``{"loss": mean, "accuracy": share, "examples": sum of weights}``,
@@ -347,12 +348,12 @@ class Learner:
             (total, right, jnp.sum(batch.weight), grads), axis
         )
         variables = collectives.mean(variables, axis)
-        grads, task_grads = jax.tree.map(lambda g: g / count, grads)
+        grads, task_grads = jax.tree.map(lambda g: (g / count).astype(g.dtype), grads)
+        changed = self.method.gradient(grads, state.params, state.method, whole, ctx)
+        # Of bf16 parameters too, so that the optimizer's state keeps its dtypes.
+        changed = jax.tree.map(lambda new, g: new.astype(g.dtype), changed, grads)
         updates, optimizer = self.optimizer.update(
-            self.method.gradient(grads, state.params, state.method, whole, ctx),
-            state.optimizer,
-            state.params,
-            rate=clock.rate,
+            changed, state.optimizer, state.params, rate=clock.rate
         )
         params = optax.apply_updates(state.params, updates)
         task_params, task_optimizer = state.task_params, state.task_optimizer
@@ -512,8 +513,8 @@ class Learner:
           A tree like the state of bools. The others serve training only.
         """
         abstract = jax.eval_shape(self.first, jax.random.key(0)) if state is None else state
+        self.setup.stored_example("learner.answering")
         example = self.network.example
-        assert example is not None, "the command's networks know their input"
         task = jax.ShapeDtypeStruct((), jnp.int32)
         return arrays.used(
             lambda s, x, t: self.answer(s, x, t, between_tasks=True), abstract, example, task
@@ -798,7 +799,7 @@ def learner(
         optimizer by default, at the method's own learning rate if it has one.
       reset_optimizer: whether a new task starts with a fresh state of the optimizer.
       axis: name of a mapped device axis, for ``jax.pmap(learner.step, axis_name=axis)`` where each
-        device gets a share of the batch.
+        device gets a share of the batch, and for ``end_task`` likewise.
 
     Returns:
       `Learner`.

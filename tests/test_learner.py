@@ -219,6 +219,28 @@ def test_a_state_is_consumed(call):
     learner.apply(kept, X, 1)  # an answer consumes nothing
 
 
+class Half(nn.Module):
+    """All its arrays are bf16, those of the network's head f32."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(6, param_dtype=jnp.bfloat16, dtype=jnp.bfloat16)(x))
+        return nn.Dense(4)(x)
+
+
+@pytest.mark.parametrize("method", ["bd_ewc", "er", "imm_mode"])
+def test_a_state_keeps_its_dtypes(tmp_path, method):
+    learner = make(method, networks.from_linen(Half(), X[:1]), optax.adam(0.01))
+    start = learner.init(jax.random.key(0))
+    assert start.params["Dense_0"]["kernel"].dtype == jnp.bfloat16
+    state, metrics = train(learner, copied(start))
+    for before, after in zip(*map(jax.tree.leaves, (start, state)), strict=True):
+        assert (before.shape, before.dtype) == (after.shape, after.dtype)
+    assert np.isfinite(metrics["loss"]) and learner.apply(state, X, 0).dtype == jnp.float32
+    learner.save(state, tmp_path / "state.safetensors")
+    same(learner.load(tmp_path / "state.safetensors"), state)
+
+
 # BatchNorm and dropout.
 
 IMAGES = [DRAWS.normal(size=(8, 4, 4, 2)).astype(np.float32) * (1 + t) + t for t in range(2)]

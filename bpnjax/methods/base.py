@@ -71,7 +71,7 @@ class Setup:
         """Shape and dtype of one example, ``[...]``; `UserError` where they are not known."""
         if self.network.example is None:
             raise UserError(
-                f"x: {who} keeps examples and must know their shape; pass a batch to the function "
+                f"x: {who} must know the shape of an example; pass a batch to the function "
                 "that made the network, as networks.from_function(..., x=x[:1])"
             )
         return jax.ShapeDtypeStruct(self.network.example.shape[1:], self.network.example.dtype)

@@ -149,7 +149,7 @@ def _merging(by_mode: bool, l2: float, drop: float, columns: str, form: str) -> 
         room = jax.tree.map(lambda p: jnp.zeros((setup.num_tasks, *p.shape), p.dtype), params)
         return ImmState(
             thetas=room,
-            fishers=room if by_mode else None,
+            fishers=jax.tree.map(lambda p: p.astype(jnp.float32), room) if by_mode else None,
             done=jnp.zeros(setup.num_tasks),
             merged=params,
             strength=jnp.float32(l2),

@@ -415,7 +415,8 @@ def from_linen(module: nn.Module, x: Any, *, train: str | None = "", **kwargs: A
 
     def init(key: jax.Array) -> tuple[Any, dict[str, Any]]:
         collections = dict(module.init(key, jnp.zeros(shape.shape, shape.dtype), **evaluation))
-        return collections.pop("params", {}), collections
+        params = collections.pop("params", {})
+        return params, {name: tree for name, tree in collections.items() if not _sown(tree)}
 
     def apply(
         params: Any,
@@ -508,6 +509,12 @@ def _without_statistics(error: Exception) -> ValueError:
         "variables, network.bind(variables) or apply(..., variables=...) "
         f"({_said(error)})"
     )
+
+
+def _sown(collection: Any) -> bool:
+    """Whether a module sows into a collection: what it has would grow with each call."""
+    nodes = jax.tree.leaves(collection, is_leaf=lambda node: isinstance(node, tuple))
+    return any(isinstance(node, tuple) for node in nodes)
 
 
 def _said(error: Exception) -> str:

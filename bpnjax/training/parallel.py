@@ -2,6 +2,11 @@
 
 The programs themselves are per seed and per device; they receive the name of the device axis and
 sum what must be summed.
+
+How seeds and devices are laid out changes no result but by rounding. Seeds that a device runs in
+turn, or that are dealt out to several devices, are equal bit for bit to each seed alone where XLA
+compiles the same code for both (measured: JAX 0.10 on a CPU), else to about 1e-6 in a short run.
+Batches that are shared are summed in another order, and so are seeds at once (vmap).
 """
 
 import time
@@ -218,7 +223,11 @@ def _at_once(function: Callable[..., Any], over_seeds: tuple[int, ...]) -> Calla
 
 
 def _in_turn(function: Callable[..., Any], over_seeds: tuple[int, ...]) -> Callable[..., Any]:
-    """A seed after the other, by the program of a single seed: bit for bit what it gives alone."""
+    """One seed after another, each by the program of a single seed.
+
+    The result of a seed is the one it has alone: bit for bit where XLA makes the same machine code
+    of the program alone and within this loop, as in JAX 0.10 on a CPU, otherwise up to rounding.
+    """
 
     def mapped(*args: Any) -> Any:
         def one(of_seed: tuple[Any, ...]) -> Any:

@@ -299,5 +299,5 @@ def test_a_learner_grows_and_answers_earlier_tasks_as_before():
     state, _ = grown.step(state, (x, y))
     state = grown.end_task(state, (x, y))
     assert np.isfinite(grown.apply(state, x, 3)).all()
-    with pytest.raises(UserError, match="num_tasks: 1 is below the 2 there are"):
-        learner.grow(state, 1)
+    with pytest.raises(UserError, match="num_tasks: 3 is below the 4 there are"):
+        grown.grow(state, 3)

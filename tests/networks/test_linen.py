@@ -472,6 +472,24 @@ def test_batch_norm_keeps_new_averages_or_is_frozen():
         network.apply(params, {}, x, train=True)
 
 
+class Sown(nn.Module):
+    """It notes something in each call, beside BatchNorm."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        self.sow("losses", "size", x.mean())
+        self.sow("intermediates", "x", x)
+        return nn.Dense(3)(nn.BatchNorm(use_running_average=not train)(x))
+
+
+def test_what_a_module_sows_is_no_state():
+    network = networks.from_linen(Sown(), ROWS)
+    params, variables = network.init(jax.random.key(0))
+    assert set(variables) == {"batch_stats"}
+    _, changed = network.apply(params, {}, ROWS, variables=variables, train=True)
+    assert jax.tree.structure(changed) == jax.tree.structure(variables)
+
+
 class NormToldInItsCall(nn.Module):
     @nn.compact
     def __call__(self, x, train):
