@@ -44,9 +44,7 @@ class ResNet(nn.Module):
             return nn.BatchNorm(use_running_average=not train, momentum=0.9)(y)
 
         def layer(width, strides=1, size=3):
-            return nn.Conv(
-                width, (size, size), strides, use_bias=False, conv_general_dilated=conv
-            )
+            return nn.Conv(width, (size, size), strides, use_bias=False, conv_general_dilated=conv)
 
         x = nn.relu(norm(layer(self.widths[0], 2)(x)))
         for i, width in enumerate(self.widths):

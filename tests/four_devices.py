@@ -1,4 +1,6 @@
-"""A learner over four devices against one; run by a test, in a process that has four."""
+"""A learner over four devices against one, in a process that has four: methods by name."""
+
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,8 @@ METHODS = {
     "agem": methods.agem(memories=6, batch_size=4),
     "bd_ewc": methods.bd_ewc(hidden_dim=4, strength=10.0),
     "er": methods.er(memory_size=9, batch_size=4),
+    "gem": methods.gem(memories=6),
+    "si": methods.si(strength=1.0),
 }
 
 
@@ -25,7 +29,8 @@ def main():
     weight = np.ones(DEVICES * EACH, np.float32)
     weight[[-1, -2, -3, 4]] = 0  # the last device has padding only
     network = networks.from_linen(MLP((6,), 4), x[0, :1])
-    for name, method in METHODS.items():
+    for name in sys.argv[1:]:
+        method = METHODS[name]
         one = bpnjax.learner(network, method, optax.adam(0.01), num_tasks=2)
         four = bpnjax.learner(network, method, optax.adam(0.01), num_tasks=2, axis="devices")
         step = jax.pmap(four.step, axis_name="devices")

@@ -52,6 +52,7 @@ def digits_config(method, **changes):
     config.bd.learning_rate = 3e-3
     config.ewc.strength = 5.0
     config.mas.strength = 0.01
+    config.slnid.anchor_strength = 0.01
     config.random_bias.norm = 1.0
     config.ebll.code = 8
     config.ebll.epochs = 2

@@ -32,9 +32,9 @@ def test_own_loop(tmp_path):
         for name, row in rows.items():
             assert np.allclose(row[3], told[name].mean(), atol=1e-3)
             assert (row[:5] >= 0).all() and (row[:5] <= 1).all()
-        # Fine-tuning answers with the classes of the last task; the modes of BD keep the first.
-        assert told["sgd"][0] < 0.2 < 0.5 < told["bd_psp"][0]
-        assert told["sgd"][2] > 0.5
+        # Fine-tuning forgets; the modes of BD keep the earlier tasks.
+        assert told["sgd"].mean() + 0.2 < told["bd_psp"].mean()
+        assert told["sgd"][0] < told["bd_psp"][0]
         kept, trained = (np.array([row[i] for row in rows.values()]) for i in (5, 6))
         assert (kept <= trained).all()
         assert kept[0] == kept[3] == kept[4] < kept[1] == kept[2]  # a bias per unit and task

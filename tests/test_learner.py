@@ -1,5 +1,6 @@
 """The learner in a user's own loop: any network, loss, batch, file, and number of seeds."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from bpnjax.utils.errors import UserError
 pytestmark = pytest.mark.usefixtures("compile_once")
 
 DRAWS = np.random.default_rng(0)
-CLASSES = [[0, 1], [2, 3], [1, 2]]
+CLASSES = ((0, 1), (2, 3), (1, 2))
 SETTINGS = {
     "agem": {"memories": 6, "batch_size": 4},
     "bd_ewc": {"hidden_dim": 4, "strength": 10.0},
@@ -49,17 +50,30 @@ X, Y = TASKS[0]
 IDS = np.array([1, 0, 0, 1, 1, 0, 1, 0])
 
 
-def mlp(x=X, outputs=4):
-    return networks.from_linen(MLP((6,), outputs), x[:1])
+@functools.cache
+def linen(module):
+    return networks.from_linen(module, X[:1])
+
+
+def mlp(outputs=4):
+    return linen(MLP((6,), outputs))
 
 
 def make(method="bd_ewc", network=None, optimizer=None, num_tasks=2, settings=None, **options):
     """A learner of a method of the registry, or of a method."""
+    if network is None and optimizer is None and settings is None and isinstance(method, str):
+        return usual(method, num_tasks, tuple(sorted(options.items(), key=str)))
     if isinstance(method, str):
         method = methods.REGISTRY[method](**(settings or SETTINGS.get(method, {})))
     network = mlp() if network is None else network
     optimizer = optax.sgd(0.1, momentum=0.9) if optimizer is None else optimizer
     return bpnjax.learner(network, method, optimizer, num_tasks, **options)
+
+
+@functools.cache
+def usual(method, num_tasks, options):
+    """The same learner for all tests that change nothing, which compiles once."""
+    return make(method, mlp(), num_tasks=num_tasks, **dict(options))
 
 
 def begun(learner, task=0, seed=0):
@@ -96,10 +110,16 @@ def same(ours, expected, **tolerance):
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 # Batches.
 
 
-@pytest.mark.parametrize("method", ["agem", "bd_ewc", "derpp", "ebll", "er", "lwf", "si"])
+@pytest.mark.parametrize(
+    "method", ["agem", "bd_ewc", slow("derpp"), "ebll", "er", slow("lwf"), "si"]
+)
 def test_padding_counts_nothing(method):
     """Three real examples of eight, the others far away, are the batch of these three."""
     learner = make(method, classes=CLASSES[:2])
@@ -230,7 +250,7 @@ class Half(nn.Module):
 
 @pytest.mark.parametrize("method", ["bd_ewc", "er", "imm_mode"])
 def test_a_state_keeps_its_dtypes(tmp_path, method):
-    learner = make(method, networks.from_linen(Half(), X[:1]), optax.adam(0.01))
+    learner = make(method, linen(Half()), optax.adam(0.01))
     start = learner.init(jax.random.key(0))
     assert start.params["Dense_0"]["kernel"].dtype == jnp.bfloat16
     state, metrics = train(learner, copied(start))
@@ -354,7 +374,7 @@ class Normed(nn.Module):
 
 @pytest.mark.parametrize("policy", ["task", "shared", "frozen"])
 def test_networks_per_task_have_their_statistics_too(policy):
-    network = networks.from_linen(Normed(), X[:1])
+    network = linen(Normed())
     learner = make("stl", network, batch_statistics=policy)
     state, seen = learner.init(jax.random.key(0)), []
     for task in range(2):
@@ -382,7 +402,7 @@ class Dropped(nn.Module):
 
 
 def test_dropout_is_drawn_anew_in_each_step_and_never_in_answers():
-    network = networks.from_linen(Dropped(), X[:1])
+    network = linen(Dropped())
     learner = make("sgd", network, optax.sgd(0.0))
 
     def losses(learner, seed=0):
@@ -399,12 +419,12 @@ def test_dropout_is_drawn_anew_in_each_step_and_never_in_answers():
     answer = learner.apply(state, X, 0)
     np.testing.assert_array_equal(answer, learner.apply(state, X, 0))
     np.testing.assert_allclose(answer, network.apply(state.params, {}, X)[0], **CLOSE)
-    never = make("sgd", networks.from_linen(Dropped(0.0), X[:1]), optax.sgd(0.0))
+    never = make("sgd", linen(Dropped(0.0)), optax.sgd(0.0))
     assert len(set(losses(never)[0])) == 1
 
 
 def test_replayed_examples_see_dropout_too():
-    learner = make("er", networks.from_linen(Dropped(), X[:1]), optax.sgd(1.0))
+    learner = make("er", linen(Dropped()), optax.sgd(1.0))
     state = learner.step(begun(learner), (X, Y))[0]
     one, other = copied(state), copied(state)
     # The batch counts next to nothing, so that what is left is the draw from the memory.
@@ -462,8 +482,14 @@ def mean_loss(kind, outputs, labels):
     return per_token(outputs, labels).mean(-1)
 
 
-@pytest.mark.parametrize("kind", OTHER_LOSSES)
-@pytest.mark.parametrize("method", ["ewc", "si", "mas", "er", "bd_ewc"])
+@pytest.mark.parametrize(
+    "kind, method",
+    [
+        ("own loss per token", "ewc"),
+        *((kind, method) for kind in ("squared error", "cross-entropy per token")
+          for method in ("ewc", "si", "mas", "er", "bd_ewc")),
+    ],
+)  # fmt: skip
 def test_other_losses_and_labels(kind, method):
     network, data, options = OTHER_LOSSES[kind]
     learner = make(method, network, optax.sgd(0.05), **options)
@@ -581,9 +607,7 @@ def test_joint_training_takes_the_task_of_each_example():
 # One task id per example.
 
 
-@pytest.mark.parametrize(
-    "method", ["bd_ewc", "bd_psp", "xdg_ewc", "stl", "imm_mean", "random_bias"]
-)
+@pytest.mark.parametrize("method", ["bd_ewc", slow("bd_psp"), "xdg_ewc", "stl", "imm_mean"])
 def test_an_id_per_example_is_one_task_at_a_time(method):
     learner = make(method)
     state, _ = train(learner, learner.init(jax.random.key(0)), (0,))
@@ -620,7 +644,7 @@ def test_a_task_to_come_is_nan_only_where_it_is_traced():
 # Seeds and devices.
 
 
-@pytest.mark.parametrize("method", ["bd_ewc", "er", "gem", "stl"])
+@pytest.mark.parametrize("method", ["bd_ewc", "er", slow("gem"), slow("stl")])
 def test_seeds_under_vmap_are_single_seeds(method):
     learner = make(method)
     keys = jax.random.split(jax.random.key(0), 2)
@@ -643,11 +667,12 @@ def test_seeds_under_vmap_are_single_seeds(method):
         learner.apply(states, X, 0)
 
 
-def test_four_devices_are_one():
+@pytest.mark.parametrize("chosen", [("bd_ewc", "er"), slow(("agem", "gem", "si"))])
+def test_four_devices_are_one(chosen):
     """In a process of its own, since the number of devices is fixed at the start."""
     flags = f"{XLA_FLAGS} --xla_force_host_platform_device_count=4"
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "four_devices.py")],
+        [sys.executable, str(ROOT / "tests" / "four_devices.py"), *chosen],
         env=os.environ | {"XLA_FLAGS": flags},
         capture_output=True,
         text=True,
@@ -658,9 +683,11 @@ def test_four_devices_are_one():
 # Later tasks.
 
 
-@pytest.mark.parametrize("method", ["bd_psp", "er", "gem", "imm_mean", "lwf", "stl"])
+@pytest.mark.parametrize(
+    "method", ["bd_psp", slow("er"), "gem", slow("imm_mean"), slow("lwf"), "stl"]
+)
 def test_growing_keeps_earlier_answers_and_makes_room(method):
-    learner = make(method, networks.from_linen(Normed(), X[:1]), classes=CLASSES[:2])
+    learner = make(method, linen(Normed()), classes=CLASSES[:2])
     state, _ = train(learner, learner.init(jax.random.key(0)))
     more, grown = learner.grow(state, 3, CLASSES)
     assert (more.num_tasks, learner.num_tasks) == (3, 2)
@@ -669,13 +696,12 @@ def test_growing_keeps_earlier_answers_and_makes_room(method):
             more.apply(grown, X, task), learner.apply(state, X, task), **CLOSE
         )
     # The next task is trained as it would have been with room from the start.
-    wide = make(method, networks.from_linen(Normed(), X[:1]), num_tasks=3, classes=CLASSES)
-    expected, _ = train(wide, wide.init(jax.random.key(0)), (0, 1, 2))
+    expected, _ = train(more, more.init(jax.random.key(0)), (0, 1, 2))
     grown, _ = train(more, grown, (2,))
     same(grown.params, expected.params, **CLOSE)
     for task in range(3):
         np.testing.assert_allclose(
-            more.apply(grown, X, task), wide.apply(expected, X, task), **CLOSE
+            more.apply(grown, X, task), more.apply(expected, X, task), **CLOSE
         )
 
 
@@ -697,16 +723,18 @@ def test_growing_that_is_impossible_is_refused():
 # Files.
 
 
-@pytest.mark.parametrize("method", ["bd_psp", "derpp", "si"])
-@pytest.mark.parametrize("where", ["between", "within"])
+@pytest.mark.parametrize(
+    "method, where",
+    [("bd_psp", "between"), ("derpp", "within"), slow("bd_psp", "within"), slow("si", "within")],
+)
 def test_a_state_is_saved_and_loaded_bit_for_bit(tmp_path, method, where):
-    learner = make(method, networks.from_linen(Dropped(), X[:1]), optax.adam(0.01))
+    learner = make(method, linen(Dropped()), optax.adam(0.01))
     state, _ = train(learner, learner.init(jax.random.key(0)), (0,))
     if where == "within":
         state, _ = learner.step(learner.begin_task(state, 1), TASKS[1])
     learner.save(state, tmp_path / "state.safetensors")
     # In a new process nothing but the learner, made as it was, is there.
-    again = make(method, networks.from_linen(Dropped(), X[:1]), optax.adam(0.01))
+    again = make(method, linen(Dropped()), optax.adam(0.01))
     loaded = again.load(tmp_path / "state.safetensors")
     same(loaded, state)
     np.testing.assert_array_equal(again.apply(loaded, X, IDS), learner.apply(state, X, IDS))
@@ -725,7 +753,7 @@ def test_files_of_others_are_refused(tmp_path):
     wrong = [
         (make("gd_ewc", settings={"hidden_dim": 4}), "another method"),  # the same arrays
         (make("ewc"), "another method"),
-        (make("bd_ewc", networks.from_linen(Twin(), X[:1])), "another network"),  # the same arrays
+        (make("bd_ewc", linen(Twin())), "another network"),  # the same arrays
         (make("bd_ewc", mlp(outputs=5)), r"is float32\[.*4.*\], not float32\[.*5.*\]"),
         (make("bd_ewc", num_tasks=3), r"is float32\[2, .*\], not float32\[3, "),
         (make("bd_ewc", optimizer=optax.sgd(0.1)), "is too much"),
@@ -866,7 +894,7 @@ class Pair(nn.Module):
 
 def test_networks_of_several_outputs_are_refused():
     with pytest.raises(UserError, match="network: Pair returns tuple; it must return one array of"):
-        make("sgd", networks.from_linen(Pair(), X[:1]))
+        make("sgd", linen(Pair()))
 
 
 def test_calls_that_cannot_be_made():

@@ -51,6 +51,15 @@ gd_matched_ewc = compose("gd_matched_ewc", gd_matched, ewc, paper="control")
 bias_ewc = compose("bias_ewc", plain_bias, ewc, paper="control")
 random_bias_ewc = compose("random_bias_ewc", random_bias, ewc, paper="control")
 
+# In the order in which help and tables list them, whatever imported what first.
+_ORDER = (
+    sgd, stl, joint, ewc, ewc_online, ewc_kfac, si, mas, slnid, imm_mean, imm_mode, lwf, ebll, gem,
+    agem, er, der, derpp, psp, xdg, bd_ewc, bd_psp, bd_psp_ewc, bd_ewc_kfac, bd_psp_ewc_kfac,
+    gd_ewc, xdg_ewc, ewc_masked, gd_matched_ewc, bias_ewc, random_bias_ewc, bd, gd, gd_matched,
+    plain_bias, random_bias,
+)  # fmt: skip
+for _factory in _ORDER:
+    REGISTRY[_factory.name] = REGISTRY.pop(_factory.name)
 _BUILT_IN.update(REGISTRY)
 
 __all__ = [

@@ -162,7 +162,7 @@ def cropped(example, task, epoch, place):
 def test_memories_keep_what_was_trained_on_or_the_middles(
     config, mixed, method, tmp_path, monkeypatch
 ):
-    """ER keeps what its steps saw, here all of it; GEM chooses among the middles at a task's end."""
+    """ER keeps what its steps saw, here all of it; GEM chooses among the middles at the task end."""
     config.method, config.replay.memory_size, config.gem.memories = method, 40, 4
     run, _ = fed(config)
     states = []

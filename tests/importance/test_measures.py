@@ -20,12 +20,14 @@ def reference(model, params, mode, x, labels, kind, key=None):
     def log_p(params, x_i, y):
         return jax.nn.log_softmax(modulated_apply(model, params, mode, x_i[None])[0])[y]
 
+    answer = jax.jit(lambda x_i: modulated_apply(model, params, mode, x_i[None])[0])
+    gradient = jax.jit(jax.grad(log_p))
     total = jax.tree.map(jnp.zeros_like, params)
     for x_i, y_i in zip(x, labels, strict=True):
-        p = jax.nn.softmax(modulated_apply(model, params, mode, x_i[None])[0])
+        p = jax.nn.softmax(answer(x_i))
         shares = p if kind == "true" else jax.nn.one_hot(y_i, p.shape[0])
         for y, share in enumerate(shares):
-            g = jax.grad(log_p)(params, x_i, y)
+            g = gradient(params, x_i, y)
             total = jax.tree.map(lambda t, g, s=share: t + s * g**2 / len(x), total, g)
     return total
 
@@ -80,7 +82,8 @@ def test_sensitivity_equals_the_definition(name):
     def squared_norm(params, x_i):
         return jnp.sum(model.apply({"params": params}, x_i[None]) ** 2)
 
-    each = [jax.grad(squared_norm)(params, x_i) for x_i in x]
+    gradient = jax.jit(jax.grad(squared_norm))
+    each = [gradient(params, x_i) for x_i in x]
     expected = jax.tree.map(lambda *g: sum(abs(v) for v in g) / len(x), *each)
     got = importance.sensitivity(network, params, {}, x, batch_size=3, chunk=2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), got, expected)

@@ -141,7 +141,9 @@ def test_what_a_function_does_not_show_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match="and their number is not known"):
         learner(methods.bd_psp(), narrow)
     unseen = plain(params, x=None)
-    with pytest.raises(ValueError, match=r"er must know the shape of an ex.*networks\.from_function\(\.\.\., x="):
+    with pytest.raises(
+        ValueError, match=r"er must know the shape of an ex.*networks\.from_function\(\.\.\., x="
+    ):
         learner(methods.er(), unseen)
     with pytest.raises(ValueError, match="the number of outputs is not known"):
         learner(methods.lwf(), unseen, classes=[[0], [1, 2]])

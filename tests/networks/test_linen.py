@@ -1,5 +1,7 @@
 """Networks of any author in modes: against the same change made to their parameters."""
 
+import functools
+
 import flax.linen as nn
 import flax_networks
 import jax
@@ -32,6 +34,7 @@ MODELS = {
 }
 
 
+@functools.cache
 def started(name):
     model, x, kwargs = MODELS[name]
     variables = jax.jit(lambda key: model.init(key, x, **kwargs))(jax.random.key(2))

@@ -168,7 +168,11 @@ def test_cut_after_a_drop_it_goes_on_the_same(uncut, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "field, value, words",
     [
-        ("train.epochs_per_task", (2, 0, 1), "(2, 0, 1) is not positive integers; give one per task"),
+        (
+            "train.epochs_per_task",
+            (2, 0, 1),
+            "(2, 0, 1) is not positive integers; give one per task",
+        ),
         ("train.epochs_per_task", (2, 1), "(2, 1) has 2 numbers for 3 tasks; give one per task"),
         ("train.rate_drops", (0.5, 1.0), "(0.5, 1.0) is not shares of a task's epochs; give"),
         ("train.rate_drop_factor", 0.0, "0.0 is not above 0; give a larger number"),
