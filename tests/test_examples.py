@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("compile_once")
 def test_own_loop(tmp_path):
     """One loop, three networks, five methods; on digits, which need no download."""
     done = subprocess.run(
-        [sys.executable, ROOT / "examples" / "own_loop.py", "64"],
+        [sys.executable, ROOT / "examples" / "own_loop.py", "200"],
         cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

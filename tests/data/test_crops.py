@@ -162,7 +162,7 @@ def cropped(example, task, epoch, place):
 def test_memories_keep_what_was_trained_on_or_the_middles(
     config, mixed, method, tmp_path, monkeypatch
 ):
-    """ER keeps what its steps saw, here all of it; GEM chooses among the middles at the task end."""
+    """ER keeps all that its steps saw; GEM chooses among the middles at the end of a task."""
     config.method, config.replay.memory_size, config.gem.memories = method, 40, 4
     run, _ = fed(config)
     states = []

@@ -1,5 +1,7 @@
 """Fisher information against enumeration, finite differences and vmap of grad."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -67,7 +69,8 @@ def test_equals_the_definition(name, kind):
     mode = {"out" if name == "mixed" else "output": {"bias": jnp.array([0.3, -0.2, 0.1])}}
     if name == "mlp":
         mode["hidden_0"] = {"key": jnp.array([1.0, -1, -1, 1, 1]), "bias": jnp.full(8, 0.3)}
-    got = importance.fisher(network, params, mode, x, labels, kind=kind, batch_size=3, chunk=2)
+    measure = functools.partial(importance.fisher, network, kind=kind, batch_size=3, chunk=2)
+    got = jax.jit(measure)(params, mode, x, labels)
     expected = reference(model, params, mode, x, labels, kind)
     assert jax.tree.structure(got) == jax.tree.structure(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-7), got, expected)
@@ -85,7 +88,8 @@ def test_sensitivity_equals_the_definition(name):
     gradient = jax.jit(jax.grad(squared_norm))
     each = [gradient(params, x_i) for x_i in x]
     expected = jax.tree.map(lambda *g: sum(abs(v) for v in g) / len(x), *each)
-    got = importance.sensitivity(network, params, {}, x, batch_size=3, chunk=2)
+    measure = functools.partial(importance.sensitivity, network, batch_size=3, chunk=2)
+    got = jax.jit(measure)(params, {}, x)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), got, expected)
 
 
@@ -220,7 +224,7 @@ def test_fisher_of_another_loss_squares_its_gradients(name):
     def one(params, x_i, target):
         return squared_error(model.apply({"params": params}, x_i[None]), target[None])[0]
 
-    each = jax.vmap(jax.grad(one), (None, 0, 0))(params, x, targets)
+    each = jax.jit(jax.vmap(jax.grad(one), (None, 0, 0)))(params, x, targets)
     expected = jax.tree.map(lambda g: jnp.square(g).mean(0), each)
     got = importance.fisher(
         network, params, {}, x, targets, loss=squared_error, batch_size=3, chunk=2
@@ -251,7 +255,7 @@ def test_labels_per_token():
     def one(params, x_i, y_i):
         return loss(Tokens().apply({"params": params}, x_i[None]), y_i[None])[0]
 
-    each = jax.vmap(jax.grad(one), (None, 0, 0))(params, x, labels)
+    each = jax.jit(jax.vmap(jax.grad(one), (None, 0, 0)))(params, x, labels)
     close(
         importance.fisher(network, params, {}, x, labels, loss=loss, batch_size=2, chunk=2),
         jax.tree.map(lambda g: jnp.square(g).mean(0), each),
@@ -289,7 +293,7 @@ def test_neurons_equal_the_definition(of):
         return jnp.sum(z**2) if of == "output_norm" else -jax.nn.log_softmax(z)[y_i]
 
     zeros = {path: jnp.zeros(layer.outputs) for path, layer in network.layers.items()}
-    each = jax.vmap(jax.grad(of_example), (None, 0, 0))(zeros, x, labels)
+    each = jax.jit(jax.vmap(jax.grad(of_example), (None, 0, 0)))(zeros, x, labels)
     found = importance.neurons(network, params, mode, x, labels, of=of)
     close(found, jax.tree.map(lambda g: jnp.abs(g).mean(0), each))
 

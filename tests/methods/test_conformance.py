@@ -146,12 +146,12 @@ def batches_of(jitted, key, task, epoch):
 
 # Permuted inputs reach all methods by the same way: some of each kind stand for them.
 PERMUTED = [pytest.param(m, "permuted") for m in ("bd_psp", "ewc", "gem", "joint")]
+# Others have the same hooks with other settings.
+ALIKE = ("derpp", "ewc_masked", "ewc_online", "imm_mean", "random_bias_ewc")
+IN_TURN = [pytest.param(*p.values, "class_split", marks=p.marks) for p in whole_registry(*ALIKE)]
 
 
-@pytest.mark.parametrize(
-    "method, kind",
-    [pytest.param(*p.values, "class_split", marks=p.marks) for p in whole_registry()] + PERMUTED,
-)
+@pytest.mark.parametrize("method, kind", IN_TURN + PERMUTED)
 def test_the_command_does_what_a_users_own_loop_does(method, kind):
     """The same batches give the same parameters, and a step is compiled once for all tasks."""
     fields = dict(train__batch_size=64, train__epochs=2, sequence__kind=kind,

@@ -10,6 +10,8 @@ from scipy.optimize import nnls
 
 from bpnjax.optim import projection
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 
 @pytest.mark.parametrize("correlation", [0.0, 0.9, 0.999])
 @pytest.mark.parametrize("tasks", [1, 3, 19])
@@ -55,25 +57,26 @@ def test_gem_meets_its_optimality_conditions(margin):
 
 def test_gem_in_the_plane_by_hand():
     g, memory = jnp.array([1.0, -1.0]), jnp.array([[0.0, 2.0], [9.0, 9.0]])
-    only_first = jnp.array([True, False])
-    plain = projection.gem(g, memory, only_first, margin=0.0, damping=0.0)
+    only_first, project = jnp.array([True, False]), jax.jit(projection.gem)
+    plain = project(g, memory, only_first, margin=0.0, damping=0.0)
     np.testing.assert_allclose(plain, [1.0, 0.0], atol=1e-6)
     # v >= 2 holds the second component at -1 + 2 * 2.
-    pushed = projection.gem(g, memory, only_first, margin=2.0, damping=0.0)
+    pushed = project(g, memory, only_first, margin=2.0, damping=0.0)
     np.testing.assert_allclose(pushed, [1.0, 3.0], atol=1e-6)
-    free = projection.gem(-g, memory, only_first, margin=0.5)
+    free = project(-g, memory, only_first, margin=0.5)
     np.testing.assert_array_equal(free, -g)  # no conflict: untouched, margin or not
 
 
 def test_gem_without_earlier_tasks_and_under_vmap():
     g = jax.random.normal(jax.random.key(0), (3, 8))
     memories = jax.random.normal(jax.random.key(1), (3, 4, 8))
-    none = projection.gem(g[0], memories[0], jnp.zeros(4, bool))
+    project = jax.jit(projection.gem)
+    none = project(g[0], memories[0], jnp.zeros(4, bool))
     np.testing.assert_array_equal(none, g[0])
     valid = jnp.array([[True] * 4, [True, False, True, False], [False] * 4])
-    together = jax.vmap(projection.gem)(g, memories, valid)
+    together = jax.jit(jax.vmap(projection.gem))(g, memories, valid)
     for i in range(3):
-        alone = projection.gem(g[i], memories[i], valid[i])
+        alone = project(g[i], memories[i], valid[i])
         np.testing.assert_allclose(together[i], alone, rtol=1e-4, atol=1e-5)
 
 

@@ -103,9 +103,9 @@ def test_vmap_equals_one_at_a_time(make):
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), PARAMS, ANCHOR)
     grads = jax.tree.map(lambda *leaves: jnp.stack(leaves), GRADS, PARAMS)
     states = jax.vmap(tx.init)(stack)
-    got, _ = jax.vmap(updater(tx))(grads, states, stack)
+    got, _ = jax.jit(jax.vmap(updater(tx)))(grads, states, stack)
     for i, (g, p) in enumerate([(GRADS, PARAMS), (PARAMS, ANCHOR)]):
-        expected, _ = updater(tx)(g, tx.init(p), p)
+        expected, _ = jax.jit(updater(tx))(g, tx.init(p), p)
         same(jax.tree.map(lambda leaf, i=i: leaf[i], got), expected)
 
 
