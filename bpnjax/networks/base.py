@@ -16,11 +16,55 @@ import numpy as np
 
 from bpnjax.networks.layers import Layer, Layers
 
-__all__ = ["Network", "align", "from_function", "one_example"]
+__all__ = ["Biases", "Network", "align", "from_function", "one_example"]
 
 Params = Any
 Variables = dict[str, Any]
 Mode = dict[str, dict[str, Any]]
+
+
+class Biases:
+    r"""The biases of one forward pass, added behind the BatchNorm that follows a layer directly.
+
+    .. math:: y = \mathrm{norm}(W x + b) + bias
+
+    BatchNorm subtracts the mean of each channel, hence any bias before it: the network would answer
+    as without one, and the gradient that the bias gets would be the rounding error.
+    """
+
+    def __init__(self) -> None:
+        self._added: dict[int, tuple[jax.Array, jax.Array, jax.Array]] = {}
+
+    def add(self, y: jax.Array, bias: jax.Array) -> jax.Array:
+        """The output of a layer with its bias.
+
+        Args:
+          y: the output without.
+          bias: as `align` gives it.
+
+        Returns:
+          Their sum.
+        """
+        biased = y + bias
+        # Kept alive, so that no other array can take over its identity in this pass.
+        self._added[id(biased)] = (biased, y, bias)
+        return biased
+
+    def behind(self, norm: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+        """The output of a BatchNorm, with the bias of the layer whose output it normalises.
+
+        Args:
+          norm: the call of the BatchNorm.
+          x: its input.
+
+        Returns:
+          ``norm(y) + bias`` where ``x`` is what `add` returned for ``y``; else ``norm(x)``.
+        """
+        if id(x) not in self._added:
+            return norm(x)
+        _, y, bias = self._added[id(x)]
+        out = norm(y)
+        return out + bias.astype(out.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

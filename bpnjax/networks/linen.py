@@ -23,7 +23,7 @@ from flax.errors import (
     ScopeVariableNotFoundError,
 )
 
-from bpnjax.networks.base import Network, abstract, align, batch_axis, one_example
+from bpnjax.networks.base import Biases, Network, abstract, align, batch_axis, one_example
 from bpnjax.networks.layers import KERNELS, Layer, Layers, Other
 
 __all__ = ["KINDS", "find_layers", "from_linen", "modulated_apply"]
@@ -200,6 +200,7 @@ def _run(
     collections = _variables(params)
     unused = set(mode)
     outside, batch = current_trace(), batch_axis(args[0])
+    biases = Biases()
 
     def intercept(
         next_call: Callable[..., Any],
@@ -210,12 +211,18 @@ def _run(
         if context.module.scope is None:  # unbound: without parameters, as some identities are
             return next_call(*call_args, **call_kwargs)
         classes["/".join(context.module.path)] = type(context.module).__name__
-        if (
-            freeze_statistics
-            and isinstance(context.module, nn.BatchNorm)
-            and context.method_name == "__call__"
-        ):
-            return _on_running_statistics(context.module, next_call, call_args, call_kwargs)
+        if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
+            call_kwargs = dict(call_kwargs)
+            x, *rest = call_args or (call_kwargs.pop("x"),)
+
+            def norm(x: jax.Array) -> Any:
+                if freeze_statistics:
+                    return _on_running_statistics(
+                        context.module, next_call, (x, *rest), call_kwargs
+                    )
+                return next_call(x, *rest, **call_kwargs)
+
+            return biases.behind(norm, x)
         if context.method_name != "__call__" or not (call_args or "inputs" in call_kwargs):
             return next_call(*call_args, **call_kwargs)
         x, *rest = call_args or (call_kwargs["inputs"],)
@@ -236,11 +243,12 @@ def _run(
         if replaced is not None and path in replaced:
             x = replaced[path].reshape(x.shape).astype(x.dtype)
         y = next_call(x, *rest, **call_kwargs)
-        if "bias" in layer_mode:
-            axes = tuple(range(y.ndim - call.features, y.ndim))
-            y = y + align(path, "bias", layer_mode["bias"], y, axes, 0 in call.contracted)
         if probes is not None and path in probes:
             y = y + probes[path].astype(y.dtype)
+        if "bias" in layer_mode:
+            axes = tuple(range(y.ndim - call.features, y.ndim))
+            bias = align(path, "bias", layer_mode["bias"], y, axes, 0 in call.contracted)
+            y = biases.add(y, bias)
         if record is not None:
             kernel = context.module.get_variable("params", "kernel")
             own = kernel is own_kernel(collections["params"], path)
@@ -285,11 +293,13 @@ def modulated_apply(
 
     .. math:: y = W (x \odot key) + b + bias
 
-    and for every other layer the ordinary forward pass. The empty mode ``{}`` is the plain
-    network. A layer that is called several times gets its vectors at each call, and so does one
-    within `flax.linen.scan`, whose iterations share the vectors as they share the path. For
-    DenseGeneral, as in the attention of `flax.linen`, the key lies on all axes that its kernel
-    contracts and the bias on all axes of its features, both as one flat vector.
+    and for every other layer the ordinary forward pass. The empty mode ``{}`` is the plain network.
+    The bias of a layer that a BatchNorm follows directly is added behind the norm, which would
+    subtract it (`bpnjax.networks.base.Biases`). A layer that is called several times gets its
+    vectors at each call, and so does one within `flax.linen.scan`, whose iterations share the
+    vectors as they share the path. For DenseGeneral, as in the attention of `flax.linen`, the key
+    lies on all axes that its kernel contracts and the bias on all axes of its features, both as one
+    flat vector.
 
     Args:
       model: any Linen module; its layers are found by path at trace time.

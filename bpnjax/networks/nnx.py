@@ -23,7 +23,7 @@ from flax import nnx, traverse_util
 from flax.core.tracers import current_trace
 from flax.nnx.statelib import FlatState
 
-from bpnjax.networks.base import Network, abstract, align, batch_axis, one_example
+from bpnjax.networks.base import Biases, Network, abstract, align, batch_axis, one_example
 from bpnjax.networks.layers import KERNELS, Layer, Layers, Other
 
 __all__ = ["KINDS", "TRAIN_FLAGS", "from_nnx"]
@@ -77,9 +77,10 @@ def from_nnx(
     embeddings, nnx.scan, nnx.vmap, nnx.remat and nnx.jit. A layer at several attributes has the
     path of the first, in alphabetical order, and is called several times.
 
-    A subclass of a layer takes the mode where its call reaches ``super().__call__``. For a layer
-    that contracts several axes the key lies on all of them, in their order in the input, and the
-    bias on all feature axes, both as one flat vector.
+    The bias of a layer that a BatchNorm follows directly is added behind the norm, which would
+    subtract it. A subclass of a layer takes the mode where its call reaches ``super().__call__``.
+    For a layer that contracts several axes the key lies on all of them, in their order in the
+    input, and the bias on all feature axes, both as one flat vector.
 
     Args:
       module: a module, whose parameters ``init`` then returns whatever its key; or a function
@@ -328,6 +329,7 @@ class _Pass:
     reached: set[str] = dataclasses.field(default_factory=set)
     batch: tuple[int, ...] = ()
     outside: Any = dataclasses.field(default_factory=current_trace)
+    biases: Biases = dataclasses.field(default_factory=Biases)
 
     def layer(
         self,
@@ -352,8 +354,6 @@ class _Pass:
             x = jnp.reshape(self.replaced[path], x.shape).astype(x.dtype)
         y = call(x, *args, **kwargs)
         last = tuple(range(y.ndim - features, y.ndim))
-        if "bias" in vectors:
-            y = y + align(path, "bias", vectors["bias"], y, last, contracts_batch=0 in contracted)
         if path in self.probes:
             y = y + self.probes[path].astype(y.dtype)
         inside = current_trace() != self.outside
@@ -373,6 +373,9 @@ class _Pass:
             tuple(y.shape),
             plain and (before is None or before.plain),
         )
+        if "bias" in vectors:
+            bias = align(path, "bias", vectors["bias"], y, last, contracts_batch=0 in contracted)
+            y = self.biases.add(y, bias)
         return y
 
 
@@ -410,8 +413,9 @@ def _normalises(base: type) -> Callable[..., Any]:
         site = vars(self).get(_SITE)
         if site is None:
             return base.__call__(self, x, use_running_average, **kwargs)
+        behind = site.run.biases.behind
         if site.run.frozen:
-            return base.__call__(self, x, True, **kwargs)
+            return behind(lambda x: base.__call__(self, x, True, **kwargs), x)
         running = self.use_running_average if use_running_average is None else use_running_average
         if not site.run.train and not running:
             raise ValueError(
@@ -420,7 +424,7 @@ def _normalises(base: type) -> Callable[..., Any]:
                 "call an argument train (or use_running_average), or let BatchNorm follow its "
                 "attribute use_running_average"
             )
-        return base.__call__(self, x, use_running_average, **kwargs)
+        return behind(lambda x: base.__call__(self, x, use_running_average, **kwargs), x)
 
     return __call__
 
