@@ -321,7 +321,10 @@ class Learner:
         place = collectives.devices(axis)[1]  # a dropout mask per device
         whole = collectives.gather(batch, axis)
         step_size = self._step_size(state, clock)
-        ctx = self._context(state, clock, key, step_size)
+        seen: list[tuple[Any, Any]] = []  # variables after passes of the method's own
+        ctx = self._context(
+            state, clock, key, step_size, lambda variables, share: seen.append((variables, share))
+        )
         frozen = self.batch_statistics == "frozen"
 
         def loss(both: Any) -> Any:
@@ -350,6 +353,8 @@ class Learner:
         variables = collectives.mean(variables, axis)
         grads, task_grads = jax.tree.map(lambda g: (g / count).astype(g.dtype), grads)
         changed = self.method.gradient(grads, state.params, state.method, whole, ctx)
+        if not self._own_variables:  # else they are of the current task alone
+            variables = _weighted_mean([(variables, 1.0), *seen])
         # Of bf16 parameters too, so that the optimizer's state keeps its dtypes.
         changed = jax.tree.map(lambda new, g: new.astype(g.dtype), changed, grads)
         updates, optimizer = self.optimizer.update(
@@ -545,31 +550,48 @@ class Learner:
         is_current = (task == current) & (current >= 0)
         return jax.tree.map(lambda now, s: jnp.where(is_current, now, s), state.variables, stored)
 
-    def _outputs(
+    def _run(
         self, state: State, params: Any, x: Any, task: Any, current: Any,
         train: bool = False, key: Any = None,
-    ) -> jax.Array:  # fmt: skip
+    ) -> tuple[jax.Array, Any]:  # fmt: skip
+        """Outputs of a batch in the mode of its task or tasks, f32, and the variables after it."""
+        ctx = Context(self.setup, task, current, train, key)
+        own, mode = self.method.forward(params, state.task_params, state.method, ctx)
+        variables = state.variables if train else self._variables(state, task, current)
+        outputs, variables = self.network.apply(
+            own, mode, x, variables=variables, train=train, key=key,
+            freeze_statistics=self.batch_statistics == "frozen",
+        )  # fmt: skip
+        return outputs.astype(jnp.float32), variables
+
+    def _one_mode_per_batch(self, task: Any) -> bool:
+        """A plain function knows one mode for its batch, not one per example."""
+        return jnp.ndim(task) == 1 and self.network.tapped is None and self.method.told_task
+
+    def _outputs(self, state: State, params: Any, x: Any, task: Any, current: Any) -> jax.Array:
         """Outputs of examples in the mode of their tasks, f32."""
 
-        def run(x: Any, task: Any) -> Any:
-            ctx = Context(self.setup, task, current, train, key)
-            own, mode = self.method.forward(params, state.task_params, state.method, ctx)
-            variables = state.variables if train else self._variables(state, task, current)
-            outputs, _ = self.network.apply(
-                own, mode, x, variables=variables, train=train, key=key,
-                freeze_statistics=self.batch_statistics == "frozen",
-            )  # fmt: skip
-            return outputs.astype(jnp.float32)
+        def run(x: Any, task: Any) -> jax.Array:
+            return self._run(state, params, x, task, current)[0]
 
-        if jnp.ndim(task) == 1 and not train:
-            if self.method.trains == "afresh":  # a network per task: one example after another
-                return jax.lax.map(lambda one: run(one[0][None], one[1])[0], (x, task))
-            if self._own_variables and state.variables:
-                return jax.vmap(lambda x, t: run(x[None], t)[0])(x, task)
-        if jnp.ndim(task) == 1 and self.network.tapped is None and self.method.told_task:
-            # A plain function knows one mode for its batch, not one per example.
+        own = jnp.ndim(task) == 1 and self._own_variables and bool(state.variables)
+        if jnp.ndim(task) == 1 and self.method.trains == "afresh":
+            # A network per task: one example after another.
+            return jax.lax.map(lambda one: run(one[0][None], one[1])[0], (x, task))
+        if own or self._one_mode_per_batch(task):
             return jax.vmap(lambda x, t: run(x[None], t)[0])(x, task)
         return run(x, task)
+
+    def _trained(
+        self, state: State, params: Any, x: Any, task: Any, current: Any, key: Any
+    ) -> tuple[jax.Array, Any]:
+        """Outputs of examples as in training, in the mode of their tasks, and the variables."""
+        if self._one_mode_per_batch(task):
+            one = jax.vmap(
+                lambda x, t: self._run(state, params, x[None], t, current, True, key)[0][0]
+            )
+            return one(x, task), state.variables
+        return self._run(state, params, x, task, current, True, key)
 
     def _losses(self, outputs: jax.Array, y: Any, task: Any) -> jax.Array:
         if self.setup.loss is not None:
@@ -590,15 +612,21 @@ class Learner:
         right = jnp.argmax(self._head(outputs, task), -1) == y
         return right.reshape(right.shape[0], -1).mean(-1, dtype=jnp.float32)
 
-    def _context(self, state: State, clock: Clock, key: Any, step_size: Any) -> Context:
+    def _context(
+        self, state: State, clock: Clock, key: Any, step_size: Any,
+        observe: Callable[[Any, Any], None] = lambda variables, share: None,
+    ) -> Context:  # fmt: skip
         current = clock.task
 
-        def outputs(params: Any, x: Any, task: Any, train: bool = False) -> jax.Array:
-            draw = prng.fold(key, prng.REPLAY)
-            return self._outputs(state, params, x, task, current, train, draw)
+        def outputs(params: Any, x: Any, task: Any) -> jax.Array:
+            return self._outputs(state, params, x, task, current)
 
-        def losses(params: Any, x: Any, y: Any, task: Any, train: bool = False) -> jax.Array:
-            return self._losses(outputs(params, x, task, train), y, task)
+        def trained(params: Any, x: Any, task: Any) -> tuple[jax.Array, Any]:
+            draw = prng.fold(key, prng.REPLAY)
+            return self._trained(state, params, x, task, current, draw)
+
+        def losses(params: Any, x: Any, y: Any, task: Any) -> jax.Array:
+            return self._losses(outputs(params, x, task), y, task)
 
         def tapped(params: Any, x: Any, task: Any) -> Any:
             ctx = Context(self.setup, task, current, False, key)
@@ -622,7 +650,7 @@ class Learner:
 
         return Context(
             self.setup, current, current, False, key, clock.step, step_size,
-            outputs, losses, features, losses_from,
+            outputs, losses, features, losses_from, trained, self._losses, observe,
         )  # fmt: skip
 
     def _measures(
@@ -750,6 +778,20 @@ class Learner:
                 f"task: {error}; this learner was made for num_tasks={self.num_tasks}, "
                 "learner.grow makes room for more"
             ) from error
+
+
+def _weighted_mean(trees: Sequence[tuple[Any, Any]]) -> Any:
+    """The mean of trees, each with a weight."""
+    total = sum(weight for _, weight in trees)
+    shares = [weight / total for _, weight in trees]
+
+    def one(first: Any, *leaves: Any) -> Any:
+        if not leaves or not jnp.issubdtype(jnp.result_type(first), jnp.inexact):
+            return first
+        both = zip(shares, (first, *leaves), strict=True)
+        return jnp.asarray(sum(share * leaf for share, leaf in both), first.dtype)
+
+    return jax.tree.map(one, *(tree for tree, _ in trees))
 
 
 def _refuse_consumed(state: Any) -> None:

@@ -139,11 +139,16 @@ class Context:
         who wants a task answered (`bpnjax.learner.Learner.answer`).
       step: int scalar, steps of the current task before this one; at a task's end all of them.
       step_size: tree of f32 scalars like the parameters, the learning rate of each leaf now.
-      outputs: ``(params, x, task, train=False) -> f32 [n, ...]``.
-      losses: ``(params, x, y, task, train=False) -> f32 [n]``, those that training minimises.
+      outputs: ``(params, x, task) -> f32 [n, ...]``.
+      losses: ``(params, x, y, task) -> f32 [n]``, those that training minimises.
       features: ``(params, x, task, paths) -> {path: f32 [n, ...]}``, the inputs of these layers.
       losses_from: ``(params, x, y, task, path, features) -> f32 [n]``, with a layer's input
         replaced.
+      trained: ``(params, x, task) -> (f32 [n, ...], variables)``, outputs as in training: with
+        dropout and the statistics of this batch, and the network's variables after it.
+      loss_of: ``(outputs, y, task) -> f32 [n]``, the losses of outputs that are there already.
+      observe: ``(variables, share) -> None``: running statistics that all tasks share take these
+        into account with the weight ``share``, beside 1 for the batch of the step.
     """
 
     setup: Setup
@@ -157,6 +162,9 @@ class Context:
     losses: Callable[..., jax.Array] = None  # type: ignore[assignment]
     features: Callable[..., dict[str, jax.Array]] = None  # type: ignore[assignment]
     losses_from: Callable[..., jax.Array] = None  # type: ignore[assignment]
+    trained: Callable[..., tuple[jax.Array, Any]] = None  # type: ignore[assignment]
+    loss_of: Callable[..., jax.Array] = None  # type: ignore[assignment]
+    observe: Callable[[Any, Any], None] = lambda variables, share: None
 
     @property
     def answering(self) -> bool:

@@ -77,19 +77,18 @@ def _replaying(
         if keeps_outputs:
             drawn, there = replay.draw(state.memory, first, batch_size)
 
-            def distance(params: Any) -> jax.Array:
-                answers = ctx.outputs(params, drawn.x, drawn.task, train=True)
+            def distance(answers: jax.Array) -> jax.Array:
                 return jnp.mean(jnp.square(answers - drawn.outputs))
 
-            grads = replay.add(grads, jax.grad(distance)(params), state.alpha * there)
+            more = replay.gradient(params, drawn, there, distance, ctx)
+            grads = replay.add(grads, more, state.alpha * there)
         if uses_labels:
             labelled, there = replay.draw(state.memory, second, batch_size)
 
-            def loss(params: Any) -> jax.Array:
-                x, y, task = labelled.x, labelled.y, labelled.task
-                return ctx.losses(params, x, y, task, train=True).mean()
+            def loss(answers: jax.Array) -> jax.Array:
+                return ctx.loss_of(answers, labelled.y, labelled.task).mean()
 
-            more = jax.grad(loss)(params)
+            more = replay.gradient(params, labelled, there, loss, ctx)
             if combine == "union":
                 share = there * batch_size / (batch.weight.sum() + there * batch_size)
                 return jax.tree.map(lambda g, m: (1.0 - share) * g + share * m, grads, more)

@@ -1,14 +1,15 @@
 """What the replay methods share: a reservoir of examples as they are stored."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from bpnjax.methods.base import Batch
+from bpnjax.methods.base import Batch, Context
 
-__all__ = ["Reservoir", "add", "draw", "empty", "offer"]
+__all__ = ["Reservoir", "add", "draw", "empty", "gradient", "offer"]
 
 
 @jax.tree_util.register_dataclass
@@ -137,6 +138,40 @@ def draw(memory: Reservoir, key: Any, size: int) -> tuple[Reservoir, jax.Array]:
         memory.seen,
     )
     return drawn, (filled > 0).astype(jnp.float32)
+
+
+def gradient(
+    params: Any,
+    drawn: Reservoir,
+    there: jax.Array,
+    loss: Callable[[jax.Array], jax.Array],
+    ctx: Context,
+) -> Any:
+    r"""The gradient of a loss of replayed examples, which pass the network as in training.
+
+    .. math:: \nabla_\theta L(z(\theta))
+
+    Running statistics of BatchNorm that all tasks share take these examples into account, too:
+    those of the batch alone would be of the current task, and earlier ones would be answered wrong.
+
+    Args:
+      params: the shared parameters.
+      drawn: the examples.
+      there: as `draw` gives it.
+      loss: ``outputs [m, ...] -> scalar``.
+      ctx: of the step.
+
+    Returns:
+      A tree like ``params``.
+    """
+
+    def of(params: Any) -> tuple[jax.Array, Any]:
+        outputs, variables = ctx.trained(params, drawn.x, drawn.task)
+        return loss(outputs), variables
+
+    grads, variables = jax.grad(of, has_aux=True)(params)
+    ctx.observe(variables, there)
+    return grads
 
 
 def add(grads: Any, more: Any, share: Any) -> Any:

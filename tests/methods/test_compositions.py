@@ -133,7 +133,7 @@ def test_replayed_examples_are_answered_in_the_mode_of_their_own_task():
     tasks = np.arange(9) % 3
 
     def record(old, new, grads, state, batch, ctx):
-        return new, (ctx.outputs(old, X, tasks, train=True), ctx.losses(old, X, Y, tasks))
+        return new, (ctx.trained(old, X, tasks)[0], ctx.losses(old, X, Y, tasks))
 
     watcher = methods.Method(
         init=lambda key, params, setup: (jnp.zeros((9, 6)), jnp.zeros(9)), end_step=record

@@ -1,5 +1,6 @@
 """Memories and what is replayed from them, against hand-made examples."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -298,3 +299,31 @@ def test_gem_and_replay_remember_what_sgd_forgets():
     for method in ("gem", "er", "derpp"):
         assert told[method][0] > told["sgd"][0] + 0.5, (method, told)
     assert told["agem"][0] > told["sgd"][0], told
+
+
+class Normed(nn.Module):
+    """BatchNorm and an output."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(x)
+        return nn.Dense(2)(x)
+
+
+@pytest.mark.parametrize("policy", ["shared", "task", "frozen"])
+@pytest.mark.parametrize("make", [methods.er, methods.derpp])
+def test_replayed_examples_enter_statistics_that_tasks_share(make, policy):
+    """Step 1 sees zeros, step 2 ones and, in passes of their own, replayed zeros."""
+    zeros, ones = np.zeros((4, 3), np.float32), np.ones((4, 3), np.float32)
+    y = np.array([0, 1, 0, 1], np.int32)
+    network = networks.from_linen(Normed(), zeros)
+    learner = bpnjax.learner(
+        network, make(memory_size=4, batch_size=4), optax.sgd(0.0), 1, batch_statistics=policy
+    )
+    state = learner.begin_task(learner.init(jax.random.key(0)), 0)
+    state, _ = learner.step(state, (zeros, y))
+    np.testing.assert_array_equal(state.variables["batch_stats"]["norm"]["mean"], 0.0)
+    state, _ = learner.step(state, (ones, y))
+    passes = 1 if make is methods.er else 2  # of replayed examples, beside that of the batch
+    expected = {"shared": 0.1 / (1 + passes), "task": 0.1, "frozen": 0.0}[policy]
+    np.testing.assert_allclose(state.variables["batch_stats"]["norm"]["mean"], expected, rtol=1e-6)
