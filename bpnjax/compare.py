@@ -1,16 +1,16 @@
 """Several methods on one configuration, side by side.
 
-    python -m bpnjax.compare --config=configs/mnist.py --methods=bd_ewc,bd_psp,psp --num_seeds=5
+    bpnjax compare --config=mnist --methods=bd_ewc,bd_psp,psp --num_seeds=5
 
 Runs each method in a folder of its own (one that is complete is not run again) and writes
-`compare.md`, `compare.csv` and `compare.png` from their result files. A method that fails is
-reported in its row, the others go on, and the command ends with exit code 1.
+`compare.md`, `compare.csv` and `compare.png` from their result files. No method is run unless all
+folders can be used. A method that fails is reported in its row, the others go on, and the command
+ends with exit code 1.
 """
 
 import copy
 import csv
 import io
-import json
 import os
 import pathlib
 import sys
@@ -23,13 +23,17 @@ from bpnjax import config as configuration
 from bpnjax import main as command
 from bpnjax.utils.errors import UserError
 
-USAGE = """usage: python -m bpnjax.compare --config=FILE --methods=A,B,... [--num_seeds=N]
-                                [--config.FIELD=VALUE ...] [--workdir=DIR] [--overwrite]
+USAGE = """usage: bpnjax compare --config=NAME --methods=A,B,... [--num_seeds=N]
+                      [--config.FIELD=VALUE ...] [--workdir=DIR] [--overwrite]
 
-  --methods=A,B,...   names of methods, or all
+  --methods=A,B,...   names of methods; or all, which leaves out bare parts of
+                      others: bd, gd, gd_matched, plain_bias, random_bias
   --num_seeds=N       short for --config.num_seeds=N
-  --workdir=DIR       a folder for the table, with one for each method (default: runs/<name>)"""
+  --workdir=DIR       a folder for the table, with one for each method
+                      (default: runs/<name>, and the fields that were changed)"""
 
+# They leave the shared parameters unprotected, and stand for nothing that others do not.
+PARTS = ("bd", "gd", "gd_matched", "plain_bias", "random_bias")
 ACCURACIES = ("task_told", "task_masked", "task_inferred")
 
 
@@ -54,25 +58,53 @@ def run_all(
 
     Returns:
       A row for each, in the order of ``names``.
-    """
-    from bpnjax.run import train, workdir
 
-    rows = []
-    for i, name in enumerate(names):
-        one = copy.deepcopy(config)
+    Raises:
+      UserError: a configuration is wrong, or a folder holds another run; nothing was run.
+    """
+    from bpnjax.run import results, train
+
+    configs = {name: copy.deepcopy(config) for name in names}
+    for name, one in configs.items():
         one.method = name
+        configuration.validate(one)
+    complete = _check_folders(configs, folder, overwrite)
+    rows = []
+    for i, (name, one) in enumerate(configs.items()):
         place = folder / name
         print(f"[{i + 1}/{len(names)}] {name}", file=sys.stderr, flush=True)
         try:
-            configuration.validate(one)
-            if not workdir.check(place, one, overwrite):
+            if not complete[name]:
                 train.train_and_evaluate(one, place, overwrite)
-            rows.append(Row(name, json.loads((place / "result.json").read_text())))
+            rows.append(Row(name, results.read(place)))
         except Exception as error:  # whatever stops one method must not stop the others
             text = f"{type(error).__name__}: {error}".splitlines()[0]
             print(f"bpnjax: {name} failed: {text}", file=sys.stderr, flush=True)
             rows.append(Row(name, None, text))
     return rows
+
+
+def _check_folders(
+    configs: dict[str, ConfigDict], folder: pathlib.Path, overwrite: bool
+) -> dict[str, bool]:
+    """Which runs are complete; `UserError` with all folders that cannot be used, if there are."""
+    from bpnjax.run import dry_run, workdir
+
+    complete, refused = {}, {}
+    for name, one in configs.items():
+        try:
+            complete[name] = workdir.check(folder / name, one, overwrite)
+        except UserError as error:
+            refused[name] = error
+    for name in refused:
+        dry_run.check(configs[name])  # a mistake in the request is said before one in the folder
+    different = {str(error): name for name, error in refused.items()}
+    if len(different) > 1:
+        texts = "; ".join(f"{name}: {text}" for text, name in different.items())
+        raise UserError(f"{len(refused)} of {len(configs)} folders cannot be used: {texts}")
+    for text in different:
+        raise UserError(text)
+    return complete
 
 
 def _number(summary: dict[str, Any], digits: int = 4) -> str:
@@ -117,6 +149,43 @@ def markdown(rows: list[Row]) -> str:
             ]
         lines.append(cells)
     return markdown_table(HEADER, lines)
+
+
+def printed(rows: list[Row]) -> str:
+    """The table for a terminal, at most 80 characters wide: its last columns may be left out.
+
+    Args:
+      rows: of all methods.
+
+    Returns:
+      Lines of text, no line feed at the end.
+    """
+    from bpnjax.run.writers import WIDTH, aligned
+
+    header = (
+        "method", "told", "masked", "inferred", "forgetting", "bytes/task", "training s",
+        "task 1",
+    )  # fmt: skip
+    table = []
+    for row in rows:
+        if row.result is None:
+            table.append([row.method, "failed", *"-" * (len(header) - 2)])
+            continue
+        told = row.result["summary"]["task_told"]
+        averages = [row.result["summary"][kind]["average_accuracy"] for kind in ACCURACIES]
+        digits = 4 if told["average_accuracy"]["sd"] is None else 3
+        table.append([
+            row.method,
+            *(_number(summary, digits) for summary in (*averages, told["forgetting"])),
+            f"{row.result['memory']['bytes_per_task']:,}",
+            f"{row.result['time']['train_seconds']:.0f}",
+            _number(told["first_task_accuracy"], digits),
+        ])  # fmt: skip
+    for n in range(len(header), 1, -1):
+        lines = aligned(header[:n], [cells[:n] for cells in table])
+        if len(lines[1]) <= WIDTH:
+            break
+    return "\n".join(lines)
 
 
 def comma_separated(rows: list[Row]) -> str:
@@ -167,19 +236,20 @@ def write(folder: pathlib.Path, config: ConfigDict, rows: list[Row], line: str) 
 
     seeds = f"{config.num_seeds} seed" + ("s" if config.num_seeds > 1 else "")
     done = [row.result for row in rows if row.result is not None]
-    picture = "![the three accuracies of each method](compare.png)\n\n" if done else ""
+    figure = "![the three accuracies of each method](compare.png)\n\n" if done else ""
     text = (
         f"# {config.name}, {seeds}\n\n{markdown(rows)}\n\n"
         "Accuracies after the last task, averaged over tasks; mean ± standard deviation over\n"
         "seeds. told: the task's mode is active; masked: the same, restricted to the task's\n"
         "classes; inferred: nobody tells the task. Bytes per task: what must be kept to answer\n"
         "it; examples kept: what a memory needs to go on learning.\n\n"
-        f"{picture}    {line}\n"
+        f"{figure}    {line}\n"
     )
-    write_atomically(folder / "compare.md", text)
-    write_atomically(folder / "compare.csv", comma_separated(rows))
+    folder.mkdir(parents=True, exist_ok=True)
     if done:
         plots.comparison(folder / "compare.png", done)
+    write_atomically(folder / "compare.csv", comma_separated(rows))
+    write_atomically(folder / "compare.md", text)
 
 
 def run(arguments: list[str]) -> int:
@@ -197,24 +267,20 @@ def run(arguments: list[str]) -> int:
         if command.asks_for_help(arguments):
             command.print_help(USAGE, arguments)
             return 0
-        config, values = command.parse_flags(arguments, {"methods": "", "num_seeds": ""})
+        more = {"methods": "", "num_seeds": ""}
+        config, values, changed = command.parse_flags(arguments, more)
         if values.num_seeds:
             if not values.num_seeds.isdecimal():
                 raise UserError(f"--num_seeds: {values.num_seeds!r} is no number; give one")
             config.num_seeds = int(values.num_seeds)
         names = [name.strip() for name in values.methods.split(",") if name.strip()]
-        names = list(REGISTRY) if names == ["all"] else list(dict.fromkeys(names))
+        every = [name for name in REGISTRY if name not in PARTS]
+        names = every if names == ["all"] else list(dict.fromkeys(names))
         if not names:
             raise UserError(f"--methods: missing; name some of: all, {', '.join(REGISTRY)}")
-        for name in names:
-            config.method = name
-            configuration.validate(config)
-        folder = pathlib.Path(values.workdir or os.path.join("runs", config.name))
-        existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-        if not existing.is_dir():
-            raise UserError(f"--workdir: {existing} is a file; name a folder")
+        place = os.path.join("runs", config.name + command.suffix(changed))
+        folder = pathlib.Path(values.workdir or place)
         rows = run_all(config, names, folder, values.overwrite)
-        folder.mkdir(parents=True, exist_ok=True)
         line = "python -m bpnjax.compare " + " ".join(
             a for a in arguments if not a.lstrip("-").startswith(("workdir", "config.dataset."))
         )
@@ -222,11 +288,15 @@ def run(arguments: list[str]) -> int:
     except UserError as error:
         print(f"bpnjax: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        why = " ".join(str(error).split())
+        print(f"bpnjax: {why}; the same command goes on where it was", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("bpnjax: interrupted; the same command goes on where it was", file=sys.stderr)
         return 1
-    print(markdown(rows))
-    print(f"results in {folder}")
+    print(printed(rows))
+    print(f"results in {folder} (all columns: compare.md)")
     return 1 if any(row.result is None for row in rows) else 0
 
 

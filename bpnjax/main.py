@@ -1,8 +1,11 @@
 """The command: flags in, a run, an exit code out.
 
-python -m bpnjax.main --config=configs/digits.py [--config.FIELD=VALUE ...] [--workdir=DIR]
+bpnjax run --config=digits [--config.FIELD=VALUE ...] [--workdir=DIR]
+
+It is the same as `python -m bpnjax.main`.
 """
 
+import hashlib
 import os
 import pathlib
 import re
@@ -10,8 +13,8 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -22,21 +25,27 @@ from bpnjax.utils.errors import UserError
 if TYPE_CHECKING:  # at run time later: it imports JAX
     from bpnjax.config.fields import Entry
 
-USAGE = """usage: python -m bpnjax.main --config=FILE [--config.FIELD=VALUE ...]
-                             [--workdir=DIR] [--overwrite] [--dry_run] [--distributed]
-                             [--resume_from=DIR]
+USAGE = """usage: bpnjax run --config=NAME [--config.FIELD=VALUE ...]
+                  [--workdir=DIR] [--overwrite] [--dry_run] [--distributed]
+                  [--resume_from=DIR]
 
-  --config=FILE          a Python file with get_config(), as configs/digits.py
+  --config=NAME          a Python file with get_config(), as configs/digits.py,
+                         or a configuration of the package, as digits
   --config.FIELD=VALUE   changes a field of it, as --config.train.epochs=3
-  --workdir=DIR          where results go (default: runs/<name>/<method>)
+  --workdir=DIR          where results go (default: runs/<name>/<method>, and
+                         the fields that were changed)
   --overwrite            start afresh in a folder that holds a run
-  --resume_from=DIR      learn later tasks: the first tasks of this sequence are those of the run in
-                         DIR (or of a model.safetensors) and are not trained again
-  --dry_run              say what the run would be (settings, tasks, network, memory, time) and end
-  --distributed          one run on several hosts: the same command on each; where they do not
-                         find each other, also --coordinator=HOST:PORT --hosts=N --host=0..N-1
-  --help                 this text, configs, methods, and the fields with their meanings; beside
-                         --config=FILE with the values of that file, its method's fields first"""
+  --resume_from=DIR      learn later tasks: the first tasks of this sequence are
+                         those of the run in DIR (or of a model.safetensors) and
+                         are not trained again
+  --dry_run              say what the run would be (settings, tasks, network,
+                         memory, time) and end
+  --distributed          one run on several hosts: the same command on each;
+                         where they do not find each other, also
+                         --coordinator=HOST:PORT --hosts=N --host=0..N-1
+  --help                 this text, configurations, methods, and the fields with
+                         their meanings; beside --config=NAME with its values,
+                         the fields of its method first"""
 _FLAGS: dict[str, str | bool] = {
     "dry_run": False, "distributed": False, "coordinator": "", "hosts": "", "host": "",
     "resume_from": "",
@@ -58,8 +67,8 @@ def asks_for_help(arguments: list[str]) -> bool:
 def print_help(usage: str, arguments: Sequence[str] = ()) -> None:
     """Prints a usage, the configurations at hand, the methods, and all fields.
 
-    Each field is shown with its value, its meaning and its range: first those of every run, then
-    those of the methods, the chosen method's before the others. With a config file among the
+    Each field is shown with its value, its meaning and its range: first those of the chosen method,
+    then those of every run by groups, then those of other methods. With a config file among the
     arguments values and method are those of that file, and a method that it registers is shown too.
 
     Args:
@@ -70,31 +79,30 @@ def print_help(usage: str, arguments: Sequence[str] = ()) -> None:
     given = [a for a in arguments if a.lstrip("-").split("=", 1)[0].split(".")[0] == "config"]
     if given:
         try:
-            config, _ = parse_flags(_with_values(arguments), None)
+            config = parse_flags(_with_values(arguments), None).config
         except UserError as error:
             note = f"bpnjax: {error}"
     print(usage)
-    files = sorted(pathlib.Path("configs").rglob("*.py"))
-    if files:
-        print("\nconfigs:\n  " + "\n  ".join(map(str, files)))
     from bpnjax.config.fields import entries
     from bpnjax.methods import REGISTRY
 
-    print("\nmethods:")
-    print(textwrap.fill(", ".join(REGISTRY), 98, initial_indent="  ", subsequent_indent="  "))
-    values, found = configuration.flatten(config), entries()
-    common = [field for field, entry in found.items() if not entry.methods]
-    chosen = [field for field, entry in found.items() if config.method in entry.methods]
-    others = [field for field in found if field not in {*common, *chosen}]
-    for title, fields in (
-        ("fields of every run", common),
-        (f"fields of {config.method}, the chosen method", chosen),
-        ("fields of other methods", others),
+    for title, names in (
+        ("configurations of the package", ["default", *configuration.packaged()]),
+        ("methods", REGISTRY),
     ):
+        print(f"\n{title}:")
+        print(textwrap.fill(", ".join(names), _WIDTH, initial_indent="  ", subsequent_indent="  "))
+    sections: dict[str, list[str]] = {f"fields of {config.method}, the chosen method": []}
+    values = configuration.flatten(config)
+    for field, entry in sorted(entries().items(), key=lambda item: bool(item[1].methods)):
+        title = f"fields of {field.rpartition('.')[0] or 'the run'}"
+        if config.method in entry.methods:
+            title = next(iter(sections))
+        text = _described(field, values.get(field, entry.default), entry)
+        sections.setdefault(title, []).append(text)
+    for title, fields in sections.items():
         if fields:
-            print(f"\n{title}:")
-        for field in fields:
-            print(_described(field, values.get(field, found[field].default), found[field]))
+            print(f"\n{title}:", *fields, sep="\n")
     if note:
         print(note, file=sys.stderr)
 
@@ -111,10 +119,11 @@ def _with_values(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-_COLUMN = 40  # of the meanings
+_WIDTH, _COLUMN = 80, 34  # of the help, and where the meanings begin
 
 
 def _described(field: str, value: Any, entry: "Entry") -> str:
+    """A field with its value, its meaning and its range, as lines of text."""
     setting = entry.setting
     hidden = [c for c in setting.choices if str(c) not in setting.meaning]
     notes = [setting.limits, f"one of {', '.join(map(str, setting.choices))}" if hidden else ""]
@@ -123,12 +132,22 @@ def _described(field: str, value: Any, entry: "Entry") -> str:
     text = " ".join([setting.meaning, *(f"[{note}]" for note in notes if note)])
     left = f"  {field} = {value!r}"
     indent = " " * _COLUMN
-    lines = textwrap.wrap(text, 100, initial_indent=indent, subsequent_indent=indent)
+    lines = textwrap.wrap(
+        text, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
     if len(left) < _COLUMN - 1:
         lines[0] = left + lines[0][len(left) :]
     else:
         lines.insert(0, left)
     return "\n".join(lines)
+
+
+class Request(NamedTuple):
+    """What a command line asks for."""
+
+    config: ConfigDict  # with the changes
+    values: Any  # of the other flags, as attributes
+    changed: dict[str, Any]  # {field: value} of fields that are not as in the config file
 
 
 def parse(arguments: list[str]) -> tuple[ConfigDict, pathlib.Path, Any]:
@@ -143,22 +162,50 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, pathlib.Path, Any]:
     Raises:
       UserError: anything that cannot be understood.
     """
-    config, values = parse_flags(arguments, _FLAGS)
+    config, values, changed = parse_flags(arguments, _FLAGS)
     if values.resume_from:
-        config.resume_from = values.resume_from
+        config.resume_from = changed["resume_from"] = values.resume_from
     configuration.validate(config)
     for name in ("hosts", "host"):
         if values[name].value and not values[name].value.isdecimal():
             raise UserError(f"--{name}: {values[name].value!r} is no number; give one from 0")
     if not values.distributed and (values.coordinator or values.hosts or values.host):
         raise UserError("--coordinator, --hosts, --host: they go with --distributed; add it")
-    workdir = values.workdir or os.path.join("runs", config.name, config.method)
+    workdir = values.workdir or os.path.join("runs", config.name, config.method + suffix(changed))
     return config, pathlib.Path(workdir), values
 
 
-def parse_flags(
-    arguments: list[str], more: Mapping[str, str | bool] | None = None
-) -> tuple[ConfigDict, Any]:
+def suffix(changed: Mapping[str, Any]) -> str:
+    """What the name of a default folder says of changed fields, so that settings share none.
+
+    Args:
+      changed: ``{field: value}`` of those that are not as in the config file.
+
+    Returns:
+      ``-field=value`` of each, in the order of their names; where that is long or has characters
+      that do not belong in a path, ``-`` and 8 hexadecimal digits of its SHA-256. Fields that
+      change no result, the name, the method and the number of seeds are left out.
+
+    Example:
+      >>> from bpnjax.main import suffix
+      >>> suffix({"train.epochs": 3, "bd.epsilon": 0.1, "num_seeds": 5})
+      '-bd.epsilon=0.1-train.epochs=3'
+      >>> suffix({"dataset.name": "mnist,kmnist"}), suffix({"method": "sgd"})
+      ('-9f9ed4eb', '')
+    """
+    without = (*configuration.FREE_FIELDS, "name", "method", "num_seeds")
+    shown = [
+        f"-{field}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}"
+        for field, v in sorted(changed.items())
+        if not any(field == f or field.startswith(f"{f}.") for f in without)
+    ]
+    text = "".join(shown)
+    if len(text) > 60 or not re.fullmatch(r"[\w.=+-]*", text, re.ASCII):
+        return f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return text
+
+
+def parse_flags(arguments: list[str], more: Mapping[str, str | bool] | None = None) -> Request:
     """Reads ``--config``, its overrides, ``--workdir``, ``--overwrite`` and further flags.
 
     Args:
@@ -166,14 +213,16 @@ def parse_flags(
       more: names and defaults of further flags, a text or a boolean each.
 
     Returns:
-      The configuration, not validated yet, and the flags' values as attributes.
+      `Request`, its configuration not validated yet.
 
     Raises:
       UserError: anything that cannot be understood.
     """
     names = [a.lstrip("-").split("=", 1)[0] if a.startswith("-") else "" for a in arguments]
     if "config" not in names:
-        raise UserError("--config: missing; name a config file, as --config=configs/digits.py")
+        raise UserError(
+            "--config: missing; name a config file or a packaged one, as --config=digits"
+        )
     if names.count("config") > 1:
         raise UserError("--config: given more than once; name one config file")
     at = names.index("config")
@@ -188,7 +237,7 @@ def parse_flags(
 
 def parse_fields(
     config: ConfigDict, rest: list[str], more: Mapping[str, str | bool] | None = None
-) -> tuple[ConfigDict, Any]:
+) -> Request:
     """Reads ``--config.FIELD=VALUE``, ``--workdir``, ``--overwrite`` and further flags.
 
     Args:
@@ -197,11 +246,12 @@ def parse_fields(
       more: names and defaults of further flags, a text or a boolean each.
 
     Returns:
-      The configuration, not validated yet, and the flags' values as attributes.
+      `Request`, its configuration not validated yet.
 
     Raises:
       UserError: anything that cannot be understood.
     """
+    before = configuration.flatten(config)
     names = [a.lstrip("-").split("=", 1)[0] if a.startswith("-") else "" for a in rest]
     for name in names:
         if name.startswith("config."):
@@ -235,7 +285,9 @@ def parse_fields(
         raise UserError(f"--config: {' '.join(str(error).split())}; see --help") from error
     if left[1:]:
         raise UserError(f"{left[1]!r} is no flag; write --config.FIELD=VALUE, or see --help")
-    return values.config, values
+    after = configuration.flatten(values.config)
+    changed = {f: v for f, v in after.items() if f not in before or before[f] != v}
+    return Request(values.config, values, changed)
 
 
 def run(arguments: list[str]) -> int:
@@ -253,19 +305,22 @@ def run(arguments: list[str]) -> int:
             print_help(USAGE, arguments)
             return 0
         config, folder, values = parse(arguments)
-        # Imported late: --help and a wrong flag need not wait for JAX.
-        from bpnjax.run import train, workdir, writers
+        # Imported late: a wrong flag need not wait for them.
+        from bpnjax.run import dry_run, train, workdir, writers
         from bpnjax.training import hosts
 
         if values.distributed:
             numbers = [int(text) if text else None for text in (values.hosts, values.host)]
             hosts.join(values.coordinator, *numbers)
         if values.dry_run:
-            from bpnjax.run import dry_run
-
             print(dry_run.describe(config))
             return 0
-        if hosts.first_asks(lambda: workdir.check(folder, config, values.overwrite)):
+        try:
+            complete = hosts.first_asks(lambda: workdir.check(folder, config, values.overwrite))
+        except UserError:
+            dry_run.check(config)  # a mistake in the request is said before one in the folder
+            raise
+        if complete:
             print(f"{folder} holds this run, complete; pass --overwrite to run it again")
             return 0
         try:
@@ -297,8 +352,12 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def main() -> None:
-    """Runs the command on the arguments of the process and exits with its code."""
+def leave(run: Callable[[list[str]], int]) -> NoReturn:
+    """Runs a command on the arguments of the process and exits with its code.
+
+    Args:
+      run: of the arguments without the program's name; returns the exit code.
+    """
     try:
         code = run(sys.argv[1:])
     except Exception:
@@ -315,4 +374,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    leave(run)

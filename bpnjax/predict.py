@@ -1,9 +1,9 @@
-"""The command that classifies images with a trained model.
+"""The command that answers examples with a trained model.
 
-    python -m bpnjax.predict --model=runs/mnist/bd_ewc --input=images.npz --output=answers.csv
+    bpnjax predict --model=runs/mnist/bd_ewc --input=examples.npz --output=answers.csv
 
-`images.npz` holds ``images`` as the set stores them (uint8 for images) and, if the tasks are
-known, ``task``, one number from 1 for each. The answers are a line for each image: its task,
+`examples.npz` holds ``x``, examples as the set stores them (uint8 for images), and, if the tasks
+are known, ``task``, one number from 1 for each. The answers are a line for each example: its task,
 whether that was told, the class and its probability.
 """
 
@@ -17,24 +17,27 @@ import zlib
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from bpnjax import config as configuration
 from bpnjax.evaluation import task_inference
 from bpnjax.run.predictor import Predictor, load
+from bpnjax.utils import flags
 from bpnjax.utils.errors import UserError
 
-USAGE = """usage: python -m bpnjax.predict --model=DIR --input=FILE.npz --output=FILE.csv
-                                [--task=N] [--seed=N] [--rule=NAME] [--per=example|batch]
-                                [--config=FILE]
+USAGE = """usage: bpnjax predict --model=DIR --input=FILE.npz --output=FILE.csv
+                      [--task=N] [--seed=N] [--rule=NAME] [--per=example|batch]
+                      [--config=FILE]
 
-  --model=DIR        the folder of a complete run, or one of its .safetensors files
-  --input=FILE.npz   holds `images`, and `task` (from 1, one for each) if the tasks are known
-  --output=FILE.csv  gets a line for each image: task, whether it was told, class, probability
-  --task=N           one task, from 1, for all images
+  --model=DIR        the folder of a complete run, or one of its .safetensors
+  --input=FILE.npz   holds the examples, `x` (or `images`), and `task` (from 1,
+                     one for each) if the tasks are known
+  --output=FILE.csv  gets a line for each example: task, whether it was told,
+                     class, probability
+  --task=N           one task, from 1, for all examples
   --seed=N           of a run with several seeds, the model of this one
-  --rule=NAME        infers tasks by entropy, max_logit or statistics (default: as the run did)
-  --per=batch        all images are of one task; else it is inferred for each
+  --rule=NAME        infers tasks by entropy, max_logit or statistics (default:
+                     as the run did)
+  --per=batch        all examples are of one task; else it is inferred for each
   --config=FILE      the config file of the run, where it registers the method"""
 
 
@@ -45,7 +48,7 @@ _UNREADABLE = (
 )  # fmt: skip
 
 
-def _read_images(path: str) -> tuple[np.ndarray, np.ndarray | None]:
+def _read_examples(path: str) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
@@ -59,20 +62,22 @@ def _read_images(path: str) -> tuple[np.ndarray, np.ndarray | None]:
         raise UserError(
             f"--input: cannot read {path} as .npz ({why}); write it with np.savez"
         ) from error
-    if "images" not in contents:
+    given = [contents[name] for name in ("x", "images") if name in contents]
+    if len(given) != 1:
         raise UserError(
-            f"--input: {path} holds {', '.join(contents) or 'nothing'}; it needs `images`"
+            f"--input: {path} holds {', '.join(contents) or 'nothing'}; it needs the examples as "
+            "`x` (or `images`, not both)"
         )
     if (task := contents.get("task")) is not None and task.dtype.kind not in "ui":
         raise UserError(
             f"--input: `task` of {path} is of dtype {task.dtype}; give task numbers from 1"
         )
-    return contents["images"], task
+    return given[0], task
 
 
 def answers(
     predictor: Predictor,
-    images: Any,
+    x: Any,
     task: Any = None,
     rule: str | None = None,
     per: str = "example",
@@ -81,22 +86,22 @@ def answers(
 
     Args:
       predictor: the model.
-      images: as the set stores them, ``[n, ...]``.
-      task: from 0, an int or int ``[n]``; None infers each image's task.
+      x: examples as the set stores them, ``[n, ...]``.
+      task: from 0, an int or int ``[n]``; None infers each example's task.
       rule: by which it is inferred; None: that of the model's run.
       per: what a guess is for, "example" or "batch".
 
     Returns:
-      Lines of text: image (from 0), task (from 1), told or not, class, its name and its
+      Lines of text: example (from 0), task (from 1), told or not, class, its name and its
       probability among all classes.
     """
     told = task is not None
-    task = predictor.infer(images, rule, per).task if task is None else np.asarray(task)
-    p = predictor.probabilities(images, task)
+    task = predictor.infer(x, rule, per).task if task is None else np.asarray(task)
+    p = predictor.probabilities(x, task)
     task = np.broadcast_to(task, (len(p),))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["picture", "task", "told", "output", "class", "probability"])
+    writer.writerow(["example", "task", "told", "output", "class", "probability"])
     for i, (t, row) in enumerate(zip(task, p, strict=True)):
         c = int(row.argmax())
         told_text = "yes" if told else "no"
@@ -128,26 +133,19 @@ def run(arguments: list[str]) -> int:
     if {"--help", "-h", "--helpfull"} & set(arguments):
         print(USAGE)
         return 0
-    values = flags.FlagValues()
-    for name in ("model", "input", "output", "config"):
-        flags.DEFINE_string(name, "", "", flag_values=values)
-    flags.DEFINE_enum("rule", None, task_inference.RULES, "", flag_values=values)
-    flags.DEFINE_enum("per", "example", ("example", "batch"), "", flag_values=values)
-    for name in ("task", "seed"):
-        flags.DEFINE_integer(name, None, "", flag_values=values)
     try:
-        try:
-            left = values(["bpnjax", *arguments])
-        except flags.Error as error:
-            raise UserError(f"{' '.join(str(error).split())}; see --help") from error
-        if left[1:]:
-            raise UserError(f"{left[1]!r} is no flag; see --help")
+        values, rest = flags.parse(
+            arguments, ("model", "input", "output", "config"), ("task", "seed"),
+            {"rule": (None, task_inference.RULES), "per": ("example", ("example", "batch"))},
+        )  # fmt: skip
+        if rest:
+            raise UserError(f"{rest[0]!r} is no flag; see --help")
         for name in ("model", "input", "output"):
             if not values[name].value:
                 raise UserError(f"--{name}: missing; see --help")
         output = pathlib.Path(values.output)
         _check_output(output, values.input)
-        images, task = _read_images(values.input)
+        x, task = _read_examples(values.input)
         if values.task is not None:
             task = values.task
         if values.config:
@@ -163,7 +161,9 @@ def run(arguments: list[str]) -> int:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("ignore")
                 warnings.simplefilter("always", UserWarning)
-                text = answers(predictor, images, task, values.rule, values.per)
+                text = answers(predictor, x, task, values.rule, values.per)
+        except UserError as error:
+            raise UserError(f"--model: {values.model}: {error}") from error
         except ValueError as error:
             raise UserError(f"--input: {error} (on the command line tasks count from 1)") from error
         for message in dict.fromkeys(str(warning.message) for warning in caught):

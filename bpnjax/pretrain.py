@@ -1,6 +1,6 @@
 """The command that trains a network on one set, for others to start from.
 
-python -m bpnjax.pretrain [--config=configs/tinyimagenet100.py] [--config.FIELD=VALUE ...]
+bpnjax pretrain [--config=tinyimagenet100] [--config.FIELD=VALUE ...]
 
 An ordinary run of one task, with all that `bpnjax.main` gives it: its ``model.safetensors`` is what
 ``model.pretrained`` names.
@@ -12,12 +12,13 @@ import sys
 from bpnjax import main as command
 from bpnjax.utils.errors import UserError
 
-CONFIG = "configs/tinyimagenet100.py"
-USAGE = f"""usage: python -m bpnjax.pretrain [--config=FILE] [--config.FIELD=VALUE ...]
-                                 [--workdir=DIR] [--overwrite] [--dry_run]
+CONFIG = "tinyimagenet100"
+USAGE = f"""usage: bpnjax pretrain [--config=NAME] [--config.FIELD=VALUE ...]
+                       [--workdir=DIR] [--overwrite] [--dry_run]
 
-Trains a network on one set (default: {CONFIG}); its model.safetensors is what
---config.model.pretrained=FILE of another run starts from. Flags are those of bpnjax.main."""
+Trains a network on one set (default: --config={CONFIG}); its
+model.safetensors is what --config.model.pretrained=FILE of another run starts
+from. Flags are those of bpnjax run."""
 
 
 def run(arguments: list[str]) -> int:

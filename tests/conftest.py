@@ -121,8 +121,9 @@ def finished(tmp_path_factory, tiny_flags, compile_once):
     flags = tiny_flags(method="bd_ewc", checkpoint__every_steps=7)
     done = process(flags, cwd)
     assert done.returncode == 0, done.stderr
+    (workdir,) = (cwd / "runs/tiny").iterdir()
     return types.SimpleNamespace(
-        cwd=cwd, flags=flags, out=done.stdout, err=done.stderr, workdir=cwd / "runs/tiny/bd_ewc"
+        cwd=cwd, flags=flags, out=done.stdout, err=done.stderr, workdir=workdir
     )
 
 

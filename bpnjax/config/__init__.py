@@ -89,11 +89,30 @@ def check_field(config: ConfigDict, field: str) -> None:
     raise UserError(f"{field}: unknown config field; {suggest(field, fields)}")
 
 
+def packaged() -> dict[str, pathlib.Path]:
+    """The configurations that come with bpnjax, as `load_file` takes their names.
+
+    Returns:
+      ``{name: file}``, as ``"digits"`` and ``"published/si"``.
+
+    Example:
+      >>> from bpnjax import config
+      >>> sorted(config.packaged())[:2]
+      ['cifar10', 'cifar100']
+    """
+    package = pathlib.Path(__file__).resolve().parents[1]
+    folder = package / "configs"  # so an installed wheel; in the repository they lie beside it
+    folder = folder if folder.is_dir() else package.parent / "configs"
+    files = sorted(folder.rglob("*.py"))
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+
+
 def load_file(path: str) -> ConfigDict:
     """Runs a config file and returns what its ``get_config()`` gives.
 
     Args:
-      path: a Python file.
+      path: a Python file; or the name of a packaged configuration, as ``"digits"``
+        (`packaged`), or ``"default"``. A file of that name comes first.
 
     Returns:
       A locked `ConfigDict` with the fields of `default`.
@@ -103,7 +122,16 @@ def load_file(path: str) -> ConfigDict:
     """
     file = pathlib.Path(path)
     if not file.is_file():
-        raise UserError(f"--config: no file {path!r}; name a config file, as configs/digits.py")
+        if path == "default":
+            return default().lock()
+        names = packaged()
+        if path not in names:
+            near = path.removeprefix("configs/").removesuffix(".py")
+            raise UserError(
+                f"--config: no file {path!r} and no packaged configuration of that name; name a "
+                f"config file, or a packaged one ({suggest(near, ['default', *names])})"
+            )
+        file, path = names[path], str(names[path])
     try:
         # Not by an import, which would write bytecode beside the file and might trust a stale one.
         module = types.ModuleType("bpnjax_config_file")

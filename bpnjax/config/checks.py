@@ -24,9 +24,9 @@ def complaints(flat: dict[str, Any]) -> Iterator[str]:
       passed: only the first message is sure to be right.
 
     Raises:
-      UserError: `log` names no kind of log.
+      UserError: `log` names no kind of log; or there is no such network or option of it.
     """
-    for check in (_fields, _network, _training, _images, _patterns, _run):
+    for check in (_fields, _network, _training, _own_data, _images, _patterns, _run):
         yield from check(flat)
 
 
@@ -70,10 +70,20 @@ def _fields(flat: dict[str, Any]) -> Iterator[str]:
 
 
 def _network(flat: dict[str, Any]) -> Iterator[str]:
+    from bpnjax.models import registry  # late: it imports JAX
+
+    model = {f.removeprefix("model."): v for f, v in flat.items() if f.startswith("model.")}
+    factory = registry.find(model)
+    factory.check(registry.parse_options(model["options"]))
+    if model["dtype"] != "float32" and "dtype" not in factory.fields:
+        yield (
+            f"model.dtype: {model['dtype']!r} is not known to {factory.name}; leave it out, and say"
+            " it there"
+        )
     for field in ("model.hidden", "model.channels"):
         if any(not isinstance(width, int) or width < 1 for width in flat[field]):
             yield f"{field}: {flat[field]} has a width below 1; give positive integers"
-    for field, widths in _ALEXNET.items() if "alexnet" in flat["model.name"] else ():
+    for field, widths in _ALEXNET.items() if factory.name.endswith("alexnet") else ():
         if len(flat[field]) != len(widths):
             yield (
                 f"{field}: {flat[field]} has {len(flat[field])} widths and {flat['model.name']} "
@@ -82,11 +92,18 @@ def _network(flat: dict[str, Any]) -> Iterator[str]:
     pretrained = flat["model.pretrained"]
     if pretrained and not pathlib.Path(pretrained).is_file():
         mend = "make one with python -m bpnjax.pretrain and name its model.safetensors"
-        if flat["model.name"] == "alexnet":
+        if factory.name == "alexnet":
             mend = (
                 "download https://download.pytorch.org/models/alexnet-owt-7be5be79.pth and name it"
             )
         yield f"model.pretrained: no file {pretrained!r}; {mend}"
+    if model["mapping"]:
+        if not pretrained:
+            yield (
+                f"model.mapping: {model['mapping']!r} has nothing to convert; name the file of "
+                "weights, as --config.model.pretrained=FILE"
+            )
+        registry.load_function(model["mapping"], "model.mapping")
 
 
 def _training(flat: dict[str, Any]) -> Iterator[str]:
@@ -99,6 +116,16 @@ def _training(flat: dict[str, Any]) -> Iterator[str]:
             f"train.rate_drops: {drops} is not shares of a task's epochs; give numbers between 0 "
             "and 1, as (0.75, 0.9)"
         )
+
+
+def _own_data(flat: dict[str, Any]) -> Iterator[str]:
+    if not flat["dataset.path"]:
+        return
+    from bpnjax.data import files  # late: it imports JAX
+
+    for path in files.paths_in(flat["dataset.path"]):
+        if wrong := files.complaint(path):
+            yield f"dataset.path: {wrong}"
 
 
 def _images(flat: dict[str, Any]) -> Iterator[str]:

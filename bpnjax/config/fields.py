@@ -6,6 +6,7 @@ Those of methods are in the files of the methods (`bpnjax.methods.Setting`); the
 import dataclasses
 from typing import Any
 
+from bpnjax import models
 from bpnjax.methods import REGISTRY, Setting
 from bpnjax.optim import OPTIMIZERS
 
@@ -48,6 +49,15 @@ COMMON = {
     "dataset.name": _of(
         "mnist", "a TFDS set, 'digits' or 'gaussians'; several separated by commas"
     ),
+    "dataset.path": _of(
+        "", "your own data instead of a set: a folder of images, an .npz, .csv or .parquet file; "
+        "several, separated by commas, are a task each"
+    ),
+    "dataset.label": _of("label", "of a table: the column of labels"),
+    "dataset.test_share": _of(
+        0.2, "of your own data: share of each class held out as test part where there is none",
+        above=0, below=1,
+    ),
     "dataset.train_split": _of(
         "train", "of TFDS, to train on, as 'train+validation'; or one per set"
     ),
@@ -59,11 +69,12 @@ COMMON = {
     ),
     "dataset.normalize": _of(
         "standard",
-        "standard (zero mean, unit sd per channel), imagenet (its mean and sd), unit, none",
+        "standard (zero mean, unit sd per channel or column), imagenet (its mean and sd), unit, "
+        "none",
         choices=("standard", "imagenet", "unit", "none"),
     ),
     "dataset.device_mb": _of(
-        0.0, "images of a split beyond it stream; 0: half of an accelerator's memory", at_least=0
+        0.0, "examples of a split beyond it stream; 0: half of an accelerator's memory", at_least=0
     ),
     "dataset.resize": _of((), "(height, width, channels) for sets of other or mixed sizes"),
     "dataset.augment": _of(
@@ -102,8 +113,14 @@ COMMON = {
     "sequence.first_identity": _of(True, "permuted: the first task keeps the order"),
     "model.name": _of(
         "mlp",
-        "mlp, convnet, alexnet, small_alexnet (for 32 x 32 pixels)",
-        choices=("mlp", "convnet", "alexnet", "small_alexnet"),
+        f"a name of the registry of networks: {', '.join(models.REGISTRY)}",
+    ),
+    "model.factory": _of(
+        "", "a network of your own instead: 'my_module:make', called with num_classes and the "
+        "options; it returns a Linen module, an NNX module or a Network"
+    ),
+    "model.options": _of(
+        "", "further arguments of the network, as 'width=20' for resnet18, or 'patch=8, depth=4'"
     ),
     "model.hidden": _of((300, 300, 300, 300, 300), "widths of the hidden layers; two of alexnet"),
     "model.channels": _of((32, 64), "widths of the convolutions before them; five of alexnet"),
@@ -112,8 +129,12 @@ COMMON = {
         at_least=0, below=1,
     ),
     "model.pretrained": _of(
-        "", "starts from this model.safetensors (bpnjax.pretrain), all but the output layer; "
-        "alexnet also from torchvision's .pth or .safetensors"
+        "", "all layers but the output start from this file: a model.safetensors "
+        "(bpnjax.pretrain), or the .safetensors or .pth of another network"
+    ),
+    "model.mapping": _of(
+        "", "'my_module:convert' makes parameters of that file's {name: array}; alexnet and "
+        "resnet18 know the names of torchvision"
     ),
     "model.kernel_init": _of("lecun_normal", "how kernels start", choices=_KERNEL_INITS),
     "model.dtype": _of(
@@ -201,7 +222,7 @@ def entries() -> dict[str, Entry]:
       ``{"group.name": Entry}``, the common ones first, then a group per method.
 
     Raises:
-      ValueError: two methods declare the same field with different defaults.
+      ValueError: two methods declare the same field with different defaults or limits.
 
     Example:
       >>> from bpnjax.config.fields import entries
@@ -213,12 +234,23 @@ def entries() -> dict[str, Entry]:
     for name, factory in REGISTRY.items():
         for field, own in factory.fields.items():
             before = found.get(field)
-            if before is not None and (not before.methods or before.default != own.default):
-                raise ValueError(
-                    f"the field {field} of the method {name} is declared elsewhere with another "
-                    f"default ({before.default!r}, not {own.default!r}); give it another name"
-                )
-            users = before.methods if before else ()
-            setting = before.setting if before else own.setting
-            found[field] = Entry(own.default, setting, (*users, name))
+            if before is None:
+                found[field] = Entry(own.default, own.setting, (name,))
+                continue
+            for what, old, new in (
+                ("default", before.default, own.default),
+                ("limits", _limits(before.setting), _limits(own.setting)),
+            ):
+                if not before.methods or old != new:
+                    raise ValueError(
+                        f"the field {field} of the method {name} is declared elsewhere with "
+                        f"another {what} ({old!r}, not {new!r}); give it another name"
+                    )
+            found[field] = dataclasses.replace(before, methods=(*before.methods, name))
     return found
+
+
+def _limits(setting: Setting) -> dict[str, Any]:
+    """What a setting allows, of what is not as usual."""
+    usual = Setting(setting.meaning, field=setting.field)
+    return {k: v for k, v in vars(setting).items() if v != getattr(usual, k)}

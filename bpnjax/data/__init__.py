@@ -1,7 +1,16 @@
-"""Data: TFDS sets in, arrays out, cut into sequences of tasks."""
+"""Data: your own or that of TFDS in, arrays out, cut into sequences of tasks."""
 
 from bpnjax.data.arrays import Arrays
+from bpnjax.data.own import tasks
 from bpnjax.data.sequence import Split, TaskSequence, load_sequence, set_names
 from bpnjax.data.sources import load_arrays
 
-__all__ = ["Arrays", "Split", "TaskSequence", "load_arrays", "load_sequence", "set_names"]
+__all__ = [
+    "Arrays",
+    "Split",
+    "TaskSequence",
+    "load_arrays",
+    "load_sequence",
+    "set_names",
+    "tasks",
+]

@@ -5,22 +5,24 @@ first and shuffled later, so no shuffle can leak an example from one task into a
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bpnjax.data import crops
-from bpnjax.data.arrays import Arrays, Joined
-from bpnjax.data.sources import load_arrays
+from bpnjax.data import crops, files
+from bpnjax.data.arrays import Arrays, Joined, check_classes
+from bpnjax.data.labels import chosen, stratified
+from bpnjax.data.permutation import pixel_order
+from bpnjax.data.sources import load_arrays, look_of
+from bpnjax.utils import prng
 from bpnjax.utils.errors import UserError
 
 # Mean and standard deviation of ImageNet's red, green and blue between 0 and 1, as those who
 # publish networks trained on it divide by.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-KINDS = ("class_split", "permuted", "datasets")
 
 
 @jax.tree_util.register_dataclass
@@ -51,19 +53,53 @@ class Extractor(NamedTuple):
     dtype: np.dtype  # of the images, as they are stored
 
 
-class TaskSequence(NamedTuple):
-    """A sequence of T tasks with C outputs: all their classes, or a head of its own for each."""
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class TaskSequence:
+    """A sequence of T tasks with C outputs: all their classes, or a head of its own for each.
+
+    `bpnjax.data.tasks` makes one of any data. Its length is T.
+
+    Attributes:
+      train: the examples to train on.
+      test: those to test on; the validation part where evaluate.on is "validation".
+      classes: bool ``[T, C]``, the outputs of each task's classes.
+      class_names: ``[C]``.
+      scale: f32 ``[channels]``; the network's input is ``image * scale + shift``.
+      shift: f32 ``[channels]``.
+      columns: int32 ``[T, K]``, the output that stands for a class of the sets in a task.
+      permuted: does each task see the elements of the input in an order of its own?
+      extractor: what made the images, if they are features.
+      files: `bpnjax.data.crops.Files` of the training rows, where they are cropped at random.
+      heads: single (all tasks share the outputs), multi (each has its own).
+      first_identity: permuted: does the first task keep the order?
+      version: tells which data it is: the version of a set, a fingerprint of anything else.
+    """
 
     train: Split
-    test: Split  # the validation part where evaluate.on is "validation"
-    classes: np.ndarray  # bool [T, C], the outputs of each task's classes
-    class_names: tuple[str, ...]  # [C]
-    scale: np.ndarray  # f32 [channels]; the network's input is image * scale + shift
+    test: Split
+    classes: np.ndarray
+    class_names: tuple[str, ...]
+    scale: np.ndarray
     shift: np.ndarray
-    columns: np.ndarray  # int32 [T, K], the output that stands for a class of the sets in a task
-    permuted: bool  # does each task see the pixels in an order of its own?
-    extractor: Extractor | None = None  # what made the images, if they are features
-    files: Any = None  # `crops.Files` of the training rows, where they are cropped at random
+    columns: np.ndarray
+    permuted: bool
+    extractor: Extractor | None = None
+    files: Any = None
+    heads: str = "single"
+    first_identity: bool = True
+    version: str = ""
+
+    def __len__(self) -> int:
+        return self.num_tasks
+
+    def __repr__(self) -> str:
+        counts = (f"{int(s.count.sum()):,}" for s in (self.train, self.test))
+        shape = tuple(self.train.images.shape[1:])
+        return (
+            f"TaskSequence({self.num_tasks} tasks, {self.num_classes} outputs, inputs "
+            f"{self.train.images.dtype}{list(shape)}, {' training and '.join(counts)} test "
+            f"examples, version {self.version!r})"
+        )
 
     @property
     def num_tasks(self) -> int:
@@ -75,9 +111,117 @@ class TaskSequence(NamedTuple):
         """C, the number of outputs."""
         return self.classes.shape[1]
 
+    def names_of(self, task: int) -> tuple[str, ...]:
+        """The classes of a task, in the order of their outputs.
+
+        Args:
+          task: from 0.
+
+        Returns:
+          Names.
+        """
+        return tuple(self.class_names[c] for c in np.flatnonzero(self.classes[task]))
+
+    def normalise(self, x: Any) -> Any:
+        """Examples as a network should read them.
+
+        Args:
+          x: as they are stored, ``[n, ...]``; a JAX array under `jax.jit`, too.
+
+        Returns:
+          f32 ``[n, ...]``: ``x * scale + shift``.
+        """
+        return x.astype(np.float32) * self.scale + self.shift
+
+    def train_examples(self, task: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """All training examples of a task.
+
+        Args:
+          task: from 0.
+          seed: of the run, for permuted inputs only.
+
+        Returns:
+          Normalised examples f32 ``[n, ...]``, and int32 ``[n]``, their outputs.
+        """
+        return self._examples(self.train, task, slice(None), seed)
+
+    def test_examples(self, task: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """All test examples of a task.
+
+        Args:
+          task: from 0.
+          seed: as for `train_examples`.
+
+        Returns:
+          As `train_examples`.
+        """
+        return self._examples(self.test, task, slice(None), seed)
+
+    def batches(
+        self, task: int, batch_size: int, epoch: int = 0, seed: int = 0
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The training examples of a task, shuffled, in whole batches; what is left over waits.
+
+        Args:
+          task: from 0.
+          batch_size: examples in a batch.
+          epoch: each is in an order of its own.
+          seed: of the run.
+
+        Yields:
+          As `train_examples`, ``batch_size`` of them.
+
+        Raises:
+          UserError: the task has fewer examples.
+
+        Example:
+          >>> import numpy as np
+          >>> from bpnjax import data
+          >>> x, y = np.arange(40.0).reshape(20, 2), np.arange(20) % 4
+          >>> sequence = data.tasks((x, y), classes_per_task=2)
+          >>> [len(y) for _, y in sequence.batches(task=0, batch_size=3)]
+          [3, 3]
+        """
+        count = int(self.train.count[task])
+        if not 0 < batch_size <= count:
+            raise UserError(
+                f"batch_size: {batch_size}, but task {task} has {count} training examples; use 1 "
+                "to that"
+            )
+        order = np.random.default_rng([seed, task, epoch]).permutation(count)
+        for start in range(0, count - batch_size + 1, batch_size):
+            yield self._examples(self.train, task, order[start : start + batch_size], seed)
+
+    def _examples(
+        self, split: Split, task: int, which: Any, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if not 0 <= task < self.num_tasks:
+            raise UserError(f"task: {task}; there are tasks 0 to {self.num_tasks - 1}")
+        rows = split.index[task, : split.count[task]][which]
+        x = np.asarray(split.images[rows])
+        if self.permuted:
+            key = prng.fold(jax.random.key(seed), prng.PIXELS)
+            order = pixel_order(key, task, x[0].size, self.first_identity)
+            x = x.reshape(len(x), -1)[:, np.asarray(order)].reshape(x.shape)
+        return self.normalise(x), self.columns[task, split.labels[rows]]
+
+
+class Cut(NamedTuple):
+    """How a set is cut into tasks, beside which classes each has: the fields of `sequence`, ..."""
+
+    heads: str = "single"
+    permuted: bool = False
+    first_identity: bool = True
+    examples_per_task: int = 0
+    validation: float = 0.0
+    on: str = "test"
+    normalize: str = "standard"
+
 
 def set_names(config: ConfigDict) -> list[str]:
-    """The sets that a configuration names."""
+    """The sets that a configuration names; none where it gives a path to own data."""
+    if config.dataset.path:
+        return []
     return [name.strip() for name in config.dataset.name.split(",") if name.strip()]
 
 
@@ -102,32 +246,74 @@ def load_sequence(config: ConfigDict) -> TaskSequence:
       >>> sequence.classes.tolist(), sequence.train.count.tolist()
       ([[True, True, False], [True, False, True]], [1000, 1000])
     """
-    kind = config.sequence.kind
-    names = set_names(config)
-    if kind == "datasets":
-        if len(names) < 2:
+    paths = files.paths_in(config.dataset.path)
+    names = paths or set_names(config)
+    field = "dataset.path" if paths else "dataset.name"
+    _check_kind(config, names, field)
+    splits = _train_splits(config.dataset.train_split, names)
+    if paths:
+        if set(splits) != {"train"}:
             raise UserError(
-                f"dataset.name: {config.dataset.name!r} names {len(names)} set; sequence.kind "
-                "'datasets' needs several, separated by commas"
+                f"dataset.train_split: {config.dataset.train_split!r} is for sets of TFDS, not for "
+                "dataset.path; leave it out"
             )
-        splits = _train_splits(config.dataset.train_split, names)
-        loaded = map(load_arrays, names, [config.dataset] * len(names), splits)
-        arrays, sizes = _concatenate(names, list(loaded))
-        groups = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+        sets = files.load(paths, config.dataset, look_of(config.dataset))
+        check_classes(sets, field)
     else:
-        if len(names) != 1:
-            raise UserError(
-                f"dataset.name: {config.dataset.name!r} must name one set; several need "
-                "--config.sequence.kind=datasets"
-            )
-        splits = _train_splits(config.dataset.train_split, names)
-        arrays = load_arrays(names[0], config.dataset, *splits)
-        available = len(arrays.class_names)
-        if kind == "permuted":
-            groups = [np.arange(available)] * config.sequence.num_tasks
-        else:
-            groups = _class_groups(config.sequence, available, names[0])
-    return _assemble(arrays, groups, config, permuted=kind == "permuted")
+        sets = list(map(load_arrays, names, [config.dataset] * len(names), splits))
+    permuted = config.sequence.kind == "permuted"
+    cut = Cut(
+        config.sequence.heads, permuted, config.sequence.first_identity,
+        config.sequence.examples_per_task, config.dataset.validation, config.evaluate.on,
+        config.dataset.normalize,
+    )  # fmt: skip
+    if len(sets) > 1:
+        sequence = join(sets, names, cut, field, apart=not paths)
+    else:
+        groups = class_groups(config.sequence, sets[0].class_names, names[0], permuted)
+        sequence = assemble(sets[0], groups, cut)
+    check_batch_size(config, sequence)
+    return sequence
+
+
+def _check_kind(config: ConfigDict, names: Sequence[str], field: str) -> None:
+    """One set, or one per task: several paths need not say that they are that."""
+    kind, given, group = config.sequence.kind, config.dataset[field.split(".")[1]], "sequence"
+    if kind == "datasets" and len(names) < 2:
+        raise UserError(
+            f"{field}: {given!r} names {len(names)} set; sequence.kind 'datasets' needs several, "
+            "separated by commas"
+        )
+    if len(names) > 1 and field == "dataset.path":
+        for name, value in (("kind", kind == "permuted"), ("classes", config[group].classes)):
+            if value:
+                raise UserError(
+                    f"sequence.{name}: {config[group][name]!r} is for one source, and dataset.path "
+                    f"names {len(names)}, a task each; leave it out"
+                )
+    elif len(names) != 1 and kind != "datasets":
+        raise UserError(
+            f"{field}: {given!r} must name one set; several need --config.sequence.kind=datasets"
+        )
+
+
+def check_batch_size(config: ConfigDict, sequence: TaskSequence) -> None:
+    """Makes sure that each task fills a batch.
+
+    Args:
+      config: a run configuration.
+      sequence: what it trains on.
+
+    Raises:
+      UserError: a task is smaller.
+    """
+    smallest = int(sequence.train.count.min())
+    if config.train.batch_size > smallest:
+        task = int(sequence.train.count.argmin())
+        raise UserError(
+            f"train.batch_size: {config.train.batch_size} is larger than task {task + 1}, which "
+            f"has {smallest} training examples; use at most that"
+        )
 
 
 def _train_splits(text: str, names: Sequence[str]) -> list[str]:
@@ -142,53 +328,88 @@ def _train_splits(text: str, names: Sequence[str]) -> list[str]:
     return splits
 
 
-def _concatenate(names: Sequence[str], sets: list[Arrays]) -> tuple[Arrays, list[int]]:
-    """Several sets as one, and how many classes each has."""
-    shapes = {name: s.train_images.shape[1:] for name, s in zip(names, sets, strict=True)}
-    if len(set(shapes.values())) > 1:
-        raise UserError(
-            f"dataset.resize: the sets differ in shape ({shapes}); give one, for example "
-            "--config.dataset.resize='(32, 32, 3)'"
-        )
+def join(
+    sets: Sequence[Arrays], names: Sequence[str], cut: Cut, field: str, apart: bool
+) -> TaskSequence:
+    """A sequence of several sets, a task each.
+
+    Args:
+      sets: of one shape.
+      names: of them, for messages.
+      cut: how they become a sequence.
+      field: that names them, for messages.
+      apart: classes of two sets are two outputs even if their names are equal, as `set/class`;
+        else they are the same output where all tasks share the outputs.
+
+    Returns:
+      `TaskSequence`.
+
+    Raises:
+      UserError: they differ in shape or dtype.
+    """
+    for what in ("shape", "dtype"):
+        found = {
+            name: getattr(s.train_images[:1], what) for name, s in zip(names, sets, strict=True)
+        }
+        if what == "shape":
+            found = {name: shape[1:] for name, shape in found.items()}
+        if len(set(found.values())) > 1:
+            shown = ", ".join(f"{name}: {value}" for name, value in found.items())
+            mend = "give them all the same"
+            if what == "shape" and all(len(shape) == 3 for shape in found.values()):
+                mend = "give one, for example --config.dataset.resize='(32, 32, 3)'"
+                field = "dataset.resize" if field.startswith("dataset.") else field
+            raise UserError(f"{field}: the sets differ in {what} ({shown}); {mend}")
     sizes = [len(s.class_names) for s in sets]
-    offsets = np.cumsum([0, *sizes[:-1]])
+    starts = np.cumsum([0, *sizes])
     joined: dict[str, Any] = {}
     for split in ("train", "test"):
-        images = [getattr(s, f"{split}_images") for s in sets]
-        labels = [getattr(s, f"{split}_labels") for s in sets]
-        joined[f"{split}_images"] = Joined(images)
+        joined[f"{split}_images"] = Joined([getattr(s, f"{split}_images") for s in sets])
         joined[f"{split}_labels"] = np.concatenate(
-            [own + np.int32(offset) for own, offset in zip(labels, offsets, strict=True)]
-        )
-    class_names = tuple(
-        f"{name}/{c}" for name, s in zip(names, sets, strict=True) for c in s.class_names
-    )
-    version = ",".join(s.version for s in sets)
-    files = [s.train_files for s in sets]
-    joined["train_files"] = crops.join(files) if all(files) else None
-    arrays = Arrays(**joined, class_names=class_names, maximum=sets[0].maximum, version=version)
-    return arrays, sizes
-
-
-def _class_groups(sequence: Any, available: int, name: str) -> list[np.ndarray]:
-    if sequence.classes:
-        try:
-            groups = [
-                np.array([int(c) for c in part.split(",")], np.int64)
-                for part in sequence.classes.split(";")
+            [
+                getattr(s, f"{split}_labels") + np.int32(start)
+                for s, start in zip(sets, starts, strict=False)
             ]
-        except ValueError as error:
-            raise UserError(
-                f"sequence.classes: {sequence.classes!r} is not a list of class numbers; write "
-                "tasks separated by ';' and classes by ',', as in '0,1;0,2'"
-            ) from error
-        wrong = sorted({int(c) for g in groups for c in g if not 0 <= c < available})
-        if wrong:
-            raise UserError(
-                f"sequence.classes: class {wrong[0]} does not exist; {name} has classes 0 to "
-                f"{available - 1}"
-            )
-        return groups
+        )
+    of_files = [s.train_files for s in sets]
+    joined["train_files"] = crops.join(of_files) if all(of_files) else None
+    class_names = tuple(
+        f"{name}/{c}" if apart else c
+        for name, s in zip(names, sets, strict=True)
+        for c in s.class_names
+    )
+    arrays = Arrays(
+        **joined,
+        class_names=class_names,
+        maximum=max(s.maximum for s in sets),
+        version=",".join(s.version for s in sets),
+    )
+    return assemble(arrays, np.split(np.arange(starts[-1]), starts[1:-1]), cut, shared=not apart)
+
+
+def class_groups(
+    sequence: Any, class_names: Sequence[str], name: str, permuted: bool
+) -> list[np.ndarray]:
+    """Which classes each task has, where all are of one set.
+
+    Args:
+      sequence: `config.sequence`: `num_tasks`, `classes_per_task`, `order_seed`, `classes`.
+      class_names: of the set.
+      name: of the set, for messages.
+      permuted: each task has them all.
+
+    Returns:
+      int64 ``[k]`` for each task.
+
+    Raises:
+      UserError: the set does not have them.
+    """
+    available = len(class_names)
+    if permuted:
+        return [np.arange(available)] * sequence.num_tasks
+    if sequence.classes:
+        what = f"sequence.classes: {sequence.classes!r}"
+        return [chosen(part.split(","), class_names, what) for part in sequence.classes.split(";")]
     tasks, per_task = sequence.num_tasks, sequence.classes_per_task
     if tasks * per_task > available:
         raise UserError(
@@ -201,21 +422,36 @@ def _class_groups(sequence: Any, available: int, name: str) -> list[np.ndarray]:
     return list(order[: tasks * per_task].reshape(tasks, per_task))
 
 
-def _assemble(
-    arrays: Arrays, groups: Sequence[np.ndarray], config: ConfigDict, permuted: bool
+def assemble(
+    arrays: Arrays, groups: Sequence[np.ndarray], cut: Cut, shared: bool = False
 ) -> TaskSequence:
+    """Cuts a set into a sequence.
+
+    Args:
+      arrays: the set.
+      groups: class numbers of each task.
+      cut: how.
+      shared: classes of equal name are one output, where all tasks share the outputs.
+
+    Returns:
+      `TaskSequence`.
+
+    Raises:
+      UserError: a task without examples, or a part to validate on that cannot be had.
+    """
     used = list(dict.fromkeys(int(c) for group in groups for c in group))
     renumber = np.full(len(arrays.class_names), -1, np.int32)
     renumber[used] = np.arange(len(used))
     members = np.zeros((len(groups), len(used)), bool)  # [T, K]
     for task, group in enumerate(groups):
         members[task, renumber[group]] = True
-    classes, columns, output_class = _outputs(members, config.sequence.heads)
+    names = [arrays.class_names[c] for c in used]
+    classes, columns, output_class = _outputs(members, cut.heads, names if shared else used)
 
     train = np.flatnonzero(renumber[arrays.train_labels] >= 0)
-    fraction = config.dataset.validation
-    held_out = _stratified(arrays.train_labels[train], fraction) if fraction else None
-    if config.evaluate.on == "validation":
+    fraction = cut.validation
+    held_out = stratified(arrays.train_labels[train], fraction) if fraction else None
+    if cut.on == "validation":
         if held_out is None:
             raise UserError(
                 "dataset.validation: 0.0 leaves no validation part, but evaluate.on is "
@@ -232,54 +468,59 @@ def _assemble(
                 f"dataset.validation: {fraction} leaves a class no training examples; lower it"
             )
 
-    scale, shift = _normalisation(arrays, train, config.dataset.normalize)
-    sequence = TaskSequence(
+    for what, labels, rows in (
+        ("training", arrays.train_labels, train),
+        ("test", test_labels, test),
+    ):
+        lacking = ~members[:, np.unique(renumber[labels[rows]])].any(1)
+        if lacking.any():
+            task = int(lacking.argmax())
+            shown = ", ".join(names[c] for c in np.flatnonzero(members[task])[:6])
+            raise UserError(
+                f"sequence.classes: task {task + 1} ({shown}) has no {what} examples; add some, or "
+                "choose other classes"
+            )
+    scale, shift = _normalisation(arrays, train, cut.normalize)
+    return TaskSequence(
         train=_split(
             arrays.train_images,
             arrays.train_labels,
             train,
             renumber,
             members,
-            config.sequence.examples_per_task,
+            cut.examples_per_task,
         ),
         test=_split(test_images, test_labels, test, renumber, members),
         classes=classes,
-        class_names=tuple(arrays.class_names[used[c]] for c in output_class),
+        class_names=tuple(names[c] for c in output_class),
         columns=columns,
         scale=scale,
         shift=shift,
-        permuted=permuted,
+        permuted=cut.permuted,
         files=arrays.train_files and arrays.train_files.take(train),
+        heads=cut.heads,
+        first_identity=cut.first_identity,
+        version=arrays.version,
     )
-    smallest = int(sequence.train.count.min())
-    if config.train.batch_size > smallest:
-        task = int(sequence.train.count.argmin())
-        raise UserError(
-            f"train.batch_size: {config.train.batch_size} is larger than task {task + 1}, which "
-            f"has {smallest} training examples; use at most that"
-        )
-    return sequence
 
 
-def _stratified(labels: np.ndarray, fraction: float) -> np.ndarray:
-    """Marks the same share of each class, the same examples in every run."""
-    rng = np.random.default_rng(0)
-    marked = np.zeros(len(labels), bool)
-    for c in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == c))
-        marked[members[: max(1, round(fraction * len(members)))]] = True
-    return marked
-
-
-def _outputs(members: np.ndarray, heads: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _outputs(
+    members: np.ndarray, heads: str, same: Sequence[Any]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lays out the outputs for a table of which tasks have which classes, bool [T, K].
 
+    Classes with an equal entry in ``same`` are one output, unless each task has outputs of its own.
     Returns the outputs of each task bool [T, C], the output of a class in a task int32 [T, K], and
-    the class of each output int [C].
+    a class of each output int [C].
     """
-    tasks, used = members.shape
+    tasks = members.shape[0]
     if heads == "single":
-        return members, np.tile(np.arange(used, dtype=np.int32), (tasks, 1)), np.arange(used)
+        places = {one: i for i, one in enumerate(dict.fromkeys(same))}
+        output = np.array([places[one] for one in same], np.int32)
+        classes = np.zeros((tasks, len(places)), bool)
+        task_of, class_of = np.nonzero(members)
+        classes[task_of, output[class_of]] = True
+        return classes, np.tile(output, (tasks, 1)), np.unique(output, return_index=True)[1]
     task_of, class_of = np.nonzero(members)
     classes = task_of == np.arange(tasks)[:, None]
     columns = np.zeros(members.shape, np.int32)
@@ -332,11 +573,21 @@ def _normalisation(arrays: Arrays, rows: np.ndarray, how: str) -> tuple[np.ndarr
             )
         mean, std = np.array(_IMAGENET)
         return (1 / (arrays.maximum * std)).astype(np.float32), (-mean / std).astype(np.float32)
+    # Of floats the first row is taken away before squares are summed: a mean far from 0 would
+    # leave nothing of a small deviation.
+    first = np.asarray(arrays.train_images[rows[:1]], np.float64).reshape(-1, channels)[0]
+    if arrays.train_images.dtype.kind != "f":
+        first = np.zeros(channels)
     total, squares, n = np.zeros(channels), np.zeros(channels), 0
+    least, most = np.full(channels, np.inf), np.full(channels, -np.inf)
     for start in range(0, len(rows), 5000):
         block = arrays.train_images[rows[start : start + 5000]].reshape(-1, channels)
-        block = block.astype(np.float64)
+        least, most = np.minimum(least, block.min(0)), np.maximum(most, block.max(0))
+        block = block.astype(np.float64) - first
         total, squares, n = total + block.sum(0), squares + (block**2).sum(0), n + len(block)
     mean = total / n
-    std = np.sqrt(np.maximum(squares / n - mean**2, 1e-12))
+    std = np.sqrt(np.maximum(squares / n - mean**2, 0))
+    mean += first
+    # A constant tells nothing and must not explode, nor must what f32 cannot tell from one.
+    std[(least == most) | (std <= np.finfo(np.float32).eps * np.abs(mean))] = 1
     return (1 / std).astype(np.float32), (-mean / std).astype(np.float32)

@@ -39,7 +39,7 @@ def load_arrays(name: str, dataset: Any, train_split: str = "train") -> Arrays:
       >>> data.load_arrays("gaussians", config.default().dataset).class_names
       ('black', 'red', 'light blue')
     """
-    look = _look(dataset)
+    look = look_of(dataset)
     if name in builtin_sets.SETS:
         if look or train_split != "train":
             field, value = ("augment", look) if look else ("train_split", train_split)
@@ -95,7 +95,15 @@ def load_arrays(name: str, dataset: Any, train_split: str = "train") -> Arrays:
     return checked(arrays, name)
 
 
-def _look(dataset: Any) -> crops.Look | None:
+def look_of(dataset: Any) -> crops.Look | None:
+    """How images are cropped, as `dataset.augment` says.
+
+    Args:
+      dataset: `config.dataset`.
+
+    Returns:
+      `bpnjax.data.crops.Look`, or None where they are not.
+    """
     shape = tuple(dataset.resize)
     return crops.Look(dataset.resize_shorter, shape) if dataset.augment != "none" else None
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpnjax.models import torch_weights
 from bpnjax.models.convolution import conv
 
 CHANNELS = (64, 192, 384, 256, 256)
@@ -65,15 +64,13 @@ class AlexNet(nn.Module):
     ``rngs={"dropout": key}``, and nowhere else: without one the network is deterministic.
 
     With the widths below it is torchvision's, number by number, for weights that
-    `bpnjax.models.torch_weights.alexnet_params` converts. ``pretrained`` names the file of such
-    weights from which all layers but ``output`` start.
+    `bpnjax.models.torch_weights.alexnet_params` converts.
     """
 
     num_classes: int
     channels: tuple[int, ...] = CHANNELS
     hidden: tuple[int, ...] = HIDDEN
     dropout: float = 0.5
-    pretrained: str = ""
     dtype: Any = jnp.float32
     kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
 
@@ -84,9 +81,6 @@ class AlexNet(nn.Module):
                 f"AlexNet needs images of at least {SMALLEST} x {SMALLEST} pixels, not "
                 f"{x.shape[1]} x {x.shape[2]}; enlarge them (dataset.resize)"
             )
-        start = {}
-        if self.pretrained and self.is_initializing():  # to use a network needs no file
-            start = torch_weights.alexnet_initializers(self.pretrained)
         options: dict[str, Any] = {"dtype": self.dtype, "kernel_init": self.kernel_init}
         convolution: Callable[..., Any] = partial(nn.Conv, conv_general_dilated=conv, **options)
         dense: Callable[..., Any] = partial(nn.Dense, **options)
@@ -94,16 +88,12 @@ class AlexNet(nn.Module):
         for i, (width, (size, stride, pad, pooled)) in enumerate(
             zip(self.channels, _CONVS, strict=True)
         ):
-            name = f"conv_{i}"
-            padding = [(pad, pad)] * 2
-            x = convolution(width, (size, size), stride, padding, name=name, **start.get(name, {}))(
-                x
-            )
-            x = nn.relu(x)
+            layer = convolution(width, (size, size), stride, [(pad, pad)] * 2, name=f"conv_{i}")
+            x = nn.relu(layer(x))
             if pooled:
                 x = nn.max_pool(x, (3, 3), (2, 2), padding="VALID")
         x = adaptive_average_pool(x, _GRID)
         x = x.reshape(x.shape[0], -1)
         for name, width in zip(("fc6", "fc7"), self.hidden, strict=True):
-            x = nn.relu(dense(width, name=name, **start.get(name, {}))(drop(x)))
+            x = nn.relu(dense(width, name=name)(drop(x)))
         return dense(self.num_classes, name="output")(x)

@@ -1,20 +1,27 @@
-"""Starts a network from the weights of one that was trained by this package."""
+"""Starts a network from weights: of a model of this package, or of another."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 
-OUTPUT = "output"  # the layer that every network starts anew
+from bpnjax.models import registry, torch_weights
+from bpnjax.utils import arrays as trees
+from bpnjax.utils.errors import UserError
 
-__all__ = ["is_ours", "read", "start_from"]
+OUTPUT = "output"  # the layer that every network starts anew
+_STATISTICS = "batch_stats"
+_SHOWN = 3  # names of a message
+
+__all__ = ["is_ours", "load", "read", "start_from"]
 
 
 def is_ours(path: str | os.PathLike[str]) -> bool:
-    """Was the file written by this package? Torchvision's are read by `torch_weights`."""
+    """Was the file written by this package? Others are read by `torch_weights`."""
     try:
         with safe_open(path, "np") as file:
             return (file.metadata() or {}).get("format", "").startswith("bpnjax")
@@ -22,14 +29,68 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def load(model: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Reads the weights that a configuration names, under the names of its network.
+
+    Args:
+      model: the group `config.model`: ``pretrained`` is a model of this package, a safetensors
+        file or one of ``torch.save``; ``mapping`` names the function that turns its tensors into
+        parameters. Without one the names of torchvision, GEM and Mammoth are known for alexnet and
+        resnet18; for other networks those in the file are the network's own.
+
+    Returns:
+      ``{"conv_0/kernel": array, "batch_stats/norm_0/mean": array, ...}``.
+
+    Raises:
+      UserError: the file cannot be read, or its tensors cannot be converted.
+    """
+    file, mapping = model["pretrained"], model["mapping"]
+    try:
+        found: Any = read(file) if is_ours(file) else torch_weights.read_tensors(file)
+    except ValueError as error:
+        raise UserError(f"model.pretrained: {error}") from error
+    if mapping:
+        convert = registry.load_function(mapping, "model.mapping")
+        try:
+            found = convert(found)
+        except Exception as error:  # the user's
+            raise UserError(
+                f"model.mapping: {mapping} raises {registry.said(error)}; mend it"
+            ) from error
+        if not isinstance(found, Mapping):
+            raise UserError(
+                f"model.mapping: {mapping} returns a {type(found).__name__}; return a dict of "
+                "parameters, nested or by path"
+            )
+        return _by_path(found, "model.mapping")
+    if not is_ours(file) and not model["factory"] and model["name"] in torch_weights.CONVERTERS:
+        try:
+            found = torch_weights.CONVERTERS[model["name"]](found)
+        except ValueError as error:
+            raise UserError(f"model.pretrained: {file}: {error}") from error
+    return _by_path(found, "model.pretrained")
+
+
+def _by_path(found: Mapping[str, Any], field: str) -> dict[str, np.ndarray]:
+    """Arrays by path, of a nested dict, of one by path, or of Flax's dict of collections."""
+    flat = {}
+    for name, array in traverse_util.flatten_dict(dict(found), sep="/").items():
+        path = name.replace(".", "/").removeprefix("params/")
+        flat[path] = np.asarray(array)
+        if flat[path].dtype.kind in "OSUMm":
+            raise UserError(f"{field}: {name} is a {type(array).__name__}, not an array")
+    return flat
+
+
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads the shared parameters of a ``model.safetensors``.
+    """Reads the shared parameters of a ``model.safetensors`` of this package.
 
     Args:
       path: the file.
 
     Returns:
-      ``{"conv_0/kernel": array, ...}``, f32.
+      ``{"conv_0/kernel": array, ...}``, f32, and the running statistics of BatchNorm as
+      ``"batch_stats/..."``, those of the last task where each has its own.
 
     Raises:
       ValueError: the file is no model of this package.
@@ -40,50 +101,89 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             "bpnjax.pretrain and name its model.safetensors"
         )
     with safe_open(path, "np") as file:
+        names = list(file.keys())
         # Layers that a run computed once (train.features_once) are kept beside those it trained.
-        names = [n for n in file.keys() if n.startswith(("params/", "extractor/"))]  # noqa: SIM118
-        if not names:
+        found = {
+            name.partition("/")[2]: file.get_tensor(name)
+            for name in names
+            if name.startswith(("params/", "extractor/"))
+        }
+        if not found:
             raise ValueError(
                 f"{os.fspath(path)}: a model of another version of this package "
                 f"({file.metadata()['format']}); train it again with python -m bpnjax.pretrain"
             )
-        return {name.partition("/")[2]: file.get_tensor(name) for name in names}
+        for name in names:
+            group, _, rest = name.partition("/")
+            if rest.startswith(f"{_STATISTICS}/") and group in ("variables", "task_variables"):
+                array = file.get_tensor(name)
+                found[rest] = array[-1] if group == "task_variables" else array
+    return found
 
 
-def start_from(params: Any, arrays: dict[str, np.ndarray]) -> Any:
+def start_from(
+    params: Any, arrays: Mapping[str, np.ndarray], output: str = OUTPUT, statistics: Any = None
+) -> tuple[Any, Any]:
     r"""Takes the pretrained parameters of all layers but the output.
 
     .. math:: \theta_l = \theta^{pretrained}_l \quad (l \neq \mathrm{output})
 
     Args:
-      params: a network's fresh parameters.
-      arrays: what `read` gives; layers that the network has not are left out.
+      params: a network's fresh parameters, or their shapes.
+      arrays: what `load` gives; what the network has not is left out.
+      output: path of the layer that starts anew.
+      statistics: the running statistics of BatchNorm, if it has some.
 
     Returns:
-      Parameters of the same structure, shapes and dtypes.
+      Parameters and statistics, each of the same structure, shapes and dtypes. The arrays are
+      handed over when a program runs: as constants of it large ones would be compiled.
 
     Raises:
-      ValueError: no layer is in common, or one differs in shape.
+      ValueError: one is missing, or differs in shape; the message names the first of them.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from bpnjax.models.pretrained import start_from
       >>> fresh = {"fc6": {"bias": jnp.zeros(2)}, "output": {"bias": jnp.zeros(3)}}
-      >>> start_from(fresh, {"fc6/bias": jnp.ones(2)})["fc6"]["bias"].tolist()
+      >>> start_from(fresh, {"fc6/bias": jnp.ones(2)})[0]["fc6"]["bias"].tolist()
       [1.0, 1.0]
+      >>> start_from(fresh, {"fc7/bias": jnp.ones(2)})
+      Traceback (most recent call last):
+      ...
+      ValueError: fc6/bias (2,) is missing; the file has fc7/bias (2,)
     """
-    flat = traverse_util.flatten_dict(params, sep="/")
-    shared = [n for n in flat if n in arrays and n.split("/")[0] != OUTPUT]
-    if not shared:
-        raise ValueError(
-            f"the pretrained network has no layer of this one ({', '.join(flat)}); it has "
-            f"{', '.join(arrays)}"
+    tree = (params, {_STATISTICS: statistics} if statistics is not None else {})
+    # The first name says which of the two it is.
+    names = [name.partition("/")[2] for name in jax.tree.leaves(trees.names_of(tree))]
+    leaves, structure = jax.tree.flatten(tree)
+    taken = [i for i, n in enumerate(names) if not f"{n}/".startswith(f"{output}/")]
+    wrong = []
+    for i in taken:
+        name, shape = names[i], tuple(leaves[i].shape)
+        if name not in arrays:
+            wrong.append(f"{name} {shape} is missing")
+        elif arrays[name].shape != shape:
+            wrong.append(f"{name} is {shape} here and {arrays[name].shape} in the file")
+    if wrong:
+        has = _listed([f"{name} {array.shape}" for name, array in arrays.items()])
+        missing = any(text.endswith("missing") for text in wrong)
+        mend = (
+            f"the file has {has}"
+            if missing
+            else ("give both the same widths and images of the same size")
         )
-    for name in shared:
-        if arrays[name].shape != flat[name].shape:
-            raise ValueError(
-                f"{name} is {tuple(flat[name].shape)} here and {arrays[name].shape} in the "
-                "pretrained network; give both the same widths and images of the same size"
-            )
-    flat |= {name: jnp.asarray(arrays[name], flat[name].dtype) for name in shared}
-    return traverse_util.unflatten_dict(flat, sep="/")
+        raise ValueError(f"{_listed(wrong)}; {mend}")
+    shapes = [jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype) for i in taken]
+
+    def given() -> list[np.ndarray]:
+        return [np.asarray(arrays[names[i]], leaves[i].dtype) for i in taken]
+
+    for i, leaf in zip(taken, jax.pure_callback(given, shapes), strict=True):
+        leaves[i] = leaf
+    params, collections = jax.tree.unflatten(structure, leaves)
+    return params, collections.get(_STATISTICS)
+
+
+def _listed(texts: list[str]) -> str:
+    more = len(texts) - _SHOWN
+    return ", ".join(texts[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,25 +1,25 @@
 """Weights published for PyTorch, read without PyTorch and without running what a file contains.
 
-A ``.pth`` file is a zip archive of one pickle, which names tensors, and of their bytes. A pickle
-may name any function for its reader to call; the reader here knows the few names that rebuild
-tensors and refuses every other.
+A ``.pth`` file is a zip archive of one pickle, which names tensors, and of their bytes; before
+PyTorch 1.6 it was the pickle and the bytes one after another. A pickle may name any function for
+its reader to call; the reader here knows the few names that rebuild tensors and refuses every
+other.
 """
 
 import os
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
 
-import jax
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-__all__ = ["alexnet_initializers", "alexnet_params", "read_tensors"]
+__all__ = ["CONVERTERS", "alexnet_params", "kernel", "read_tensors", "resnet_variables"]
 
 _DTYPES = {
     "BFloat16Storage": ml_dtypes.bfloat16, "HalfStorage": np.float16, "FloatStorage": np.float32,
@@ -28,6 +28,7 @@ _DTYPES = {
     "LongStorage": np.int64,
 }  # fmt: skip
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how a zip archive and a pickle begin
+_LEGACY = (0x1950A86A20F9469CFC6C, 1001)  # magic number and version of the format before zip
 # Layer of `AlexNet` -> module of torchvision's.
 _ALEXNET = {
     "conv_0": "features.0", "conv_1": "features.3", "conv_2": "features.6",
@@ -35,6 +36,19 @@ _ALEXNET = {
     "fc6": "classifier.1", "fc7": "classifier.4", "output": "classifier.6",
 }  # fmt: skip
 _CELLS = 36  # 6 x 6, before fc6
+# Module of torchvision's ResNet, or of GEM's and Mammoth's -> layer of `ResNet18`.
+_RESNET = {
+    "conv1": "conv_0", "bn1": "norm_0", "fc": "output", "linear": "output", "classifier": "output",
+}  # fmt: skip
+_RESNET_BLOCK = {
+    "conv1": "conv_0", "bn1": "norm_0", "conv2": "conv_1", "bn2": "norm_1",
+    "downsample.0": "shortcut", "downsample.1": "shortcut_norm",
+    "shortcut.0": "shortcut", "shortcut.1": "shortcut_norm",
+}  # fmt: skip
+_PARTS = {
+    "weight": ("params", "scale"), "bias": ("params", "bias"),
+    "running_mean": ("batch_stats", "mean"), "running_var": ("batch_stats", "var"),
+}  # fmt: skip
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -59,15 +73,16 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       ...     read_tensors(file.name)["a"].tolist()
       [0, 1, 2]
 
-    Source: the zip format of ``torch.save``, written since PyTorch 1.6.
+    Source: ``torch.save``: the zip format, written since PyTorch 1.6, and the one before.
     """
     try:
         with open(path, "rb") as file:
             begin = file.read(len(_ZIP))
+            if begin.startswith(_PICKLE):
+                file.seek(0)
+                return _tensors_of(path, lambda: _read_legacy(file))
         if begin == _ZIP:
-            return _read_zip(path)
-        if begin.startswith(_PICKLE):
-            raise _unreadable(path, "is of PyTorch before 1.6; torch.save it again with a new one")
+            return _tensors_of(path, lambda: _read_zip(path))
         return load_file(path)
     except OSError as error:
         raise _unreadable(path, f"cannot be read ({error.strerror or error})") from error
@@ -79,27 +94,79 @@ def _unreadable(path: str | os.PathLike[str], what: str) -> ValueError:
     return ValueError(f"{os.fspath(path)}: {what}")
 
 
-def _read_zip(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def _tensors_of(path: str | os.PathLike[str], read: Callable[[], Any]) -> dict[str, np.ndarray]:
+    """The tensors of what a file holds, which a checkpoint has beside other things."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            if len(pickles) != 1:
-                raise _unreadable(path, f"holds {len(pickles)} files data.pkl, not 1")
-            folder = pickles[0].removesuffix("data.pkl")
-            found = _Tensors(archive, folder).load()
+        found = read()
     except pickle.UnpicklingError as error:
         raise _unreadable(path, f"refused: {error}") from error
-    except ValueError:
-        raise
     # A damaged pickle or archive raises anything.
     except Exception as error:
         raise _unreadable(path, f"damaged ({type(error).__name__}: {error})") from error
     if not isinstance(found, dict):
         raise _unreadable(path, f"holds a {type(found).__name__}, not a state_dict; save one")
+    inner = [value for value in found.values() if isinstance(value, dict) and _only_tensors(value)]
+    if len(inner) == 1 and not _only_tensors(found):
+        found = inner[0]
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, np.ndarray):
             raise _unreadable(path, f"entry {name!r} is no tensor; save a state_dict alone")
     return dict(found)
+
+
+def _only_tensors(found: dict[Any, Any]) -> bool:
+    return bool(found) and all(isinstance(value, np.ndarray) for value in found.values())
+
+
+def _read_zip(path: str | os.PathLike[str]) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        pickles = [name for name in names if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise pickle.UnpicklingError(f"it holds {len(pickles)} files data.pkl, not 1")
+        folder = pickles[0].removesuffix("data.pkl")
+        big = f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") == b"big"
+
+        def storage(dtype: np.dtype[Any], key: str, count: int) -> np.ndarray:
+            entry = archive.getinfo(f"{folder}data/{key}")
+            if entry.file_size != count * dtype.itemsize:
+                raise pickle.UnpicklingError(
+                    f"{entry.filename} has {entry.file_size} bytes for {count} x {dtype}"
+                )
+            return np.frombuffer(archive.read(entry), dtype.newbyteorder(">" if big else "<"))
+
+        with archive.open(pickles[0]) as file:
+            return _Tensors(file, storage).load()
+
+
+def _read_legacy(file: IO[bytes]) -> Any:
+    """Reads a magic number, a version, facts of the system, the object, its storages' names and,
+    of each, the length and the bytes."""
+    size = os.fstat(file.fileno()).st_size
+    storages: dict[str, np.ndarray] = {}
+
+    def storage(dtype: np.dtype[Any], key: str, count: int) -> np.ndarray:
+        if not 0 <= count * dtype.itemsize <= size:
+            raise pickle.UnpicklingError(
+                f"the file has {size} bytes, too few for {count} x {dtype}"
+            )
+        # The bytes come later in the file: tensors are views of what is filled then.
+        found = storages.setdefault(key, np.zeros(count, dtype.newbyteorder("<")))
+        if found.size != count or found.dtype != dtype:
+            raise pickle.UnpicklingError(f"storage {key!r} is named twice, and differs")
+        return found
+
+    magic, version, _ = (_Tensors(file, storage).load() for _ in range(3))
+    if (magic, version) != _LEGACY:
+        raise pickle.UnpicklingError("it is a pickle that torch.save did not write")
+    found, keys = (_Tensors(file, storage).load() for _ in range(2))
+    if sorted(storages) != sorted(keys):
+        raise pickle.UnpicklingError("it does not hold the storages that its tensors name")
+    for key in keys:
+        array, length = storages[key], int.from_bytes(file.read(8), "little")
+        if length != array.size or file.readinto(array.view(np.uint8)) != array.nbytes:  # type: ignore[attr-defined]
+            raise pickle.UnpicklingError(f"storage {key!r} is cut short")
+    return found
 
 
 class _StorageKind:
@@ -118,16 +185,15 @@ class _StorageKind:
 class _Tensors(pickle.Unpickler):
     """Unpickles tensors and ordered dictionaries, as NumPy arrays, and nothing else."""
 
-    def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
-        super().__init__(archive.open(f"{folder}data.pkl"))
-        self.archive, self.folder = archive, folder
-        names = archive.namelist()
-        byteorder = f"{folder}byteorder"
-        big = byteorder in names and archive.read(byteorder) == b"big"
-        self.order: Literal[">", "<"] = ">" if big else "<"
+    def __init__(
+        self, file: IO[bytes], storage: Callable[[np.dtype[Any], str, int], np.ndarray]
+    ) -> None:
+        super().__init__(file)
+        self.storage = storage
         # Objects of this reading only: what a pickle might do to them ends with it.
         self.known: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): OrderedDict,
+            ("torch._utils", "_rebuild_tensor"): lambda *a: _view(*a[:4]),
             ("torch._utils", "_rebuild_tensor_v2"): lambda *a: _view(*a[:4]),
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
         }
@@ -140,18 +206,14 @@ class _Tensors(pickle.Unpickler):
         return self.known[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
-        what, kind, key, _, count = pid
+        what, kind, key, _, count, *view = pid
         if what != "storage" or not isinstance(kind, _StorageKind) or kind.name not in _DTYPES:
             raise pickle.UnpicklingError(f"its pickle refers to {what!r}, which is no tensor")
-        dtype = np.dtype(_DTYPES[kind.name])
-        entry = self.archive.getinfo(f"{self.folder}data/{key}")
-        if entry.file_size != count * dtype.itemsize:
-            raise pickle.UnpicklingError(
-                f"{entry.filename} has {entry.file_size} bytes for {count} x {dtype}"
-            )
-        if dtype.itemsize > 1:
-            dtype = dtype.newbyteorder(self.order)
-        return np.frombuffer(self.archive.read(entry), dtype)
+        found = self.storage(np.dtype(_DTYPES[kind.name]), key, count)
+        if view and view[0] is not None:  # of the format before zip: a part of a storage
+            _, offset, size = view[0]
+            found = _view(found, offset, (size,), (1,))
+        return found
 
 
 def _view(
@@ -171,6 +233,29 @@ def _view(
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
 
 
+def kernel(weight: np.ndarray) -> np.ndarray:
+    """A kernel as Flax has it: inputs before outputs, rows and columns before both.
+
+    Args:
+      weight: of PyTorch's Linear, ``[out, in]``, or Conv2d, ``[out, in, h, w]``.
+
+    Returns:
+      ``[in, out]`` or ``[h, w, in, out]``, contiguous.
+
+    Raises:
+      ValueError: another number of axes.
+
+    Example:
+      >>> import numpy as np
+      >>> from bpnjax.models.torch_weights import kernel
+      >>> kernel(np.zeros((16, 3, 5, 5))).shape, kernel(np.zeros((10, 64))).shape
+      ((5, 5, 3, 16), (64, 10))
+    """
+    if weight.ndim not in (2, 4):
+        raise ValueError(f"a weight has shape {weight.shape}, neither 2 nor 4 axes")
+    return np.ascontiguousarray(weight.transpose((1, 0) if weight.ndim == 2 else (2, 3, 1, 0)))
+
+
 def alexnet_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The parameters of `AlexNet` from those of torchvision's.
 
@@ -188,70 +273,74 @@ def alexnet_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
     Source: ``torchvision.models.alexnet``.
     """
-    return {
-        layer: {
-            "kernel": _kernel(layer, _take(tensors, f"{module}.weight", 2 + 2 * ("conv" in layer))),
-            "bias": _take(tensors, f"{module}.bias", 1),
-        }
-        for layer, module in _ALEXNET.items()
-    }
+    found = {}
+    for layer, module in _ALEXNET.items():
+        parts = []
+        for name in (f"{module}.weight", f"{module}.bias"):
+            if name not in tensors:
+                raise ValueError(f"no tensor {name}; this is no AlexNet of torchvision")
+            parts.append(np.asarray(tensors[name], np.float32))
+        weight, bias = parts
+        if weight.ndim != (4 if "conv" in layer else 2):
+            raise ValueError(f"{module}.weight has shape {weight.shape}")
+        if layer == "fc6":
+            outputs, inputs = weight.shape
+            if inputs % _CELLS:
+                raise ValueError(f"fc6 has {inputs} inputs, not a multiple of {_CELLS} cells")
+            cells_last = weight.reshape(outputs, inputs // _CELLS, _CELLS)
+            weight = cells_last.transpose(0, 2, 1).reshape(outputs, inputs)
+        found[layer] = {"kernel": kernel(weight), "bias": bias}
+    return found
 
 
-def _take(tensors: Mapping[str, np.ndarray], name: str, axes: int) -> np.ndarray:
-    if name not in tensors:
-        raise ValueError(f"no tensor {name}; this is no AlexNet of torchvision")
-    if tensors[name].ndim != axes:
-        raise ValueError(f"{name} has shape {tensors[name].shape}, not {axes} axes")
-    return np.asarray(tensors[name], np.float32)
-
-
-def _kernel(layer: str, weight: np.ndarray) -> np.ndarray:
-    if weight.ndim == 4:
-        return np.ascontiguousarray(weight.transpose(2, 3, 1, 0))
-    if layer == "fc6":
-        outputs, inputs = weight.shape
-        if inputs % _CELLS:
-            raise ValueError(f"fc6 has {inputs} inputs, not a multiple of {_CELLS} cells")
-        cells_last = weight.reshape(outputs, inputs // _CELLS, _CELLS)
-        return np.ascontiguousarray(cells_last.transpose(2, 1, 0)).reshape(inputs, outputs)
-    return np.ascontiguousarray(weight.T)
-
-
-def alexnet_initializers(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
-    """Initializers that give the layers of `AlexNet`, the output excepted, the weights of a file.
+def resnet_variables(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The parameters and BatchNorm statistics of `ResNet18` from those of a network in PyTorch.
 
     Args:
-      path: as in `read_tensors`.
+      tensors: ``{name: array}``, any widths, with the names of torchvision (``layer1.0.conv1``,
+        ``downsample``, ``fc``) or those of GEM and Mammoth (``shortcut``, ``linear``,
+        ``classifier``), all behind one prefix (``module.``) or none.
 
     Returns:
-      ``{layer: {"kernel_init": f, "bias_init": f}}``, for the fields of Linen's layers. Their
-      arrays are handed over when the initialization runs: a constant of 230 MB would be compiled
-      into the program.
+      ``{"params": {"conv_0/kernel": [h, w, in, out], ...}, "batch_stats": {"norm_0/mean": [out],
+      ...}}``, NumPy arrays, f32.
 
     Raises:
-      ValueError: as `read_tensors` and `alexnet_params`; an initializer raises it where the file
-        has another shape than the layer.
+      ValueError: a tensor has another name.
+
+    Example:
+      >>> import numpy as np
+      >>> from bpnjax.models.torch_weights import resnet_variables
+      >>> found = resnet_variables({"layer2.1.conv2.weight": np.zeros((8, 4, 3, 3)),
+      ...                           "bn1.running_mean": np.zeros(4)})
+      >>> found["params"]["block_1_1/conv_1/kernel"].shape, list(found["batch_stats"])
+      ((3, 3, 4, 8), ['norm_0/mean'])
+
+    Source: ``torchvision.models.resnet18``; ``backbone/ResNetBlock.py`` of Mammoth.
     """
-    try:
-        params = alexnet_params(read_tensors(path))
-    except ValueError as error:
-        prefix = "" if str(error).startswith(os.fspath(path)) else f"{os.fspath(path)}: "
-        raise ValueError(f"{prefix}{error}") from error
+    first = min((name for name in tensors if name.endswith("conv1.weight")), key=len, default="")
+    prefix = first.removesuffix("conv1.weight") if "layer" not in first else ""
+    found: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    for name, array in tensors.items():
+        # Older versions of Mammoth have each layer a second time, in a Sequential.
+        if name.endswith("num_batches_tracked") or name.startswith(f"{prefix}_features."):
+            continue
+        module, _, part = name.removeprefix(prefix).rpartition(".")
+        block = re.fullmatch(r"layer([1-4])\.([01])\.(.*)", module)
+        layer = (_RESNET_BLOCK if block else _RESNET).get(block[3] if block else module)
+        if layer is None or part not in _PARTS or not name.startswith(prefix):
+            raise ValueError(f"{name} {array.shape} is no tensor of a ResNet-18")
+        group, own = _PARTS[part]
+        array = np.asarray(array, np.float32)
+        if array.ndim > 1:
+            own, array = "kernel", kernel(array)
+        path = f"block_{int(block[1]) - 1}_{block[2]}/{layer}" if block else layer
+        found[group][f"{path}/{own}"] = array
+    return found
 
-    def given(
-        name: str, array: np.ndarray, key: jax.Array, shape: Sequence[int], dtype: Any = np.float32
-    ) -> Any:
-        del key
-        if array.shape != tuple(shape):
-            raise ValueError(f"{os.fspath(path)}: {name} is {array.shape}, the network's {shape}")
-        out = jax.ShapeDtypeStruct(shape, dtype)
-        return jax.pure_callback(lambda: array.astype(out.dtype), out)
 
-    return {
-        layer: {
-            f"{part}_init": partial(given, f"{layer}/{part}", array)
-            for part, array in arrays.items()
-        }
-        for layer, arrays in params.items()
-        if layer != "output"
-    }
+# Of networks of this package: what makes their variables of those of PyTorch.
+CONVERTERS: dict[str, Callable[[Mapping[str, np.ndarray]], dict[str, Any]]] = {
+    "alexnet": alexnet_params,
+    "resnet18": resnet_variables,
+}

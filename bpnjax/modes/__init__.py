@@ -1,6 +1,16 @@
 """What a mode is: the vectors of a task for each layer, and banks of them for all tasks."""
 
 from bpnjax.modes.bank import merge, select, store
-from bpnjax.modes.keys import GateSeeds, KeySeeds, gate_bank, is_seed, key_bank
+from bpnjax.modes.keys import GateSeeds, KeySeeds, drawn, gate_bank, is_seed, key_bank
 
-__all__ = ["GateSeeds", "KeySeeds", "gate_bank", "is_seed", "key_bank", "merge", "select", "store"]
+__all__ = [
+    "GateSeeds",
+    "KeySeeds",
+    "drawn",
+    "gate_bank",
+    "is_seed",
+    "key_bank",
+    "merge",
+    "select",
+    "store",
+]

@@ -6,13 +6,37 @@ A node of a bank that is `KeySeeds` or `GateSeeds` stands for an array ``[T, wid
 
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-__all__ = ["GateSeeds", "KeySeeds", "gate_bank", "is_seed", "key_bank"]
+__all__ = ["GateSeeds", "KeySeeds", "drawn", "gate_bank", "is_seed", "key_bank", "key_of_task"]
+
+
+def key_of_task(seed: jax.Array, task: Any) -> jax.Array:
+    """The PRNG key from which the row of a task is drawn.
+
+    Args:
+      seed: typed PRNG key of all tasks, shape ``()``; or one for each, shape ``[T]``, as in a model
+        merged of tasks that were learned apart.
+      task: int scalar, may be traced.
+
+    Returns:
+      A typed PRNG key.
+
+    Example:
+      >>> import jax
+      >>> from bpnjax.modes.keys import KeySeeds, key_of_task
+      >>> seed = jax.random.key(0)
+      >>> own = jax.numpy.stack([key_of_task(seed, task) for task in (5, 7)])
+      >>> rows = KeySeeds(seed, width=9).row(7), KeySeeds(own, width=9).row(1)
+      >>> rows[0].tolist() == rows[1].tolist()
+      True
+    """
+    return seed[task] if seed.ndim else jax.random.fold_in(seed, task)
 
 
 @struct.dataclass
@@ -31,7 +55,7 @@ class KeySeeds:
       ((50,), [-1.0, 1.0])
     """
 
-    seed: jax.Array  # typed PRNG key, shape ()
+    seed: jax.Array  # typed PRNG key, shape () or [T]; see `key_of_task`
     width: int = struct.field(pytree_node=False)
 
     def row(self, task: Any) -> jax.Array:
@@ -43,7 +67,7 @@ class KeySeeds:
         Returns:
           f32 ``[width]``, each element +1 or -1 with probability 1/2.
         """
-        seed = jax.random.fold_in(self.seed, task)
+        seed = key_of_task(self.seed, task)
         words = jax.random.bits(seed, ((self.width + 31) // 32,), jnp.uint32)
         bits = (words[:, None] >> jnp.arange(32, dtype=words.dtype)) & 1
         return 1.0 - 2.0 * bits.reshape(-1)[: self.width].astype(jnp.float32)
@@ -61,7 +85,7 @@ class GateSeeds:
       ([0.0, 1.0], 0.2)
     """
 
-    seed: jax.Array  # typed PRNG key, shape ()
+    seed: jax.Array  # typed PRNG key, shape () or [T]; see `key_of_task`
     width: int = struct.field(pytree_node=False)
     gated: float = struct.field(pytree_node=False)  # probability of 0
 
@@ -76,7 +100,7 @@ class GateSeeds:
         """
         # Not `jax.random.bernoulli`, which draws other numbers where 64-bit floats are on.
         draws = jax.random.uniform(
-            jax.random.fold_in(self.seed, task), (self.width,), dtype=jnp.float32
+            key_of_task(self.seed, task), (self.width,), dtype=jnp.float32
         )
         return (draws < jnp.float32(1.0 - self.gated)).astype(jnp.float32)
 
@@ -91,6 +115,34 @@ def is_seed(node: Any) -> bool:
       True for `KeySeeds` and `GateSeeds`.
     """
     return isinstance(node, (KeySeeds, GateSeeds))
+
+
+def drawn(bank: Any, num_tasks: int) -> Any:
+    """A bank with the rows of all tasks in the place of seeds: memory for time.
+
+    Args:
+      bank: any tree; its nodes that are seeds are drawn.
+      num_tasks: T.
+
+    Returns:
+      The tree with f32 ``[T, width]`` for each seed; the other leaves are the same objects.
+
+    Example:
+      >>> import jax
+      >>> from bpnjax import modes
+      >>> bank = {"out": {"key": modes.KeySeeds(jax.random.key(0), width=3)}}
+      >>> modes.drawn(bank, 4)["out"]["key"].shape
+      (4, 3)
+    """
+
+    return jax.tree.map(
+        lambda node: _rows(node, num_tasks) if is_seed(node) else node, bank, is_leaf=is_seed
+    )
+
+
+@partial(jax.jit, static_argnums=1)
+def _rows(seeds: Any, num_tasks: int) -> jax.Array:
+    return jax.vmap(seeds.row)(jnp.arange(num_tasks))
 
 
 def _inputs(path: str, layer: Any) -> int:

@@ -12,17 +12,20 @@ from bpnjax import config as configuration
 from bpnjax import main as command
 from bpnjax.utils.errors import UserError
 
-USAGE = """usage: python -m bpnjax.paper --artefact=NAME[,NAME...] [--workdir=DIR] [--num_seeds=N]
-                              [--configs=DIR] [--config.FIELD=VALUE ...]
+USAGE = """usage: bpnjax paper --artefact=NAME[,NAME...] [--workdir=DIR]
+                    [--num_seeds=N] [--configs=DIR] [--config.FIELD=VALUE ...]
 
-  --artefact=NAME         fig5 fig6a fig6b fig6c table1 table2 fig7 controls hidden_dim strength
-                          untold, or all, which also makes report/index.html
-  --sequence=NAME         of table2: eight_tasks (many GB; the default) or eight_domains; all makes
-                          table2 only with it
+  --artefact=NAME         fig5 fig6a fig6b fig6c table1 table2 fig7 controls
+                          hidden_dim strength untold, or all, which also makes
+                          report/index.html
+  --sequence=NAME         of table2: eight_tasks (many GB; the default) or
+                          eight_domains; all makes table2 only with it
   --workdir=DIR           for runs, figures and tables (default: runs/paper)
   --num_seeds=N           of each run, instead of what the artefact asks for
-  --configs=DIR           the folder of configuration files (default: that of the repository)
-  --config.FIELD=VALUE    changes a field in all runs, as --config.dataset.data_dir=DIR"""
+  --configs=DIR           the folder of configuration files (default: those of
+                          the package)
+  --config.FIELD=VALUE    changes a field in all runs, as
+                          --config.dataset.data_dir=DIR"""
 
 
 SEQUENCES = ("eight_tasks", "eight_domains")  # of table2
@@ -53,16 +56,16 @@ def artefacts() -> dict[str, Any]:
 
 def _parse(arguments: list[str]) -> tuple[list[str], bool, Any]:
     more = {"artefact": "", "num_seeds": "", "configs": "", "sequence": ""}
-    config, values = command.parse_fields(configuration.default(), arguments, more)
+    config, values, _ = command.parse_fields(configuration.default(), arguments, more)
     fields = [a.lstrip("-").split("=", 1)[0] for a in arguments if a.startswith("--config.")]
     flat = configuration.flatten(config)
     given = [f.removeprefix("config.") for f in fields]
     seeds = values.num_seeds
     if seeds and not (seeds.isdecimal() and int(seeds) > 0):
         raise UserError(f"--num_seeds: {seeds!r} is no number above 0; give one")
-    home = pathlib.Path(values.configs or pathlib.Path(__file__).resolve().parents[2] / "configs")
+    home = pathlib.Path(values.configs or configuration.packaged()["mnist"].parent)
     if not (home / "mnist.py").is_file():
-        raise UserError(f"--configs: no mnist.py in {home}; name the repository's folder configs")
+        raise UserError(f"--configs: no mnist.py in {home}; name a folder like the repository's")
     known = artefacts()
     names = [name.strip() for name in values.artefact.split(",") if name.strip()]
     if not names:

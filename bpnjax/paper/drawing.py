@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bpnjax.run.plots import headless_pyplot
+from bpnjax.run.plots import new_figure
 
 COLORS = {
     "STL": "0.35", "BD+PSP": "#d62728", "BD+EWC": "#1f77b4", "PSP": "#ff7f0e", "EWC": "#2ca02c",
@@ -53,17 +53,15 @@ def panels(
       rows: of panels.
       columns: of panels.
       size: width and height in inches.
-      **options: of ``pyplot.subplots``.
+      **options: of ``Figure.subplots``.
 
     Yields:
       The axes as a flat list, row by row.
     """
-    pyplot = headless_pyplot()
     options = {"sharex": rows > 1, "squeeze": False} | options
-    figure, axes = pyplot.subplots(rows, columns, figsize=size, **options)
+    figure, axes = new_figure(rows, columns, size, **options)
     yield list(axes.ravel())
     figure.savefig(path, dpi=120, bbox_inches="tight")
-    pyplot.close(figure)
 
 
 def band(axis: Any, x: np.ndarray, values: np.ndarray, label: str) -> None:

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bpnjax import config as configuration
+from bpnjax import models
 from bpnjax.data import TaskSequence, builtin_sets, set_names
 from bpnjax.methods import REGISTRY
-from bpnjax.run import byte_counts, frozen_features, later_tasks
-from bpnjax.training import epochs, parallel, streaming
-from bpnjax.training.experiment import Experiment, make_experiment
+from bpnjax.run import byte_counts, train
+from bpnjax.training import parallel, streaming
+from bpnjax.training.experiment import Experiment
 from bpnjax.utils.errors import UserError
 
 _SHARE = 0.4  # of a matrix product's rate that training, tests included, reaches (benchmarks/)
@@ -33,17 +34,11 @@ def describe(config: ConfigDict) -> str:
     Raises:
       UserError: the run could not start.
     """
-    layout = parallel.choose_layout(config)
+    parallel.choose_layout(config)  # before what takes longer
     _check_prepared(config)
-    trained, sequence = frozen_features.load(config)
-    experiment = make_experiment(trained, sequence)
+    layout, sequence, experiment, earlier, stages, per_epoch = train.prepare(config)
     counts = byte_counts.report(experiment)
-    earlier = later_tasks.find(config, sequence)
-    stages = later_tasks.stages(experiment, earlier)
-    steps = sum(
-        experiment.epochs[task] * epochs.steps_per_epoch(experiment, sequence, task)
-        for task in stages
-    )
+    steps = sum(experiment.epochs[task] * steps for task, steps in per_epoch.items())
     lines = [f"{name} = {value!r}" for name, value in configuration.flatten(config).items()]
     lines += ["", f"method    {config.method} ({REGISTRY[config.method].paper or 'baseline'})"]
     learned = f", 1 to {earlier.num_tasks} learned in {earlier.path}" if earlier else ""
@@ -55,7 +50,8 @@ def describe(config: ConfigDict) -> str:
             f"  {task + 1:3d}  {int(sequence.train.count[task]):,} training and "
             f"{int(sequence.test.count[task]):,} test examples of {len(names)} classes: {shown}"
         )
-    lines.append(f"network   {config.model.name}, input {sequence.train.images.shape[1:]}")
+    network = models.find(config.model).described(config.model)
+    lines.append(f"network   {network}, input {sequence.train.images.shape[1:]}")
     for path, layer in experiment.learner.network.layers.items():
         lines.append(f"  {path}: {layer.kind}, {layer.inputs} -> {layer.outputs}")
     held = sequence.train.images.nbytes + sequence.test.images.nbytes
@@ -76,14 +72,32 @@ def describe(config: ConfigDict) -> str:
     return "\n".join(lines)
 
 
-def _check_prepared(config: ConfigDict) -> None:
-    """Refuses sets that a run would prepare first, perhaps for hours: here nothing is prepared."""
+def check(config: ConfigDict) -> None:
+    """Refuses what could not start, with all that can be known before sets are prepared.
+
+    Args:
+      config: a validated configuration.
+
+    Raises:
+      UserError: the run could not start. Of sets that are not prepared nothing is known.
+    """
+    if not _unprepared(config):
+        train.prepare(config)
+
+
+def _unprepared(config: ConfigDict) -> dict[str, list[str]]:
+    """The sets that a run would prepare first, perhaps for hours, and their archives."""
     names = [name for name in set_names(config) if name not in builtin_sets.SETS]
     if not names:
-        return
+        return {}
     from bpnjax.data.tfds_prepare import unprepared
 
-    absent = unprepared(names, config.dataset.data_dir)
+    return unprepared(names, config.dataset.data_dir)
+
+
+def _check_prepared(config: ConfigDict) -> None:
+    """Refuses sets that are not prepared: here nothing is."""
+    absent = _unprepared(config)
     if not absent:
         return
     listed = "; ".join(
@@ -91,10 +105,10 @@ def _check_prepared(config: ConfigDict) -> None:
         for name, files in absent.items()
     )
     raise UserError(
-        f"dataset.name: {len(absent)} of {len(names)} sets are not prepared, and a dry run prepares"
-        f" none: {listed}; the command without --dry_run downloads and prepares them, or takes"
-        " these archives from --config.dataset.manual_dir=DIR; sets prepared elsewhere are read"
-        " from --config.dataset.data_dir=DIR"
+        f"dataset.name: {len(absent)} of {len(set_names(config))} sets are not prepared, and a dry"
+        f" run prepares none: {listed}; the command without --dry_run downloads and prepares them,"
+        " or takes these archives from --config.dataset.manual_dir=DIR; sets prepared elsewhere are"
+        " read from --config.dataset.data_dir=DIR"
     )
 
 
@@ -105,10 +119,11 @@ def _seconds(experiment: Experiment, sequence: TaskSequence, stages: Sequence[in
     for path, layer in experiment.learner.network.layers.items():
         kernel = core
         for name in path.split("/"):
-            kernel = kernel[name]
-        # A convolution multiplies its whole kernel at every place of its output.
-        places = math.prod(layer.output_shape[1:-1]) if layer.kind == "conv" else 1
-        multiplications += layer.calls * places * kernel["kernel"].size
+            kernel = kernel.get(name, {}) if isinstance(kernel, dict) else {}
+        size = kernel["kernel"].size if "kernel" in kernel else layer.inputs * layer.outputs
+        # The whole kernel is multiplied at every place of the output: pixels, or patches.
+        places = math.prod(layer.output_shape[1:]) // layer.outputs
+        multiplications += layer.calls * places * size
     tested = 0.0
     for row in stages:
         of_row = int(sequence.test.count[: row + 1].sum())

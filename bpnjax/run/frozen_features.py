@@ -71,14 +71,15 @@ def once(config: ConfigDict, sequence: TaskSequence) -> tuple[ConfigDict, TaskSe
             f"train.features_once: with dataset.augment={config.dataset.augment} an image differs "
             "from epoch to epoch; leave one of the two out"
         )
-    model = models.build(config.model, sequence.num_classes)
     shape = sequence.train.images.shape[1:]
     x = jnp.zeros((1, *shape))
-    if config.model.name != "small_alexnet" or len(shape) != 3:
+    name = models.find(config.model).name
+    if name != "small_alexnet" or len(shape) != 3:
         raise UserError(
-            f"train.features_once: model.name={config.model.name} on {shape} has no features; it "
+            f"train.features_once: model.name={name} on {shape} has no features; it "
             "is for small_alexnet on images"
         )
+    model = models.build(config.model, sequence.num_classes)
     if not config.model.pretrained:
         raise UserError(
             "train.features_once: model.pretrained is empty; name the model.safetensors of python "
@@ -88,7 +89,9 @@ def once(config: ConfigDict, sequence: TaskSequence) -> tuple[ConfigDict, TaskSe
     _check_frozen(config, params, sequence)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
     try:
-        params = pretrained.start_from(params, pretrained.read(config.model.pretrained))
+        params, _ = pretrained.start_from(params, pretrained.load(config.model))
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"model.pretrained: {error}") from error
     extractor = Extractor(
@@ -115,8 +118,8 @@ def once(config: ConfigDict, sequence: TaskSequence) -> tuple[ConfigDict, TaskSe
     rules = optim.parse_rates(config.train.rates)
     left = [(p, c) for p, c in rules if not any(re.fullmatch(p, layer) for layer in params)]
     config.train.rates = ";".join(f"{pattern}={factor}" for pattern, factor in left)
-    return config, sequence._replace(
-        train=replaced(sequence.train), test=replaced(sequence.test), extractor=extractor,
+    return config, dataclasses.replace(
+        sequence, train=replaced(sequence.train), test=replaced(sequence.test), extractor=extractor,
         scale=np.ones(1, np.float32), shift=np.zeros(1, np.float32),
     )  # fmt: skip
 

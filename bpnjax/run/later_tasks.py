@@ -34,8 +34,8 @@ from bpnjax.utils.errors import UserError
 _MAY_DIFFER = (
     "resume_from", "name", "seed", "num_seeds", "devices", "parallel", "train", "evaluate",
     "sequence.num_tasks", "sequence.classes_per_task", "sequence.classes", "sequence.order_seed",
-    "dataset.name", "dataset.train_split", "bd.hidden_dim", "bd.epsilon", "bd.learning_rate",
-    "plain_bias.learning_rate",
+    "dataset.name", "dataset.path", "dataset.train_split", "bd.hidden_dim", "bd.epsilon",
+    "bd.learning_rate", "plain_bias.learning_rate",
 )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ class Earlier(NamedTuple):
         scale, shift = (
             np.asarray(json.loads(self.metadata[name]), np.float32) for name in ("scale", "shift")
         )
-        return sequence._replace(scale=scale, shift=shift)
+        return dataclasses.replace(sequence, scale=scale, shift=shift)
 
 
 def find(config: ConfigDict, sequence: TaskSequence) -> Earlier | None:
@@ -78,6 +78,11 @@ def find(config: ConfigDict, sequence: TaskSequence) -> Earlier | None:
             "choose another method, or train the whole sequence anew"
         )
     metadata = hosts.first_asks(lambda: predictor.read_metadata(predictor.find_file(path)))
+    if "merged" in metadata:
+        raise UserError(
+            f"--resume_from: {path} was merged from packs; go on from one of the runs that they "
+            "come from, and pack its new tasks"
+        )
     of_run = predictor.with_all_fields(json.loads(metadata["config"]))
     num_tasks = len(json.loads(metadata["outputs"]))
     earlier = Earlier(path, num_tasks, of_run, metadata, None)
@@ -99,9 +104,12 @@ def _check_fields(earlier: Earlier, config: ConfigDict) -> None:
     found = differences(
         *({f: v for f, v in flatten(c).items() if f not in skipped} for c in (old, new))
     )
-    names = [[name.strip() for name in c.dataset.name.split(",")] for c in (old, new)]
-    if names[0] != (names[1][: len(names[0])] if new.sequence.kind == "datasets" else names[1]):
-        found.append(f"dataset.name: {old.dataset.name!r} -> {new.dataset.name!r}")
+    for field in ("path",) if new.dataset.path or old.dataset.path else ("name",):
+        texts = [c.dataset[field] for c in (old, new)]
+        names = [[name.strip() for name in text.split(",")] for text in texts]
+        several = new.sequence.kind == "datasets" or (field == "path" and len(names[1]) > 1)
+        if names[0] != (names[1][: len(names[0])] if several else names[1]):
+            found.append(f"dataset.{field}: {texts[0]!r} -> {texts[1]!r}")
     if found:
         raise UserError(
             f"--resume_from: {earlier.path} comes from a run with other settings "
@@ -164,7 +172,7 @@ def _abstract(earlier: Earlier, sequence: TaskSequence) -> tuple[Experiment, Run
     """Experiment and state's shapes of one seed of the earlier run."""
     k, outputs = earlier.num_tasks, len(json.loads(earlier.metadata["class_names"]))
     experiment = make_experiment(
-        earlier.config, sequence._replace(classes=sequence.classes[:k, :outputs])
+        earlier.config, dataclasses.replace(sequence, classes=sequence.classes[:k, :outputs])
     )
     return experiment, jax.eval_shape(partial(epochs.init_state, experiment), jax.random.key(0))
 

@@ -1,6 +1,6 @@
 """Figures of a run, drawn from its result files and nothing else.
 
-python -m bpnjax.run.plots WORKDIR ...
+bpnjax plots WORKDIR ...
 """
 
 import json
@@ -11,20 +11,33 @@ from typing import Any
 import numpy as np
 
 from bpnjax.run.writers import plain_nan
+from bpnjax.utils.errors import UserError
+
+USAGE = """usage: bpnjax plots DIR ...
+
+Draws accuracy_matrix.png and learning_curves.png of complete runs again, from
+the result.json and metrics.jsonl of each folder."""
 
 
-def headless_pyplot() -> Any:
-    """matplotlib's pyplot for files; imported when the first figure is drawn.
+def new_figure(
+    rows: int, columns: int, size: tuple[float, float], layout: Any = None, **options: Any
+) -> tuple[Any, Any]:
+    """A figure for a file. It is none of pyplot's, whose backend and figures are the user's.
+
+    Args:
+      rows: of panels.
+      columns: of panels.
+      size: width and height in inches.
+      layout: "constrained", or None.
+      **options: of ``Figure.subplots``.
 
     Returns:
-      The module ``matplotlib.pyplot``. Its backend is Agg from then on, in the whole process.
+      A ``matplotlib.figure.Figure`` and its axes, as ``Figure.subplots`` gives them.
     """
-    import matplotlib
+    from matplotlib.figure import Figure  # late: nothing but figures needs it
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    figure = Figure(figsize=size, layout=layout)
+    return figure, figure.subplots(rows, columns, **options)
 
 
 def accuracy_matrix(workdir: pathlib.Path, result: dict[str, Any]) -> pathlib.Path:
@@ -39,13 +52,10 @@ def accuracy_matrix(workdir: pathlib.Path, result: dict[str, Any]) -> pathlib.Pa
     Returns:
       The path of the figure.
     """
-    pyplot = headless_pyplot()
     kinds = {k: np.asarray(plain_nan(m), float).mean(0) for k, m in result["accuracy"].items()}
     tasks = len(next(iter(kinds.values())))
     side = 3.4 if tasks <= 20 else 4.2
-    figure, axes = pyplot.subplots(
-        1, len(kinds), figsize=(side * 3 + 1, side + 0.6), layout="constrained"
-    )
+    figure, axes = new_figure(1, len(kinds), (side * 3 + 1, side + 0.6), "constrained")
     for axis, (name, matrix) in zip(axes, kinds.items(), strict=True):
         # Rows that were not tested are left out, so that long sequences fit. Which ones differs
         # from panel to panel (evaluate.inferred_rows): each has a vertical axis of its own.
@@ -69,7 +79,6 @@ def accuracy_matrix(workdir: pathlib.Path, result: dict[str, Any]) -> pathlib.Pa
     figure.suptitle(f"{result['name']}, {result['method']}{seeds}")
     path = workdir / "accuracy_matrix.png"
     figure.savefig(path, dpi=120, bbox_inches="tight")
-    pyplot.close(figure)
     return path
 
 
@@ -85,21 +94,22 @@ def learning_curves(workdir: pathlib.Path, result: dict[str, Any]) -> pathlib.Pa
     Returns:
       The path of the figure.
     """
-    pyplot = headless_pyplot()
+    from matplotlib import colormaps
+
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     train = [line for line in lines if line["kind"] == "train"]
     tests = [line for line in lines if line["kind"] == "evaluate"]
-    figure, (top, bottom) = pyplot.subplots(2, 1, figsize=(8, 6), sharex=True)
-    top.plot([l["total_steps"] for l in train], [np.mean(l["loss"]) for l in train], lw=1)
+    figure, (top, bottom) = new_figure(2, 1, (8, 6), sharex=True)
+    top.plot([l["total_steps"] for l in train], [np.nanmean(plain_nan(l["loss"])) for l in train], lw=1)
     top.set_yscale("log")
     top.set_ylabel("training loss")
     tasks = len(result["accuracy"]["task_told"][0])
-    colors = pyplot.get_cmap("viridis")(np.linspace(0, 0.95, tasks))
+    colors = colormaps["viridis"](np.linspace(0, 0.95, tasks))
     for task in range(tasks):
         points = [
-            (l["total_steps"], np.mean([row[task] for row in l["task_told"]]))
+            (l["total_steps"], np.nanmean(tested))
             for l in tests
-            if l["task_told"][0][task] is not None
+            if not np.isnan(tested := plain_nan([row[task] for row in l["task_told"]])).all()
         ]
         if points:
             label = f"task {task + 1}" if tasks <= 10 else None
@@ -117,7 +127,6 @@ def learning_curves(workdir: pathlib.Path, result: dict[str, Any]) -> pathlib.Pa
     figure.suptitle(f"{result['name']}, {result['method']}")
     path = workdir / "learning_curves.png"
     figure.savefig(path, dpi=120, bbox_inches="tight")
-    pyplot.close(figure)
     return path
 
 
@@ -131,11 +140,9 @@ def comparison(path: pathlib.Path, results: list[dict[str, Any]]) -> pathlib.Pat
     Returns:
       ``path``.
     """
-    pyplot = headless_pyplot()
     kinds = list(results[0]["summary"])
-    figure, axes = pyplot.subplots(
-        1, 4, figsize=(11, 1.2 + 0.42 * len(results)), sharey=True, width_ratios=(4, 1.3, 1.3, 1.3)
-    )
+    size = (11, 1.2 + 0.42 * len(results))
+    figure, axes = new_figure(1, 4, size, sharey=True, width_ratios=(4, 1.3, 1.3, 1.3))
     rows = np.arange(len(results))[::-1]
 
     def bars(
@@ -172,7 +179,6 @@ def comparison(path: pathlib.Path, results: list[dict[str, Any]]) -> pathlib.Pat
     title = f"{results[0]['name']}, {seeds} seed{'s' if seeds > 1 else ''}"
     axes[0].set_title(title, pad=28)
     figure.savefig(path, dpi=110, bbox_inches="tight")
-    pyplot.close(figure)
     return path
 
 
@@ -189,8 +195,30 @@ def draw(workdir: pathlib.Path, result: dict[str, Any]) -> list[pathlib.Path]:
     return [accuracy_matrix(workdir, result), learning_curves(workdir, result)]
 
 
+def run(arguments: list[str]) -> int:
+    """Runs the command `bpnjax plots`.
+
+    Args:
+      arguments: folders of complete runs.
+
+    Returns:
+      The exit code: 0, 2 for a folder that holds no complete run.
+    """
+    if not arguments or {"--help", "-h"} & set(arguments):
+        print(USAGE)
+        return 0 if arguments else 2
+    try:
+        for folder in map(pathlib.Path, arguments):
+            for name in ("result.json", "metrics.jsonl"):
+                if not (folder / name).is_file():
+                    raise UserError(f"{folder}: no {name} in it; name the folder of a complete run")
+            for path in draw(folder, json.loads((folder / "result.json").read_text())):
+                print(path)
+    except UserError as error:
+        print(f"bpnjax: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        folder = pathlib.Path(argument)
-        for drawn in draw(folder, json.loads((folder / "result.json").read_text())):
-            print(drawn)
+    sys.exit(run(sys.argv[1:]))

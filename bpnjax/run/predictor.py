@@ -1,9 +1,9 @@
 """A trained model in use: told the task, one task for each example, or not told.
 
     predictor = bpnjax.load("runs/mnist/bd_ewc")
-    predictor(images, task=3)
-    predictor(images, task=task_ids)
-    predictor(images)
+    predictor(x, task=3)
+    predictor(x, task=task_ids)
+    predictor(x)
 
 Tasks count from 0, as in all functions of the package.
 """
@@ -12,8 +12,8 @@ import dataclasses
 import json
 import pathlib
 import warnings
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
 
-from bpnjax import models
+from bpnjax import models, modes
 from bpnjax.config import default, flatten
 from bpnjax.data.permutation import pixel_order
 from bpnjax.data.sequence import Split, TaskSequence
@@ -37,6 +37,7 @@ from bpnjax.utils.heads import within_head
 
 BATCH = 1000
 FORMATS = ("bpnjax-3",)
+_KEYS = 2**26  # bytes of keys that are drawn once; where there are more, each answer draws its own
 
 
 class Guess(NamedTuple):
@@ -86,86 +87,105 @@ class Predictor:
     extract: Any = None
 
     def __repr__(self) -> str:
-        method, seed = self.metadata["method"], self.metadata["seed"]
+        seed = "merged from packs" if "merged" in self.metadata else f"seed {self.metadata['seed']}"
         return (
-            f"Predictor({method}, {self.num_tasks} tasks, {len(self.class_names)} outputs, inputs "
-            f"{self.input_dtype}{list(self.input_shape)}, seed {seed})"
+            f"Predictor({self.metadata['method']}, {self.num_tasks} tasks, "
+            f"{len(self.class_names)} outputs, inputs "
+            f"{self.input_dtype}{list(self.input_shape)}, {seed})"
         )
+
+    @cached_property
+    def answering_state(self) -> State:
+        """The state with the keys of all tasks drawn, unless they take much memory."""
+        seeds = [s for s in jax.tree.leaves(self.state, is_leaf=modes.is_seed) if modes.is_seed(s)]
+        if not seeds or 4 * self.num_tasks * sum(s.width for s in seeds) > _KEYS:
+            return self.state
+        with jax.ensure_compile_time_eval():  # also where somebody traces an answer
+            return modes.drawn(self.state, self.num_tasks)
 
     @property
     def num_tasks(self) -> int:
         """How many tasks the model has modes for, T."""
         return self.outputs.shape[0]
 
-    def permuted(self, images: Any, task: Any) -> np.ndarray:
-        """Images as a sequence of permuted pixels shows them in a task.
+    def permuted(self, x: Any, task: Any) -> np.ndarray:
+        """Examples as a sequence of permuted inputs shows them in a task.
 
-        The order of the pixels belongs to the data, not to the modes: an image that comes as its
-        task shows it needs no permutation, and `infer` is not told of any.
+        The order of the elements belongs to the data, not to the modes: an example that comes as
+        its task shows it needs no permutation, and `infer` is not told of any.
 
         Args:
-          images: ``[n, ...]`` as the set stores them.
+          x: ``[n, ...]`` as the set stores them.
           task: int, or int ``[n]``, from 0.
 
         Returns:
-          ``[n, ...]``; the images themselves where the tasks do not permute.
+          ``[n, ...]``; the examples themselves where the tasks do not permute.
         """
-        images, task = self._checked(images, task)
+        x, task = self._checked(x, task)
         if self.orders is None:
-            return images
-        flat = images.reshape(len(images), -1)
-        return np.take_along_axis(flat, np.asarray(self.orders)[task], 1).reshape(images.shape)
+            return x
+        flat = x.reshape(len(x), -1)
+        return np.take_along_axis(flat, np.asarray(self.orders)[task], 1).reshape(x.shape)
 
-    def logits(self, images: Any, task: Any) -> np.ndarray:
+    def logits(self, x: Any, task: Any) -> np.ndarray:
         """The network's outputs.
 
+        A batch may mix tasks: each example is answered in the mode of its own, in one program, at
+        the pace of a batch of one task. Only `stl`, with a network per task, takes one after
+        another.
+
         Args:
-          images: ``[n, ...]`` as the set stores them; of permuted pixels, as `permuted` gives them.
+          x: examples ``[n, ...]`` as the set stores them; of permuted inputs, as `permuted` gives
+            them.
           task: int, or int ``[n]``, from 0.
 
         Returns:
           f32 ``[n, C]``; where a task answers with its own outputs only, the others are -1e9.
 
         Raises:
-          ValueError: images of another shape, or a task that the model does not have.
+          ValueError: examples of another shape, or a task that the model does not have.
+          UserError: an output is NaN or infinite.
         """
-        images, task = self._checked(images, task)
-        out = np.empty((len(images), self.outputs.shape[1]), np.float32)
-        # A mode per example costs a little, a network per task much: tasks one after another.
-        one_by_one = self.learner.method.trains == "afresh" or len(np.unique(task)) == 1
-        groups = np.unique(task) if one_by_one else [None]
-        for one in groups:
-            rows = slice(None) if one is None else np.flatnonzero(task == one)
-            tasks = task[rows]
-            answer = partial(_logits, self, None if one is None else jnp.int32(one))
-            out[rows] = _in_batches(answer, images[rows], tasks)
+        x, task = self._checked(x, task)
+        ids = np.unique(task)
+        answer = partial(_logits, self)
+        if len(ids) == 1:
+            out = _in_batches(answer, x, ids[0])
+        elif self.learner.method.trains == "afresh":
+            out = np.empty((len(x), self.outputs.shape[1]), np.float32)
+            for one in ids:
+                out[task == one] = _in_batches(answer, x[task == one], one)
+        else:
+            out = _in_batches(answer, x, task)
+        _refuse_not_finite(out, task)
         return out
 
-    def probabilities(self, images: Any, task: Any) -> np.ndarray:
+    def probabilities(self, x: Any, task: Any) -> np.ndarray:
         """Softmax of `logits`.
 
         Args:
-          images: as for `logits`.
+          x: as for `logits`.
           task: int, or int ``[n]``, from 0.
 
         Returns:
           f32 ``[n, C]``, rows that sum to 1.
         """
-        return np.asarray(jax.nn.softmax(jnp.asarray(self.logits(images, task))))
+        return np.asarray(jax.nn.softmax(jnp.asarray(self.logits(x, task))))
 
-    def infer(self, images: Any, rule: str | None = None, per: str = "example") -> Guess:
+    def infer(self, x: Any, rule: str | None = None, per: str = "example") -> Guess:
         """Guesses the task, by what all modes say in one program, and answers in its mode.
 
         Args:
-          images: as for `logits`.
+          x: as for `logits`.
           rule: a name of `bpnjax.evaluation.task_inference.RULES`; that of the run by default.
-          per: ``"example"``, or ``"batch"``: all images are of one task.
+          per: ``"example"``, or ``"batch"``: all examples are of one task.
 
         Returns:
           `Guess`.
 
         Raises:
           ValueError: as `logits`; an unknown rule, or one whose statistics the run did not keep.
+          UserError: a mode's score is NaN or infinite.
         """
         rule = rule or self.rule
         if rule not in task_inference.RULES:
@@ -174,34 +194,35 @@ class Predictor:
             raise ValueError(
                 "this model has no statistics; train it with --config.evaluate.rule=statistics"
             )
-        images, nobody = self._checked(images, 0)
-        scores = _in_batches(partial(_scores, self, rule), images, nobody)
+        x, _ = self._checked(x, 0)
+        scores = _in_batches(lambda x, _: _scores(self, rule, x), x, np.int32(0))
+        _refuse_not_finite(scores.T, np.arange(self.num_tasks))
         task = task_inference.choose(scores, per)
-        return Guess(task, self(images, task), scores)
+        return Guess(task, self(x, task), scores)
 
-    def __call__(self, images: Any, task: Any = None) -> np.ndarray:
+    def __call__(self, x: Any, task: Any = None) -> np.ndarray:
         """The answers, int32 ``[n]``, numbers in `class_names`; ``task`` None: it is inferred."""
         if task is None:
-            return self.infer(images).outputs
-        return self.logits(images, task).argmax(-1).astype(np.int32)
+            return self.infer(x).outputs
+        return self.logits(x, task).argmax(-1).astype(np.int32)
 
-    def _checked(self, images: Any, task: Any) -> tuple[np.ndarray, np.ndarray]:
-        images = np.asarray(images)
-        if images.shape[1:] != self.input_shape:
+    def _checked(self, x: Any, task: Any) -> tuple[np.ndarray, np.ndarray]:
+        x = np.asarray(x)
+        if x.shape[1:] != self.input_shape:
             raise ValueError(
-                f"examples of shape {images.shape[1:]}; this model reads {self.input_shape}"
+                f"examples of shape {x.shape[1:]}; this model reads {self.input_shape}"
             )
-        if not len(images):
+        if not len(x):
             raise ValueError("no examples; give at least one")
-        was, now = self.input_dtype, images.dtype
+        was, now = self.input_dtype, x.dtype
         if now.kind not in "uif" or (was.kind == "f") != (now.kind == "f"):
             raise ValueError(
                 f"examples of dtype {now}; this model was trained on {was}. Give them as they were "
                 "in training, with the same scale"
             )
-        if np.issubdtype(now, np.floating) and not np.isfinite(images).all():
+        if np.issubdtype(now, np.floating) and not np.isfinite(x).all():
             raise ValueError("the examples hold NaN or infinite numbers; mend the data")
-        self._warn_of_range(images)
+        self._warn_of_range(x)
         ids = np.asarray(task)
         if not np.issubdtype(ids.dtype, np.integer):
             raise ValueError(f"task ids of dtype {ids.dtype}; give integers from 0")
@@ -210,75 +231,89 @@ class Predictor:
                 f"task {ids.min() if ids.min() < 0 else ids.max()}; this model has tasks 0 to "
                 f"{self.num_tasks - 1}"
             )
-        if ids.shape not in ((), (len(images),)):
-            raise ValueError(f"task ids of shape {ids.shape} for {len(images)} examples; one each")
-        return images, np.broadcast_to(ids.astype(np.int32), (len(images),))
+        if ids.shape not in ((), (len(x),)):
+            raise ValueError(f"task ids of shape {ids.shape} for {len(x)} examples; one each")
+        return x, np.broadcast_to(ids.astype(np.int32), (len(x),))
 
-    def _warn_of_range(self, images: np.ndarray) -> None:
+    def _warn_of_range(self, x: np.ndarray) -> None:
         if self.input_range is None:
             return
         least, most = self.input_range
-        width, here = most - least, float(images.max()) - float(images.min())
-        if images.size >= 100 and width > 0 and not width / 8 <= here <= 8 * width:
+        width, here = most - least, float(x.max()) - float(x.min())
+        if x.size >= 100 and width > 0 and not width / 8 <= here <= 8 * width:
             warnings.warn(
-                f"the examples lie between {images.min():g} and {images.max():g}, those that the "
+                f"the examples lie between {x.min():g} and {x.max():g}, those that the "
                 f"model was trained on between {least:g} and {most:g}: are they scaled alike?",
                 stacklevel=4,
             )
 
-    def _features(self, images: Any) -> Any:
-        return images if self.extract is None else self.extract(images)
+    def _features(self, x: Any) -> Any:
+        return x if self.extract is None else self.extract(x)
 
 
-def _logits(predictor: Predictor, one: Any, images: Any, task: Any) -> Any:
+def _logits(predictor: Predictor, x: Any, task: Any) -> Any:
     p = predictor
-    return _run(p.learner, p.state, p.outputs, p._features(images), task if one is None else one)
+    return _run(p.learner, p.answering_state, p.outputs, p._features(x), task)
+
+
+def _refuse_not_finite(numbers: np.ndarray, task: np.ndarray) -> None:
+    """Refuses NaN and infinity, which argmax would take for answers: NaN for class 0."""
+    wrong = ~np.isfinite(numbers).all(1)
+    if wrong.any():
+        raise UserError(
+            f"the model gives NaN or infinite outputs in the mode of task {task[wrong][0]}; its "
+            "weights are broken, train it again (with a lower train.learning_rate)"
+        )
 
 
 @partial(jax.jit, static_argnums=0)
-def _run(learner: Learner, state: State, outputs: Any, images: Any, task: Any) -> jax.Array:
-    logits = learner.answer(state, images, task, between_tasks=True)
+def _run(learner: Learner, state: State, outputs: Any, x: Any, task: Any) -> jax.Array:
+    logits = learner.answer(state, x, task, between_tasks=True)
     return within_head(logits, outputs[task] if learner.setup.multi_head else None)
 
 
-def _scores(predictor: Predictor, rule: str, images: Any, _: Any) -> Any:
-    p, images = predictor, predictor._features(images)
+def _scores(predictor: Predictor, rule: str, x: Any) -> Any:
+    p, x = predictor, predictor._features(x)
     if rule == "statistics":
-        return _compare(p.learner, p.statistics, p.directions, images)
-    return _try_all(p.learner, task_inference.ANSWERS[rule], p.state, p.outputs, images)
+        return _compare(p.learner, p.statistics, p.directions, x)
+    return _try_all(p.learner, task_inference.ANSWERS[rule], p.answering_state, p.outputs, x)
 
 
 @partial(jax.jit, static_argnums=0)
-def _compare(learner: Learner, statistics: Any, directions: Any, images: Any) -> jax.Array:
+def _compare(learner: Learner, statistics: Any, directions: Any, x: Any) -> jax.Array:
     """Log-densities f32 [n, T] of the network's inputs under each task's."""
-    x = learner.network.prepare(images)
+    x = learner.network.prepare(x)
     z = x.reshape(x.shape[0], -1) @ directions
     scores = jax.vmap(task_inference.log_likelihood, (0, 0, None), 1)
     return scores(statistics.mean, statistics.whitener, z)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _try_all(learner: Learner, score: Any, state: State, outputs: Any, images: Any) -> jax.Array:
+def _try_all(learner: Learner, score: Any, state: State, outputs: Any, x: Any) -> jax.Array:
     """Scores of all modes f32 [n, T], one mode after another: memory is that of one."""
 
     def one(task: Any) -> jax.Array:
-        logits = learner.answer(state, images, task, between_tasks=True)
+        logits = learner.answer(state, x, task, between_tasks=True)
         return score(within_head(logits, outputs[task] if learner.setup.multi_head else None))
 
     return jax.lax.map(one, jnp.arange(outputs.shape[0])).T
 
 
 def _in_batches(
-    answer: Callable[[np.ndarray, np.ndarray], Any], images: np.ndarray, task: np.ndarray
+    answer: Callable[[np.ndarray, np.ndarray], Any], x: np.ndarray, task: np.ndarray
 ) -> np.ndarray:
     """Answers batches of one size, the last one padded, so that one program serves them all."""
-    size = min(BATCH, 1 << max(len(images) - 1, 0).bit_length())
+    size = min(BATCH, 1 << max(len(x) - 1, 0).bit_length())
     parts = []
-    for start in range(0, len(images), size):
-        x, t = images[start : start + size], task[start : start + size]
-        pad = size - len(x)
-        x = np.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1))
-        parts.append(np.asarray(answer(x, np.pad(t, (0, pad))))[: size - pad])
+    for start in range(0, len(x), size):
+        batch = [a[start : start + size] if a.ndim else a for a in (x, task)]
+        here = len(batch[0])
+        if here < size:
+            batch = [
+                np.pad(a, [(0, size - here)] + [(0, 0)] * (a.ndim - 1)) if a.ndim else a
+                for a in batch
+            ]
+        parts.append(np.asarray(answer(*batch))[:here])
     return np.concatenate(parts)
 
 
@@ -298,8 +333,25 @@ def load(path: str | pathlib.Path, seed: int | None = None) -> Predictor:
     file = find_file(path, seed)
     metadata = read_metadata(file)
     found, _ = arrays.read(file)
+    return predictor_of(file, metadata, found)
+
+
+def predictor_of(file: Any, metadata: dict[str, str], found: dict[str, np.ndarray]) -> Predictor:
+    """The predictor of a model whose file was read.
+
+    Args:
+      file: its name, for messages.
+      metadata: of the file.
+      found: its arrays by name.
+
+    Returns:
+      A `Predictor`.
+
+    Raises:
+      UserError: the metadata describe no model, or the arrays are none of it.
+    """
     try:
-        return _described(file, metadata, found)
+        return _predictor_of(file, metadata, found)
     except UserError:
         raise
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
@@ -309,16 +361,40 @@ def load(path: str | pathlib.Path, seed: int | None = None) -> Predictor:
         ) from error
 
 
-def _described(
-    file: pathlib.Path, metadata: dict[str, str], found: dict[str, np.ndarray]
-) -> Predictor:
-    """The predictor that the metadata of a file describe, of its arrays."""
+class Description(NamedTuple):
+    """What the metadata of a model say of it."""
+
+    config: ConfigDict  # with the fields of this version
+    outputs: np.ndarray  # bool [T, C], the outputs of each task's classes
+    names: tuple[str, ...]  # of the outputs
+    shape: tuple[int, ...]  # of one example
+    dtype: np.dtype[Any]
+    scale: np.ndarray  # f32 [channels]; the network's input is x * scale + shift
+    shift: np.ndarray
+
+
+def described(file: Any, metadata: dict[str, str]) -> Description:
+    """Reads the metadata of a model.
+
+    Args:
+      file: its name, for messages.
+      metadata: of the file.
+
+    Returns:
+      `Description`.
+
+    Raises:
+      UserError: a method that is not registered.
+      ValueError: or a like error of Python's, where they describe no model.
+    """
     config = with_all_fields(json.loads(metadata["config"]))
     if config.method not in REGISTRY:
         raise UserError(
             f"{file}: it was trained by the method {config.method!r}, which is not registered; run "
             "the file that registers it (python -m bpnjax.predict takes it as --config=FILE)"
         )
+    config.model.pretrained = config.model.mapping = ""  # it was read when the run began
+    config.train.rates = ""
     groups, names = json.loads(metadata["outputs"]), json.loads(metadata["class_names"])
     outputs = np.zeros((len(groups), len(names)), bool)
     for row, group in zip(outputs, groups, strict=True):
@@ -329,41 +405,60 @@ def _described(
     for name, array in (("scale", scale), ("shift", shift)):
         if array.shape not in ((1,), shape[-1:]):
             raise ValueError(f"{name} of shape {array.shape} for inputs {shape}")
+    return Description(config, outputs, tuple(names), shape, dtype, scale, shift)
+
+
+def experiment_of(
+    description: Description, extractor: dict[str, np.ndarray]
+) -> tuple[Experiment, tuple[int, ...], Any]:
+    """Builds the network and the method of a model again, without arrays.
+
+    Args:
+      description: of the model.
+      extractor: frozen layers that the run computed once, by name; {} for most models.
+
+    Returns:
+      The experiment, the shape of what its network reads, and the function ``x -> features``
+      before it or None.
+    """
+    config, outputs, names, shape, dtype, scale, shift = description
     extract = None
-    trained_shape, trained_dtype = shape, dtype
-    if extractor := _group(found, "extractor"):
-        extract, trained_shape = _extractor(config, extractor, len(names), shape, scale, shift)
-        trained_dtype = np.dtype(np.float32)
+    if extractor:
+        extract, shape = _extractor(config, extractor, len(names), shape, scale, shift)
+        dtype = np.dtype(np.float32)
         scale, shift = np.ones(1, np.float32), np.zeros(1, np.float32)
-    config.model.pretrained = ""  # it was read when the run began
-    config.train.rates = ""
-    config.evaluate.statistics = min(config.evaluate.statistics, int(np.prod(trained_shape)))
-    sequence = _empty_sequence(outputs, names, trained_shape, trained_dtype, scale, shift)
-    experiment = make_experiment(config, sequence)
+    config.evaluate.statistics = min(config.evaluate.statistics, int(np.prod(shape)))
+    sequence = _empty_sequence(outputs, names, shape, dtype, scale, shift)
+    return make_experiment(config, sequence), shape, extract
+
+
+def _predictor_of(file: Any, metadata: dict[str, str], found: dict[str, np.ndarray]) -> Predictor:
+    description = described(file, metadata)
+    config, outputs, names, shape, dtype, *_ = description
+    experiment, trained_shape, extract = experiment_of(description, group(found, "extractor"))
+    inputs = int(np.prod(trained_shape))
     key = jax.random.key(int(metadata["seed"]))
     rule, statistics, directions = config.evaluate.rule, None, None
     if rule == "statistics" and not experiment.told_task:
         rule = "entropy"  # all modes are the same network
-    if kept := _group(found, "statistics"):
+    if kept := group(found, "statistics"):
         statistics = task_inference.Statistics(
             *(jnp.asarray(kept[n]) for n in task_inference.Statistics._fields)
         )
         r = statistics.mean.shape[1]
-        directions = task_inference.directions(
-            prng.fold(key, prng.STATISTICS), int(np.prod(trained_shape)), r
+        directions = task_inference.directions(prng.fold(key, prng.STATISTICS), inputs, r)
+    orders = found.get("orders")
+    if orders is None and config.sequence.kind == "permuted":
+        pixels, first_identity = prng.fold(key, prng.PIXELS), config.sequence.first_identity
+        orders = jax.vmap(lambda t: pixel_order(pixels, t, int(np.prod(shape)), first_identity))(
+            jnp.arange(len(outputs))
         )
-    orders = None
-    if config.sequence.kind == "permuted":
-        pixels = prng.fold(key, prng.PIXELS)
-        orders = jax.vmap(
-            lambda t: pixel_order(pixels, t, int(np.prod(shape)), config.sequence.first_identity)
-        )(jnp.arange(len(groups)))
     limits = json.loads(metadata["input_range"])
     return Predictor(
         learner=experiment.learner,
-        state=_answering_state(experiment, found, file),
+        state=_answering_state(experiment, found, file, "merged" in metadata),
         outputs=outputs,
-        class_names=tuple(names),
+        class_names=names,
         input_shape=shape,
         input_dtype=dtype,
         input_range=None if limits is None else (limits[0], limits[1]),
@@ -388,8 +483,9 @@ def with_all_fields(stored: dict[str, Any]) -> ConfigDict:
     return config
 
 
-def _group(found: dict[str, np.ndarray], group: str) -> dict[str, np.ndarray]:
-    start = f"{group}/"
+def group(found: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with a word and ``/``, by the rest of their names."""
+    start = f"{name}/"
     return {n.removeprefix(start): a for n, a in found.items() if n.startswith(start)}
 
 
@@ -417,7 +513,7 @@ def _extractor(
 
 def _empty_sequence(
     outputs: np.ndarray,
-    names: list[str],
+    names: Sequence[str],
     shape: tuple[int, ...],
     dtype: Any,
     scale: np.ndarray,
@@ -433,13 +529,21 @@ def _empty_sequence(
     return TaskSequence(split, split, outputs, tuple(names), scale, shift, columns, permuted=False)
 
 
-def _answering_state(experiment: Experiment, found: dict[str, np.ndarray], file: Any) -> State:
+def _answering_state(
+    experiment: Experiment, found: dict[str, np.ndarray], file: Any, merged: bool
+) -> State:
     """The state whose answering parts are the arrays of a file; the others are zero."""
     learner = experiment.learner
     abstract = jax.eval_shape(learner.first, jax.random.key(0))
+    if merged:  # from packs: a PRNG key for each task, where a run has one for all
+        abstract = jax.tree.map(
+            lambda node: _seeds_of_tasks(node, experiment.num_tasks),
+            abstract,
+            is_leaf=modes.is_seed,
+        )
     names = jax.tree.leaves(arrays.names_of(abstract))
     needed = jax.tree.leaves(learner.answering(abstract))
-    others = ("statistics/", "extractor/")
+    others = ("statistics/", "extractor/", "orders")
     if more := [name for name in found if name not in names and not name.startswith(others)]:
         raise UserError(
             f"{file}: {more[0]} is no part of its model; the file was written by something else, "
@@ -463,6 +567,12 @@ def _answering_state(experiment: Experiment, found: dict[str, np.ndarray], file:
         raise UserError(
             f"{file}: {error}, by its own settings; it was written by something else, train again"
         ) from error
+
+
+def _seeds_of_tasks(node: Any, num_tasks: int) -> Any:
+    if not modes.is_seed(node):
+        return node
+    return node.replace(seed=jax.ShapeDtypeStruct((num_tasks,), node.seed.dtype))
 
 
 def find_file(path: str | pathlib.Path, seed: int | None = None) -> pathlib.Path:

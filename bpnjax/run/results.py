@@ -1,7 +1,10 @@
 """What a run knows besides its state while it lasts, and what it says of itself at its end."""
 
 import importlib.metadata
+import json
+import pathlib
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,23 +14,27 @@ from ml_collections import ConfigDict
 from bpnjax.data import TaskSequence
 from bpnjax.evaluation import metrics
 from bpnjax.evaluation.accuracy import KINDS
-from bpnjax.run import byte_counts, writers
+from bpnjax.run import byte_counts, export, writers
+from bpnjax.training.epochs import RunState
 from bpnjax.training.experiment import Experiment
+from bpnjax.utils.errors import UserError
 
 
-def new_record(config: ConfigDict, num_tasks: int) -> dict[str, Any]:
+def new_record(config: ConfigDict, num_tasks: int, data_version: str = "") -> dict[str, Any]:
     """What a run knows besides its state: accuracies so far and times.
 
     Args:
       config: a run configuration.
       num_tasks: T.
+      data_version: of the sequence.
 
     Returns:
-      A dict: ``accuracy`` float64 ``[num_seeds, T, T]`` of each kind, NaN; times in seconds,
-      examples, steps and the length of the log in bytes, all 0.
+      A dict: ``data_version``; ``accuracy`` float64 ``[num_seeds, T, T]`` of each kind, NaN; times
+      in seconds, examples, steps and the length of the log in bytes, all 0.
     """
     empty = np.full((config.num_seeds, num_tasks, num_tasks), np.nan)
     return {
+        "data_version": data_version,
         "accuracy": {kind: empty.copy() for kind in KINDS},
         "task_guess": empty.copy(),
         "train_seconds": 0.0,
@@ -37,6 +44,30 @@ def new_record(config: ConfigDict, num_tasks: int) -> dict[str, Any]:
         "total_steps": 0,
         "metrics_length": 0,
     }
+
+
+def check_data(
+    stored: dict[str, Any], config: ConfigDict, sequence: TaskSequence, workdir: pathlib.Path
+) -> None:
+    """Makes sure that a run goes on with the data that it began with.
+
+    Args:
+      stored: its record or result so far; of an earlier version it says nothing of the data.
+      config: a run configuration.
+      sequence: the data now.
+      workdir: the run's folder.
+
+    Raises:
+      UserError: it is other data.
+    """
+    was = stored.get("data_version", sequence.version)
+    if was != sequence.version:
+        field = "path" if config.dataset.path else "name"
+        raise UserError(
+            f"dataset.{field}: {config.dataset[field]!r} changed since the run in {workdir} began "
+            f"(from version {was!r} to {sequence.version!r}); bring the data back, name another "
+            "--workdir, or pass --overwrite"
+        )
 
 
 def from_json(stored: dict[str, Any]) -> dict[str, Any]:
@@ -54,6 +85,83 @@ def from_json(stored: dict[str, Any]) -> dict[str, Any]:
     }
     guess = np.array(writers.plain_nan(stored["task_guess"]), float)
     return stored | {"accuracy": arrays, "task_guess": guess}
+
+
+def join(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The record of several runs of the same tasks with other seeds, as of one.
+
+    Args:
+      records: as of `new_record`.
+
+    Returns:
+      Theirs, joined along the axis of seeds; seconds and examples added; the steps of one.
+    """
+    first = records[0]
+    joined = {
+        name: sum(record[name] for record in records)
+        for name, value in first.items()
+        if isinstance(value, float)
+    }
+    return (
+        first
+        | joined
+        | {
+            "accuracy": {
+                kind: np.concatenate([record["accuracy"][kind] for record in records])
+                for kind in first["accuracy"]
+            },
+            "task_guess": np.concatenate([record["task_guess"] for record in records]),
+        }
+    )
+
+
+def read(workdir: pathlib.Path) -> dict[str, Any]:
+    """The result of a complete run.
+
+    Args:
+      workdir: its folder.
+
+    Returns:
+      The content of ``result.json`` (lists where `make` has arrays).
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    path = workdir / "result.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--workdir: cannot read {path} ({error}); pass --overwrite") from error
+
+
+def write_all(
+    workdir: pathlib.Path,
+    config: ConfigDict,
+    experiment: Experiment,
+    sequence: TaskSequence,
+    state: RunState,
+    record: dict[str, Any],
+) -> dict[str, Any]:
+    """Leaves models, figures and results in a folder that has ``metrics.jsonl``.
+
+    Args:
+      workdir: the folder.
+      config: of the run.
+      experiment: its static side.
+      sequence: what was learned.
+      state: after the last task, with a leading seed axis if there are several.
+      record: at the end.
+
+    Returns:
+      The result, see `make`.
+    """
+    from bpnjax.run import plots
+
+    result = make(config, experiment, sequence, record)
+    export.save_models(workdir, experiment, state, config.num_seeds, sequence)
+    plots.draw(workdir, writers.plain(result))
+    writers.write_result(workdir, result)
+    return result
 
 
 def make(
@@ -78,6 +186,7 @@ def make(
         "seed": config.seed,
         "num_seeds": config.num_seeds,
         "config": config.to_dict(),
+        "data_version": sequence.version,
         "versions": versions(),
         "device": device_name(),
         "accuracy": record["accuracy"],

@@ -1,8 +1,9 @@
 """The loop: tasks, epochs, evaluation, checkpoints. All computing is in `bpnjax.training`."""
 
 import pathlib
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,25 +12,32 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from bpnjax import models
+from bpnjax.config import validate
 from bpnjax.data import TaskSequence, load_sequence
+from bpnjax.data.sequence import check_batch_size
 from bpnjax.evaluation.accuracy import accuracies
 from bpnjax.methods import REGISTRY
 from bpnjax.run import (
+    byte_counts,
     checkpoint,
-    export,
     frozen_features,
     interrupt,
     later_tasks,
     log_copies,
+    more_seeds,
     results,
     writers,
 )
+from bpnjax.run import workdir as folders
 from bpnjax.run.checkpoint import Position
 from bpnjax.run.workdir import claim
 from bpnjax.training import compilation, epochs, hosts, parallel, streaming
 from bpnjax.training.evaluate import evaluate
 from bpnjax.training.experiment import Experiment, make_experiment
 from bpnjax.training.task_data import Data, put_on_device
+
+OnLog = Callable[[dict[str, Any]], None]
 
 
 class LossNotFinite(RuntimeError):
@@ -107,36 +115,123 @@ def seed_keys(config: ConfigDict) -> jax.Array:
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: str | pathlib.Path, overwrite: bool = False
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    overwrite: bool = False,
+    sequence: TaskSequence | None = None,
+    on_log: OnLog | None = None,
 ) -> dict[str, Any]:
     """Trains a sequence of tasks, tests it, and leaves everything in a folder.
 
     A run that was cut goes on from its newest whole checkpoint and gives what it would have given.
+    A run that is complete is not run again. One that is complete with fewer seeds gets those that
+    are missing.
 
     Args:
-      config: a validated configuration.
+      config: a configuration.
       workdir: the run's folder.
       overwrite: remove an earlier run from the folder, once it is sure that this one can start.
+      sequence: the tasks, as `bpnjax.data.tasks` makes them; None loads those of the configuration,
+        whose fields of data are not looked at otherwise.
+      on_log: called with each new line of ``metrics.jsonl`` as a dict, and at the end with the
+        content of ``result.json`` and ``kind="result"``. What it raises ends the run, which goes on
+        from its last checkpoint when it is called again.
 
     Returns:
-      The result, as in ``result.json`` (arrays where that has lists).
+      The result, as in ``result.json`` (arrays where that has lists, if it was trained now).
 
     Raises:
-      UserError: data, folder or checkpoints cannot be used.
+      UserError: configuration, data, folder or checkpoints cannot be used.
       LossNotFinite: the loss was NaN or infinite; the last good checkpoint stays.
     """
     workdir = pathlib.Path(workdir)
-    compilation.keep(config)
+    validate(config)
+    if sequence is not None:
+        config = _of_given(config, sequence)
+
+    def look() -> tuple[bool, int]:
+        complete = folders.check(workdir, config, overwrite)
+        return complete, 0 if overwrite else folders.seeds_there(workdir)
+
+    complete, there = hosts.first_asks(look)
+    if complete:
+        result = hosts.first_asks(lambda: results.read(workdir))
+    elif there:
+        result = _add_seeds(config, workdir, there, sequence, on_log)
+    else:
+        result = _train(config, workdir, overwrite, sequence, on_log)
+    if on_log and hosts.is_first():
+        on_log({"kind": "result"} | writers.plain(result))
+    return result
+
+
+def _of_given(config: ConfigDict, sequence: TaskSequence) -> ConfigDict:
+    """The configuration of a run whose tasks are handed over: it says what those are."""
+    check_batch_size(config, sequence)
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(
+        {
+            "dataset.name": "given", "dataset.path": "",
+            "dataset.augment": config.dataset.augment if sequence.files else "none",
+            "sequence.kind": "permuted" if sequence.permuted else "class_split",
+            "sequence.classes": "", "sequence.num_tasks": len(sequence),
+            "sequence.heads": sequence.heads, "sequence.first_identity": sequence.first_identity,
+        }
+    )  # fmt: skip
+    return config
+
+
+class Prepared(NamedTuple):
+    """What a run needs to start, once it is sure that it can."""
+
+    layout: parallel.Layout
+    sequence: TaskSequence  # of features where train.features_once asks for them
+    experiment: Experiment
+    earlier: later_tasks.Earlier | None
+    stages: Sequence[int]  # the tasks that are trained
+    steps: dict[int, int]  # of an epoch of each
+
+
+def prepare(config: ConfigDict, sequence: TaskSequence | None = None) -> Prepared:
+    """Reads the sets and makes the static side of a run; writes nothing into its folder.
+
+    Args:
+      config: a validated configuration.
+      sequence: the tasks; None loads those of the configuration.
+
+    Returns:
+      `Prepared`.
+
+    Raises:
+      UserError: the run could not start.
+    """
     layout = parallel.choose_layout(config)
-    sequence = load_sequence(config)
+    sequence = load_sequence(config) if sequence is None else sequence
     earlier = later_tasks.find(config, sequence)
     if earlier is not None:
         sequence = earlier.normalised(sequence)
     trained, sequence = frozen_features.once(config, sequence)
+    experiment = make_experiment(trained, sequence)
+    stages = later_tasks.stages(experiment, earlier)
+    steps = {t: epochs.steps_per_epoch(experiment, sequence, t) for t in stages}
+    return Prepared(layout, sequence, experiment, earlier, stages, steps)
+
+
+def _train(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    overwrite: bool,
+    sequence: TaskSequence | None,
+    on_log: OnLog | None,
+) -> dict[str, Any]:
+    """Trains all seeds of a configuration in one program."""
+    compilation.keep(config)
+    prepared = prepare(config, sequence)
     with hosts.own_folder(workdir) as folder:
-        run = _Run(config, trained, folder, sequence, layout, earlier)
+        run = _Run(config, folder, prepared)
         claim(folder, config, overwrite)
-        run.restore_or_start()
+        print(header(config, workdir, prepared), file=sys.stderr, flush=True)
+        run.restore_or_start(on_log)
         try:
             with interrupt.at_a_good_place() as run.interrupted:
                 run.all_tasks()
@@ -146,48 +241,97 @@ def train_and_evaluate(
         return run.finish()
 
 
+def _add_seeds(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    there: int,
+    sequence: TaskSequence | None,
+    on_log: OnLog | None,
+) -> dict[str, Any]:
+    """Trains the seeds that a complete run lacks, and joins them to it."""
+    compilation.keep(config)
+    sequence = load_sequence(config) if sequence is None else sequence
+    prepared = prepare(config, sequence)
+    stored = hosts.first_asks(lambda: results.read(workdir))
+    results.check_data(stored, config, prepared.sequence, workdir)
+    others, added = more_seeds.missing(config, there), workdir / folders.MORE_SEEDS
+
+    def look() -> tuple[bool, bool]:
+        more_seeds.last_state(workdir, prepared.experiment, there)  # else it would be for nothing
+        stale = folders.more_seeds(workdir) != (others.seed, others.num_seeds)
+        return stale, not stale and folders.check(added, others, overwrite=False)
+
+    stale, complete = hosts.first_asks(look)
+    if not complete:
+        _train(others, added, stale, sequence, on_log)
+
+    def join() -> dict[str, Any]:
+        earlier = more_seeds.last_state(workdir, prepared.experiment, there)
+        joined = more_seeds.join(workdir, config, prepared.experiment, prepared.sequence, earlier)
+        return writers.plain(joined)
+
+    return hosts.first_asks(join)
+
+
+def header(config: ConfigDict, workdir: pathlib.Path, prepared: Prepared) -> str:
+    """A run in one line, for the one who waits for it.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      prepared: what it needs.
+
+    Returns:
+      Method, data, network, devices, seeds and folder.
+    """
+    seeds = f"seed {config.seed}"
+    if config.num_seeds > 1:
+        seeds = f"seeds {config.seed} to {config.seed + config.num_seeds - 1}"
+    size = byte_counts.report(prepared.experiment)["core_parameters"]
+    data = config.dataset.path or config.dataset.name
+    return (
+        f"{config.method} on {data}, {prepared.sequence.num_tasks} tasks; "
+        f"{models.find(config.model).described(config.model)} of {size:,} parameters; "
+        f"{prepared.layout.number} x {jax.devices()[0].device_kind}; {seeds}; {workdir}"
+    )
+
+
 class _Run:
     """The host side of one run: position, record and files, threaded through the loop."""
 
     interrupted: Callable[[], bool]
     record: dict[str, Any]
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        trained: ConfigDict,
-        workdir: pathlib.Path,
-        sequence: TaskSequence,
-        layout: parallel.Layout,
-        earlier: later_tasks.Earlier | None = None,
-    ) -> None:
-        self.config, self.workdir, self.sequence = config, workdir, sequence
-        self.earlier = earlier
-        self.experiment = make_experiment(trained, sequence)
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path, prepared: Prepared) -> None:
+        self.config, self.workdir = config, workdir
+        layout, self.sequence, self.experiment, self.earlier, self.stages, self.steps = prepared
+        sequence = self.sequence
         self.epochs = self.experiment.epochs
         self.clock = parallel.Clock()
         self.programs = compile_programs(self.experiment, self.clock, config.num_seeds, layout)
         self.data = parallel.place(put_on_device(sequence, streaming.most_bytes(config)), layout)
         self.keys = seed_keys(config)
-        self.stages = later_tasks.stages(self.experiment, earlier)
-        self.steps = {t: epochs.steps_per_epoch(self.experiment, sequence, t) for t in self.stages}
         self.chunk_steps, self.feed = streaming.make_feed(
             self.experiment, self.keys, sequence, self.data, layout, max(self.steps.values())
         )
 
-    def restore_or_start(self) -> None:
+    def restore_or_start(self, on_log: OnLog | None = None) -> None:
         self.state = self.programs.init(self.keys)
-        self.record = results.new_record(self.config, self.sequence.num_tasks)
+        self.record = results.new_record(
+            self.config, self.sequence.num_tasks, self.sequence.version
+        )
         self.position = Position(self.stages[0], 0, 0)
         found = self.restore()
         if found is not None:
             self.position, self.state, stored = found
+            results.check_data(stored, self.config, self.sequence, self.workdir)
             self.record = results.from_json(stored)
         self.compiled_before = self.record["compile_seconds"]
         self.log = writers.MetricsLog(
             self.workdir / "metrics.jsonl",
             self.record["metrics_length"],
             log_copies.open_copies(self.config.log, self.workdir, self.config.seed),
+            on_log if hosts.is_first() else None,
         )
         total = sum(self.epochs[task] * steps for task, steps in self.steps.items())
         self.progress = writers.Progress(total, self.record["total_steps"])
@@ -334,10 +478,13 @@ class _Run:
             total_steps=self.record["total_steps"], loss=loss,
             accuracy=sums.correct / sums.examples, examples_per_second=rate,
         )  # fmt: skip
-        self.progress.update(
-            stop - start, task + 1, self.sequence.num_tasks, epoch + 1,
-            self.epochs[task], float(loss.mean()), rate,
-        )  # fmt: skip
+        where = f"{self.named(task, 24)}  epoch {epoch + 1}/{self.epochs[task]}"
+        self.progress.update(stop - start, where, float(loss.mean()), rate)
+
+    def named(self, task: int, width: int) -> str:
+        """The task's number and its classes, these in at most so many characters."""
+        names = [self.sequence.class_names[c] for c in np.flatnonzero(self.sequence.classes[task])]
+        return f"task {task + 1}/{self.sequence.num_tasks} ({writers.listed(names, width)})"
 
     def step_fields(self) -> str:
         """The fields that say how far a step goes, of this method."""
@@ -364,10 +511,10 @@ class _Run:
         )  # fmt: skip
         if finished:
             means = {kind: np.nanmean(v) for kind, v in found.items() if not np.isnan(v).all()}
-            text = ", ".join(f"{kind} {mean:.4f}" for kind, mean in means.items())
-            self.progress.line(
-                f"task {task + 1}/{self.sequence.num_tasks} done; mean so far: {text}"
-            )
+            shown = [f"{kind.removeprefix('task_')} {mean:.4f}" for kind, mean in means.items()]
+            text = f" done; mean so far: {', '.join(shown)}"
+            left = writers.WIDTH - len(self.named(task, 4)) + 4 - len(text)
+            self.progress.line(self.named(task, max(8, left)) + text)
 
     def save(self) -> None:
         if not hosts.is_first():
@@ -386,14 +533,8 @@ class _Run:
         record = self.record | {
             "compile_seconds": self.compiled_before + self.clock.compile_seconds
         }
-        result = results.make(self.config, self.experiment, self.sequence, record)
         if not hosts.is_first():
-            return result
-        export.save_models(
-            self.workdir, self.experiment, self.state, self.config.num_seeds, self.sequence
+            return results.make(self.config, self.experiment, self.sequence, record)
+        return results.write_all(
+            self.workdir, self.config, self.experiment, self.sequence, self.state, record
         )
-        from bpnjax.run import plots
-
-        plots.draw(self.workdir, writers.plain(result))
-        writers.write_result(self.workdir, result)
-        return result

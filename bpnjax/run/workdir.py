@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -13,6 +14,7 @@ from bpnjax.run.checkpoint import write_atomically
 from bpnjax.run.writers import plain
 from bpnjax.utils.errors import UserError
 
+MORE_SEEDS = "more_seeds"  # the folder in which seeds that are added later are trained
 _LEFT_BY_A_RUN = (
     "metrics.jsonl", "metrics.csv", "result.json", "accuracy.csv", "model.json",
     "model*.safetensors", "accuracy_matrix.png", "learning_curves.png",
@@ -20,7 +22,7 @@ _LEFT_BY_A_RUN = (
 
 
 def check(workdir: pathlib.Path, config: ConfigDict, overwrite: bool) -> bool:
-    """Looks whether a folder may take a run; changes nothing.
+    """Looks whether a folder may take a run; changes nothing, but ends a `settle` that was cut.
 
     Args:
       workdir: the folder; need not exist.
@@ -31,9 +33,11 @@ def check(workdir: pathlib.Path, config: ConfigDict, overwrite: bool) -> bool:
       Whether the folder already holds this run, complete.
 
     Raises:
-      UserError: it is a file, cannot be written, or holds a run of another configuration.
+      UserError: it is a file, cannot be written, or holds a run of another configuration. A run
+        that is complete with fewer seeds is none: the missing ones can be added.
     """
     try:
+        settle(workdir)
         places = (workdir, *workdir.absolute().parents)
         existing = next(place for place in places if place.exists())
         saved = (workdir / "config.json").exists()
@@ -67,12 +71,88 @@ def check(workdir: pathlib.Path, config: ConfigDict, overwrite: bool) -> bool:
         ) from error
     # What an earlier version did not ask, it did as the default does.
     found = differences(flatten(default()) | old, flatten(config))
+    complete = (workdir / "result.json").exists()
+    if len(found) == 1 and found[0].startswith("num_seeds: "):
+        _check_seeds(workdir, old["num_seeds"], config, complete)
+        return False
     if found:
         raise UserError(
             f"--workdir: {workdir} holds a run of another configuration ({'; '.join(found)}); "
             "name another folder, or pass --overwrite"
         )
-    return (workdir / "result.json").exists()
+    return complete
+
+
+def _check_seeds(workdir: pathlib.Path, there: Any, config: ConfigDict, complete: bool) -> None:
+    """Refuses another number of seeds, unless it is larger than that of a complete run."""
+    asked, mend = config.num_seeds, "name another --workdir, or pass --overwrite to start afresh"
+    if not isinstance(there, int) or asked < there:
+        raise UserError(
+            f"num_seeds: {asked} asked for, and {workdir} holds {there}; seeds are added to a run "
+            f"and not taken out of it: ask for {there} or more, {mend}"
+        )
+    if not complete:
+        raise UserError(
+            f"num_seeds: {asked} asked for, and {workdir} holds a run of {there} that is not "
+            f"complete; end it with --config.num_seeds={there} and ask for {asked} then, {mend}"
+        )
+    begun = more_seeds(workdir)
+    if begun and begun[0] == config.seed + there and begun[1] != asked - there:
+        total = there + begun[1]
+        raise UserError(
+            f"num_seeds: {asked} asked for, and {workdir} is being extended to {total}; end that "
+            f"with --config.num_seeds={total}, or delete {workdir / MORE_SEEDS}"
+        )
+
+
+def more_seeds(workdir: pathlib.Path) -> tuple[int, int] | None:
+    """The seeds that are being added to a run.
+
+    Args:
+      workdir: the run's folder.
+
+    Returns:
+      The first of them and their number; None if there are none.
+    """
+    try:
+        config = json.loads((workdir / MORE_SEEDS / "config.json").read_text())
+        return config["seed"], config["num_seeds"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def seeds_there(workdir: pathlib.Path) -> int:
+    """How many seeds a folder holds whose run is complete.
+
+    Args:
+      workdir: the folder.
+
+    Returns:
+      Their number; 0 if there is no complete run.
+    """
+    if not (workdir / "result.json").exists():
+        return 0
+    return json.loads((workdir / "config.json").read_text())["num_seeds"]
+
+
+def settle(workdir: pathlib.Path) -> None:
+    """Puts a run to which seeds were added into the place of the run without them.
+
+    The joined run lies in ``more_seeds/joined``, its ``result.json`` is moved last. As long as that
+    is there, the move can be made again.
+
+    Args:
+      workdir: the run's folder.
+    """
+    joined = workdir / MORE_SEEDS / "joined"
+    if not (joined / "result.json").exists():
+        return
+    for path in sorted(joined.iterdir(), key=lambda path: path.name == "result.json"):
+        target = workdir / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
+    shutil.rmtree(workdir / MORE_SEEDS)
 
 
 def _refuse_source(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -102,7 +182,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict, overwrite: bool) -> None:
         if overwrite:
             # The old config.json goes last, by the replacement below: after a kill in between no
             # checkpoint of the old run can pass for one of the new configuration.
-            for folder in ("checkpoints", log_copies.FOLDER):
+            for folder in ("checkpoints", log_copies.FOLDER, MORE_SEEDS):
                 if (workdir / folder).exists():
                     shutil.rmtree(workdir / folder)
             for pattern in _LEFT_BY_A_RUN:

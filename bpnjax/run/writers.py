@@ -6,7 +6,7 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,11 +47,18 @@ class MetricsLog:
 
     ``length`` is that of the file at the checkpoint, in bytes; what comes after it is cut off.
 
-    ``copies`` (see `bpnjax.run.log_copies`) get all lines, those that are there already as well.
+    ``copies`` (see `bpnjax.run.log_copies`) get all lines, those that are there already as well;
+    ``on_log`` is called with each line that is written.
     """
 
-    def __init__(self, path: pathlib.Path, length: int, copies: Sequence[Any] = ()) -> None:
-        self._path, self._copies = path, copies
+    def __init__(
+        self,
+        path: pathlib.Path,
+        length: int,
+        copies: Sequence[Any] = (),
+        on_log: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self._path, self._copies, self._on_log = path, copies, on_log
         with path.open("ab") as f:
             # Lines after the checkpoint will be written again. A file that lost some (deleted, or
             # cut by a loss of power) stays shorter: truncate would fill it up with null bytes.
@@ -73,6 +80,8 @@ class MetricsLog:
         with self._path.open("a") as f:
             f.write(json.dumps(line) + "\n")
         self._copy(line)
+        if self._on_log:
+            self._on_log(line)
 
     def close(self) -> None:
         """Closes the copies."""
@@ -109,6 +118,54 @@ def write_result(workdir: pathlib.Path, result: dict[str, Any]) -> None:
     write_atomically(workdir / "result.json", json.dumps(plain(result), indent=1) + "\n")
 
 
+WIDTH = 80  # of tables and lines on a terminal
+
+
+def listed(names: Sequence[str], width: int) -> str:
+    """Names with commas between them, as many as fit.
+
+    Args:
+      names: at least one.
+      width: in characters, at least 4.
+
+    Returns:
+      A text with an ellipsis for those that are left out.
+
+    Example:
+      >>> from bpnjax.run.writers import listed
+      >>> listed(["airplane", "automobile", "bird"], 28), listed(["0", "1"], 28)
+      ('airplane, automobile, ...', '0, 1')
+    """
+    for n in range(len(names), 0, -1):
+        text = ", ".join(names[:n]) + (", ..." if n < len(names) else "")
+        if len(text) <= width:
+            return text
+    return f"{names[0][: width - 3]}..."
+
+
+def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table in columns for a terminal.
+
+    Args:
+      header: texts.
+      rows: of texts, as many in each.
+
+    Returns:
+      The lines: header, rule, rows.
+
+    Example:
+      >>> from bpnjax.run.writers import aligned
+      >>> aligned(["method", "told"], [["psp", "0.98"]])
+      ['method  told', '------------', 'psp     0.98']
+    """
+    lines = [list(header), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    ]
+    return [text[0], "-" * max(map(len, text)), *text[1:]]
+
+
 def table(result: dict[str, Any], class_names: list[list[str]]) -> str:
     """The three accuracies per task after the last one, as text.
 
@@ -129,16 +186,16 @@ def table(result: dict[str, Any], class_names: list[list[str]]) -> str:
             return f"{values[0]:.4f}"
         return f"{values.mean():.4f} ± {values.std(ddof=1):.4f}"
 
-    lines = [["task", "classes", *kinds]]
+    cells = [[cell(k[:, t]) for k in kinds.values()] for t in range(len(class_names))]
+    means = [cell(k.mean(axis=1)) for k in kinds.values()]
+    widths = [max(map(len, column)) for column in zip(kinds, means, *cells, strict=True)]
+    left = max(12, WIDTH - len("task") - 2 * (1 + len(kinds)) - sum(widths))
+    rows = []
     for task, names in enumerate(class_names):
-        shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-        lines.append([str(task + 1), shown, *(cell(k[:, task]) for k in kinds.values())])
-    lines.append(["mean", "", *(cell(k.mean(axis=1)) for k in kinds.values())])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
-    text = [line.rstrip() for line in text]
-    rule = "-" * max(map(len, text))
-    return "\n".join([text[0], rule, *text[1:-1], rule, text[-1]])
+        shown = names if len(names) < 5 else [*names[:4], "..."]
+        rows.append([str(task + 1), listed(shown, left), *cells[task]])
+    *text, last = aligned(["task", "classes", *kinds], [*rows, ["mean", "", *means]])
+    return "\n".join([*text, text[1], last])
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -184,32 +241,30 @@ def plain_nan(value: Any) -> Any:
 class Progress:
     """A bar on a terminal, plain lines elsewhere; both on stderr."""
 
-    def __init__(self, total_steps: int, done_steps: int, quiet_lines: bool = False) -> None:
+    def __init__(self, total_steps: int, done_steps: int) -> None:
         self._bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total_steps, initial=done_steps, unit="step", leave=False)
-        self._lines = not quiet_lines
+            self._bar = tqdm(
+                total=total_steps, initial=done_steps, leave=False, desc="compiling",
+                bar_format="{desc}  {percentage:.0f}% of the run, {remaining} left{postfix}",
+            )  # fmt: skip
 
-    def update(
-        self, steps: int, task: int, tasks: int, epoch: int, epochs: int, loss: float, rate: float
-    ) -> None:
+    def update(self, steps: int, where: str, loss: float, rate: float) -> None:
         """Moves the bar on by some steps; where there is no bar, nothing.
 
         Args:
           steps: how many were run since the last call.
-          task: number of the task, from 1.
-          tasks: how many there are.
-          epoch: number of the epoch in the task, from 1.
-          epochs: how many there are.
+          where: the task and the epoch.
           loss: mean training loss of an example.
           rate: examples per second.
         """
         if self._bar is not None:
-            self._bar.set_description(f"task {task}/{tasks} epoch {epoch}/{epochs}")
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} examples/s")
+            self._bar.set_description_str(where, refresh=False)
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} examples/s", refresh=False)
             self._bar.update(steps)
+            self._bar.refresh()
 
     def line(self, text: str) -> None:
         """Prints a line, above the bar if there is one.

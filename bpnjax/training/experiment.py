@@ -1,6 +1,7 @@
 """The static side of a run: learner, sizes and options, made of a configuration and a sequence."""
 
 import dataclasses
+import inspect
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from bpnjax.data.sequence import TaskSequence
 from bpnjax.learner import Learner, learner
 from bpnjax.methods import REGISTRY
 from bpnjax.models import pretrained
+from bpnjax.models.registry import said
 from bpnjax.networks import Network
 from bpnjax.training import schedule
 from bpnjax.utils.errors import UserError
@@ -69,36 +71,70 @@ def make_network(config: Any, sequence: TaskSequence) -> Network:
     Raises:
       UserError: the network does not fit the examples, or weights do not fit the network.
     """
-    images = sequence.train.images
-    shape = (1, *images.shape[1:])
-    arrays: dict[str, np.ndarray] = {}
-    file = config.model.pretrained
+    images, classes = sequence.train.images, sequence.num_classes
+    x = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
+    factory = models.find(config.model)
+    # What others wrote may raise anything.
+    raised: Any = ValueError if factory.ours else Exception
     try:
-        # AlexNet reads the weights of torchvision by itself.
-        if file and (config.model.name != "alexnet" or pretrained.is_ours(file)):
-            arrays = pretrained.read(file)
-    except ValueError as error:
-        raise UserError(f"model.pretrained: {error}") from error
-    module = models.build(config.model, sequence.num_classes)
-    try:
-        network = networks.from_linen(module, jax.ShapeDtypeStruct(shape, jnp.float32))
-        if arrays:
-            network = _starting_from(network, arrays)
+        network = _adapted(factory(config.model, classes, x.shape[1:]), x)
+        params, variables = jax.eval_shape(network.init, jax.random.key(0))
+
+        def run(params: Any, variables: Any, key: jax.Array, x: Any) -> Any:
+            network.apply(params, {}, x, variables=variables, train=True, key=key)
+            return network.apply(params, {}, x, variables=variables)[0]
+
+        found = jax.eval_shape(run, params, variables, jax.random.key(0), x)
+    except UserError:
+        raise
+    except raised as error:  # images too small for it, say
+        raise UserError(f"{factory.field}: {factory.name}: {said(error)}") from error
+    if getattr(found, "shape", None) != (1, classes):
+        shape = jax.tree.map(lambda leaf: leaf.shape, found)
+        raise UserError(
+            f"{factory.field}: {factory.name}: its output is {shape} for one example; let it be "
+            f"{(1, classes)}, [examples, num_classes]"
+        )
+    if config.model.pretrained:
+        network = _starting_from(network, pretrained.load(config.model), classes)
+        try:
             jax.eval_shape(network.init, jax.random.key(0))
-    except ValueError as error:  # images too small for it, or weights of another network
-        raise UserError(f"model.name: {config.model.name}: {error}") from error
+        except ValueError as error:
+            raise UserError(f"model.pretrained: {error}") from error
     scale, shift = jnp.asarray(sequence.scale), jnp.asarray(sequence.shift)
 
     def normalise(x: jax.Array) -> jax.Array:
         return x.astype(jnp.float32) * scale + shift
 
-    return network.with_input(normalise, jax.ShapeDtypeStruct(shape, images.dtype))
+    return network.with_input(normalise, jax.ShapeDtypeStruct(x.shape, images.dtype))
 
 
-def _starting_from(network: Network, arrays: dict[str, np.ndarray]) -> Network:
+def _adapted(made: Any, x: jax.ShapeDtypeStruct) -> Network:
+    """A network as bpnjax sees it, of what a factory returned."""
+    if isinstance(made, Network):
+        return made
+    if any(base.__module__.startswith("flax.linen") for base in type(made).__mro__):
+        return networks.from_linen(made, x)
+    nnx = any(base.__module__.startswith("flax.nnx") for base in type(made).__mro__)
+    if nnx or inspect.isfunction(made):  # a function of nnx.Rngs
+        return networks.from_nnx(made, x)
+    raise ValueError(
+        f"it returns a {type(made).__name__}; return a Linen module, an NNX module or a "
+        "bpnjax.networks.Network"
+    )
+
+
+def _starting_from(network: Network, arrays: dict[str, np.ndarray], num_classes: int) -> Network:
+    """The network with pretrained weights in all layers but the last, which gives the classes."""
+    last = next(reversed(network.layers), "")
+    known = last and network.layers[last].outputs == num_classes
+    output = last if known else pretrained.OUTPUT
+
     def init(key: jax.Array) -> Any:
         params, variables = network.init(key)
-        return pretrained.start_from(params, arrays), variables
+        old = variables.get("batch_stats")
+        params, new = pretrained.start_from(params, arrays, output, old)
+        return params, variables if old is None else {**variables, "batch_stats": new}
 
     return dataclasses.replace(network, init=init)
 

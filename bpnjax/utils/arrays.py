@@ -100,7 +100,9 @@ def write(path: Any, found: Mapping[str, np.ndarray], metadata: Mapping[str, str
     file = pathlib.Path(path)
     partial = file.with_name(f".{file.name}.partial")
     with partial.open("wb") as out:
-        out.write(_in_order(save(dict(found), dict(metadata))))
+        # Of an array in another order safetensors writes the memory as it lies.
+        whole = {name: np.asarray(array, order="C") for name, array in found.items()}
+        out.write(_in_order(save(whole, dict(metadata))))
         out.flush()
         os.fsync(out.fileno())
     partial.replace(file)

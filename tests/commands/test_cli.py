@@ -78,7 +78,10 @@ pytestmark = pytest.mark.usefixtures("compile_once")
         ("--config.sequence.num_tasks=6", ["sequence.num_tasks:", "6", "10", "lower"]),
         ("--config.sequence.classes_per_task=4", ["classes_per_task", "12", "10", "lower"]),
         ("--config.sequence.classes=0,1;77", ["sequence.classes:", "77", "0 to 9"]),
-        ("--config.sequence.classes=0,1;x", ["sequence.classes:", "'0,1;x'", "as in"]),
+        (
+            "--config.sequence.classes=0,1;x",
+            ["sequence.classes:", "'0,1;x'", "class x does not exist"],
+        ),
         ("--config.train.batch_size=1000", ["train.batch_size:", "1000", "task 2", "at most"]),
         (
             "--config.evaluate.on=validation",
@@ -179,12 +182,39 @@ def test_workdir_named_config_is_no_flag(tiny_flags):
 
 @pytest.mark.parametrize("arguments", [[], ["--workdir=x"], ["--config.train.epochs=3"]])
 def test_config_missing(refused, arguments):
-    refused(arguments, "--config", "missing", "--config=configs/digits.py")
+    refused(arguments, "--config", "missing", "--config=digits")
 
 
 @pytest.mark.parametrize("argument", ["--config=none.py", "--config", "--config=", "--config=."])
 def test_config_file_that_does_not_exist(refused, argument):
-    refused([argument], "--config: no file", "name a config file")
+    refused([argument], "--config: no file", "name a config file, or a packaged one (")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("digit", "did you mean digits?"),
+        ("configs/digits.py", "did you mean digits?"),  # from a folder without configs/
+        ("published/sii", "did you mean published/si"),
+        ("qqqq", "choose from: default, cifar10, cifar100, digits,"),
+    ],
+)
+def test_packaged_configuration_that_does_not_exist(refused, name, words):
+    refused([f"--config={name}"], f"--config: no file '{name}' and no packaged", words)
+
+
+def test_packaged_configurations_have_names(tmp_path, monkeypatch):
+    """Those of the folder configs/, from anywhere, and the defaults; a file of that name is first."""
+    monkeypatch.chdir(tmp_path)
+    assert list(configuration.packaged().values()) == CONFIGS
+    for name in ("digits", "published/si"):
+        file = str(ROOT / "configs" / f"{name}.py")
+        assert configuration.load_file(name) == configuration.load_file(file)
+    flatten = configuration.flatten
+    assert flatten(configuration.load_file("default")) == flatten(configuration.default())
+    assert main.parse(["--config", "digits"])[0].name == "digits"
+    (tmp_path / "digits").write_text(BEGIN + "    c.name = 'mine'\n    return c")
+    assert configuration.load_file("digits").name == "mine"
 
 
 BEGIN = "from bpnjax.config import default\n\ndef get_config():\n    c = default()\n"
@@ -245,7 +275,8 @@ def test_shipped_config_and_its_command(path, tmp_path, monkeypatch):
     assert command, "its docstring says how to run it"
     monkeypatch.chdir(ROOT)
     parsed, workdir, values = main.parse([*command[0].split(), *made_first])
-    assert workdir == pathlib.Path("runs", parsed.name, parsed.method) and not values.overwrite
+    assert workdir.parent == pathlib.Path("runs", parsed.name) and not values.overwrite
+    assert workdir.name.partition("-")[0] == parsed.method
 
 
 # What works
@@ -255,8 +286,8 @@ def test_shipped_config_and_its_command(path, tmp_path, monkeypatch):
 def test_help_lists_every_field_with_its_meaning(run, flag):
     code, out, err = run([flag])
     assert (code, err) == (0, "")
-    assert out.startswith("usage: python -m bpnjax.main --config=FILE")
-    assert max(map(len, out.splitlines())) <= 100
+    assert out.startswith("usage: bpnjax run --config=NAME")
+    assert max(map(len, out.splitlines())) <= 80
     words = " ".join(out.split())
     for field, entry in entries().items():
         assert f"\n  {field} = {entry.default!r}" in out
@@ -267,7 +298,7 @@ def test_help_lists_every_field_with_its_meaning(run, flag):
 
 def sections(out):
     """The fields that a help text names under each title, in its order."""
-    parts = re.split(r"\n\n(fields [^:\n]*):\n", out)[1:]
+    parts = re.split(r"\n\nfields of ([^:\n]*):\n", out)[1:]
     return {
         title: re.findall(r"^  ([\w.]+) = ", text, re.MULTILINE)
         for title, text in zip(parts[::2], parts[1::2], strict=True)
@@ -275,19 +306,23 @@ def sections(out):
 
 
 def test_help_shows_the_fields_of_the_chosen_method_first(run):
-    """After those of every run; with the values of the file, where one is named."""
+    """Then those of every run by groups; with the values of the file, where one is named."""
     found = sections(run(["--help"])[1])
-    assert list(found) == [
-        "fields of every run", "fields of bd_ewc, the chosen method", "fields of other methods",
+    groups = [
+        "bd_ewc, the chosen method", "the run", "dataset", "sequence", "model", "train",
+        "parallel", "evaluate", "checkpoint",
     ]  # fmt: skip
+    assert list(found)[: len(groups)] == groups
     assert sorted(itertools.chain(*found.values())) == sorted(entries())
-    assert set(found["fields of bd_ewc, the chosen method"]) == set(methods.bd_ewc.fields)
+    assert set(found["bd_ewc, the chosen method"]) == set(methods.bd_ewc.fields)
+    for group, fields in list(found.items())[2:]:
+        assert {field.partition(".")[0] for field in fields} == {group}
     file = f"--config={ROOT / 'configs' / 'digits.py'}"
     for chosen in (["--help", "--config.method=er"], ["--config.method", "er", "-h"]):
         _, out, err = run([file, *chosen, "--workdir=x", "--config.replay.batch_size=7"])
         found = sections(out)
-        assert err == "" and list(found)[1] == "fields of er, the chosen method"
-        assert list(found.values())[1] == list(methods.er.fields)
+        assert err == "" and next(iter(found)) == "er, the chosen method"
+        assert set(found["er, the chosen method"]) == set(methods.er.fields)
         assert "\n  name = 'digits' " in out and "\n  replay.batch_size = 7 " in out
 
 
@@ -325,15 +360,21 @@ def test_stdout_is_the_table_only(finished):
     shown = dict(zip(lines[0].split()[2:], lines[6].split()[1:], strict=True))
     for kind in KINDS:
         assert shown[kind] == f"{result['summary'][kind]['average_accuracy']['mean']:.4f}"
-    assert lines[7:] == ["results in runs/tiny/bd_ewc"]
+    assert lines[7:] == [f"results in {finished.workdir.relative_to(finished.cwd)}"]
     assert not set("\r\x1b\b") & set(finished.out)
 
 
 def test_stderr_is_a_line_a_task(finished):
     """Nothing of JAX, Orbax or absl besides, and no codes of a progress bar."""
-    assert [line[:13] for line in finished.err.splitlines()] == [
-        "task 1/3 done", "task 2/3 done", "task 3/3 done",
+    header, *lines = finished.err.splitlines()
+    size = 64 * 16 + 16 + 16 * 16 + 16 + 16 * 6 + 6
+    folder = finished.workdir.relative_to(finished.cwd)
+    assert header.startswith(f"bd_ewc on digits, 3 tasks; mlp of {size:,} parameters; ")
+    assert header.endswith(f" x cpu; seed 0; {folder}")
+    assert [line.partition(";")[0] for line in lines] == [
+        "task 1/3 (0, 1) done", "task 2/3 (2, 3) done", "task 3/3 (4, 5) done",
     ]  # fmt: skip
+    assert max(map(len, lines)) <= 80
     assert not set("\r\x1b\b") & set(finished.err)
 
 
@@ -342,8 +383,9 @@ def test_result_json(finished):
     assert set(result) == {
         "name", "method", "seed", "num_seeds", "config", "versions", "device", "accuracy",
         "summary", "memory", "time",
-        # Beyond DESIGN: what the paper reports, names for tables, how often the task was guessed.
-        "paper", "class_names", "inference",
+        # Beyond DESIGN: what the paper reports, names for tables, how often the task was guessed,
+        # which data it was.
+        "paper", "class_names", "inference", "data_version",
     }  # fmt: skip
     assert (result["name"], result["method"]) == ("tiny", "bd_ewc")
     assert (result["seed"], result["num_seeds"]) == (0, 1)

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import re
 
 import pytest
+from command import ROOT, contents, one_line
 
 from bpnjax import compare
 from bpnjax.methods import REGISTRY
@@ -17,7 +19,7 @@ def flags(tiny_flags):
     return [*tiny_flags(model__hidden="(8,)", train__epochs=1), "--num_seeds=2"]
 
 
-def test_table_picture_and_files(flags, tmp_path, capsys):
+def test_table_figure_and_files(flags, tmp_path, capsys):
     folder = tmp_path / "out"
     assert compare.run([*flags, "--methods=sgd, psp", f"--workdir={folder}"]) == 0
     out = capsys.readouterr().out
@@ -29,8 +31,12 @@ def test_table_picture_and_files(flags, tmp_path, capsys):
         told["mean"], abs=1e-6
     )
     assert float(rows[1]["task_told_average_accuracy_sd"]) == pytest.approx(told["sd"], abs=1e-6)
-    assert f"{told['mean']:.4f} ± {told['sd']:.4f}" in out
+    assert f"{told['mean']:.3f} ± {told['sd']:.3f}" in out
+    table = out.splitlines()[:-1]
+    assert table[0].split()[:5] == ["method", "told", "masked", "inferred", "forgetting"]
+    assert max(map(len, table)) <= 80
     text = (folder / "compare.md").read_text()
+    assert f"{told['mean']:.4f} ± {told['sd']:.4f}" in text and "bytes per task" in text
     assert "| `sgd` |" in text and "--methods=sgd, psp" in text and str(tmp_path) not in text
     assert (folder / "compare.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -58,7 +64,10 @@ def test_a_method_that_fails_has_a_row_and_the_others_go_on(flags, tmp_path, mon
     monkeypatch.setattr(train, "train_and_evaluate", breaks)
     folder = tmp_path / "out"
     assert compare.run([*flags, "--methods=sgd,psp", f"--workdir={folder}"]) == 1
-    assert "failed: RuntimeError: out of / luck |" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert re.search(r"^sgd +failed +- ", out, re.MULTILINE)
+    assert "bpnjax: sgd failed: RuntimeError: out of | luck\n" in err
+    assert "failed: RuntimeError: out of / luck |" in (folder / "compare.md").read_text()
     rows = list(csv.DictReader((folder / "compare.csv").open()))
     assert rows[0]["error"] == "RuntimeError: out of | luck" and rows[1]["error"] == ""
 
@@ -77,3 +86,77 @@ def test_bad_input(tiny_flags, tmp_path, capsys, arguments, message):
     assert compare.run([*tiny_flags(), *arguments, f"--workdir={tmp_path / 'w'}"]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
+
+
+def test_no_method_is_run_unless_all_folders_can_be_used(flags, tmp_path, monkeypatch, capsys):
+    """All conflicts are said at once; a mistake in the request comes before them."""
+    folder = tmp_path / "out"
+    assert compare.run([*flags, "--methods=sgd,psp", f"--workdir={folder}"]) == 0
+    before = contents(folder)
+    monkeypatch.setattr(train, "train_and_evaluate", None)
+    changed = [*flags, "--methods=er,sgd,psp", f"--workdir={folder}", "--config.train.epochs=2"]
+    capsys.readouterr()
+    assert compare.run(changed) == 2
+    error = capsys.readouterr().err
+    one_line(error, "2 of 3 folders cannot be used: ", "train.epochs: 1 -> 2")
+    for name in ("sgd", "psp"):
+        assert f"{name}: --workdir: {folder / name} holds a run of another configuration" in error
+    assert compare.run([*changed, "--config.train.batch_size=1000"]) == 2
+    one_line(capsys.readouterr().err, "train.batch_size: 1000", "at most")
+    assert contents(folder) == before
+
+
+def test_all_is_every_method_of_the_readme(tiny_flags, tmp_path, monkeypatch):
+    """Bare parts, which protect nothing and are in no table, are run by name only."""
+    asked = []
+    monkeypatch.setattr(compare, "run_all", lambda c, names, *_: asked.append(names) or [])
+    monkeypatch.setattr(compare, "write", lambda *_: None)
+    monkeypatch.setattr(compare, "printed", lambda *_: "")
+    assert compare.run([*tiny_flags(), "--methods=all", f"--workdir={tmp_path}"]) == 0
+    table = (ROOT / "README.md").read_text().partition("\n## Methods\n")[2].partition("\nEWC's")[0]
+    first = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    listed = {name for cell in first for name in re.findall(r"`(\w+)`", cell)} & set(REGISTRY)
+    assert set(asked[0]) == listed == set(REGISTRY) - set(compare.PARTS)
+
+
+def row(method, sd):
+    entry = {"mean": 0.98765, "sd": sd}
+    names = ("average_accuracy", "first_task_accuracy", "backward_transfer", "forgetting")
+    return compare.Row(
+        method,
+        {
+            "summary": {kind: dict.fromkeys(names, entry) for kind in compare.ACCURACIES},
+            "memory": {"bytes_per_task": 1234567, "replay_bytes": 7},
+            "time": {"train_seconds": 1234.5},
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "sd", "last"),
+    [("psp", None, "task 1"), ("psp", 0.01, "bytes/task"), ("bd_psp_ewc_kfac", 0.01, "forgetting")],
+)
+def test_the_printed_table_fits_80_columns(method, sd, last):
+    """Columns at its end are left out; compare.md has them."""
+    lines = compare.printed([row(method, sd), compare.Row("er", None, "x" * 200)]).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].endswith(f"  {last}")
+    assert lines[2].split()[1] == ("0.9876" if sd is None else "0.988")
+    assert set(lines[3].split()[2:]) == {"-"}
+
+
+def test_a_full_disk_leaves_the_earlier_table(flags, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "out"
+    command = [*flags, "--methods=sgd", f"--workdir={folder}"]
+    assert compare.run(command) == 0
+    before = (folder / "compare.md").read_text()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bpnjax.run.plots.comparison", full)
+    capsys.readouterr()
+    assert compare.run([*command[:-2], "--methods=sgd,psp", command[-1]]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("bpnjax: [Errno 28] No space left") and "goes on" in error
+    assert (folder / "compare.md").read_text() == before

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 import bpnjax
 from bpnjax import methods, predict
 from bpnjax.data import builtin_sets, load_sequence
+from bpnjax.modes import is_seed
 from bpnjax.run import checkpoint, predictor, train
 from bpnjax.run.checkpoint import Position
 from bpnjax.training import epochs
@@ -193,7 +194,7 @@ def test_a_loaded_network_is_the_trained_one_bit_for_bit(trained):
 def test_command(trained, tmp_path, capsys):
     config, folder, _ = trained
     images = load_sequence(config).test.images[:7]
-    np.savez(tmp_path / "in.npz", images=images, task=np.array([1, 2, 3, 1, 2, 3, 1]))
+    np.savez(tmp_path / "in.npz", x=images, task=np.array([1, 2, 3, 1, 2, 3, 1]))
     np.savez(tmp_path / "untold.npz", images=images)
     flags = [f"--model={folder}", f"--output={tmp_path / 'out.csv'}"]
     predictor = bpnjax.load(folder)
@@ -203,6 +204,8 @@ def test_command(trained, tmp_path, capsys):
         return list(csv.DictReader((tmp_path / "out.csv").open()))
 
     told = rows(f"--input={tmp_path / 'in.npz'}")
+    assert list(told[0]) == ["example", "task", "told", "output", "class", "probability"]
+    assert [r["example"] for r in told] == list("0123456")
     assert [r["task"] for r in told] == list("1231231") and {r["told"] for r in told} == {"yes"}
     expected = predictor(images, task=[0, 1, 2, 0, 1, 2, 0])
     assert [int(r["output"]) for r in told] == expected.tolist()
@@ -348,7 +351,7 @@ def test_refusals(trained, tmp_path, capsys):
     refused("has the format 'bpnjax-1'", model=old)
     for name in ("text.npz", "empty.npz", "cut.npz", "alone.npz", "absent.npz", "odd.npz"):
         unreadable(name)
-    refused("holds pictures; it needs `images`", input=tmp_path / "named.npz")
+    refused("holds pictures; it needs the examples as `x`", input=tmp_path / "named.npz")
     refused("examples of shape (64,); this model reads (8, 8, 1)", input=tmp_path / "flat.npz")
     refused("--input: no examples", input=tmp_path / "none.npz")
     refused("`task` of", input=tmp_path / "named_tasks.npz")
@@ -409,3 +412,48 @@ def test_a_model_with_other_arrays_is_refused(trained, tmp_path):
     kernel = "params/output/kernel"
     refused(found | {kernel: found[kernel].astype(np.float64)}, f"{kernel} is float64")
     refused(found | {"params/extra": np.zeros(1)}, "params/extra is no part of its model")
+
+
+@one_model
+def test_weights_that_are_not_finite_give_no_class(trained, tmp_path, capsys):
+    """argmax takes NaN for class 0; a broken mode must not win an inference either."""
+    config, folder, _ = trained
+    file = folder / "model.safetensors"
+    found, metadata = load_file(file), predictor.read_metadata(file)
+    bias = found["method/0/output/bias"].copy()
+    images = load_sequence(config).test.images[:4]
+    np.savez(tmp_path / "in.npz", x=images)
+    for bad in (np.nan, np.inf):
+        bias[1, 0] = bad
+        save_file(found | {"method/0/output/bias": bias}, tmp_path / "bad.safetensors", metadata)
+        model = bpnjax.load(tmp_path / "bad.safetensors")
+        assert np.isfinite(model.logits(images, [0, 2, 0, 2])).all()
+        for ask in (lambda m: m(images, 1), lambda m: m(images, [0, 1, 2, 0]), lambda m: m(images)):
+            with pytest.raises(
+                UserError, match="NaN or infinite outputs in the mode of task 1; its"
+            ):
+                ask(model)
+        flags = [f"--model={tmp_path / 'bad.safetensors'}", f"--input={tmp_path / 'in.npz'}"]
+        assert predict.run([*flags, f"--output={tmp_path / 'out.csv'}", "--task=2"]) == 2
+        assert "bpnjax: --model: " in capsys.readouterr().err
+        assert not (tmp_path / "out.csv").exists()
+
+
+def test_repr_is_short(trained):
+    config, folder, _ = trained
+    text = repr(bpnjax.load(folder))
+    assert text.startswith(f"Predictor({config.method}, 3 tasks, ") and len(text) < 100
+
+
+def test_keys_are_drawn_once(trained, monkeypatch):
+    """With the keys of all tasks at hand, or drawn for each answer: the same bit for bit."""
+    config, folder, _ = trained
+    images = load_sequence(config).test.images[:30]
+    task = np.arange(30) % 3
+    at_hand, each_time = bpnjax.load(folder), bpnjax.load(folder)
+    logits = at_hand.logits(images, task)
+    seeds = [s for s in jax.tree.leaves(at_hand.state, is_leaf=is_seed) if is_seed(s)]
+    assert (at_hand.answering_state is at_hand.state) == (not seeds)
+    monkeypatch.setattr(predictor, "_KEYS", 0)
+    np.testing.assert_array_equal(logits, each_time.logits(images, task))
+    assert each_time.answering_state is each_time.state

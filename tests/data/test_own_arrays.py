@@ -71,12 +71,12 @@ REFUSED = {
     "bools": ({"train_labels": WHOLE.train_labels > 1}, "are of dtype bool; give class numbers"),
     "fewer labels": (
         {"train_labels": WHOLE.train_labels[:-1]},
-        "the training labels of 'mine' have the shape (79,) for 80 images; give one class number",
+        "the training labels of 'mine' have the shape (79,) for 80 examples; give one class number",
     ),
     "more labels": (
-        {"test_images": WHOLE.test_images[:-3]}, "have the shape (40,) for 37 images",
+        {"test_images": WHOLE.test_images[:-3]}, "have the shape (40,) for 37 examples",
     ),
-    "no labels": ({"train_labels": np.zeros(0, np.int32)}, "have the shape (0,) for 80 images"),
+    "no labels": ({"train_labels": np.zeros(0, np.int32)}, "have the shape (0,) for 80 examples"),
     "no images": (
         {"test_images": WHOLE.test_images[:0], "test_labels": WHOLE.test_labels[:0]},
         "the test images of 'mine' have the shape (0, 8, 8, 1)",
@@ -101,7 +101,7 @@ REFUSED = {
     ),
     "complex images": ({"test_images": WHOLE.test_images * 1j}, "are of dtype complex128"),
     "numbers only": (
-        {"train_images": np.arange(80.0)}, "images of 'mine' have the shape (80,); give [n, height",
+        {"train_images": np.arange(80.0)}, "examples of 'mine' have the shape (80,); give [n, hei",
     ),
     "test images of another dtype": (
         {"test_images": WHOLE.test_images / 255},

@@ -113,15 +113,15 @@ def test_a_list_of_sets_has_classes_of_its_own(monkeypatch):
     "changes, message",
     [
         (dict(sequence__num_tasks=6), "sequence.num_tasks: 6 tasks x 2 .* digits has 10"),
-        (dict(sequence__classes="0,11"), "sequence.classes: class 11 does not exist"),
-        (dict(sequence__classes="0,x"), "not a list of class numbers"),
+        (dict(sequence__classes="0,11"), "sequence.classes: '0,11': class 11 does not exist"),
+        (dict(sequence__classes="0,x"), "class x does not exist; there are classes 0 to 9"),
         (dict(train__batch_size=277), "train.batch_size: 277 is larger than task 2, .* 276"),
         (dict(evaluate__on="validation"), "dataset.validation: 0.0 leaves no validation part"),
         (dict(dataset__name="digits,gaussians"), "must name one set"),
         (dict(sequence__kind="datasets"), "names 1 set"),
         (
             dict(sequence__kind="datasets", dataset__name="digits,gaussians"),
-            "dataset.resize: .* differ",
+            "dataset.name: the sets differ in shape",
         ),
     ],
 )  # fmt: skip

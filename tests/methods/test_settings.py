@@ -230,6 +230,18 @@ def test_two_methods_cannot_give_one_field_different_defaults():
         entries()
 
 
+def test_two_methods_cannot_give_one_field_different_limits():
+    """What one allows the other might not be made for."""
+
+    @methods.register("other", group="ewc")
+    def other(strength: Annotated[float, Setting("of it", above=0)] = 2000.0) -> Method:
+        return Method()
+
+    words = r"ewc\.strength of the method other .* another limits \(\{'at_least': 0\}, not "
+    with pytest.raises(ValueError, match=words + r"\{'above': 0\}\)"):
+        entries()
+
+
 def test_what_the_command_sets_is_what_the_function_gets(monkeypatch):
     """Every field of every method arrives, under its own name, as an argument of its function."""
     for name, factory in methods.REGISTRY.items():

@@ -1,10 +1,7 @@
 """AlexNet: layer by layer equal to PyTorch's, and weights read without running what holds them."""
 
-import collections
-import io
-import pickle
-import zipfile
 from functools import partial
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -13,11 +10,11 @@ import numpy as np
 import pytest
 
 from bpnjax import config as configuration
-from bpnjax import models, networks
+from bpnjax import networks
 from bpnjax.methods import Context
 from bpnjax.models import torch_weights
 from bpnjax.models.alexnet import AlexNet, adaptive_average_pool
-from bpnjax.training.experiment import make_experiment
+from bpnjax.training.experiment import make_experiment, make_network
 from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -160,201 +157,7 @@ def test_too_small_images():
     jax.eval_shape(SMALL.init, jax.random.key(0), jnp.zeros((1, 63, 63, 3)))
 
 
-# Files of weights.
-
-
-def save_pth(path, pickled: bytes, storages=(), compression=zipfile.ZIP_STORED, **more):
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("archive/data.pkl", pickled)
-        for key, data in storages:
-            archive.writestr(f"archive/data/{key}", data)
-        for name, data in more.items():
-            archive.writestr(f"archive/{name}", data)
-    return path
-
-
-class Storage:
-    """Stands for bytes in an archive; written by `Pickler` as PyTorch does."""
-
-    def __init__(self, key, kind, count):
-        self.pid = ("storage", Global("torch", kind), key, "cpu", count)
-
-
-class Global:
-    def __init__(self, module, name):
-        self.module, self.name = module, name
-
-
-class Tensor:
-    def __init__(self, storage, offset, size, stride):
-        self.arguments = (storage, offset, size, stride, False, collections.OrderedDict())
-
-
-class Pickler(pickle._Pickler):  # the one in Python: it can write names that do not exist here
-    def persistent_id(self, obj):
-        return obj.pid if isinstance(obj, Storage) else None
-
-    def save(self, obj, *args, **options):
-        if isinstance(obj, Global):
-            self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
-        elif isinstance(obj, Tensor):
-            self.save(Global("torch._utils", "_rebuild_tensor_v2"))
-            self.save(obj.arguments)
-            self.write(pickle.REDUCE)
-        elif isinstance(obj, Build):
-            self.save(obj.target)
-            self.save(obj.state)
-            self.write(pickle.BUILD)
-        else:
-            super().save(obj, *args, **options)
-
-
-def pickled(obj):
-    file = io.BytesIO()
-    Pickler(file, protocol=2).dump(obj)
-    return file.getvalue()
-
-
-def test_strides_offsets_and_dtypes(tmp_path):
-    numbers = np.arange(12, dtype=np.float32)
-    half = np.array([1.5, 2.5], np.float16)
-    state = collections.OrderedDict(
-        a=Tensor(Storage("0", "FloatStorage", 12), 0, (3, 4), (4, 1)),
-        b=Tensor(Storage("0", "FloatStorage", 12), 1, (4, 2), (1, 4)),
-        c=Tensor(Storage("1", "HalfStorage", 2), 0, (2,), (1,)),
-        d=Tensor(Storage("0", "FloatStorage", 12), 7, (), ()),
-        e=Tensor(Storage("0", "FloatStorage", 12), 0, (0, 4), (4, 1)),
-    )
-    storages = [("0", numbers.tobytes()), ("1", half.tobytes())]
-    path = save_pth(tmp_path / "w.pth", pickled(state), storages, byteorder=b"little")
-    found = torch_weights.read_tensors(path)
-    np.testing.assert_array_equal(found["a"], numbers.reshape(3, 4))
-    np.testing.assert_array_equal(found["b"], np.stack([numbers[1:5], numbers[5:9]], 1))
-    np.testing.assert_array_equal(found["c"], half)
-    assert found["d"] == 7 and found["e"].shape == (0, 4)
-    big = [(key, np.frombuffer(d, t).astype(t.newbyteorder(">")).tobytes())
-           for (key, d), t in zip(storages, (numbers.dtype, half.dtype), strict=True)]  # fmt: skip
-    path = save_pth(tmp_path / "big.pth", pickled(state), big, byteorder=b"big")
-    np.testing.assert_array_equal(torch_weights.read_tensors(path)["a"], numbers.reshape(3, 4))
-
-
-def test_pytorch_files_with_more_in_them(tmp_path):
-    torch = pytest.importorskip("torch", reason="PyTorch writes the file")
-    tensors = {
-        "w": torch.nn.Parameter(torch.arange(6.0).reshape(2, 3).T),
-        "b": torch.tensor([1, 2]).bfloat16(),
-        "n": torch.tensor(3),
-    }
-    torch.save(tensors, tmp_path / "w.pth")
-    found = torch_weights.read_tensors(tmp_path / "w.pth")
-    assert found["w"].tolist() == [[0, 3], [1, 4], [2, 5]]
-    assert found["b"].astype(np.float32).tolist() == [1, 2] and found["n"] == 3
-    torch.save(tensors, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match="old.pth: is of PyTorch before 1.6"):
-        torch_weights.read_tensors(tmp_path / "old.pth")
-    torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "module.pth")
-    with pytest.raises(ValueError, match="refused: its pickle names .*Linear"):
-        torch_weights.read_tensors(tmp_path / "module.pth")
-
-
-class Evil:
-    def __init__(self, function, *arguments):
-        self.call = (function, arguments)
-
-    def __reduce__(self):
-        return self.call
-
-
-def test_code_in_a_pickle_is_refused_and_not_run(tmp_path):
-    witness = tmp_path / "witness"
-    evils = {
-        "os": Evil(__import__("os").mkdir, str(witness)),
-        "eval": Evil(eval, f"open({str(witness)!r}, 'w')"),
-        "nested": {"weight": [Evil(__import__("pathlib").Path.touch, witness)]},
-    }
-    for name, evil in evils.items():
-        path = save_pth(tmp_path / f"{name}.pth", pickle.dumps(evil, protocol=2))
-        with pytest.raises(ValueError, match=f"{name}.pth: refused: its pickle names "):
-            torch_weights.read_tensors(path)
-        assert not witness.exists()
-        with zipfile.ZipFile(path) as archive:  # it would have
-            pickle.loads(archive.read("archive/data.pkl"))
-        assert witness.exists()
-        witness.rmdir() if witness.is_dir() else witness.unlink()
-    # Names that look harmless but are not those of tensors.
-    other = ("torch.load", "torch._utils._import_dotted_name", "builtins.getattr")
-    for module, name in (whole.rsplit(".", 1) for whole in other):
-        path = save_pth(tmp_path / "x.pth", pickled({"a": Global(module, name)}))
-        with pytest.raises(ValueError, match=f"names {module}.{name}"):
-            torch_weights.read_tensors(path)
-
-
-class Build:
-    """An object whose state is set by the pickle, as by ``__reduce__`` with a third item."""
-
-    def __init__(self, target, state):
-        self.target, self.state = target, state
-
-
-@pytest.mark.parametrize("kind", ["FloatStorage", "BFloat16Storage", "HalfStorage"])
-@pytest.mark.parametrize("state", [(3, "<", None, None, None, -1, 0, 63), (None, {"name": "x"})])
-def test_a_pickle_cannot_change_what_the_process_shares(tmp_path, kind, state):
-    """Dtypes of NumPy have a __setstate__, which a crafted pickle would call."""
-    import ml_dtypes
-
-    dtypes = [np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16)]
-    before = [(d.itemsize, d.alignment, d.byteorder) for d in dtypes]
-    built = {"a": Build(Global("torch", kind), state)}
-    path = save_pth(tmp_path / "w.pth", pickled(built), [("0", bytes(4))])
-    with pytest.raises(ValueError, match=r"w.pth: (damaged|refused|entry)"):
-        torch_weights.read_tensors(path)
-    assert [(d.itemsize, d.alignment, d.byteorder) for d in dtypes] == before
-    # A changed kind is refused, and the next reading has kinds of its own.
-    good = {"a": Tensor(Storage("0", kind, 1), 0, (1,), (1,))}
-    size = np.dtype(torch_weights._DTYPES[kind]).itemsize
-    path = save_pth(tmp_path / "good.pth", pickled(good), [("0", bytes(size))])
-    assert torch_weights.read_tensors(path)["a"].tolist() == [0]
-
-
-DAMAGES = {
-    "beyond": ((0, (4,), (1,)), 3, "beyond its 3 elements"),
-    "offset": ((3, (1,), (1,)), 3, "beyond its 3 elements"),
-    "negative": ((2, (2,), (-1,)), 3, "negative"),
-    "negative offset": ((-1, (1,), (1,)), 3, "negative"),
-    "axes": ((0, (3,), (1, 1)), 3, "malformed"),
-    "count": ((0, (3,), (1,)), 4, "12 bytes for 4 x float32"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_tensors_that_leave_their_storage(tmp_path, damage):
-    place, count, what = DAMAGES[damage]
-    state = {"a": Tensor(Storage("0", "FloatStorage", count), *place)}
-    path = save_pth(tmp_path / "w.pth", pickled(state), [("0", bytes(12))])
-    with pytest.raises(ValueError, match=f"w.pth: refused: .*{what}"):
-        torch_weights.read_tensors(path)
-
-
-def test_other_files(tmp_path):
-    def refused(name, data, what):
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(ValueError, match=f"{name}: .*{what}"):
-            torch_weights.read_tensors(tmp_path / name)
-
-    with pytest.raises(ValueError, match="none.pth: cannot be read"):
-        torch_weights.read_tensors(tmp_path / "none.pth")
-    refused("page.pth", b"<html>not found</html>", "neither a .pth nor a safetensors")
-    whole = save_pth(tmp_path / "w.pth", pickled({}), [("0", bytes(1000))]).read_bytes()
-    refused("cut.pth", whole[: len(whole) // 2], "damaged")
-    refused("odd.pth", save_pth(tmp_path / "o.pth", pickled([1])).read_bytes(), "holds a list")
-    refused("num.pth", save_pth(tmp_path / "o.pth", pickled({"a": 1})).read_bytes(), "'a' is no")
-    state = {"a": Tensor(Storage("7", "FloatStorage", 1), 0, (1,), (1,))}
-    refused(
-        "lost.pth", save_pth(tmp_path / "o.pth", pickled(state)).read_bytes(), "damaged.*data/7"
-    )
-    with zipfile.ZipFile(tmp_path / "o.zip", "w") as archive:
-        archive.writestr("image.png", b"")
-    refused("zip.pth", (tmp_path / "o.zip").read_bytes(), "0 files data.pkl")
+# Weights of torchvision.
 
 
 def test_safetensors_gives_the_same(tmp_path):
@@ -397,6 +200,12 @@ def alexnet_config(**changes):
     return config
 
 
+def images(classes):
+    """A sequence without examples."""
+    split = SimpleNamespace(images=np.zeros((0, 80, 80, 3), np.uint8))
+    return SimpleNamespace(train=split, num_classes=classes, scale=np.ones(1), shift=np.zeros(1))
+
+
 def test_pretrained_weights_but_a_fresh_output(tmp_path):
     from safetensors.numpy import save_file
 
@@ -404,10 +213,11 @@ def test_pretrained_weights_but_a_fresh_output(tmp_path):
     save_file(tensors, tmp_path / "w.safetensors")
     wanted = torch_weights.alexnet_params(tensors)
     config = alexnet_config(model__pretrained=str(tmp_path / "w.safetensors"))
-    model = models.build(config.model, 11)  # as many outputs as the sequence has, not the file
+    network = make_network(config, images(11))  # as many outputs as the sequence has, not the file
+    (tmp_path / "w.safetensors").unlink()  # read once
 
     def init(key):
-        return model.init(key, jnp.zeros((1, 80, 80, 3)))["params"]
+        return network.init(key)[0]
 
     program = jax.jit(jax.vmap(init)).lower(jax.random.split(jax.random.key(0), 2))
     assert len(program.as_text()) < 100_000  # the weights are no constants of it
@@ -418,8 +228,6 @@ def test_pretrained_weights_but_a_fresh_output(tmp_path):
             np.testing.assert_array_equal(fresh[layer][part], wanted[layer][part])
     assert fresh["output"]["kernel"].shape == (HIDDEN[1], 11)
     assert not np.array_equal(seeds["output"]["kernel"][0], seeds["output"]["kernel"][1])
-    (tmp_path / "w.safetensors").unlink()
-    model.apply({"params": fresh}, jnp.zeros((1, 80, 80, 3)))  # to use it needs no file
 
 
 def test_pretrained_weights_of_another_width(tmp_path):
@@ -429,9 +237,12 @@ def test_pretrained_weights_of_another_width(tmp_path):
     config = alexnet_config(
         model__pretrained=str(tmp_path / "w.safetensors"), model__hidden=(20, 17)
     )
-    model = models.build(config.model, 3)
-    with pytest.raises(ValueError, match=r"w.safetensors: fc7/kernel is \(20, 18\), the network's"):
-        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 80, 80, 3)))
+    message = (
+        r"model.pretrained: fc7/bias is \(17,\) here and \(18,\) in the file, fc7/kernel is .*; "
+        "give both the same widths and images of the same size"
+    )
+    with pytest.raises(UserError, match=message):
+        make_network(config, images(3))
 
 
 @pytest.mark.parametrize(

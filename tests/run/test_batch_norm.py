@@ -27,16 +27,18 @@ class Normed(nn.Module):
 
 
 @pytest.fixture
-def normed(tiny, monkeypatch):
+def normed(tiny):
     """A run of the command's loop on that network, as a function of fields."""
-    monkeypatch.setattr(models, "build", lambda config, num_classes: Normed(num_classes))
+    models.register("normed")(Normed)
+    tiny.model.name = "normed"
 
     def run(folder, **fields):
         tiny.update_from_flattened_dict({f.replace("__", "."): v for f, v in fields.items()})
         return train.train_and_evaluate(tiny, folder)
 
     run.config = tiny
-    return run
+    yield run
+    del models.REGISTRY["normed"]
 
 
 def told(predictor, sequence):

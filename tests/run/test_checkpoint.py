@@ -91,7 +91,9 @@ def test_loss_that_is_not_finite(run, tiny_flags, tmp_path):
     code, out, err = run([*flags, "--workdir=bad"])
     assert (code, out) == (1, "")
     # Of this method no other field is a step's length: bd.epsilon is not for it.
-    message = one_line(err, "the loss is not finite", "; lower train.learning_rate and pass --over")
+    header, message = err.splitlines(keepends=True)
+    assert header.startswith("sgd on digits, 3 tasks")
+    one_line(message, "the loss is not finite", "; lower train.learning_rate and pass --over")
     task, epoch, step = map(int, re.search(r"task (\d+), epoch (\d+), step (\d+)", err).groups())
     last = losses(tmp_path / "bad")[-1]
     assert last[:3] == (task, epoch, step - 1) and np.isfinite(last[3]).all()
@@ -102,7 +104,8 @@ def test_loss_that_is_not_finite(run, tiny_flags, tmp_path):
     assert f"{task - 1:05d}-{epoch - 1:05d}-{step - 1:09d}.json" in kept
     code, out, err = run([*flags, "--workdir=bad"])
     assert (code, out) == (1, "")
-    assert err.startswith(f"going on at task {task}, epoch {epoch}, step {step - 1}")
+    assert err.startswith(header)
+    assert f"\ngoing on at task {task}, epoch {epoch}, step {step - 1}" in err
     assert err.endswith(message)
     assert contents(tmp_path / "bad" / "checkpoints") == kept
     refused_again, _, err = run([*flags, "--workdir=bad", "--config.train.learning_rate=1e-3"])
@@ -114,7 +117,8 @@ def test_the_message_names_the_steps_of_the_method(run, tiny_flags):
     code, out, err = run([*flags, "--workdir=bad"])
     assert (code, out) == (1, "")
     words = "lower train.learning_rate or bd.epsilon or bd.learning_rate and pass --overwrite"
-    assert words in one_line(err, "the loss is not finite at task 1, epoch 1, step")
+    message = err.splitlines(keepends=True)[-1]
+    assert words in one_line(message, "the loss is not finite at task 1, epoch 1, step")
 
 
 def test_interrupt(run, tiny_flags, monkeypatch):

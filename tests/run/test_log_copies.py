@@ -105,12 +105,16 @@ def test_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch, kind):
     screen = kind()
     monkeypatch.setattr(sys, "stderr", screen)
     progress = writers.Progress(20, 0)
-    progress.update(10, 1, 2, 1, 5, 0.5, 100.0)
+    before = screen.getvalue()
+    progress.update(10, "task 1/2 (0, 1)  epoch 1/5", 0.5, 100.0)
     progress.line("task 1/2 done")
     progress.close()
     text = screen.getvalue()
     if kind is Terminal:
-        assert "\r" in text and "task 1/2 epoch 1/5" in text and "task 1/2 done\n" in text
+        assert "compiling  0% of the run" in before
+        assert "\r" in text and "task 1/2 (0, 1)  epoch 1/5  50% of the run" in text
+        assert "loss 0.5000, 100 examples/s" in text and "task 1/2 done\n" in text
+        assert "/20" not in text  # steps say nothing to the one who waits
     else:
         assert text == "task 1/2 done\n"
 

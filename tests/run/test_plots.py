@@ -1,24 +1,30 @@
-"""Pictures of a run show what its result file says."""
+"""Figures of a run show what its result file says, and leave the user's own alone."""
 
 import copy
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from matplotlib import pyplot
+from command import one_line
 
 from bpnjax.run import plots
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are drawn from now on, which are not closed."""
-    figures = []
-    monkeypatch.setattr(pyplot, "close", figures.append)
-    yield figures
-    monkeypatch.undo()
-    for figure in figures:
-        pyplot.close(figure)
+    """The figures that are drawn from now on."""
+    figures, real = [], plots.new_figure
+
+    def new_figure(*args, **kwargs):
+        figure, axes = real(*args, **kwargs)
+        figures.append(figure)
+        return figure, axes
+
+    monkeypatch.setattr(plots, "new_figure", new_figure)
+    return figures
 
 
 def matrix(tasks, rows):
@@ -43,7 +49,7 @@ def result(tasks, **rows):
 
 
 def panels(figure):
-    """The panels by their title: numbers in the picture, and the labels of both axes."""
+    """The panels by their title: numbers in the image, and the labels of both axes."""
     found = {}
     for axis in figure.axes:
         if axis.get_title():
@@ -112,8 +118,8 @@ def test_means_over_seeds_are_drawn(drawn, tmp_path):
     assert "mean of 2 seeds" in drawn[0].get_suptitle()
 
 
-def test_pictures_can_be_drawn_again_from_the_files(finished, tmp_path, drawn):
-    """`python -m bpnjax.run.plots` needs the folder of a run and nothing else."""
+def test_figures_can_be_drawn_again_from_the_files(finished, tmp_path, drawn):
+    """`bpnjax plots` needs the folder of a run and nothing else."""
     content = json.loads((finished.workdir / "result.json").read_text())
     folder = tmp_path / "run"
     folder.mkdir()
@@ -122,3 +128,58 @@ def test_pictures_can_be_drawn_again_from_the_files(finished, tmp_path, drawn):
     assert [path.name for path in paths] == ["accuracy_matrix.png", "learning_curves.png"]
     shown = panels(drawn[0])["task_told"][0]
     np.testing.assert_array_equal(shown, np.array(content["accuracy"]["task_told"][0], float))
+
+
+def test_the_command_draws_them(finished, tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("result.json", "metrics.jsonl"):
+        (folder / name).write_bytes((finished.workdir / name).read_bytes())
+    assert plots.run([str(folder)]) == 0
+    made = [folder / "accuracy_matrix.png", folder / "learning_curves.png"]
+    assert capsys.readouterr().out.split() == [str(path) for path in made]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
+    (folder / "result.json").unlink()
+    assert plots.run([str(folder)]) == 2
+    one_line(capsys.readouterr().err, "run: no result.json in it; name the folder of a complete")
+    assert plots.run(["--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: bpnjax plots DIR")
+
+
+def test_seeds_that_a_line_lacks_are_left_out_of_the_mean(drawn, tmp_path):
+    """As of seeds that were added later with other checkpoints (`bpnjax.run.more_seeds`)."""
+    lines = [
+        {"kind": "train", "total_steps": step, "loss": loss}
+        for step, loss in ((1, [3.0, None]), (2, [1.0, 2.0]))
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plots.learning_curves(tmp_path, result(2))
+    assert drawn[0].axes[0].lines[0].get_ydata().tolist() == [3.0, 1.5]
+
+
+def test_the_users_matplotlib_is_left_alone(finished, tmp_path):
+    """Backend and settings are the user's, in a notebook say; pyplot is not even imported."""
+    program = f"""
+import json, pathlib, sys
+import matplotlib
+matplotlib.rcParams["lines.linewidth"] = 7.0
+settings = dict(matplotlib.rcParams)
+from bpnjax.run import plots
+from bpnjax.paper import drawing
+source = pathlib.Path({str(finished.workdir)!r})
+result = json.loads((source / "result.json").read_text())
+(pathlib.Path("metrics.jsonl")).write_bytes((source / "metrics.jsonl").read_bytes())
+plots.draw(pathlib.Path("."), result)
+plots.comparison(pathlib.Path("c.png"), [result])
+with drawing.panels(pathlib.Path("p.png"), 1, 1, (2, 2)) as axes:
+    axes[0].plot([0, 1])
+assert "matplotlib.pyplot" not in sys.modules
+assert dict(matplotlib.rcParams) == settings
+assert matplotlib.get_backend().lower() == "svg"
+"""
+    env = os.environ | {"MPLBACKEND": "svg"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("c.png", "p.png"))

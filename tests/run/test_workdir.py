@@ -6,10 +6,12 @@ every bad input to that.
 
 import json
 import os
+import pathlib
 
 import pytest
 from command import FILES, contents
 
+from bpnjax import compare, main
 from bpnjax import config as configuration
 from bpnjax.utils.errors import UserError
 
@@ -24,6 +26,49 @@ def test_other_configuration_is_refused_with_the_differences(refused, copied):
         "train.epochs: 2 -> 3", "model.hidden: [16, 16] -> [16]", "another folder", "--overwrite",
     )  # fmt: skip
     refused([*flags, "--config.method=sgd"], "method: 'bd_ewc' -> 'sgd'")
+
+
+def test_a_mistake_in_the_request_is_said_before_one_in_the_folder(refused, copied):
+    """Also one that only the data shows: who mends it would meet the folder's complaint next."""
+    _, flags = copied
+    error = refused([*flags, "--config.train.batch_size=1000"], "train.batch_size: 1000", "at most")
+    assert "another configuration" not in error
+    error = refused([*flags, "--config.bd.layers=none"], "bd.layers: 'none' matches no layer")
+    assert "another configuration" not in error
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ([], "bd_ewc"),
+        (["train.epochs=3"], "bd_ewc-train.epochs=3"),
+        (["train.epochs=20"], "bd_ewc"),  # as in the file
+        (["method=psp", "num_seeds=5", "checkpoint.keep=9", "dataset.data_dir=x"], "psp"),
+        (["seed=1"], "bd_ewc-seed=1"),
+        (["train.epochs=3", "bd.epsilon=0.1"], "bd_ewc-bd.epsilon=0.1-train.epochs=3"),
+        (["bd.epsilon=0.1", "train.epochs=3"], "bd_ewc-bd.epsilon=0.1-train.epochs=3"),
+        (["model.hidden=(16,8)"], "bd_ewc-model.hidden=16x8"),
+        (["bd.layers=hidden_[01]"], "bd_ewc-b23cd2a8"),  # not of a path
+        ([f"train.rates={'0' * 60}=1"], "bd_ewc-77f2e455"),  # long
+    ],
+)
+def test_settings_have_default_folders_of_their_own(changes, name):
+    """Stable: a version that names them otherwise would not find its runs again."""
+    flags = ["--config=digits", *(f"--config.{change}" for change in changes)]
+    assert main.parse(flags)[1] == pathlib.Path("runs", "digits", name)
+    named = [*flags, "--config.name=mine"]
+    assert main.parse(named)[1] == pathlib.Path("runs", "mine", name)
+    assert main.parse([*flags, "--workdir=there"])[1] == pathlib.Path("there")
+
+
+def test_compare_has_default_folders_too(tiny_flags, monkeypatch):
+    found = []
+    monkeypatch.setattr(compare, "run_all", lambda c, n, folder, o: found.append(folder) or [])
+    monkeypatch.setattr(compare, "write", lambda *_: None)
+    monkeypatch.setattr(compare, "printed", lambda *_: "")
+    for more in ([], ["--config.train.epochs=3"]):
+        assert compare.run(["--config=digits", "--methods=sgd", "--num_seeds=2", *more]) == 0
+    assert found == [pathlib.Path("runs/digits"), pathlib.Path("runs/digits-train.epochs=3")]
 
 
 def test_fields_that_change_no_result_are_no_other_configuration(run, copied):

@@ -1,0 +1,70 @@
+"""The command that writes a trained model as a program for machines without bpnjax.
+
+bpnjax export --model=runs/digits/bd_psp --output=digits.stablehlo
+
+It is the same as `python -m bpnjax.deploy`; in Python it is `bpnjax.export`.
+"""
+
+import os
+import sys
+
+from bpnjax import config as configuration
+from bpnjax.utils import flags
+from bpnjax.utils.errors import UserError
+
+USAGE = """usage: bpnjax export --model=DIR --output=FILE [--seed=N] [--batch=N]
+                     [--platforms=cpu,cuda,tpu] [--config=FILE]
+
+  --model=DIR          the folder of a complete run, or one of its .safetensors
+  --output=FILE        gets the StableHLO program; FILE.json says what goes in
+                       and what comes out
+  --seed=N             of a run with several seeds, the model of this one
+  --batch=N            examples the program takes at once (default: any number)
+  --platforms=A,B,...  of cpu, cuda, rocm, tpu (default: cpu,cuda,tpu)
+  --config=FILE        the config file of the run, where it registers the method"""
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command.
+
+    Args:
+      arguments: without the program's name.
+
+    Returns:
+      The exit code: 0, 1 if the file could not be written, 2 for a wrong argument or model.
+    """
+    if {"--help", "-h", "--helpfull"} & set(arguments):
+        print(USAGE)
+        return 0
+    try:
+        texts = ("model", "output", "platforms", "config")
+        values, rest = flags.parse(arguments, texts, numbers=("seed", "batch"))
+        if rest:
+            raise UserError(f"{rest[0]!r} is no flag; see --help")
+        for name in ("model", "output"):
+            if not values[name].value:
+                raise UserError(f"--{name}: missing; see --help")
+        if values.config:
+            configuration.load_file(values.config)
+        from bpnjax.run import stablehlo  # late: a wrong flag need not wait for JAX
+
+        names = [name.strip() for name in values.platforms.split(",") if name.strip()]
+        file = flags.named(
+            lambda: stablehlo.export(
+                values.model, values.output, batch=values.batch, seed=values.seed,
+                platforms=names or stablehlo.PLATFORMS,
+            ),
+            out="output", batch="batch", platforms="platforms",
+        )  # fmt: skip
+    except UserError as error:
+        print(f"bpnjax: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"bpnjax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(f"a program of {os.path.getsize(file) / 1e6:.1f} MB in {file}, described in {file}.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,111 @@
+"""Packs, tasks without the network that they were learned on: functions, and the command.
+
+    bpnjax packs pack --model=runs/ada --tasks=1,2 --output=ada.pack
+    bpnjax packs merge --model=pretrained --output=both.safetensors ada.pack bob.pack
+    bpnjax packs show ada.pack
+
+In Python tasks count from 0, in the command from 1.
+
+    from bpnjax import packs
+
+    packs.pack("runs/ada", [0, 1], "ada.pack")
+    predictor = packs.merge("pretrained", ["ada.pack", "bob.pack"], "both.safetensors")
+"""
+
+import sys
+
+from bpnjax import config as configuration
+from bpnjax.run.packs import Pack, Task, merge, pack, unpack
+from bpnjax.utils import flags
+from bpnjax.utils.errors import UserError, suggest
+
+__all__ = ["Pack", "Task", "merge", "pack", "run", "unpack"]
+
+USAGE = """usage: bpnjax packs pack --model=DIR --tasks=1,2 --output=FILE [--seed=N]
+                         [--nostatistics]
+       bpnjax packs merge --model=DIR --output=FILE.safetensors PACK ...
+       bpnjax packs show PACK ...
+
+pack    writes what belongs to some tasks of a model: biases, keys, outputs
+merge   puts the tasks of packs into one model, on the network they share
+show    lists the tasks of packs
+
+  --model=DIR       the folder of a complete run, or one of its .safetensors;
+                    for merge one that has the network of the packs
+  --tasks=1,2       which tasks, from 1 (default: all)
+  --output=FILE     the file to write
+  --seed=N          of a run with several seeds, the model of this one
+  --nostatistics    leave out the statistics by which tasks are told apart
+  --config=FILE     the config file of the run, where it registers the method"""
+ACTIONS = ("pack", "merge", "show")
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command.
+
+    Args:
+      arguments: without the program's name.
+
+    Returns:
+      The exit code: 0, 1 if the file could not be written, 2 for a wrong argument or file.
+    """
+    if {"--help", "-h", "--helpfull"} & set(arguments):
+        print(USAGE)
+        return 0
+    try:
+        print(_answer(arguments))
+    except UserError as error:
+        print(f"bpnjax: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"bpnjax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _answer(arguments: list[str]) -> str:
+    """Does what the arguments say; returns what there is to print."""
+    texts = ("model", "tasks", "output", "config")
+    values, rest = flags.parse(arguments, texts, ("seed",), booleans={"statistics": True})
+    action, *files = rest or [""]
+    if action not in ACTIONS:
+        what = f"unknown action {action!r}" if action else "no action"
+        raise UserError(f"packs: {what}; {suggest(action, ACTIONS)}")
+    if action == "pack" and files:
+        raise UserError(f"{files[0]!r} is no flag; see --help")
+    if action != "pack" and not files:
+        raise UserError("packs: none given; name at least one file")
+    for name in ("model", "output") if action != "show" else ():
+        if not values[name].value:
+            raise UserError(f"--{name}: missing; see --help")
+    if values.config:
+        configuration.load_file(values.config)
+    if action == "show":
+        return "\n".join(f"{file}: {unpack(file)}" for file in files)
+    if action == "merge":
+        merged = flags.named(lambda: merge(values.model, files, values.output), out="output")
+        lines = [
+            f"task {number + 1}: {', '.join(merged.class_names[c] for c in row.nonzero()[0])}"
+            for number, row in enumerate(merged.outputs)
+        ]
+        return "\n".join([*lines, f"{merged.num_tasks} tasks in {values.output}"])
+    made = flags.named(
+        lambda: pack(
+            values.model, _numbers(values.tasks), values.output, seed=values.seed,
+            statistics=values.statistics,
+        ),
+        out="output", tasks="tasks",
+    )  # fmt: skip
+    return f"{values.output}: {made}"
+
+
+def _numbers(text: str) -> list[int] | None:
+    """Task numbers from 0 of a text with numbers from 1; None for all."""
+    try:
+        return [int(part) - 1 for part in text.split(",")] if text else None
+    except ValueError as error:
+        raise UserError(f"--tasks: {text!r} is no list of numbers; give them as 1,2") from error
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

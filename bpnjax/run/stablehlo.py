@@ -1,0 +1,206 @@
+"""A trained model as one StableHLO program, which runs where bpnjax is not installed.
+
+bpnjax.export("runs/digits/bd_psp", "digits.stablehlo")
+
+# elsewhere, with nothing but jax and flatbuffers installed
+from jax import export
+program = export.deserialize(open("digits.stablehlo", "rb").read())
+logits = program.call(x, task)
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpnjax.run.checkpoint import write_atomically
+from bpnjax.run.predictor import Predictor, load
+from bpnjax.utils.errors import UserError, suggest
+from bpnjax.utils.heads import within_head
+from bpnjax.version import __version__
+
+__all__ = ["PLATFORMS", "describe", "export", "program"]
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+_KNOWN = (*PLATFORMS, "rocm")
+_MOST = 2**31 - 2**20  # bytes; the format of the file has no more room
+
+
+def program(predictor: Predictor) -> Any:
+    """What a model answers, as one function of arrays that JAX can trace.
+
+    Args:
+      predictor: the model.
+
+    Returns:
+      ``(x [n, ...], task int32 [n]) -> logits f32 [n, C]``, each example in the mode of its task;
+      where a task answers with its own outputs only, the others are -1e9. A task that does not
+      exist gives NaN.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.run import stablehlo
+      >>> predictor = bpnjax.load(folder)  # doctest: +SKIP
+      >>> stablehlo.program(predictor)(x, jnp.array([0, 2]))  # doctest: +SKIP
+    """
+    p, outputs = predictor, jnp.asarray(predictor.outputs)
+    state = p.answering_state
+
+    def answer(x: jax.Array, task: jax.Array) -> jax.Array:
+        exists = (task >= 0) & (task < p.num_tasks)
+        task = jnp.where(exists, task, 0)
+        x = x if p.extract is None else p.extract(x)
+        logits = p.learner.answer(state, x, task, between_tasks=True)
+        logits = within_head(logits, outputs[task] if p.learner.setup.multi_head else None)
+        return jnp.where(exists[:, None], logits, jnp.nan)
+
+    return answer
+
+
+def export(
+    path: str | os.PathLike[str] | Predictor,
+    out: str | os.PathLike[str],
+    *,
+    batch: int | None = None,
+    platforms: Sequence[str] = PLATFORMS,
+    seed: int | None = None,
+) -> pathlib.Path:
+    r"""Writes a trained model as a StableHLO program, weights included.
+
+    The file is what `jax.export` serializes. Its program takes examples as the set stores them, of
+    the dtype and shape that the model was trained on, and one task id for each, from 0:
+
+    .. math:: (x_{[n, \ldots]}, task_{[n]}) \mapsto logits_{[n, C]}
+
+    as `Predictor.logits` does; the keys of all tasks are written out unless they take more than
+    64 MB. Beside it goes ``OUT.json``, which says what goes in and what the outputs are called.
+
+    Args:
+      path: the folder of a run, one of its ``.safetensors`` files, or a loaded model.
+      out: the file to write. It takes about as much room as the model's ``.safetensors``.
+      batch: how many examples the program takes at once; None for any number.
+      platforms: for which it is made, of cpu, cuda, rocm and tpu. None of them has to be here.
+      seed: of a run with several seeds, the model of this one.
+
+    Returns:
+      The path of the file.
+
+    Raises:
+      UserError: there is no model, no such platform, no folder for the file, or the model cannot be
+        exported.
+
+    Example:
+      >>> import bpnjax
+      >>> bpnjax.export("runs/digits/bd_psp", "digits.stablehlo")  # doctest: +SKIP
+
+    Source: https://docs.jax.dev/en/latest/export/export.html, which promises that a file can be
+    read for six months by later versions of JAX.
+    """
+    file = pathlib.Path(out)
+    platforms = tuple(platforms)
+    if not platforms:
+        raise UserError(f"platforms: none given; choose from {', '.join(_KNOWN)}")
+    for name in platforms:
+        if name not in _KNOWN:
+            raise UserError(f"platforms: {name!r} is none; {suggest(name, _KNOWN)}")
+    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
+        raise UserError(f"batch: {batch!r} is no number of examples; give one from 1, or None")
+    check_place(file, path if isinstance(path, (str, os.PathLike)) else None)
+    predictor = path if isinstance(path, Predictor) else load(os.fspath(path), seed)
+    if (size := _bytes(predictor)) > _MOST:
+        raise UserError(
+            f"out: a program with {size / 1e9:.1f} GB of weights does not fit into one file of "
+            "StableHLO, which holds 2 GB; use bpnjax.load instead"
+        )
+    exported = _exported(predictor, batch, platforms)
+    data = exported.serialize()
+    partial = file.with_name(f".{file.name}.partial")
+    with partial.open("wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+    said = describe(predictor, batch, platforms)
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in said.items())
+    text = f"{{\n{lines}\n}}\n"
+    write_atomically(file.with_name(f"{file.name}.json"), text)
+    partial.replace(file)
+    return file
+
+
+def check_place(file: pathlib.Path, source: Any = None) -> None:
+    """Refuses a place where a file would destroy something else, or cannot go.
+
+    Args:
+      file: to be written.
+      source: a file that is read, or None.
+
+    Raises:
+      UserError: no folder, no file that can be replaced, or the source itself.
+    """
+    if not file.absolute().parent.is_dir():
+        raise UserError(f"out: no folder {file.parent}; make it first")
+    if file.exists() and not file.is_file():
+        raise UserError(f"out: {file} is no file that can be replaced; name another")
+    if source is not None and file.resolve() == pathlib.Path(source).resolve():
+        raise UserError(f"out: {file} is what is read; name another file")
+
+
+def _exported(predictor: Predictor, batch: int | None, platforms: tuple[str, ...]) -> Any:
+    from jax import export as jax_export
+
+    n: Any = batch or jax_export.symbolic_shape("n")[0]
+    x = jax.ShapeDtypeStruct((n, *predictor.input_shape), predictor.input_dtype)
+    task = jax.ShapeDtypeStruct((n,), jnp.int32)
+    try:
+        return jax_export.export(jax.jit(program(predictor)), platforms=platforms)(x, task)
+    except (TypeError, ValueError, NotImplementedError, jax.errors.JAXTypeError,
+            jax.errors.InconclusiveDimensionOperation) as error:  # fmt: skip
+        why = " ".join(str(error).split())[:200]
+        mend = "use bpnjax.load instead" if batch else "try it for one number, as batch=32"
+        which = f"a batch of {batch}" if batch else "batches of any size"
+        raise UserError(
+            f"batch: the model cannot be exported for {which} ({why}); {mend}"
+        ) from error
+
+
+def _bytes(predictor: Predictor) -> int:
+    """Of the arrays that answer."""
+    needed = jax.tree.leaves(predictor.learner.answering())
+    leaves = jax.tree.leaves(predictor.state)
+    return sum(leaf.nbytes for leaf, n in zip(leaves, needed, strict=True) if n)
+
+
+def describe(predictor: Predictor, batch: int | None, platforms: Sequence[str]) -> dict[str, Any]:
+    """What stands in the file beside a program.
+
+    Args:
+      predictor: the model.
+      batch: as of `export`.
+      platforms: as of `export`.
+
+    Returns:
+      What JSON can hold: inputs and outputs with names, dtypes and shapes, the names of the
+      outputs, which outputs belong to each task, and the versions that made it.
+    """
+    p, n = predictor, batch or "n"
+    return {
+        "format": "bpnjax-stablehlo-1",
+        "inputs": [
+            {"name": "x", "dtype": p.input_dtype.name, "shape": [n, *p.input_shape]},
+            {"name": "task", "dtype": "int32", "shape": [n], "tasks": p.num_tasks},
+        ],
+        "outputs": [{"name": "logits", "dtype": "float32", "shape": [n, p.outputs.shape[1]]}],
+        "class_names": list(p.class_names),
+        "tasks": [np.flatnonzero(row).tolist() for row in p.outputs],
+        "own_outputs_only": p.learner.setup.multi_head,
+        "permuted": p.orders is not None,
+        "input_range": p.input_range,
+        "method": p.metadata["method"],
+        "platforms": list(platforms),
+        "versions": {"bpnjax": __version__, "jax": jax.__version__},
+    }

@@ -1,0 +1,76 @@
+"""Flags of the small commands: read, refused in one line, and named in messages of functions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+from bpnjax.utils.errors import UserError
+
+__all__ = ["named", "parse"]
+
+
+def parse(
+    arguments: Sequence[str],
+    texts: Sequence[str] = (),
+    numbers: Sequence[str] = (),
+    choices: Mapping[str, tuple[Any, Sequence[str]]] | None = None,
+    booleans: Mapping[str, bool] | None = None,
+) -> tuple[Any, list[str]]:
+    """Reads ``--NAME=VALUE`` and ``--NAME VALUE``.
+
+    Args:
+      arguments: without the program's name.
+      texts: names of flags that are texts, "" by default.
+      numbers: of flags that are integers, None by default.
+      choices: ``{name: (default, values)}`` of flags with a few values.
+      booleans: ``{name: default}`` of switches.
+
+    Returns:
+      The values as attributes, and the arguments that are no flags.
+
+    Raises:
+      UserError: an unknown flag, or one with a value that it cannot have.
+
+    Example:
+      >>> from bpnjax.utils import flags
+      >>> values, rest = flags.parse(["--model=runs/a", "b"], texts=["model"], numbers=["seed"])
+      >>> values.model, values.seed, rest
+      ('runs/a', None, ['b'])
+    """
+    values = flags.FlagValues()
+    for name in texts:
+        flags.DEFINE_string(name, "", "", flag_values=values)
+    for name in numbers:
+        flags.DEFINE_integer(name, None, "", flag_values=values)
+    for name, (first, allowed) in (choices or {}).items():
+        flags.DEFINE_enum(name, first, allowed, "", flag_values=values)
+    for name, on in (booleans or {}).items():
+        flags.DEFINE_boolean(name, on, "", flag_values=values)
+    try:
+        left = values(["bpnjax", *arguments])
+    except flags.Error as error:
+        raise UserError(f"{' '.join(str(error).split())}; see --help") from error
+    return values, left[1:]
+
+
+def named(call: Callable[[], Any], **names: str) -> Any:
+    """Calls a function whose messages name its arguments, and names the flags instead.
+
+    Args:
+      call: without arguments.
+      **names: ``argument=flag``.
+
+    Returns:
+      What the function returns.
+
+    Raises:
+      UserError: as the function does, ``argument: ...`` as ``--flag: ...``.
+    """
+    try:
+        return call()
+    except UserError as error:
+        name, colon, rest = str(error).partition(":")
+        if name in names:
+            raise UserError(f"--{names[name]}{colon}{rest}") from error
+        raise
