@@ -10,6 +10,7 @@ import numpy as np
 import torch_loop
 from accelerator import accelerator
 from machine import FLOPS, make_matrix_product
+from mixed import mixed
 from pipeline import pipeline
 from problems import NETWORKS, Timed, best_of, flops_per_example
 from startup import startup
@@ -213,5 +214,5 @@ def _seconds(run) -> float:
 PARTS = {
     "steps": steps, "torch": against_torch, "avalanche": against_avalanche, "passes": passes,
     "tasks": tasks, "seeds": seeds, "classes": classes, "sizes": sizes, "startup": startup,
-    "pipeline": pipeline, "accelerator": accelerator,
+    "pipeline": pipeline, "mixed": mixed, "accelerator": accelerator,
 }  # fmt: skip

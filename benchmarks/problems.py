@@ -107,11 +107,16 @@ class Timed:
 
 def best_of(bursts: dict, rounds: int = 8) -> dict:
     """The best of some rounds of every burst, taken in turn: a machine's pace changes."""
-    best = dict.fromkeys(bursts, float("inf"))
+    return {name: min(times) for name, times in rounds_of(bursts, rounds).items()}
+
+
+def rounds_of(bursts: dict, rounds: int) -> dict:
+    """The times of some rounds of every burst, taken in turn."""
+    times: dict = {name: [] for name in bursts}
     for _ in range(min(rounds, _most.get("rounds", rounds))):
         for name, burst in bursts.items():
-            best[name] = min(best[name], burst())
-    return best
+            times[name].append(burst())
+    return times
 
 
 def flops_per_example(network: str) -> float:

@@ -9,7 +9,8 @@ import sys
 import pytest
 from command import ROOT
 
-from bpnjax import compare, main, methods, predict
+from bpnjax import __main__ as commands
+from bpnjax import main, methods
 from bpnjax.config.fields import entries
 from bpnjax.data import builtin_sets
 from bpnjax.run import plots
@@ -18,7 +19,7 @@ PAGES = [ROOT / "docs" / "start.md", *sorted((ROOT / "docs" / "howto").glob("*.m
 FENCE = re.compile(r"^```(python|sh)( skip)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ROLE = re.compile(r"\{py:(\w+)\}`(?:[^<`]*<([\w.]+)>|~?([\w.]+))`")
 FILE = re.compile(r"# (\w+\.py)\n")
-COMMANDS = {"bpnjax.main": main.run, "bpnjax.compare": compare.run, "bpnjax.predict": predict.run}
+TRAINING = ("bpnjax.main", "bpnjax.compare", "bpnjax.pretrain")
 SMALL = [
     "--config.train.epochs=1",
     "--config.model.hidden=(16,)",
@@ -39,6 +40,8 @@ def blocks(page):
 def arguments(line):
     """Module and arguments of a command, without the variables set before it."""
     words = shlex.split(line, comments=True)
+    if words[0] == "bpnjax":
+        return commands.COMMANDS[words[1]][0], words[2:]
     at = words.index("python")
     assert words[at + 1] == "-m", line
     return words[at + 2], words[at + 3 :]
@@ -60,8 +63,8 @@ def as_it_was(monkeypatch, tmp_path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_examples(page, tmp_path, monkeypatch, as_it_was):
     monkeypatch.chdir(tmp_path)
-    for picture in ("draw", "comparison"):  # other tests look at these
-        monkeypatch.setattr(plots, picture, lambda *_: None)
+    for figure in ("draw", "comparison"):  # other tests look at these
+        monkeypatch.setattr(plots, figure, lambda *_: None)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     space = {"__name__": "__main__"}
     for language, run, text in blocks(page):
@@ -77,8 +80,8 @@ def test_examples(page, tmp_path, monkeypatch, as_it_was):
             if not run:
                 main.parse(words)  # needs a set or devices; at least all its fields are right
                 continue
-            small = [] if module == "bpnjax.predict" else SMALL
-            assert COMMANDS[module](words + small) == 0, line
+            words += SMALL if module in TRAINING else []
+            assert importlib.import_module(module).run(words) == 0, line
 
 
 def test_links_lead_somewhere():

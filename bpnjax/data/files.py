@@ -100,15 +100,15 @@ def load(
 
 def _archive(path: pathlib.Path, source: Source) -> tuple[Any, Any]:
     """The pairs of an archive of NumPy; what it holds beside arrays of numbers is never run."""
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{source} is no archive of NumPy; write it by np.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, Mapping):
-                raise UserError(f"{source} is no archive; write it by np.savez")
             return pairs_of(archive, source)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, TypeError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, UserError):
             raise
-        if "allow_pickle" in str(error):
+        if "Object arrays" in str(error):
             raise UserError(
                 f"{source} holds Python objects, which are not read since that could run a "
                 "stranger's code; save arrays of numbers, and labels of numbers or text"

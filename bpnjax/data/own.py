@@ -50,8 +50,8 @@ def tasks(
     - a Dataset of Hugging Face's `datasets`, or a DatasetDict with train and test: anything with
       ``column_names`` whose columns can be indexed;
     - a mapping with train_x, train_y, test_x, test_y, or with a source as train and one as test;
-    - a path (`pathlib.Path`, or a text with a separator or one of the endings .npz, .csv, .parquet)
-      of what `dataset.path` takes: see `bpnjax.data.files.load`;
+    - a path of what `dataset.path` takes, see `bpnjax.data.files.load`: a `pathlib.Path`, or a text
+      that ends in .npz, .csv or .parquet, begins with ``.``, ``~`` or ``/``, or leads somewhere;
     - any other text: the name of a set, as `dataset.name`.
 
     One source is cut into tasks by its classes. A list of sources has one for each task; classes of
@@ -102,6 +102,8 @@ def tasks(
     for name, share in (("test_share", test_share), ("validation", validation)):
         if not (0 < share < 1 or (share == 0 and name == "validation")):
             raise UserError(f"{name}: {share} is no share; give a number between 0 and 1")
+    if on == "validation" and not validation:
+        raise UserError("validation: 0 leaves nothing to test on, but on is 'validation'; give 0.1")
     dataset = SimpleNamespace(
         label=label, test_share=test_share, resize=tuple(resize), data_dir=data_dir, manual_dir="",
         cache_dir=cache_dir, augment="none", resize_shorter=0, workers=0,
@@ -194,10 +196,11 @@ def _of_several(
 
 
 def _is_path(source: Any) -> bool:
-    if isinstance(source, str):
-        separators = [os.sep, *filter(None, [os.altsep])]
-        return source.endswith(files.SUFFIXES) or any(s in source for s in separators)
-    return isinstance(source, os.PathLike)
+    if not isinstance(source, str):
+        return isinstance(source, os.PathLike)
+    # A name of TFDS may have a separator, too: fgvc_aircraft/family.
+    plainly = source.endswith(files.SUFFIXES) or source.startswith((".", "~", os.sep))
+    return plainly or (os.sep in source and os.path.exists(source))
 
 
 def _is_array(value: Any) -> bool:

@@ -590,4 +590,5 @@ def _normalisation(arrays: Arrays, rows: np.ndarray, how: str) -> tuple[np.ndarr
     mean += first
     # A constant tells nothing and must not explode, nor must what f32 cannot tell from one.
     std[(least == most) | (std <= np.finfo(np.float32).eps * np.abs(mean))] = 1
-    return (1 / std).astype(np.float32), (-mean / std).astype(np.float32)
+    scale = (1 / std).astype(np.float32)
+    return scale, (-mean * scale.astype(np.float64)).astype(np.float32)

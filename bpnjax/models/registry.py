@@ -28,6 +28,7 @@ __all__ = ["REGISTRY", "Factory", "build", "find", "load_function", "parse_optio
 
 F = TypeVar("F", bound=Callable[..., Any])
 _RANDOM = ("rngs", "key")  # arguments of an NNX network
+_OF_IMAGES = ("convnet", "alexnet", "resnet18", "vit")
 _GIVEN = ("num_classes", "input_shape", *_RANDOM)
 # Fields of config.model that a factory may ask for, and what they are as arguments.
 _FIELDS: dict[str, Callable[[Any], Any]] = {
@@ -65,7 +66,7 @@ class Factory:
         """The arguments of ``make`` by name."""
         try:
             if isinstance(self.make, type):  # NNX's metaclass hides the arguments of a class
-                _, *own = inspect.signature(self.make.__init__).parameters.values()
+                _, *own = inspect.signature(self.make.__init__).parameters.values()  # type: ignore[misc]
             else:
                 own = list(inspect.signature(self.make).parameters.values())
         except (TypeError, ValueError) as error:
@@ -122,6 +123,11 @@ class Factory:
         self, model: Mapping[str, Any], num_classes: int, input_shape: tuple[int, ...] = ()
     ) -> Any:
         """Makes the network; see `build`."""
+        if self.ours and self.name in _OF_IMAGES and input_shape and len(input_shape) != 3:
+            raise UserError(
+                f"{self.field}: {self.name} is for images, not for examples of shape "
+                f"{tuple(input_shape)}; take mlp, or a network of your own (model.factory)"
+            )
         options = parse_options(model["options"])
         self.check(options)
         found = self.parameters
@@ -150,7 +156,9 @@ def _complaint(value: Any, default: Any) -> str:
     kinds = (int, float) if isinstance(default, float) else type(default)
     if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
         return f"is of type {type(value).__name__}; give one of type {type(default).__name__}"
-    if isinstance(value, (int, float)) and value < (1 if isinstance(default, int) else 0):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return ""
+    if not value >= (1 if isinstance(default, int) else 0):  # nor NaN
         return "is too small; give a positive number"
     return ""
 

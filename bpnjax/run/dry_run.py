@@ -63,7 +63,7 @@ def describe(config: ConfigDict) -> str:
         "per task",
         f"  {config.num_seeds * counts['training_bytes'] / 1e6:,.1f} MB of state in training, "
         f"{config.num_seeds} seed{'s' * (config.num_seeds > 1)}",
-        f"  {held / 1e6:,.1f} MB of images{', which stream' if streams else ''}",
+        f"  {held / 1e6:,.1f} MB of examples{', which stream' if streams else ''}",
         f"devices   {layout.number} of {jax.device_count()} x {jax.devices()[0].device_kind}",
         f"steps     {steps:,} of {config.train.batch_size} examples",
         f"time      about {_duration(_seconds(experiment, sequence, stages))} on one such "

@@ -38,6 +38,7 @@ from bpnjax.utils.errors import UserError
 __all__ = ["Pack", "Task", "merge", "pack", "unpack"]
 
 FORMAT = "bpnjax-pack-1"
+_SAID = ("agreement", "shared", "fields", "input_range")  # of a pack, in its metadata
 _PROBES = 4  # examples on which a merged model must answer as the one that a task comes from
 # Common fields on which answers depend, beside those of the method; of the network's all but these.
 _FIELDS = ("sequence.kind", "sequence.heads", "evaluate.rule", "evaluate.statistics")
@@ -52,8 +53,6 @@ class Task(NamedTuple):
       outputs: their places where all tasks share the output layer; () where it has its own.
       arrays: what belongs to it, by the names of a model's arrays without the axis of tasks.
       probe: f32 ``[4, K]``, its outputs for a few examples that everybody can draw.
-      input_range: the least and the largest number in the examples of its run; None: not known.
-      fields: the configuration fields on which its answers depend.
       identity: SHA-256 of its classes, outputs and arrays, in hexadecimal digits.
     """
 
@@ -61,8 +60,6 @@ class Task(NamedTuple):
     outputs: tuple[int, ...]
     arrays: dict[str, np.ndarray]
     probe: np.ndarray
-    input_range: tuple[float, float] | None
-    fields: dict[str, Any]
     identity: str
 
 
@@ -74,17 +71,22 @@ class Pack:
       path: of its file.
       tasks: in the order of their class names.
       agreement: what packs must have in common to be merged, by name.
-      shared: SHA-256 of each array of the network that the tasks share, by name.
+      shared: of each array of the network that the tasks share, by name: 32 hexadecimal digits of
+        its SHA-256.
+      fields: the configuration fields on which answers depend, with their values.
+      input_range: the least and the largest number in the examples of its run; None: not known.
     """
 
     path: str
     tasks: tuple[Task, ...]
     agreement: dict[str, Any]
     shared: dict[str, str]
+    fields: dict[str, Any]
+    input_range: list[float] | None
 
     @property
     def network(self) -> str:
-        """SHA-256 of the network that the tasks share, in hexadecimal digits."""
+        """SHA-256 of ``shared``, in hexadecimal digits: the network that the tasks share."""
         return hashlib.sha256(json.dumps(self.shared, sort_keys=True).encode()).hexdigest()
 
     def __repr__(self) -> str:
@@ -131,6 +133,23 @@ def pack(
 
     Raises:
       UserError: there is no such model or task, or nothing in the model belongs to single tasks.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> import bpnjax
+      >>> from bpnjax import config, packs
+      >>> settings = config.default()
+      >>> settings.dataset.name, settings.sequence.classes = "gaussians", "0,1;0,2"
+      >>> settings.sequence.heads, settings.model.hidden, settings.train.epochs = "multi", (8,), 1
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     run, first, second = (f"{folder}/{name}" for name in ("run", "1.pack", "2.pack"))
+      ...     _ = bpnjax.train(settings, pathlib.Path(run))
+      ...     made = packs.pack(run, 0, first), packs.pack(run, 1, second)
+      ...     merged = packs.merge(run, [second, first], f"{folder}/both.safetensors")
+      >>> [task.classes for task in made[1].tasks], sorted(made[1].shared)
+      ([('black', 'light blue')], ['params/hidden_0/bias', 'params/hidden_0/kernel'])
+      >>> merged.num_tasks, merged.class_names[2:]
+      (2, ('black', 'red'))
     """
     file = models.find_file(path, seed)
     check_place(pathlib.Path(out), file)
@@ -156,14 +175,18 @@ def pack(
     if not statistics or source.statistics is None:
         found = {n: a for n, a in found.items() if not n.startswith("statistics/")}
     parts = _parts(file, metadata, found)
-    owned = [_task(source, found, parts, int(task), statistics) for task in chosen]
+    owned = [_task(source, found, parts, int(task)) for task in chosen]
     if not any(task.arrays for task in owned):
         raise UserError(
             f"{file}: nothing in it belongs to single tasks; train with sequence.heads=multi, or "
             "by a method with a mode per task, such as bd_psp"
         )
     shared = {n: _digest(found[n]) for n, a in parts.items() if a.shared}
-    made = Pack(str(out), _in_order(owned), _agreement(source, found, parts), shared)
+    limits = source.input_range
+    made = Pack(
+        str(out), _in_order(owned), _agreement(source, found, parts), shared,
+        _fields(source, statistics), None if limits is None else list(limits),
+    )  # fmt: skip
     _write(pathlib.Path(out), made)
     return made
 
@@ -190,17 +213,12 @@ def unpack(path: str | os.PathLike[str]) -> Pack:
         for number, entry in enumerate(listed):
             own = models.group(found, str(number))
             probe = own.pop("probe")
-            limits = entry["input_range"]
-            task = Task(
-                tuple(entry["classes"]), tuple(entry["outputs"]), own, probe,
-                None if limits is None else (limits[0], limits[1]), entry["fields"], "",
-            )  # fmt: skip
+            task = Task(tuple(entry["classes"]), tuple(entry["outputs"]), own, probe, "")
             tasks.append(task._replace(identity=_identity(task)))
-        made = Pack(
-            str(path), tuple(tasks), json.loads(metadata["agreement"]),
-            json.loads(metadata["shared"]),
-        )  # fmt: skip
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        made = Pack(str(path), tuple(tasks), *(json.loads(metadata[name]) for name in _SAID))
+        for known in (made.agreement["per task"], made.shared, made.fields):
+            known.items()
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
             f"{path}: damaged ({type(error).__name__}: {error}); make the pack again"
         ) from error
@@ -245,21 +263,22 @@ def merge(
     for other in read[1:]:
         _check_agreement(read[0], other)
     shared = _shared_arrays(file, read)
-    places: dict[str, str] = {}
+    sources: dict[str, Pack] = {}  # of the tasks, by their identity
     for one in read:
         for task in one.tasks:
-            if before := places.get(task.identity):
+            if before := sources.get(task.identity):
                 raise UserError(
-                    f"packs: the task {', '.join(task.classes)} of {one.path} is also in {before}; "
-                    "leave one of them out"
+                    f"packs: the task {', '.join(task.classes)} of {one.path} is also in "
+                    f"{before.path}; leave one of them out"
                 )
-            places[task.identity] = one.path
+            sources[task.identity] = one
     tasks = _in_order([task for one in read for task in one.tasks])
-    metadata = _metadata(tasks, read[0].agreement)
+    read = [sources[task.identity] for task in tasks]
+    metadata = _metadata(tasks, read)
     found = _assembled(out, metadata, shared, tasks)
     merged = models.predictor_of(out, metadata, found)
-    for number, task in enumerate(tasks):
-        _check_probe(merged, number, task, tasks[0], places[task.identity])
+    for number, (task, one) in enumerate(zip(tasks, read, strict=True)):
+        _check_probe(merged, number, task, one, read[0])
     arrays.write(out, found, metadata)
     return merged
 
@@ -313,7 +332,6 @@ def _task(
     found: Mapping[str, np.ndarray],
     parts: Mapping[str, _Part],
     task: int,
-    statistics: bool,
 ) -> Task:
     """What belongs to a task."""
     multi = source.learner.setup.multi_head
@@ -333,11 +351,9 @@ def _task(
     if source.orders is not None:
         order = np.asarray(source.orders[task])
         own["orders"] = order.astype(np.min_scalar_type(order.size))
-    fields = _fields(source, statistics)
-    limits = source.input_range
     made = Task(
         tuple(source.class_names[c] for c in outputs), () if multi else tuple(outputs.tolist()),
-        own, _probe(source, task, limits), limits, fields, "",
+        own, _probe(source, task, source.input_range), "",
     )  # fmt: skip
     return made._replace(identity=_identity(made))
 
@@ -386,7 +402,7 @@ def _agreement(
     }
 
 
-def _probe(model: Predictor, task: int, limits: tuple[float, float] | None) -> np.ndarray:
+def _probe(model: Predictor, task: int, limits: Sequence[float] | None) -> np.ndarray:
     """Outputs of a task f32 [4, K] for examples drawn alike for all models of such inputs."""
     model = dataclasses.replace(model, input_range=None)  # the others' may be another
     least, most = limits or (0, 255 if model.input_dtype.kind in "ui" else 1)
@@ -398,7 +414,7 @@ def _probe(model: Predictor, task: int, limits: tuple[float, float] | None) -> n
 
 def _digest(array: np.ndarray) -> str:
     text = f"{array.dtype.str}{list(array.shape)}".encode()
-    return hashlib.sha256(text + np.ascontiguousarray(array).tobytes()).hexdigest()
+    return hashlib.sha256(text + np.ascontiguousarray(array).tobytes()).hexdigest()[:32]
 
 
 def _identity(task: Task) -> str:
@@ -412,19 +428,16 @@ def _in_order(tasks: Sequence[Task]) -> tuple[Task, ...]:
 
 
 def _write(file: pathlib.Path, made: Pack) -> None:
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for number, task in enumerate(made.tasks):
         own = task.arrays | {"probe": task.probe}
         found |= {f"{number}/{name}": array for name, array in own.items()}
     listed = [
-        {"classes": t.classes, "outputs": t.outputs, "input_range": t.input_range,
-         "fields": t.fields, "identity": t.identity}
-        for t in made.tasks
-    ]  # fmt: skip
-    metadata = {"format": FORMAT, "tasks": listed, "agreement": made.agreement,
-                "shared": made.shared}  # fmt: skip
-    texts = {n: v if isinstance(v, str) else json.dumps(v) for n, v in metadata.items()}
-    arrays.write(file, found, texts)
+        {"classes": t.classes, "outputs": t.outputs, "identity": t.identity} for t in made.tasks
+    ]
+    said = {"tasks": listed} | {name: getattr(made, name) for name in _SAID}
+    texts = {name: json.dumps(value) for name, value in said.items()}
+    arrays.write(file, found, {"format": FORMAT} | texts)
 
 
 # One model of several packs.
@@ -501,10 +514,10 @@ def _shared_arrays(file: pathlib.Path, read: Sequence[Pack]) -> dict[str, np.nda
     return shared
 
 
-def _metadata(tasks: Sequence[Task], agreement: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata of a merged model, the same for any order of its packs."""
-    fields = dict(tasks[0].fields)
-    if len({task.fields["evaluate.rule"] for task in tasks}) > 1:
+def _metadata(tasks: Sequence[Task], read: Sequence[Pack]) -> dict[str, str]:
+    """The metadata of a merged model, of its tasks and the pack of each."""
+    agreement, fields = read[0].agreement, dict(read[0].fields)
+    if len({one.fields["evaluate.rule"] for one in read}) > 1:
         fields["evaluate.rule"] = "entropy"
     config: dict[str, Any] = {}
     for field, value in fields.items():
@@ -518,7 +531,7 @@ def _metadata(tasks: Sequence[Task], agreement: Mapping[str, Any]) -> dict[str, 
     names = [name for task in tasks for name in task.classes]
     if agreement["classes"] is not None:
         outputs, names = [list(task.outputs) for task in tasks], agreement["classes"]
-    limits = [task.input_range for task in tasks if task.input_range is not None]
+    limits = [one.input_range for one in read if one.input_range is not None]
     both = [min(a for a, _ in limits), max(b for _, b in limits)] if limits else None
     dtype, _, shape = agreement["inputs"].partition("[")
     scale, shift = agreement["dataset.normalize"]
@@ -572,18 +585,18 @@ def _assembled(
     return found
 
 
-def _check_probe(merged: Predictor, number: int, task: Task, first: Task, path: str) -> None:
+def _check_probe(merged: Predictor, number: int, task: Task, one: Pack, first: Pack) -> None:
     """Refuses a merged model that answers a task otherwise than the model it comes from."""
-    answers = _probe(merged, number, task.input_range)
+    answers = _probe(merged, number, one.input_range)
     # Devices round differently; another network or setting is far off.
     if np.abs(answers - task.probe).max() <= 1e-2 * (1 + np.abs(task.probe).max()):
         return
-    a, b = first.fields, task.fields
+    a, b = first.fields, one.fields
     differing = [
         f"{f} {a.get(f)!r} and {b.get(f)!r}" for f in sorted({*a, *b}) if a.get(f) != b.get(f)
     ]
     raise UserError(
-        f"packs: in one model with the others the task {', '.join(task.classes)} of {path} would "
-        f"be answered otherwise than where it was trained; settings that differ: "
+        f"packs: in one model with the others the task {', '.join(task.classes)} of {one.path} "
+        f"would be answered otherwise than where it was trained; settings that differ: "
         f"{_list(differing) or 'none that are known'}; train both with the same"
     )

@@ -100,7 +100,9 @@ def learning_curves(workdir: pathlib.Path, result: dict[str, Any]) -> pathlib.Pa
     train = [line for line in lines if line["kind"] == "train"]
     tests = [line for line in lines if line["kind"] == "evaluate"]
     figure, (top, bottom) = new_figure(2, 1, (8, 6), sharex=True)
-    top.plot([l["total_steps"] for l in train], [np.nanmean(plain_nan(l["loss"])) for l in train], lw=1)
+    top.plot(
+        [l["total_steps"] for l in train], [np.nanmean(plain_nan(l["loss"])) for l in train], lw=1
+    )
     top.set_yscale("log")
     top.set_ylabel("training loss")
     tasks = len(result["accuracy"]["task_told"][0])

@@ -10,6 +10,7 @@ Tasks count from 0, as in all functions of the package.
 
 import dataclasses
 import json
+import os
 import pathlib
 import warnings
 from collections.abc import Callable, Sequence
@@ -299,9 +300,7 @@ def _try_all(learner: Learner, score: Any, state: State, outputs: Any, x: Any) -
     return jax.lax.map(one, jnp.arange(outputs.shape[0])).T
 
 
-def _in_batches(
-    answer: Callable[[np.ndarray, np.ndarray], Any], x: np.ndarray, task: np.ndarray
-) -> np.ndarray:
+def _in_batches(answer: Callable[[np.ndarray, Any], Any], x: np.ndarray, task: Any) -> np.ndarray:
     """Answers batches of one size, the last one padded, so that one program serves them all."""
     size = min(BATCH, 1 << max(len(x) - 1, 0).bit_length())
     parts = []
@@ -317,7 +316,7 @@ def _in_batches(
     return np.concatenate(parts)
 
 
-def load(path: str | pathlib.Path, seed: int | None = None) -> Predictor:
+def load(path: str | os.PathLike[str], seed: int | None = None) -> Predictor:
     """Loads a trained model.
 
     Args:
@@ -352,8 +351,10 @@ def predictor_of(file: Any, metadata: dict[str, str], found: dict[str, np.ndarra
     """
     try:
         return _predictor_of(file, metadata, found)
-    except UserError:
-        raise
+    except UserError as error:
+        if str(error).startswith(str(file)):
+            raise
+        raise UserError(f"{file}: {error}") from error  # of a network or method of one's own, say
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         raise UserError(
             f"{file}: its metadata describe no model ({type(error).__name__}: {error}); it was "
@@ -447,7 +448,7 @@ def _predictor_of(file: Any, metadata: dict[str, str], found: dict[str, np.ndarr
         )
         r = statistics.mean.shape[1]
         directions = task_inference.directions(prng.fold(key, prng.STATISTICS), inputs, r)
-    orders = found.get("orders")
+    orders: Any = found.get("orders")
     if orders is None and config.sequence.kind == "permuted":
         pixels, first_identity = prng.fold(key, prng.PIXELS), config.sequence.first_identity
         orders = jax.vmap(lambda t: pixel_order(pixels, t, int(np.prod(shape)), first_identity))(
@@ -575,7 +576,7 @@ def _seeds_of_tasks(node: Any, num_tasks: int) -> Any:
     return node.replace(seed=jax.ShapeDtypeStruct((num_tasks,), node.seed.dtype))
 
 
-def find_file(path: str | pathlib.Path, seed: int | None = None) -> pathlib.Path:
+def find_file(path: str | os.PathLike[str], seed: int | None = None) -> pathlib.Path:
     """The model in the folder of a run, or the file itself; arguments and errors as of `load`."""
     file = pathlib.Path(path)
     if file.is_dir():

@@ -41,12 +41,6 @@ def program(predictor: Predictor) -> Any:
       ``(x [n, ...], task int32 [n]) -> logits f32 [n, C]``, each example in the mode of its task;
       where a task answers with its own outputs only, the others are -1e9. A task that does not
       exist gives NaN.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from bpnjax.run import stablehlo
-      >>> predictor = bpnjax.load(folder)  # doctest: +SKIP
-      >>> stablehlo.program(predictor)(x, jnp.array([0, 2]))  # doctest: +SKIP
     """
     p, outputs = predictor, jnp.asarray(predictor.outputs)
     state = p.answering_state
@@ -95,8 +89,19 @@ def export(
         exported.
 
     Example:
+      >>> import pathlib, tempfile
+      >>> import jax, numpy as np
       >>> import bpnjax
-      >>> bpnjax.export("runs/digits/bd_psp", "digits.stablehlo")  # doctest: +SKIP
+      >>> from bpnjax import config
+      >>> settings = config.default()
+      >>> settings.dataset.name, settings.sequence.classes = "gaussians", "0,1;0,2"
+      >>> settings.model.hidden, settings.train.epochs = (8,), 1
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     _ = bpnjax.train(settings, pathlib.Path(folder, "run"))
+      ...     file = bpnjax.export(f"{folder}/run", f"{folder}/gaussians.stablehlo")
+      ...     answer = jax.export.deserialize(file.read_bytes()).call
+      >>> answer(np.zeros((5, 2), np.float32), np.array([0, 1, 1, 0, 1], np.int32)).shape
+      (5, 3)
 
     Source: https://docs.jax.dev/en/latest/export/export.html, which promises that a file can be
     read for six months by later versions of JAX.

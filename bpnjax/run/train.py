@@ -1,7 +1,6 @@
 """The loop: tasks, epochs, evaluation, checkpoints. All computing is in `bpnjax.training`."""
 
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -230,8 +229,7 @@ def _train(
     with hosts.own_folder(workdir) as folder:
         run = _Run(config, folder, prepared)
         claim(folder, config, overwrite)
-        print(header(config, workdir, prepared), file=sys.stderr, flush=True)
-        run.restore_or_start(on_log)
+        run.restore_or_start(header(config, workdir, prepared), on_log)
         try:
             with interrupt.at_a_good_place() as run.interrupted:
                 run.all_tasks()
@@ -315,7 +313,7 @@ class _Run:
             self.experiment, self.keys, sequence, self.data, layout, max(self.steps.values())
         )
 
-    def restore_or_start(self, on_log: OnLog | None = None) -> None:
+    def restore_or_start(self, header: str, on_log: OnLog | None) -> None:
         self.state = self.programs.init(self.keys)
         self.record = results.new_record(
             self.config, self.sequence.num_tasks, self.sequence.version
@@ -337,6 +335,10 @@ class _Run:
         self.progress = writers.Progress(total, self.record["total_steps"])
         if found is None and self.earlier is not None:
             self.take_over(self.earlier)
+        self.progress.line(header)
+        if found is None and self.earlier is not None:
+            k, path = self.earlier.num_tasks, self.earlier.path
+            self.progress.line(f"tasks 1 to {k} are those of {path}; going on at task {k + 1}")
         if found is not None:
             task, epoch, step = self.position
             self.progress.line(
@@ -354,10 +356,6 @@ class _Run:
 
         hosts.first_asks(put)
         self.state = hosts.tell_arrays(state)
-        self.progress.line(
-            f"tasks 1 to {earlier.num_tasks} are those of {earlier.path}; going on at task "
-            f"{earlier.num_tasks + 1}"
-        )
 
     def restore(self) -> tuple[Position, Any, dict[str, Any]] | None:
         """Position, state and record of the last checkpoint, which the first host reads for all."""

@@ -133,7 +133,7 @@ def listed(names: Sequence[str], width: int) -> str:
 
     Example:
       >>> from bpnjax.run.writers import listed
-      >>> listed(["airplane", "automobile", "bird"], 28), listed(["0", "1"], 28)
+      >>> listed(["airplane", "automobile", "bird"], 25), listed(["0", "1"], 25)
       ('airplane, automobile, ...', '0, 1')
     """
     for n in range(len(names), 0, -1):

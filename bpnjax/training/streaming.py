@@ -94,7 +94,7 @@ def _steps_per_chunk(experiment: Experiment, data: Data, cropped: bool) -> int |
         least = batch * _SHARE / 2**20
         raise UserError(
             f"dataset.device_mb: {config.dataset.device_mb} MB cannot hold {_SHARE} batches of "
-            f"{config.train.batch_size} images; give {least:.3g} or more, or smaller batches"
+            f"{config.train.batch_size} examples; give {least:.3g} or more, or smaller batches"
         )
     return steps
 

@@ -204,7 +204,7 @@ def test_packaged_configuration_that_does_not_exist(refused, name, words):
 
 
 def test_packaged_configurations_have_names(tmp_path, monkeypatch):
-    """Those of the folder configs/, from anywhere, and the defaults; a file of that name is first."""
+    """Those of the folder configs/, from anywhere, and the defaults; a file comes first."""
     monkeypatch.chdir(tmp_path)
     assert list(configuration.packaged().values()) == CONFIGS
     for name in ("digits", "published/si"):

@@ -1,6 +1,7 @@
 """The builders without TensorFlow: small archives in, the same images and labels out."""
 
 import gzip
+import hashlib
 import io
 import json
 import pathlib
@@ -296,3 +297,27 @@ def test_checksums_of_manual_archives(tmp_path, monkeypatch):
 def test_unknown_name(tmp_path):
     with pytest.raises(UserError, match=r"'kmnist'.*cifar100"):
         builders.builder("kmnist", tmp_path)
+
+
+def test_gzip_files_count_by_their_content(tmp_path, monkeypatch):
+    """Debian's Fashion-MNIST has other gzip headers, without a name; a changed label is refused."""
+    files, _ = mnist_files(np.random.default_rng(0))
+    folder = write_mnist(tmp_path, files)
+    official = [
+        archive._replace(content=hashlib.sha256(files[archive.filename]).hexdigest())
+        for archive in builders.ARCHIVES["fashion_mnist"]
+    ]
+    assert all(len(archive.content) == 64 for archive in builders.ARCHIVES["mnist"])
+    monkeypatch.setitem(builders.ARCHIVES, "fashion_mnist", tuple(official))
+    builders.builder("fashion_mnist", tmp_path / "data", folder)
+    for level, name in ((9, ""), (1, LABELS)):
+        with gzip.GzipFile(name, "wb", level, (folder / LABELS).open("wb"), mtime=5) as file:
+            file.write(files[LABELS])
+        builders.builder("fashion_mnist", tmp_path / "data", folder)
+    other = files[LABELS][:-1] + bytes([9 - files[LABELS][-1]])
+    (folder / LABELS).write_bytes(gzip.compress(other))
+    assert "the official archive of fashion_mnist has" in refused(
+        "fashion_mnist", tmp_path / "data", folder, verify=True
+    )
+    (folder / LABELS).write_bytes(b"<html>")
+    refused("fashion_mnist", tmp_path / "data", folder, verify=True)

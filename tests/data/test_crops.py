@@ -13,7 +13,7 @@ from support import encoded, write_prepared
 from bpnjax import config as configuration
 from bpnjax.data import crops, load_sequence
 from bpnjax.data.crops import Draws, Look
-from bpnjax.run import plots, train
+from bpnjax.run import plots, results, train
 from bpnjax.training import epochs
 from bpnjax.utils import errors
 
@@ -122,7 +122,7 @@ def fed(config, workers=0, start=(0, 0), task=1):
     """The batches that training of a task gets, from some epoch and step on."""
     config.dataset.workers = workers
     config.dataset.device_mb = 8 * 10 * 3 * 2 * 4 * 2.5 / 2**20  # two steps a chunk
-    run = train._Run(config, config, None, load_sequence(config), train.parallel.Layout())
+    run = train._Run(config, None, train.prepare(config))
     run.position = train.Position(task, *start)
     found = {}
     for (epoch, first, stop), data in zip(
@@ -167,7 +167,7 @@ def test_memories_keep_what_was_trained_on_or_the_middles(
     run, _ = fed(config)
     states = []
     monkeypatch.setattr(plots, "draw", lambda workdir, result: [])
-    monkeypatch.setattr(train.export, "save_models", lambda *args: states.append(args[2]))
+    monkeypatch.setattr(results.export, "save_models", lambda *args: states.append(args[2]))
     train.train_and_evaluate(config, tmp_path)
     kept_by_run = states[0].learner.method
     examples, train_split = list(source(mixed, "train")), run.sequence.train

@@ -76,7 +76,7 @@ def make(kind, folder):
 def test_the_command_trains_on_it(run, tmp_path, compile_once, kind, method):
     path, flags = make(kind, tmp_path)
     where = [f"--config.dataset.path={path.name}", f"--config.method={method}", *flags]
-    code, out, err = run(["--config=digits", *where, *TINY, "--workdir=run"])
+    code, _, err = run(["--config=digits", *where, *TINY, "--workdir=run"])
     assert code == 0, err
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["class_names"] == [["0", "1"], ["2", "3"]]
@@ -396,7 +396,7 @@ def replaced(value, row, like=float):
 TABLE = {
     "missing": (columns(a=replaced(None, 4)), "column 'a' has no value in row 5 (1 such"),
     "missing label": (columns(label=replaced(None, 2, str)), "column 'label' has no value in ro"),
-    "text": (columns(b=replaced("?", 6, str)), "column 'b' is string, not numbers, as '?' in row 7"),
+    "text": (columns(b=replaced("?", 6, str)), "column 'b' is string, not numbers, as '?' in"),
     "infinite": (columns(a=replaced(float("inf"), 9)), "column 'a' is inf in row 10; mend it"),
     "label": (
         {"x": [1.0] * 20, "species": ["u", "v"] * 10},
@@ -434,6 +434,10 @@ def test_files_that_are_no_tables_or_archives(refused, tmp_path):
     (tmp_path / "twice.csv").write_text("a,a,label\n1,2,u\n")
     for name in ("set.parquet", "set.npz", "notes.txt"):
         (tmp_path / name).write_bytes(b"nothing of that kind")
+    np.savez(tmp_path / "cut.npz", train_x=X, train_y=Y)
+    with (tmp_path / "cut.npz").open("r+b") as file:
+        file.seek(500)
+        file.write(b"\0" * 500)
     np.save(tmp_path / "array.npy", X[:3])
     shutil.move(tmp_path / "array.npy", tmp_path / "array.npz")
     for name, said in {
@@ -443,8 +447,9 @@ def test_files_that_are_no_tables_or_archives(refused, tmp_path):
         "semicolon.csv": "it has 'a;label' (separate columns by commas)",
         "twice.csv": "has the column 'a' twice",
         "set.parquet": "cannot be read (",
-        "set.npz": "",
-        "array.npz": "is no archive; write it by np.savez",
+        "set.npz": "is no archive of NumPy; write it by np.savez",
+        "cut.npz": "cannot be read (",
+        "array.npz": "is no archive of NumPy; write it by np.savez",
         "notes.txt": "is of no kind that can be read; name a folder of images, or a file ending",
         "none.csv": "does not exist; name a folder",
     }.items():

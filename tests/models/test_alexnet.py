@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bpnjax import config as configuration
-from bpnjax import networks
+from bpnjax import data, networks
 from bpnjax.methods import Context
 from bpnjax.models import torch_weights
 from bpnjax.models.alexnet import AlexNet, adaptive_average_pool
@@ -267,31 +267,28 @@ def test_a_task_of_a_method(tmp_path):
     """Biases and keys are where the paper has them."""
     from safetensors.numpy import save_file
 
-    from bpnjax.data.arrays import Arrays
-    from bpnjax.data.sequence import _assemble
     from bpnjax.training import epochs
     from bpnjax.training.task_data import put_on_device
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (8, 63, 63, 3), np.uint8)
     labels = np.tile(np.arange(4, dtype=np.int32), 2)
-    names = tuple("abcd")
-    arrays = Arrays(images, labels, images, labels, names, 255.0, "1")
     save_file(random_tensors(), tmp_path / "w.safetensors")  # random ones compile for long
     config = alexnet_config(
         method="bd_psp", bd__layers="fc6|fc7|output", psp__layers="fc6|fc7|output",
         model__pretrained=str(tmp_path / "w.safetensors"),
         sequence__heads="multi", train__batch_size=4, bd__hidden_dim=3, train__epochs=1,
     )  # fmt: skip
-    sequence = _assemble(arrays, [np.array([0, 1]), np.array([2, 3])], config, permuted=False)
+    pair = images, labels
+    sequence = data.tasks(pair, pair, classes=[[0, 1], [2, 3]], heads="multi", normalize="unit")
     experiment = make_experiment(config, sequence)
-    data, key = put_on_device(sequence), jax.random.key(0)
+    arrays, key = put_on_device(sequence), jax.random.key(0)
 
     @jax.jit
     def task(state, t):
         state = epochs.begin_task(experiment, state, t)
-        state, sums = epochs.run_steps(experiment, state, data, t, 0, 0, 1)
-        return epochs.end_task(experiment, state, data, t), sums
+        state, sums = epochs.run_steps(experiment, state, arrays, t, 0, 0, 1)
+        return epochs.end_task(experiment, state, arrays, t), sums
 
     before = jax.jit(partial(epochs.init_state, experiment))(key)
     state, sums = task(before, 0)

@@ -214,6 +214,15 @@ def test_refused_options(name, options, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["convnet", "alexnet", "resnet18", "vit"])
+def test_tables_are_no_images(name):
+    model = configuration.default().model
+    model.name = name
+    message = rf"model.name: {name} is for images, not for examples of shape \(5,\); take mlp"
+    with pytest.raises(UserError, match=message):
+        models.build(model, 3, (5,))
+
+
 def test_options_are_literals():
     text = "width=20, sizes=(3, 5), pool='mean', share=-.5, none=None, # all of them\n"
     assert registry.parse_options(text) == {

@@ -150,7 +150,7 @@ def test_the_command_goes_on(done, base, tmp_path, capsys, monkeypatch, method, 
     assert command(flags, base(method, THREE)) == 0
     out, err = capsys.readouterr()
     assert err.splitlines()[1] == f"tasks 1 to 2 are those of {source}; going on at task 3"
-    assert "task 3/3 done" in err and "task 2/3 done" not in err
+    assert "\ntask 3/3 (0, 2) done" in err and "\ntask 2/3" not in err
     assert [line.split()[0] for line in out.splitlines()[2:5]] == ["1", "2", "3"]
     assert_continues(tmp_path / "later", done(method, THREE))
     # Complete, it says so; with another source it is another run.

@@ -218,20 +218,15 @@ def test_lines_of_other_stretches_have_none_for_the_other_seeds():
     first = [
         {"kind": "train", "total_steps": 4, "loss": [1.0], "examples_per_second": 30.0},
         {"kind": "train", "total_steps": 8, "loss": [0.5], "examples_per_second": 30.0},
-        {"kind": "evaluate", "total_steps": 8, "task_finished": True, "task_told": [[0.9, None]]},
+        {"kind": "evaluate", "total_steps": 8, "task_finished": True, "task_told": [[0.9]]},
     ]
     second = [
         {"kind": "train", "total_steps": 8, "loss": [0.4, 0.3], "examples_per_second": 20.0},
-        {
-            "kind": "evaluate",
-            "total_steps": 8,
-            "task_finished": True,
-            "task_told": [[1, 0], [1, 1]],
-        },
+        {"kind": "evaluate", "total_steps": 8, "task_finished": True, "task_told": [[1], [0]]},
     ]
     joined = more_seeds.join_lines(first, second)
     assert [line.get("loss") for line in joined] == [[1.0, None, None], [0.5, 0.4, 0.3], None]
-    assert joined[2]["task_told"] == [[0.9, None], [1, 0], [1, 1]]
+    assert joined[2]["task_told"] == [[0.9], [1], [0]]
     # Three seeds in the time of one at 30 and two at 20.
     assert joined[1]["examples_per_second"] == pytest.approx(3 / (1 / 30 + 2 / 20))
     assert joined[0]["examples_per_second"] == 30.0

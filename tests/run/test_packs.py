@@ -360,8 +360,9 @@ def test_what_cannot_be_merged(two, network, tmp_path):
             less[name] = change(found[name])
         save_file(less, tmp_path / "odd.pack", metadata)
         refused([ada, tmp_path / "odd.pack"], "odd.pack: .*make the pack again")
-    save_file(found, tmp_path / "odd.pack", metadata | {"tasks": "{"})
-    refused([ada, tmp_path / "odd.pack"], "odd.pack: damaged .*make the pack again")
+    for name, text in (("tasks", "{"), ("tasks", "3"), ("agreement", "[]"), ("fields", "1")):
+        save_file(found, tmp_path / "odd.pack", metadata | {name: text})
+        refused([ada, tmp_path / "odd.pack"], "odd.pack: damaged .*make the pack again")
     with pytest.raises(UserError, match="no model"):
         packs.merge(tmp_path / "none", [ada], out)
 

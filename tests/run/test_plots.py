@@ -153,7 +153,7 @@ def test_seeds_that_a_line_lacks_are_left_out_of_the_mean(drawn, tmp_path):
         for step, loss in ((1, [3.0, None]), (2, [1.0, 2.0]))
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    plots.learning_curves(tmp_path, result(2))
+    plots.learning_curves(tmp_path, result(12))
     assert drawn[0].axes[0].lines[0].get_ydata().tolist() == [3.0, 1.5]
 
 

@@ -117,10 +117,10 @@ def cut(monkeypatch):
 
 
 def go(flags, workdir, capsys):
-    """Runs to the end; returns what stderr says first."""
+    """Runs to the end; returns what stderr says first, after the line of what the run is."""
     capsys.readouterr()
     assert main.run([*flags, f"--workdir={workdir}"]) == 0
-    return capsys.readouterr().err.splitlines()[0]
+    return capsys.readouterr().err.splitlines()[1]
 
 
 def going_on(position):
@@ -278,7 +278,7 @@ def test_half_written_checkpoint_is_ignored(uncut, cut, tmp_path, capsys, recwar
 def test_cut_before_the_first_checkpoint(uncut, cut, tmp_path, capsys):
     flags, reference = uncut(method="bd_psp")
     assert cut(flags, tmp_path / "run", 1, instead=True) is None
-    assert go(flags, tmp_path / "run", capsys).startswith("task 1/2 done")
+    assert go(flags, tmp_path / "run", capsys).startswith("task 1/2 (0, 1) done")
     assert_same(tmp_path / "run", reference)
 
 
