@@ -10,7 +10,7 @@ from problems import NETWORKS, make_config, make_sequence, rounds_of
 from bpnjax.run.predictor import Predictor
 from bpnjax.training.experiment import make_experiment
 
-EXAMPLES, TASKS, CALLS = 256, 100, 10
+EXAMPLES, TASKS, CALLS = 256, 100, 2
 
 
 def mixed():
@@ -23,7 +23,7 @@ def mixed():
             x = rng.integers(0, 256, (EXAMPLES, *predictor.input_shape), np.uint8)
             ids = rng.permutation(np.arange(EXAMPLES) % TASKS)
             bursts = {"one": burst(predictor, x, 3), "mixed": burst(predictor, x, ids)}
-            one, several = rounds_of(bursts, rounds=60).values()
+            one, several = rounds_of(bursts, rounds=500).values()
             rows.append([network, method, f"{min(one) * 1e3:.2f}", f"{min(several) * 1e3:.2f}",
                          f"{min(several) / min(one):.2f}",
                          f"{np.median(np.divide(several, one)):.2f}"])  # fmt: skip

@@ -15,11 +15,11 @@ In Python tasks count from 0, in the command from 1.
 import sys
 
 from bpnjax import config as configuration
-from bpnjax.run.packs import Pack, Task, merge, pack, unpack
+from bpnjax.run.packs import Pack as Pack
+from bpnjax.run.packs import Task as Task
+from bpnjax.run.packs import merge, pack, unpack
 from bpnjax.utils import flags
 from bpnjax.utils.errors import UserError, suggest
-
-__all__ = ["Pack", "Task", "merge", "pack", "run", "unpack"]
 
 USAGE = """usage: bpnjax packs pack --model=DIR --tasks=1,2 --output=FILE [--seed=N]
                          [--nostatistics]

@@ -12,15 +12,25 @@ SETS = (
     ("CIFAR-10, 5 x 2", "online_cifar10.py"),
     ("CIFAR-100, 10 x 10", "online_cifar100.py"),
 )
-BATCHES = (10, 64)
 KINDS = (
     ("task_inferred", "nobody tells the task"),
     ("task_told", "told, all classes"),
     ("task_masked", "told, own classes"),
 )
-OWN = {"model__batch_statistics": "task"}  # running statistics of BatchNorm belong to the mode
-# Label, method, and per batch size the settings found: see `_TEXT`.
-METHODS: tuple[tuple[str, str, dict[str, Any], dict[int, dict[str, Any]]], ...] = ()
+# Label, method and the settings found for batches of 10: see `_TEXT`.
+METHODS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("SGD", "sgd", {"train__learning_rate": 0.03}),
+    ("SGD, statistics per task", "sgd",
+     {"train__learning_rate": 0.03, "model__batch_statistics": "task"}),
+    ("EWC", "ewc", {"train__learning_rate": 0.03, "ewc__strength": 100.0}),
+    ("LwF", "lwf", {"train__learning_rate": 0.03, "lwf__strength": 1.0}),
+    ("ER", "er", {"train__learning_rate": 0.2}),
+    ("DER++", "derpp",
+     {"train__learning_rate": 0.1, "replay__alpha": 0.1, "replay__beta": 0.5}),
+    ("BD+EWC", "bd_ewc",
+     {"train__learning_rate": 0.03, "bd__epsilon": 0.02, "ewc__strength": 100.0,
+      "model__batch_statistics": "task"}),
+)  # fmt: skip
 PUBLISHED = (
     ("CIFAR-10", "ER", "0.387 ± 0.008", "ER-ACE, arXiv 2104.05025v3, Table 1, 100 per class"),
     ("CIFAR-100", "ER", "0.112 ± 0.006", "SCR, arXiv 2103.13885v3, Table 1, 1,000 examples"),
@@ -55,18 +65,17 @@ def online(runner: runs.Runner) -> Report:
     done: list[runs.Run] = []
     tables, pictured = [], []
     for name, config_file in SETS:
-        for batch in BATCHES:
-            rows = []
-            for label, method, fields, settings in METHODS:
-                run = complete(runner, config_file, label, method, batch, fields, settings)
-                row = [label]
-                for kind, _ in KINDS:
-                    found = mean_and_sd(runs.matrix(run, kind)[:, -1].mean(1))
-                    row.append(number(found["mean"], found["sd"]))
-                rows.append(row)
-                pictured.append((f"{name}, batch {batch}", run))
-                done.append(run)
-            tables.append(([f"{name}, batch {batch}", *(head for _, head in KINDS)], rows))
+        rows = []
+        for label, method, settings in METHODS:
+            run = complete(runner, config_file, label, method, settings)
+            row = [label]
+            for kind, _ in KINDS:
+                found = mean_and_sd(runs.matrix(run, kind)[:, -1].mean(1))
+                row.append(number(found["mean"], found["sd"]))
+            rows.append(row)
+            pictured.append((name, run))
+            done.append(run)
+        tables.append(([name, *(head for _, head in KINDS)], rows))
     header = ["published, batch 10", "method", "nobody tells the task", "source"]
     tables.append((header, [list(row) for row in PUBLISHED]))
     path = drawing.figure_path(runner.folder, "online")
@@ -92,17 +101,21 @@ def online(runner: runs.Runner) -> Report:
 
 
 def complete(
-    runner: runs.Runner,
-    config_file: str,
-    label: str,
-    method: str,
-    batch: int,
-    fields: dict[str, Any],
-    settings: dict[int, dict[str, Any]],
+    runner: runs.Runner, config_file: str, label: str, method: str, settings: dict[str, Any]
 ) -> runs.Run:
-    """One row of a table, run unless it is there."""
-    size = {} if batch == 10 else {"train__batch_size": batch, "replay__batch_size": batch}
+    """One row of a table, run unless it is there.
+
+    Args:
+      runner: where runs go.
+      config_file: of `SETS`.
+      label: of `METHODS`.
+      method: the same.
+      settings: the same.
+
+    Returns:
+      `Run`.
+    """
     return runs.complete(
-        runner, label, config_file, method, 3, **size, **fields, **settings[batch],
-        evaluate__inferred_rows="last",
+        runner, label, config_file, method, 3, **settings,
+        evaluate__inferred_rows="last", evaluate__every_tasks=10,
     )  # fmt: skip

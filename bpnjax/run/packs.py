@@ -46,21 +46,13 @@ _TRAINING = ("model.pretrained", "model.dropout", "model.kernel_init")
 
 
 class Task(NamedTuple):
-    """A task of a pack.
+    """A task of a pack."""
 
-    Attributes:
-      classes: names of its classes, one for each of its outputs.
-      outputs: their places where all tasks share the output layer; () where it has its own.
-      arrays: what belongs to it, by the names of a model's arrays without the axis of tasks.
-      probe: f32 ``[4, K]``, its outputs for a few examples that everybody can draw.
-      identity: SHA-256 of its classes, outputs and arrays, in hexadecimal digits.
-    """
-
-    classes: tuple[str, ...]
-    outputs: tuple[int, ...]
-    arrays: dict[str, np.ndarray]
-    probe: np.ndarray
-    identity: str
+    classes: tuple[str, ...]  # names of its classes, one for each of its outputs
+    outputs: tuple[int, ...]  # their places where tasks share the output layer; () where not
+    arrays: dict[str, np.ndarray]  # its own, by the names of a model's, without their task axis
+    probe: np.ndarray  # f32 [4, K], its outputs for examples that everybody can draw
+    identity: str  # SHA-256 of all but the probe, in hexadecimal digits
 
 
 @dataclasses.dataclass(frozen=True)
