@@ -14,6 +14,7 @@ from bpnjax.paper import (
     controls,
     eight,
     incremental,
+    online,
     permuted,
     regions,
     report,
@@ -51,7 +52,8 @@ def get_config():
 def configs(tmp_path_factory):
     """Configurations of the paper's names, each small and on digits."""
     folder = tmp_path_factory.mktemp("configs")
-    for name in ("mnist", "cifar10", "cifar100", "permuted_mnist"):
+    online_sets = ("online_cifar10", "online_cifar100")
+    for name in ("mnist", "cifar10", "cifar100", "permuted_mnist", *online_sets):
         kind, tasks = ("permuted", 12) if name == "permuted_mnist" else ("class_split", 2)
         text = CONFIG.format(name=name, kind=kind, tasks=tasks)
         (folder / f"{name}.py").write_text(text)
@@ -91,12 +93,13 @@ def test_every_artefact_and_the_page(configs, folder, few, monkeypatch, capsys):
     flags = ["--artefact=all", f"--workdir={folder}", f"--configs={configs}", "--num_seeds=1",
              "--config.train.batch_size=48", "--sequence=eight_domains"]  # fmt: skip
     assert command.run(flags) == 0
-    for name in command.artefacts():
+    names = [name for name in command.artefacts() if name != "online"]
+    for name in names:
         text = (folder / name / f"{name}.md").read_text()
         assert f"python -m bpnjax.paper --artefact={name}" in text and str(folder) not in text
         assert (folder / name / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     page = (folder / "report" / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == len(command.artefacts())
+    assert page.count("data:image/png;base64,") == len(names)
     assert "<td>BD+EWC</td>" in page and "http" not in page.replace("http-equiv", "")
     config = (folder / "mnist" / "bd_ewc" / "config.json").read_text()
     assert '"batch_size": 48' in config  # the override reached the runs
@@ -105,6 +108,19 @@ def test_every_artefact_and_the_page(configs, folder, few, monkeypatch, capsys):
     monkeypatch.setattr("bpnjax.run.train.train_and_evaluate", None)
     monkeypatch.setattr("bpnjax.run.sweep.sweep", None)
     assert command.run(flags) == 0
+
+
+def test_online_has_a_table_for_each_set_and_the_published_figures(configs, folder, monkeypatch):
+    monkeypatch.setattr(
+        online, "METHODS", [m for m in online.METHODS if m[1] in ("sgd", "er")][::2]
+    )
+    made = online.online(runs.Runner(folder, configs, 1, {"train.epochs": 1}))
+    (header, rows), _, (_, published) = made.tables
+    assert [row[0] for row in rows] == ["SGD", "ER"]
+    assert header[1:] == ["nobody tells the task", "told, all classes", "told, own classes"]
+    assert rows[1][1] == rows[1][2] != rows[1][3]  # without modes nothing is told but the classes
+    assert all("arXiv" in row[-1] for row in published)
+    assert made.figures[0].is_file()
 
 
 def test_figures_are_those_of_the_result_files(configs, folder, few):
