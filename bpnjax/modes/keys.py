@@ -99,9 +99,7 @@ class GateSeeds:
           f32 ``[width]``, each element 0 with probability ``gated``, else 1.
         """
         # Not `jax.random.bernoulli`, which draws other numbers where 64-bit floats are on.
-        draws = jax.random.uniform(
-            key_of_task(self.seed, task), (self.width,), dtype=jnp.float32
-        )
+        draws = jax.random.uniform(key_of_task(self.seed, task), (self.width,), dtype=jnp.float32)
         return (draws < jnp.float32(1.0 - self.gated)).astype(jnp.float32)
 
 

@@ -38,10 +38,10 @@ PUBLISHED = (
     ("CIFAR-100", "ER", "0.112 ± 0.006", "SCR, arXiv 2103.13885v3, Table 1, 1,000 examples"),
 )
 _TEXT = """Each example is seen once, in batches of 10, by a ResNet-18 of width 8 (176,402
-parameters for 10 classes) with plain SGD and no augmentation; the replay methods keep 1,000 examples and draw
-10 for each batch. BatchNorm's running statistics are shared by all tasks, but for BD, where they
-were chosen to belong to the modes, and for SGD with statistics of each task: the control that says
-what these alone give.
+parameters for 10 classes) with plain SGD and no augmentation; the replay methods keep 1,000
+examples and draw 10 for each batch. BatchNorm's running statistics are shared by all tasks,
+but for BD, where they were chosen to belong to the modes, and for SGD with statistics of each task:
+the control that says what these alone give.
 
 Settings: four trials of each method on CIFAR-10 (trials.md), 3,000 training examples of each task,
 one seed that is not reported, chosen by the mean of the three accuracies on a tenth of the training
