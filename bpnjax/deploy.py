@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         print(f"bpnjax: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(f"a program of {os.path.getsize(file) / 1e6:.1f} MB in {file}, described in {file}.json")
+    print(f"a program of {os.path.getsize(file) / 1e3:,.0f} KB in {file}, described in {file}.json")
     return 0
 
 

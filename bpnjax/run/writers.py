@@ -248,7 +248,7 @@ class Progress:
 
             self._bar = tqdm(
                 total=total_steps, initial=done_steps, leave=False, desc="compiling",
-                bar_format="{desc}  {percentage:.0f}% of the run, {remaining} left{postfix}",
+                bar_format="{desc}  {percentage:.0f}%, {remaining} left{postfix}",
             )  # fmt: skip
 
     def update(self, steps: int, where: str, loss: float, rate: float) -> None:
