@@ -31,7 +31,7 @@ bpnjax/data/sets/ and is, to train / to test (classes):
     chars74k_letters    6 of 7 / 1 of 7 of the natural images (62; fonts as .../fonts)
     svhn_cropped       73,257 / 26,032 (10)
 
-Pictures are treated as others do: shorter side 256; to train a random part of 224 x 224, mirrored
+Images are treated as others do: shorter side 256; to train a random part of 224 x 224, mirrored
 half the time (letters and digits too); to test, and for importance, the middle. They are decoded by
 --config.dataset.workers processes while the device trains; the middles (150 kB each, 25 GB of all)
 are decoded once and kept in the cache folder. --config.dataset.augment=none squeezes whole images

@@ -18,7 +18,7 @@ Two other protocols go by the same name. The authors' script was later given a l
 examples per task by default, for their paper on tiny memories (1902.10486); with
 --config.sequence.examples_per_task=1000 --config.num_seeds=3 ours has 0.705 +- 0.011 (39 s). And
 ContinualAI/continual-learning-baselines lists 0.81 as the paper's figure and as its own result,
-with 60,000 examples and 250 memories a task; the authors' notebook does not support that figure.
+with 60,000 examples and 250 memories per task; the authors' notebook does not support that figure.
 
 What deviates: the weights start Glorot uniform; the memory is filled when a task ends, with the
 last 25 examples of each class.

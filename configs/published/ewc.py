@@ -8,7 +8,7 @@ Original: fully connected, SGD; the code was never released. Published average o
 as ContinualAI/continual-learning-baselines reads it from the paper; its own attempt (2 x 1000,
 SGD, 30 epochs, squares of batch means as Fisher) reaches 0.83. Ours, 3 seeds: 0.926 +- 0.010
 (0.915, 0.929, 0.934) with 2 x 400 units, Adam at 1e-3, 4 epochs, the exact Fisher with the labels
-of the network's own distribution, summed over tasks, anchor at the last task; 144 to 165 s a seed
+of the network's own distribution, summed over tasks, anchor at the last task; 144 to 165 s per seed
 on one core.
 
 Chosen on a tenth of the training set held out, one seed, average over the tasks:

@@ -4,7 +4,7 @@
 
 Original (the authors' code and run_experiments.sh): 784-100-100-10, Xavier initialisation, all
 tasks permuted, pixels / 255, SGD at 0.1, one pass over 1,000 examples per task in batches of 10,
-256 memories a task, margin 0.5. All of it is kept.
+256 memories per task, margin 0.5. All of it is kept.
 
 Published average over the tasks after the last: 0.83 (given to two digits by the reproductions of
 ContinualAI/continual-learning-baselines, which get 0.80). Ours, 3 seeds: 0.825 +- 0.003 (0.827,

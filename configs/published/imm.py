@@ -11,7 +11,7 @@ on the hidden and 0.2 on the input units, equal weights of the 3 networks. Kept,
 Published average over the tasks: about 0.98 for mode-IMM (quoted from memory, Table 1 of the
 paper was not at hand; for mean-IMM we have no figure). Ours, 3 seeds:
 
-    imm_mode   0.962 +- 0.001   (0.963, 0.962, 0.960)   72 to 153 s a seed on one core
+    imm_mode   0.962 +- 0.001   (0.963, 0.962, 0.960)   72 to 153 s per seed on one core
     imm_mean   0.932 +- 0.004   (0.933, 0.928, 0.935)   59 to 110 s
 
 What is missing to 0.98 are epochs: mode-IMM of seed 0 has 0.944 after 1 epoch, 0.963 after 3 and

@@ -7,14 +7,14 @@ and with --config.seed=1 and 2; --config.method=sgd is the network without keys.
 Original (briancheung/superposition, PermutingMNISTBinaryHash256): 3 hidden layers of 256, 1,000
 steps per task in batches of 128, RMSprop at 1e-4 whose state goes on from task to task, Xavier
 normal initialisation, the first task not permuted, pixels with zero mean and unit deviation.
-Kept, with 2 epochs (938 steps) a task. Ours is the binary variant with fixed keys and with each
+Kept, with 2 epochs (938 steps) per task. Ours is the binary variant with fixed keys and with each
 layer's bias; the released code trains the keys and never adds the bias. Our RMSprop averages with
 0.9, theirs with 0.99.
 
 Published: 0.976 against 0.618 for the standard network, as a secondary note gives it for 50 tasks
 and 256 units, without the variant or the measure. Ours, 3 seeds, average over the 50 tasks: 0.825
 +- 0.002 (0.828, 0.825, 0.823); task 1 after all: 0.640 +- 0.051; standard network, one seed:
-0.261, task 1 0.096. 146 to 198 s a seed on one core.
+0.261, task 1 0.096. 146 to 198 s per seed on one core.
 
 The two published figures do not belong to 50 tasks on this network. What was run to find out, one
 seed each:

@@ -5,11 +5,11 @@
 and with --config.seed=1 and 2.
 
 Original (ganguli-lab/pathint): 784-2000-2000-10, Adam at 1e-3 whose state goes on from task to
-task, batches of 256, 20 epochs a task, strength 0.1, damping 0.1, the running sum clamped. Kept
+task, batches of 256, 20 epochs per task, strength 0.1, damping 0.1, the running sum clamped. Kept
 but for the epochs, of which ours has 1, and the strength, which that changes.
 
 Published average over the tasks: 0.969 (the data shipped with the authors' code). Ours, 3 seeds:
-0.949 +- 0.004 (0.944, 0.953, 0.949), 354 to 484 s a seed on one core that was shared.
+0.949 +- 0.004 (0.944, 0.953, 0.949), 354 to 484 s per seed on one core that was shared.
 
 Why the strength is not the original's: the path integral grows with every step, since the noise
 of a batch's gradient is part of it, so few steps make a weak anchor. With 1 epoch and strength
