@@ -44,7 +44,7 @@ class ResNet18(nn.Module):
     columns, and the output. Convolutions have no bias. Layers are named ``conv_0``,
     ``block_<stage>_<i>/conv_0``, ``.../conv_1``, ``.../shortcut`` and ``output``.
 
-    Attributes:
+    Args:
       num_classes: outputs.
       width: channels of the first stage; 64 is the full network (11.2 million parameters), 20 the
         reduced one of the online setting (1.1 million).

@@ -43,7 +43,7 @@ class ViT(nn.Module):
     ``block_<i>/attention/query|key|value|out``, ``block_<i>/mlp_0``, ``.../mlp_1`` and ``output``.
     Dropout acts where the call is given ``rngs={"dropout": key}``.
 
-    Attributes:
+    Args:
       num_classes: outputs.
       patch: pixels per side of a patch; it divides both sides of the images.
       depth: blocks.
