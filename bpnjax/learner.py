@@ -568,11 +568,13 @@ class Learner:
         """A plain function knows one mode for its batch, not one per example."""
         return jnp.ndim(task) == 1 and self.network.tapped is None and self.method.told_task
 
-    def _outputs(self, state: State, params: Any, x: Any, task: Any, current: Any) -> jax.Array:
-        """Outputs of examples in the mode of their tasks, f32."""
+    def _outputs(
+        self, state: State, params: Any, x: Any, task: Any, current: Any, key: Any = None
+    ) -> jax.Array:
+        """Outputs of examples in the mode of their tasks, f32; a hook that asks has a key."""
 
         def run(x: Any, task: Any) -> jax.Array:
-            return self._run(state, params, x, task, current)[0]
+            return self._run(state, params, x, task, current, False, key)[0]
 
         own = jnp.ndim(task) == 1 and self._own_variables and bool(state.variables)
         if jnp.ndim(task) == 1 and self.method.trains == "afresh":
@@ -618,11 +620,12 @@ class Learner:
     ) -> Context:  # fmt: skip
         current = clock.task
 
+        draw = prng.fold(key, prng.REPLAY)
+
         def outputs(params: Any, x: Any, task: Any) -> jax.Array:
-            return self._outputs(state, params, x, task, current)
+            return self._outputs(state, params, x, task, current, draw)
 
         def trained(params: Any, x: Any, task: Any) -> tuple[jax.Array, Any]:
-            draw = prng.fold(key, prng.REPLAY)
             return self._trained(state, params, x, task, current, draw)
 
         def losses(params: Any, x: Any, y: Any, task: Any) -> jax.Array:

@@ -368,7 +368,10 @@ def leave(run: Callable[[list[str]], int]) -> NoReturn:
         # At a usual exit this host would wait for the others, and they for its part of the work.
         sys.stdout.flush()
         sys.stderr.flush()
-        time.sleep(2)  # those that know of it too end by themselves
+        if jax.process_index() == 0:
+            # It keeps the hosts together: without it those that know of this too would be aborted
+            # before they end by themselves, which takes longer on a busy machine.
+            time.sleep(8 if code == 2 else 2)
         os._exit(code)
     sys.exit(code)
 

@@ -109,9 +109,9 @@ def test_replayed_gradient_by_hand(rule):
     batch = Batch(jnp.zeros((12, 2)), jnp.zeros(12, int), weight, jnp.zeros(12, int))
     ctx = methods.Context(
         learner.setup, 0, 0, True, jax.random.key(5),
-        outputs=lambda p, x, task, train=False: x @ p,
-        losses=lambda p, x, y, task, train=False: -jnp.take_along_axis(
-            jax.nn.log_softmax(x @ p), y[:, None], 1
+        trained=lambda p, x, task: (x @ p, {}),
+        loss_of=lambda z, y, task: -jnp.take_along_axis(
+            jax.nn.log_softmax(z), y[:, None], 1
         )[:, 0],
     )  # fmt: skip
     found = method.gradient(ones, params, state.method._replace(memory=memory), batch, ctx)

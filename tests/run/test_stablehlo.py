@@ -223,7 +223,8 @@ def test_command(make_model, tmp_path, capsys):
     out = tmp_path / "a.stablehlo"
     flags = [f"--model={folder}", f"--output={out}"]
     assert deploy.run([*flags, "--platforms=cpu,tpu", "--batch=3", "--seed=0"]) == 0
-    assert capsys.readouterr().out == f"a program of 0.0 MB in {out}, described in {out}.json\n"
+    size = f"{out.stat().st_size / 1e3:,.0f} KB"
+    assert capsys.readouterr().out == f"a program of {size} in {out}, described in {out}.json\n"
     said = json.loads((tmp_path / "a.stablehlo.json").read_text())
     assert said["platforms"] == ["cpu", "tpu"] and said["inputs"][0]["shape"][0] == 3
     for words, more in (

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from support import Jitted, changed, digits_config
 
-from bpnjax import main
-from bpnjax.training import experiment
+from bpnjax import main, models
 from bpnjax.utils import errors
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -97,7 +96,8 @@ def test_rates_that_cannot_be_are_refused(rates, message):
 
 
 class Dropping(nn.Module):
-    share: float
+    num_classes: int
+    share: float = 0.5
 
     @nn.compact
     def __call__(self, x):
@@ -106,11 +106,21 @@ class Dropping(nn.Module):
         return nn.Dense(6, name="output")(drop(x))
 
 
-def test_dropout_acts_in_training_only_and_by_the_key_of_its_step(monkeypatch):
+@pytest.fixture
+def registered():
+    """Registers networks for one test."""
+    before = dict(models.REGISTRY)
+    yield models.register
+    for name in models.REGISTRY.keys() - before.keys():
+        del models.REGISTRY[name]
+
+
+def test_dropout_acts_in_training_only_and_by_the_key_of_its_step(registered):
+    registered("dropping")(Dropping)
     key, found = jax.random.key(0), {}
     for share in (0.0, 0.5):
-        monkeypatch.setattr(experiment.models, "build", lambda *_, share=share: Dropping(share))
-        jitted = Jitted(digits_config("sgd"))
+        options = {"model__name": "dropping", "model__options": f"share={share}"}
+        jitted = Jitted(digits_config("sgd", **options))
         start = jitted.begin_task(jitted.init(key), 0)
 
         def kernel(first, last, start=start, jitted=jitted):
@@ -127,15 +137,18 @@ def test_dropout_acts_in_training_only_and_by_the_key_of_its_step(monkeypatch):
 class DroppedOnes(nn.Module):
     """What a step moves is what was not dropped of the input."""
 
+    num_classes: int
+
     @nn.compact
     def __call__(self, x):
         drop = nn.Dropout(0.5, deterministic=not self.has_rng("dropout"))
         return nn.Dense(6, use_bias=False, name="output")(drop(jnp.ones((len(x), 64))))
 
 
-def test_every_step_drops_other_units(monkeypatch):
-    monkeypatch.setattr(experiment.models, "build", lambda *_: DroppedOnes())
-    jitted = Jitted(digits_config("sgd", train__optimizer="sgd", train__batch_size=1))
+def test_every_step_drops_other_units(registered):
+    registered("dropped_ones")(DroppedOnes)
+    sizes = {"train__optimizer": "sgd", "train__batch_size": 1}
+    jitted = Jitted(digits_config("sgd", model__name="dropped_ones", **sizes))
     start = jitted.begin_task(jitted.init(jax.random.key(0)), 0)
 
     def kept(task, epoch, step):
