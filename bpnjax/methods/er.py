@@ -12,8 +12,8 @@ or, with ``combine="sum"``, on the sum of the two means. `der` and `derpp` add t
 with :math:`B_1, B_2` two independent draws from the memory and :math:`z_b` the C outputs that the
 network gave when the example entered it; `der` has :math:`\beta = 0`.
 
-Examples enter the memory after the step that learned from them, with the outputs before it. A
-method with modes answers each of them in the mode of its own task.
+Examples enter the memory after the step that learned from them, with the outputs before it, as
+training gave them. A method with modes answers each of them in the mode of its own task.
 
 Source: Chaudhry et al. 2019 (arXiv 1902.10486) for ER, whose step is on the union; Buzzega et al.
 2020 (arXiv 2004.07211), Eq. 5 and 6, for DER and DER++. Variant: the squared difference is averaged
@@ -99,7 +99,8 @@ def _replaying(
         old: Any, new: Any, grads: Any, state: ReplayState, batch: Batch, ctx: Context
     ) -> tuple[Any, ReplayState]:
         del grads
-        answers = ctx.outputs(old, batch.x, batch.task) if keeps_outputs else None
+        # As in training: early running statistics of BatchNorm would give outputs of any size.
+        answers = ctx.trained(old, batch.x, batch.task)[0] if keeps_outputs else None
         memory = replay.offer(state.memory, jax.random.fold_in(ctx.key, 1), batch, answers)
         return new, state._replace(memory=memory)
 

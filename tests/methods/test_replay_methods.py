@@ -327,3 +327,16 @@ def test_replayed_examples_enter_statistics_that_tasks_share(make, policy):
     passes = 1 if make is methods.er else 2  # of replayed examples, beside that of the batch
     expected = {"shared": 0.1 / (1 + passes), "task": 0.1, "frozen": 0.0}[policy]
     np.testing.assert_allclose(state.variables["batch_stats"]["norm"]["mean"], expected, rtol=1e-6)
+
+
+def test_outputs_are_kept_as_training_gives_them():
+    """With the statistics of the batch; running ones of a fresh network are far from them."""
+    x = 5.0 + 3.0 * np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    network = networks.from_linen(Normed(), x)
+    learner = bpnjax.learner(network, methods.der(memory_size=4), optax.sgd(0.1), 1)
+    state = learner.begin_task(learner.init(jax.random.key(0)), 0)
+    params = jax.tree.map(np.array, state.params)
+    state, _ = learner.step(state, (x, np.array([0, 1, 0, 1], np.int32)))
+    z = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+    expected = z @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+    np.testing.assert_allclose(state.method.memory.outputs, expected, rtol=1e-3, atol=1e-3)
