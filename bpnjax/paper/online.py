@@ -99,7 +99,8 @@ def online(runner: runs.Runner) -> Report:
             axis.set_yticks(y, [run.label for run in of_cell])
             axis.set_xlim(0, 1)
             axis.set_title(cell)
-            axis.legend(loc="lower right", fontsize=7)
+        below = {"loc": "upper left", "bbox_to_anchor": (0, -0.07), "ncols": 3}
+        axes[0].legend(**below, frameon=False, fontsize=8)
     return Report(
         "online", "Online: one pass over the stream with ResNet-18", _TEXT, tables, [path],
         "python -m bpnjax.paper --artefact=online", [run.command for run in done],
