@@ -111,9 +111,7 @@ def test_every_artefact_and_the_page(configs, folder, few, monkeypatch, capsys):
 
 
 def test_online_has_a_table_for_each_set_and_the_published_figures(configs, folder, monkeypatch):
-    monkeypatch.setattr(
-        online, "METHODS", [m for m in online.METHODS if m[1] in ("sgd", "er")][::2]
-    )
+    monkeypatch.setattr(online, "METHODS", [m for m in online.METHODS if m[0] in ("SGD", "ER")])
     made = online.online(runs.Runner(folder, configs, 1, {"train.epochs": 1}))
     (header, rows), _, (_, published) = made.tables
     assert [row[0] for row in rows] == ["SGD", "ER"]
