@@ -353,7 +353,7 @@ class Learner:
         variables = collectives.mean(variables, axis)
         grads, task_grads = jax.tree.map(lambda g: (g / count).astype(g.dtype), grads)
         changed = self.method.gradient(grads, state.params, state.method, whole, ctx)
-        if not self._own_variables:  # else they are of the current task alone
+        if seen and self.batch_statistics == "shared" and not self._own_variables:
             variables = _weighted_mean([(variables, 1.0), *seen])
         # Of bf16 parameters too, so that the optimizer's state keeps its dtypes.
         changed = jax.tree.map(lambda new, g: new.astype(g.dtype), changed, grads)
@@ -784,12 +784,12 @@ class Learner:
 
 
 def _weighted_mean(trees: Sequence[tuple[Any, Any]]) -> Any:
-    """The mean of trees, each with a weight."""
+    """The mean of trees, each with a weight; what is no float stays as in the first."""
     total = sum(weight for _, weight in trees)
     shares = [weight / total for _, weight in trees]
 
     def one(first: Any, *leaves: Any) -> Any:
-        if not leaves or not jnp.issubdtype(jnp.result_type(first), jnp.inexact):
+        if not jnp.issubdtype(jnp.result_type(first), jnp.inexact):
             return first
         both = zip(shares, (first, *leaves), strict=True)
         return jnp.asarray(sum(share * leaf for share, leaf in both), first.dtype)

@@ -329,6 +329,24 @@ def test_replayed_examples_enter_statistics_that_tasks_share(make, policy):
     np.testing.assert_allclose(state.variables["batch_stats"]["norm"]["mean"], expected, rtol=1e-6)
 
 
+def test_frozen_statistics_stay_bit_for_bit():
+    """A mean of equal numbers may differ from them in the last place."""
+    x, y = np.ones((4, 3), np.float32), np.array([0, 1, 0, 1], np.int32)
+    network = networks.from_linen(Normed(), x)
+    method = methods.derpp(memory_size=4, batch_size=4)
+    learner = bpnjax.learner(network, method, optax.sgd(0.1), 1, batch_statistics="frozen")
+    state = learner.init(jax.random.key(0))
+    start = np.float32([0.1, 1 / 3, 0.7])
+    state = state.replace(
+        variables=jax.tree.map(lambda v: jnp.asarray(start), state.variables),
+    )
+    state = learner.begin_task(state, 0)
+    for _ in range(3):
+        state, _ = learner.step(state, (x, y))
+    for leaf in jax.tree.leaves(state.variables):
+        np.testing.assert_array_equal(leaf, start)
+
+
 def test_outputs_are_kept_as_training_gives_them():
     """With the statistics of the batch; running ones of a fresh network are far from them."""
     x = 5.0 + 3.0 * np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
