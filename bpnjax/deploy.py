@@ -33,37 +33,32 @@ def run(arguments: list[str]) -> int:
     Returns:
       The exit code: 0, 1 if the file could not be written, 2 for a wrong argument or model.
     """
-    if {"--help", "-h", "--helpfull"} & set(arguments):
-        print(USAGE)
-        return 0
-    try:
-        texts = ("model", "output", "platforms", "config")
-        values, rest = flags.parse(arguments, texts, numbers=("seed", "batch"))
-        if rest:
-            raise UserError(f"{rest[0]!r} is no flag; see --help")
-        for name in ("model", "output"):
-            if not values[name].value:
-                raise UserError(f"--{name}: missing; see --help")
-        if values.config:
-            configuration.load_file(values.config)
-        from bpnjax.run import stablehlo  # late: a wrong flag need not wait for JAX
+    return flags.run(USAGE, arguments, _answer)
 
-        names = [name.strip() for name in values.platforms.split(",") if name.strip()]
-        file = flags.named(
-            lambda: stablehlo.export(
-                values.model, values.output, batch=values.batch, seed=values.seed,
-                platforms=names or stablehlo.PLATFORMS,
-            ),
-            out="output", batch="batch", platforms="platforms",
-        )  # fmt: skip
-    except UserError as error:
-        print(f"bpnjax: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"bpnjax: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    print(f"a program of {os.path.getsize(file) / 1e3:,.0f} KB in {file}, described in {file}.json")
-    return 0
+
+def _answer(arguments: list[str]) -> str:
+    """Does what the arguments say; returns what there is to print."""
+    texts = ("model", "output", "platforms", "config")
+    values, rest = flags.parse(arguments, texts, numbers=("seed", "batch"))
+    if rest:
+        raise UserError(f"{rest[0]!r} is no flag; see --help")
+    for name in ("model", "output"):
+        if not values[name].value:
+            raise UserError(f"--{name}: missing; see --help")
+    if values.config:
+        configuration.load_file(values.config)
+    from bpnjax.run import stablehlo  # late: a wrong flag need not wait for JAX
+
+    names = [name.strip() for name in values.platforms.split(",") if name.strip()]
+    file = flags.named(
+        lambda: stablehlo.export(
+            values.model, values.output, batch=values.batch, seed=values.seed,
+            platforms=names or stablehlo.PLATFORMS,
+        ),
+        out="output", batch="batch", platforms="platforms",
+    )  # fmt: skip
+    size = f"{os.path.getsize(file) / 1e3:,.0f} KB"
+    return f"a program of {size} in {file}, described in {file}.json"
 
 
 if __name__ == "__main__":

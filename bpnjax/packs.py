@@ -49,18 +49,7 @@ def run(arguments: list[str]) -> int:
     Returns:
       The exit code: 0, 1 if the file could not be written, 2 for a wrong argument or file.
     """
-    if {"--help", "-h", "--helpfull"} & set(arguments):
-        print(USAGE)
-        return 0
-    try:
-        print(_answer(arguments))
-    except UserError as error:
-        print(f"bpnjax: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"bpnjax: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
+    return flags.run(USAGE, arguments, _answer)
 
 
 def _answer(arguments: list[str]) -> str:

@@ -128,55 +128,49 @@ def run(arguments: list[str]) -> int:
     Returns:
       The exit code: 0, 1 if the file could not be written, 2 for a wrong argument or input.
     """
+    return flags.run(USAGE, arguments, _answered)
+
+
+def _answered(arguments: list[str]) -> str:
+    """Does what the arguments say; returns what there is to print."""
     from bpnjax.run.checkpoint import write_atomically
 
-    if {"--help", "-h", "--helpfull"} & set(arguments):
-        print(USAGE)
-        return 0
+    values, rest = flags.parse(
+        arguments, ("model", "input", "output", "config"), ("task", "seed"),
+        {"rule": (None, task_inference.RULES), "per": ("example", ("example", "batch"))},
+    )  # fmt: skip
+    if rest:
+        raise UserError(f"{rest[0]!r} is no flag; see --help")
+    for name in ("model", "input", "output"):
+        if not values[name].value:
+            raise UserError(f"--{name}: missing; see --help")
+    output = pathlib.Path(values.output)
+    _check_output(output, values.input)
+    x, task = _read_examples(values.input)
+    if values.task is not None:
+        task = values.task
+    if values.config:
+        configuration.load_file(values.config)
+    predictor = load(values.model, values.seed)
+    task = None if task is None else np.asarray(task) - 1
+    if values.rule == "statistics" and predictor.statistics is None:
+        raise UserError(
+            f"--rule: {values.model} kept no statistics; train it with "
+            "--config.evaluate.rule=statistics"
+        )
     try:
-        values, rest = flags.parse(
-            arguments, ("model", "input", "output", "config"), ("task", "seed"),
-            {"rule": (None, task_inference.RULES), "per": ("example", ("example", "batch"))},
-        )  # fmt: skip
-        if rest:
-            raise UserError(f"{rest[0]!r} is no flag; see --help")
-        for name in ("model", "input", "output"):
-            if not values[name].value:
-                raise UserError(f"--{name}: missing; see --help")
-        output = pathlib.Path(values.output)
-        _check_output(output, values.input)
-        x, task = _read_examples(values.input)
-        if values.task is not None:
-            task = values.task
-        if values.config:
-            configuration.load_file(values.config)
-        predictor = load(values.model, values.seed)
-        task = None if task is None else np.asarray(task) - 1
-        if values.rule == "statistics" and predictor.statistics is None:
-            raise UserError(
-                f"--rule: {values.model} kept no statistics; train it with "
-                "--config.evaluate.rule=statistics"
-            )
-        try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("ignore")
-                warnings.simplefilter("always", UserWarning)
-                text = answers(predictor, x, task, values.rule, values.per)
-        except UserError as error:
-            raise UserError(f"--model: {values.model}: {error}") from error
-        except ValueError as error:
-            raise UserError(f"--input: {error} (on the command line tasks count from 1)") from error
-        for message in dict.fromkeys(str(warning.message) for warning in caught):
-            print(f"bpnjax: --input: {message}", file=sys.stderr)
-        write_atomically(output, text)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", UserWarning)
+            text = answers(predictor, x, task, values.rule, values.per)
     except UserError as error:
-        print(f"bpnjax: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"bpnjax: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    print(f"{text.count(chr(10)) - 1} answers in {values.output}")
-    return 0
+        raise UserError(f"--model: {values.model}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"--input: {error} (on the command line tasks count from 1)") from error
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        print(f"bpnjax: --input: {message}", file=sys.stderr)
+    write_atomically(output, text)
+    return f"{text.count(chr(10)) - 1} answers in {values.output}"
 
 
 if __name__ == "__main__":

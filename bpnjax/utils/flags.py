@@ -1,5 +1,6 @@
 """Flags of the small commands: read, refused in one line, and named in messages of functions."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,38 @@ from absl import flags
 
 from bpnjax.utils.errors import UserError
 
-__all__ = ["named", "parse"]
+__all__ = ["named", "parse", "run"]
+
+
+def run(usage: str, arguments: list[str], answer: Callable[[list[str]], str]) -> int:
+    """Runs a small command: its help, its answer, or in one line why there is none.
+
+    Args:
+      usage: printed for ``--help``.
+      arguments: without the program's name.
+      answer: what the command does with them; returns what is to be printed.
+
+    Returns:
+      The exit code: 0, 1 if a file could not be written, 2 for a wrong argument or file.
+
+    Example:
+      >>> from bpnjax.utils import flags
+      >>> flags.run("usage: ...", ["a", "b"], lambda words: f"{len(words)} words")
+      2 words
+      0
+    """
+    if {"--help", "-h", "--helpfull"} & set(arguments):
+        print(usage)
+        return 0
+    try:
+        print(answer(arguments))
+    except UserError as error:
+        print(f"bpnjax: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"bpnjax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def parse(
