@@ -4,9 +4,9 @@
 
 The setting of ER-ACE (arXiv 2104.05025) and of Mai et al. (arXiv 2101.10423), without augmentation;
 the replay methods keep 1,000 examples and draw as many as the batch has. The network has width 8
-instead of their 20, so that a seed takes about two minutes on a CPU core;
---config.model.options="width=20" is theirs. Settings of each method, how they were chosen, and what
-was measured: `bpnjax/paper/online.py` and docs/paper/online/online.md.
+instead of their 20, so that it can be run on a CPU; --config.model.options="width=20" is theirs.
+Settings of each method, how they were chosen, and what was measured: `bpnjax/paper/online.py` and
+docs/paper/online/online.md.
 """
 
 from bpnjax.config import default

@@ -124,7 +124,7 @@ def _decoded(
             for who, of_part in files.items():
                 found = crops.centre_crops(of_part, dataset.workers)
                 arrays |= {f"{who}_{what}": array for what, array in found.items()}
-        except Exception:  # a file that cannot be read: which?
+        except Exception:  # whatever it is: `_decode` names the files that cannot be read
             _decode(every, (1, 1, 3), source)
             raise
     else:

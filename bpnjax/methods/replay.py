@@ -163,6 +163,9 @@ def gradient(
 
     Returns:
       A tree like ``params``.
+
+    Source: ours. A network of PyTorch updates running statistics in every forward pass, one after
+    another; here those of the passes of a step are averaged.
     """
 
     def of(params: Any) -> tuple[jax.Array, Any]:

@@ -30,6 +30,8 @@ class Biases:
 
     BatchNorm subtracts the mean of each channel, hence any bias before it: the network would answer
     as without one, and the gradient that the bias gets would be the rounding error.
+
+    Source: ours; the paper's networks have no BatchNorm.
     """
 
     def __init__(self) -> None:
