@@ -26,9 +26,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 POLICIES = ("task", "shared", "frozen")
 METHODS = {
     "sgd": methods.sgd(),
-    "ewc": methods.ewc(strength=100.0, examples=200),
-    "bd_ewc": methods.bd_ewc(epsilon=0.02, strength=100.0, examples=200),
-    "bd_psp": methods.bd_psp(epsilon=0.02),
+    "ewc": methods.ewc(examples=200),
+    "bd_ewc": methods.bd_ewc(examples=200),
+    "bd_psp": methods.bd_psp(),
     "er": methods.er(memory_size=500, batch_size=32),
 }
 

@@ -1,7 +1,7 @@
 """The learner: a network, a method and an optimizer joined to pure functions over one state.
 
     network = networks.from_linen(model, x[:1])
-    learner = bpnjax.learner(network, methods.bd_ewc(epsilon=0.2), optax.adam(3e-4), num_tasks=5)
+    learner = bpnjax.learner(network, methods.bd_ewc(), optax.adam(3e-4), num_tasks=5)
     state = learner.init(jax.random.key(0))
     for task, (x, y) in enumerate(tasks):
         state = learner.begin_task(state, task)
@@ -858,7 +858,7 @@ def learner(
       >>> from bpnjax import methods, networks
       >>> x, y = jnp.eye(4), jnp.array([0, 1, 0, 1])
       >>> network = networks.from_linen(nn.Dense(2), x)
-      >>> method = methods.bd_ewc(epsilon=0.1)
+      >>> method = methods.bd_ewc()
       >>> learner = bpnjax.learner(network, method, optax.sgd(0.1), num_tasks=2)
       >>> state = learner.init(jax.random.key(0))
       >>> for task in range(2):

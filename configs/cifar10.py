@@ -19,6 +19,9 @@ def get_config():
     config.dataset.name = "cifar10"
     config.train.epochs = 4
     config.train.learning_rate = 1e-4
+    config.bd.step = "absolute"  # the paper's
+    config.bd.epsilon = 0.02
+    config.ewc.form = "proximal"
     config.bd.learning_rate = 1e-3
     config.paper.bd_ewc = {"first_task_accuracy": 0.795, "bytes_per_task": 4808}
     config.paper.ewc = {"first_task_accuracy": 0.0}

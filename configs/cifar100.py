@@ -48,6 +48,9 @@ def get_config():
     config.train.epochs = 10
     config.train.batch_size = 64
     config.train.learning_rate = 5e-5
+    config.bd.step = "absolute"  # the paper's
+    config.bd.epsilon = 0.02
+    config.ewc.form = "proximal"
     config.bd.learning_rate = 1e-3
     config.si.strength = 100.0
     config.mas.strength = 10.0

@@ -49,6 +49,9 @@ def get_config():
     config.train.rates = "conv_.*=0"
     config.train.features_once = True
     config.train.learning_rate = 3e-4
+    config.bd.step = "absolute"  # the paper's
+    config.bd.epsilon = 0.02
+    config.ewc.form = "proximal"
     config.bd.layers = "fc6|fc7|output"
     config.psp.layers = "fc6|fc7|output"
     config.ebll.layer = "fc7"  # what enters fc6 is fixed, there is nothing to keep

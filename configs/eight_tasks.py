@@ -86,6 +86,9 @@ def get_config():
     config.train.rate_drops = (0.45, 0.54)
     config.train.optimizer = "momentum"
     config.train.learning_rate = 1e-3
+    config.bd.step = "absolute"  # the paper's
+    config.bd.epsilon = 0.02
+    config.ewc.form = "proximal"
     config.bd.layers = "fc6|fc7|output"
     config.bd.hidden_dim = 500
     config.psp.layers = "fc6|fc7|output"

@@ -50,6 +50,8 @@ def get_config():
     config = default()
     config.name = "mnist"
     config.dataset.name = "mnist"
+    config.bd.step = "absolute"  # the paper's
+    config.ewc.form = "proximal"
     config.bd.epsilon = 0.2
     config.si.strength = 100.0
     config.mas.strength = 10.0

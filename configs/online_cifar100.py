@@ -26,4 +26,7 @@ def get_config():
     config.replay.memory_size = 1000
     config.replay.batch_size = 10
     config.ewc.examples = 1000
+    config.bd.step = "absolute"  # the paper's
+    config.bd.epsilon = 0.02
+    config.ewc.form = "proximal"
     return config

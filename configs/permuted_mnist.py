@@ -25,6 +25,9 @@ def get_config():
     config.model.hidden = (128, 128, 128, 128)
     config.train.epochs = 1
     config.train.learning_rate = 3e-5
+    config.bd.step = "absolute"  # the paper's
+    config.bd.epsilon = 0.02
+    config.ewc.form = "proximal"
     config.bd.learning_rate = 1e-3
     config.ewc.strength = 100.0
     config.ewc.examples = 5000

@@ -29,4 +29,7 @@ def get_config():
     config.train.learning_rate = 1e-3
     config.evaluate.every_epochs = 1
     config.checkpoint.every_steps = 688  # an epoch
+    config.bd.step = "absolute"  # the paper's
+    config.bd.epsilon = 0.02
+    config.ewc.form = "proximal"
     return config

@@ -19,4 +19,7 @@ def get_config():
     config.model.hidden = (50, 50)
     config.train.epochs = 20
     config.train.batch_size = 50
+    config.bd.step = "absolute"  # the paper's
+    config.bd.epsilon = 0.02
+    config.ewc.form = "proximal"
     return config

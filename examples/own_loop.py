@@ -25,8 +25,8 @@ from bpnjax.data import builtin_sets
 CLASSES = [[0, 1], [2, 3], [4, 5]]
 METHODS = (
     methods.sgd(),
-    methods.bd_ewc(epsilon=0.01, strength=2000.0),
-    methods.bd_psp(epsilon=0.01),
+    methods.bd_ewc(),
+    methods.bd_psp(),
     methods.er(memory_size=200, batch_size=32),
     methods.lwf(strength=1.0),
 )

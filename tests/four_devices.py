@@ -14,7 +14,7 @@ from bpnjax.models import MLP
 DEVICES, EACH = 4, 3
 METHODS = {
     "agem": methods.agem(memories=6, batch_size=4),
-    "bd_ewc": methods.bd_ewc(hidden_dim=4, strength=10.0),
+    "bd_ewc": methods.bd_ewc(hidden_dim=4, strength=0.1),
     "er": methods.er(memory_size=9, batch_size=4),
     "gem": methods.gem(memories=6),
     "si": methods.si(strength=1.0),

@@ -131,4 +131,5 @@ def test_generated_pages():
     assert modules >= {"bpnjax.learner", "bpnjax.methods.bd", "bpnjax.networks.nnx"}
     for name in modules:
         assert f".. automodule:: {name}\n" in conf.module_page(name)
-    assert "py:function:: bd_ewc(epsilon=0.02," in conf.module_page("bpnjax.methods")
+    epsilon = methods.bd.fields["bd.epsilon"].default
+    assert f"py:function:: bd_ewc(epsilon={epsilon}," in conf.module_page("bpnjax.methods")

@@ -117,6 +117,8 @@ def test_an_anchor_has_the_shapes_of_the_parameters(wrong, shape):
     with pytest.raises(AssertionError, match="different shapes"):
         optim.anchor_penalty(**trees, strength=1.0)
     with pytest.raises(AssertionError, match="different shapes"):
+        optim.pull_to_anchor(**trees, strength=1.0)
+    with pytest.raises(AssertionError, match="different shapes"):
         tx = optim.add_quadratic_anchor(1.0)
         params = trees.pop("params")
         tx.update({"w": jnp.ones(C)}, tx.init(params), params, **trees)

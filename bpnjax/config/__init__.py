@@ -23,8 +23,8 @@ def default() -> ConfigDict:
     Example:
       >>> from bpnjax import config
       >>> settings = config.default()
-      >>> settings.method, settings.ewc.strength
-      ('bd_ewc', 2000.0)
+      >>> settings.method, settings.bd.epsilon
+      ('bd_ewc', 0.2)
     """
     from bpnjax.config.fields import entries  # late: it imports JAX
 
@@ -44,6 +44,10 @@ FREE_FIELDS = (
     "compilation_cache", "log", "dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir",
     "dataset.device_mb", "dataset.workers", "checkpoint", "paper",
 )  # fmt: skip
+
+
+# What versions without these fields did; a stored configuration that lacks them meant this.
+BEFORE: dict[str, Any] = {"bd.step": "absolute", "ewc.form": "proximal"}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

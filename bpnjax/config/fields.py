@@ -228,7 +228,7 @@ def entries() -> dict[str, Entry]:
       >>> from bpnjax.config.fields import entries
       >>> found = entries()["ewc.strength"]
       >>> found.default, found.setting.at_least, found.methods[:2]
-      (2000.0, 0, ('ewc', 'ewc_online'))
+      (None, 0, ('ewc', 'ewc_online'))
     """
     found = dict(COMMON)
     for name, factory in REGISTRY.items():

@@ -1,8 +1,8 @@
 """Continual-learning methods: functions with arguments, one file each.
 
-methods.ewc(strength=100.0)
-methods.chain(methods.bd(epsilon=0.2), methods.psp())
-methods.bd_psp(epsilon=0.2)             # the same, by its name in the registry
+methods.ewc(strength=0.03)
+methods.chain(methods.bd(hidden_dim=50), methods.psp())
+methods.bd_psp(hidden_dim=50)             # the same, by its name in the registry
 """
 
 from bpnjax.methods import replay

@@ -274,7 +274,7 @@ def chain(*methods: Method, name: str = "", paper: str = "") -> Method:
 
     Example:
       >>> from bpnjax import methods
-      >>> method = methods.chain(methods.bd(epsilon=0.2), methods.ewc(strength=100.0))
+      >>> method = methods.chain(methods.bd(hidden_dim=50), methods.ewc())
       >>> method.name, method.told_task
       ('bd+ewc', True)
 

@@ -2,16 +2,23 @@ r"""BD, the beneficial perturbation: a bias per task and layer, learned as a pro
 
 .. math:: y = W_{shared} x + b + M W, \quad M \in R^{1 \times H}, \quad W \in R^{H \times K}
 
-While the task is learned, W follows its gradient and M takes steps of -epsilon * sign(gradient)
-(`bpnjax.optim.beneficial_sign`). Afterwards the product is frozen in a bank ``[T, K]`` and the
-factors are dropped. M starts at zero, so the network starts as it was; W starts uniform in
-+-1/sqrt(H), since both at zero would never move.
+While the task is learned, W follows its gradient and M takes steps against the sign of its
+gradient. Afterwards the product is frozen in a bank ``[T, K]`` and the factors are dropped. M
+starts at zero, so the network starts as it was; W starts uniform in +-1/sqrt(H), since both at zero
+would never move. How long the steps of M are is ``step``:
+
+- ``"relative"`` (default): epsilon / sqrt(1 + t) times the root mean square of the layer's outputs,
+  with t the steps of the task so far (`bpnjax.optim.relative_step`). Epsilon has no unit, and one
+  value serves all networks; docs/paper/step/step.md has the measurements.
+- ``"absolute"``: epsilon, the paper's (`bpnjax.optim.beneficial_sign`), to be found for each
+  network.
 
 `gd` is the same with M following its true gradient, the paper's control; `gd_matched` follows the
 gradient's direction with steps of the length of BD's, epsilon * sqrt(H).
 
-Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V, Alg. 1 and 2. Variant: the step of M is its
-whole update, no learning rate multiplies it (the paper does not say what it is handed to); every
+Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V, Alg. 1 and 2. Variant: the relative step is
+ours; the step of M is its whole update, no learning rate multiplies it (the paper does not say what
+it is handed to); every
 layer gets a bias, convolutions too, unless ``layers`` chooses (the paper: fully connected layers
 only, the output layer among them); initial values are those of the lab's prototype of a later
 paper.
@@ -29,9 +36,22 @@ from bpnjax.methods.base import Context, Method, Setup, TaskData
 from bpnjax.methods.psp import checks_layers
 from bpnjax.methods.settings import Setting, register
 from bpnjax.networks import Layer, matching
+from bpnjax.optim.beneficial import STEPS
+from bpnjax.utils import arrays
+from bpnjax.utils.errors import UserError
 
 Factors = dict[str, dict[str, jax.Array]]
-Epsilon = Annotated[float, Setting("step of M, against the sign of its gradient", above=0)]
+Epsilon = Annotated[
+    float, Setting("step of M, against the sign of its gradient; see bd.step for its unit", above=0)
+]
+Step = Annotated[
+    str,
+    Setting(
+        "M's steps: relative to the size of the layer's outputs and falling within the task, or "
+        "absolute (the paper's)",
+        choices=STEPS,
+    ),
+]
 HiddenDim = Annotated[int, Setting("H, the inner width of the product M W", at_least=1)]
 LayerPattern = Annotated[
     str, Setting("which layers get a bias per task, a pattern for their path", pattern=True)
@@ -62,7 +82,9 @@ def empty_bank(layers: Mapping[str, Layer], num_tasks: int) -> dict[str, dict[st
     return {path: {"bias": jnp.zeros((num_tasks, layer.outputs))} for path, layer in layers.items()}
 
 
-def init_factors(key: Any, layers: Mapping[str, Layer], hidden_dim: int) -> Factors:
+def init_factors(
+    key: Any, layers: Mapping[str, Layer], hidden_dim: int, measure: bool = False
+) -> Factors:
     r"""Factors for a new task: M zero, W uniform in +-1/sqrt(H).
 
     .. math:: M = 0, \quad W_{ij} \sim U(-1 / \sqrt{H}, 1 / \sqrt{H})
@@ -76,6 +98,7 @@ def init_factors(key: Any, layers: Mapping[str, Layer], hidden_dim: int) -> Fact
       key: typed PRNG key.
       layers: ``{path: Layer}`` as `bpnjax.networks.Network.layers`.
       hidden_dim: H.
+      measure: whether each layer gets a leaf ``measure``, f32 ``[2]``, for a relative step.
 
     Returns:
       ``{path: {"M": f32 [1, H], "W": f32 [H, K]}}``; ``bpnjax.optim.beneficial_perturbation`` is
@@ -104,6 +127,7 @@ def init_factors(key: Any, layers: Mapping[str, Layer], hidden_dim: int) -> Fact
         factors[path] = {
             "M": jnp.zeros((1, hidden_dim)),
             "W": jax.random.uniform(layer_key, shape, minval=-bound, maxval=bound),
+            **({"measure": jnp.zeros(2)} if measure else {}),
         }
     return factors
 
@@ -132,13 +156,16 @@ def product(factors: Factors) -> dict[str, dict[str, jax.Array]]:
     return {path: {"bias": jnp.sum(f["M"].T * f["W"], 0)} for path, f in factors.items()}
 
 
-def biases(layers: str, fresh: Callable[..., Any], of: Callable[[Any], Any]) -> dict[str, Any]:
+def biases(
+    layers: str, fresh: Callable[..., Any], of: Callable[[Any], Any], measure: bool = False
+) -> dict[str, Any]:
     """The hooks of a method that learns a bias per task and layer and keeps it in a bank.
 
     Args:
       layers: a pattern for the paths of the layers.
-      fresh: ``(key, layers) -> task_params``.
+      fresh: ``(key, layers) -> task_params``, ``{path: {...}}``.
       of: ``task_params -> {path: {"bias": [K]}}``, the biases they stand for.
+      measure: whether the task parameters have a leaf ``measure`` for each layer.
 
     Returns:
       Arguments of `Method`; its state is the bank ``{path: {"bias": f32 [T, K]}}``.
@@ -153,7 +180,12 @@ def biases(layers: str, fresh: Callable[..., Any], of: Callable[[Any], Any]) -> 
 
     def forward(params: Any, task_params: Any, state: Any, ctx: Context) -> tuple[Any, Any]:
         if ctx.training and jnp.ndim(ctx.task) == 0:
-            return params, of(task_params)
+            measures = {
+                path: {"measure": own["measure"]}
+                for path, own in task_params.items()
+                if "measure" in own
+            }
+            return params, modes.merge(of(task_params), measures)
         stored = modes.select(state, ctx.task)
         if ctx.current is None:
             return params, stored
@@ -165,9 +197,14 @@ def biases(layers: str, fresh: Callable[..., Any], of: Callable[[Any], Any]) -> 
         del data
         return params, modes.store(state, of(task_params), ctx.current)
 
+    def check(setup: Setup) -> None:
+        checks_layers("bd", layers)(setup)
+        if measure:
+            _check_measured(setup, layers)
+
     return {
         "told_task": True,
-        "check": checks_layers("bd", layers),
+        "check": check,
         "init": init,
         "begin_task": begin_task,
         "forward": forward,
@@ -175,30 +212,58 @@ def biases(layers: str, fresh: Callable[..., Any], of: Callable[[Any], Any]) -> 
     }
 
 
+def _check_measured(setup: Setup, pattern: str) -> None:
+    """Refuses a plain function that does not let the outputs of its layers be measured."""
+    network = setup.network
+    chosen = matching(network.layers, pattern)
+    if all(layer.kind != "function" for layer in chosen.values()):
+        return
+    setup.stored_example("a step relative to the outputs of layers (bd.step)")
+    mode = {
+        path: {"bias": jnp.zeros(layer.outputs), "measure": jnp.zeros(2)}
+        for path, layer in chosen.items()
+    }
+    params, variables = jax.eval_shape(network.init, jax.random.key(0))
+    read = arrays.used(
+        lambda mode, params, variables, x: network.apply(params, mode, x, variables=variables)[0],
+        mode, params, variables, network.example,
+    )  # fmt: skip
+    missing = [path for path, vectors in read.items() if not vectors["measure"]]
+    if missing:
+        raise UserError(
+            f"bd.step: the network is a function that does not show the size of the outputs of "
+            f"{', '.join(missing)}; add the bias with networks.add_bias(y, mode.get("
+            f"{missing[0]!r}, {{}})), or choose step='absolute'"
+        )
+
+
 def _factored(
     hidden_dim: int,
     layers: str,
     learning_rate: float | None,
     optimizer: Callable[[optax.GradientTransformation], optax.GradientTransformation],
+    measure: bool = False,
 ) -> Method:
     def fresh(key: Any, chosen: Mapping[str, Layer]) -> Factors:
-        return init_factors(key, chosen, hidden_dim)
+        return init_factors(key, chosen, hidden_dim, measure)
 
-    hooks = biases(layers, fresh, product)
+    hooks = biases(layers, fresh, product, measure)
     return Method(**hooks, optimizer=optimizer, learning_rate=learning_rate)
 
 
 @register("bd", paper="Wen et al. 2020, arXiv 2009.13954")
 def bd(
-    epsilon: Epsilon = 0.02,
+    epsilon: Epsilon = 0.2,
     hidden_dim: HiddenDim = 100,
     layers: LayerPattern = ".*",
     learning_rate: Rate = None,
+    step: Step = "relative",
 ) -> Method:
-    """BD; see the top of this file for the formula."""
+    """BD; see the top of this file for the formula and the two steps."""
     return _factored(
-        hidden_dim, layers, learning_rate, lambda tx: optim.beneficial_perturbation(tx, epsilon)
-    )
+        hidden_dim, layers, learning_rate,
+        lambda tx: optim.beneficial_perturbation(tx, epsilon, step=step), step == "relative",
+    )  # fmt: skip
 
 
 @register("gd", group="bd", paper="Wen et al. 2020, arXiv 2009.13954")
@@ -211,16 +276,15 @@ def gd(
 
 @register("gd_matched", group="bd", paper="control")
 def gd_matched(
-    epsilon: Epsilon = 0.02,
+    epsilon: Epsilon = 0.2,
     hidden_dim: HiddenDim = 100,
     layers: LayerPattern = ".*",
     learning_rate: Rate = None,
+    step: Step = "relative",
 ) -> Method:
     """BD with steps along the gradient that are as long as BD's."""
-    rules = [(r"(^|/)M$", optim.matched_step(epsilon))]
     return _factored(
-        hidden_dim,
-        layers,
-        learning_rate,
-        lambda tx: optim.partition_by_path([*rules, (r"(^|/)W$", tx)]),
-    )
+        hidden_dim, layers, learning_rate,
+        lambda tx: optim.beneficial_perturbation(tx, epsilon, step=step, direction="gradient"),
+        step == "relative",
+    )  # fmt: skip

@@ -2,7 +2,8 @@
 
 .. math:: y = W x + b + bias_t
 
-- `plain_bias`: one plain bias per task and layer, zero at first, trained by its gradient.
+- `plain_bias`: one plain bias per task and layer, zero at first, trained by its gradient, or by
+  BD's relative step on the bias itself (``step="relative"``).
 - `random_bias`: one random bias per task and layer, never trained, uniform among the vectors of
   the norm ``norm``.
 - `output_mask`: a method without modes, told the task when it answers, by a mask on its outputs.
@@ -19,6 +20,7 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
+from bpnjax import optim
 from bpnjax.methods.base import Context, Method, Setup
 from bpnjax.methods.bd import biases
 from bpnjax.methods.psp import checks_layers, from_bank
@@ -27,6 +29,7 @@ from bpnjax.networks import Layer, matching
 from bpnjax.utils.errors import UserError
 from bpnjax.utils.heads import FAR_BELOW
 
+PLAIN_STEPS = ("optimizer", "relative")
 ChosenLayers = Annotated[
     str,
     Setting(
@@ -43,14 +46,31 @@ def plain_bias(
         Setting("of the biases of bias_ewc; None for train.learning_rate", above=0),
     ] = 1e-2,
     layers: ChosenLayers = ".*",
+    step: Annotated[
+        str,
+        Setting(
+            "how they are trained: by the optimizer, or by BD's relative step", choices=PLAIN_STEPS
+        ),
+    ] = "optimizer",
+    epsilon: Annotated[float, Setting("of the relative step, as bd.epsilon", above=0)] = 0.2,
 ) -> Method:
-    """A bias per task and layer that follows its gradient."""
+    """A bias per task and layer that follows its gradient, or takes BD's steps itself."""
+    relative = step == "relative"
 
     def fresh(key: Any, chosen: Mapping[str, Layer]) -> Any:
         del key
-        return {path: {"bias": jnp.zeros(layer.outputs)} for path, layer in chosen.items()}
+        measure = {"measure": jnp.zeros(2)} if relative else {}
+        return {path: {"bias": jnp.zeros(own.outputs), **measure} for path, own in chosen.items()}
 
-    return Method(**biases(layers, fresh, lambda own: own), learning_rate=learning_rate)
+    def of(own: Any) -> Any:
+        return {path: {"bias": vectors["bias"]} for path, vectors in own.items()}
+
+    method = Method(**biases(layers, fresh, of, relative), learning_rate=learning_rate)
+    if not relative:
+        return method
+    return dataclasses.replace(
+        method, optimizer=lambda tx: optim.relative_step(epsilon), learning_rate=None
+    )
 
 
 @register("random_bias", paper="control")

@@ -15,12 +15,29 @@ two arrays like the parameters, however many tasks there are. They differ in the
 `ewc_online` forgets old Fishers: F = decay * F + F_new, anchor latest (Schwarz et al. 2018). With a
 decay of 1 it would be EWC.
 
-``form`` is ``"proximal"`` by default: same fixed points as the gradient of the penalty
-(``"gradient"``) and it cannot diverge; see `bpnjax.optim.anchor_gradient`. All shared parameters
-are anchored, biases and output layer included; a task's own biases never are.
+``form`` says how the anchor pulls:
+
+- ``"proximal"`` and ``"gradient"``: by the gradient of the penalty, the former implicitly, with the
+  same fixed points and so that it cannot diverge; see `bpnjax.optim.anchor_gradient`. Their
+  strength lambda has the unit of a loss: a Fisher is the square of gradients, so a network that
+  learned its task twice as well has a quarter of it, and networks differ by orders of magnitude.
+- ``"relative"`` (default): the importance of a task is the root of its Fisher over the mean of
+  these roots in the same array of parameters, and after the optimizer's step a share of the way
+  back to the anchor is taken:
+
+.. math:: G = \sum_k \frac{\sqrt{F_k}}{\mathrm{mean}(\sqrt{F_k})}, \quad
+          \theta \leftarrow \theta - \frac{\kappa G}{1 + \kappa G} (\theta - \theta^*)
+
+The strength kappa has no unit; multiplying the loss by a number changes nothing, and all tasks
+count alike. It is the proximal step of the penalty in Adam's metric: there the step size of a
+parameter is :math:`\eta / \sqrt{v}`, so that the product of step size and curvature is
+:math:`\lambda \eta F / \sqrt{v}`, which goes like the root of F where v does like F.
+
+All shared parameters are anchored, biases and output layer included; a task's own biases never are.
 
 Source: Kirkpatrick et al. 2017 (arXiv 1612.00796). Variant: lambda/2 as there; Wen et al. 2020
-(Suppl. C) write lambda without the 1/2 and use 2,000, which is a strength of 4,000 here.
+(Suppl. C) write lambda without the 1/2 and use 2,000, which is a strength of 4,000 here. The
+relative form is ours.
 """
 
 import dataclasses
@@ -33,10 +50,17 @@ from bpnjax import optim
 from bpnjax.importance import FISHER_KINDS
 from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData
 from bpnjax.methods.settings import Setting, register
+from bpnjax.utils.errors import UserError
 
 FORMS = ("proximal", "gradient")
+EWC_FORMS = ("relative", *FORMS)
+MOST_KAPPA = 100.0  # of an average parameter 1% of a step would be left
+DEFAULT_STRENGTH = {"relative": 0.02, "proximal": 2000.0, "gradient": 2000.0}
 ANCHORS = ("latest", "per_task")
-Strength = Annotated[float, Setting("lambda, of lambda/2 sum F (theta - anchor)^2", at_least=0)]
+Strength = Annotated[
+    float | None,
+    Setting("kappa or lambda, see ewc.form; None: 0.02 if relative, else 2000", at_least=0),
+]
 Fisher = Annotated[
     str, Setting("labels of the Fisher: those of the data, all, or sampled", choices=FISHER_KINDS)
 ]
@@ -46,12 +70,53 @@ Examples = Annotated[
 Form = Annotated[str, Setting("of the pull: proximal (cannot diverge) or gradient", choices=FORMS)]
 
 
+EwcForm = Annotated[
+    str,
+    Setting(
+        "of the pull: relative (kappa, no unit) or, by lambda, proximal (cannot diverge) or "
+        "gradient",
+        choices=EWC_FORMS,
+    ),
+]
+
+
 class EwcState(NamedTuple):
     """What EWC keeps, however many tasks there were."""
 
     importance: Any  # like the shared parameters, f32; zeros before the first task ends
     anchor: Any  # like the shared parameters
-    strength: jax.Array  # lambda, shape=(); an array so that sweeps can vmap over it
+    strength: jax.Array  # lambda or kappa, shape=(); an array so that sweeps can vmap over it
+
+
+def relative_importance(fisher: Any) -> Any:
+    r"""The importance of a task without a unit.
+
+    .. math:: G_j = \frac{\sqrt{F_j}}{\mathrm{mean}_{i \in a(j)} \sqrt{F_i}}
+
+    with a(j) the array that parameter j is in, a layer's kernel say; 0 where all of its F is. So
+    each array counts alike, those of deep layers, too, whose gradients may be much smaller.
+
+    Args:
+      fisher: F, a tree, f32, not negative.
+
+    Returns:
+      The same tree, f32, each leaf of mean 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.methods.ewc import relative_importance
+      >>> relative_importance({"a": jnp.array([4.0, 0.0]), "b": jnp.array([16.0])})["a"].tolist()
+      [2.0, 0.0]
+
+    Source: ours.
+    """
+
+    def one(f: jax.Array) -> jax.Array:
+        root = jnp.sqrt(f)
+        mean = jnp.sum(root) / max(1, root.size)
+        return root / jnp.where(mean > 0, mean, 1.0)
+
+    return jax.tree.map(one, fisher)
 
 
 def accumulate(
@@ -107,14 +172,18 @@ def anchored(strength: Any, form: str, measure: Any, keep: Any = accumulate) -> 
     """A method that holds parameters near those after earlier tasks.
 
     Args:
-      strength: lambda, of lambda/2 times the sum of importance times squared distance.
-      form: ``"proximal"`` or ``"gradient"``, see `bpnjax.optim.anchor_gradient`.
-      measure: ``TaskData -> tree``, the importance of a task.
+      strength: lambda, of lambda/2 times the sum of importance times squared distance; kappa of the
+        relative form.
+      form: ``"proximal"`` or ``"gradient"``, see `bpnjax.optim.anchor_gradient`; or ``"relative"``,
+        see the top of this file.
+      measure: ``TaskData -> tree``, the importance of a task, for the relative form its square.
       keep: ``(state, params, importance) -> state``, adds it.
 
     Returns:
       A `Method` whose state is an `EwcState`.
     """
+
+    relative = form == "relative"
 
     def init(key: Any, params: Any, setup: Setup) -> EwcState:
         del key, setup
@@ -127,13 +196,33 @@ def anchored(strength: Any, form: str, measure: Any, keep: Any = accumulate) -> 
             grads, params, state.anchor, state.importance, state.strength, size
         )
 
+    def end_step(
+        old: Any, new: Any, grads: Any, state: EwcState, batch: Batch, ctx: Context
+    ) -> tuple[Any, EwcState]:
+        del old, grads, batch, ctx
+        return optim.pull_to_anchor(new, state.anchor, state.importance, state.strength), state
+
     def end_task(
         params: Any, task_params: Any, state: EwcState, data: TaskData, ctx: Context
     ) -> tuple[Any, EwcState]:
         del task_params, ctx
-        return params, keep(state, params, measure(data))
+        new = measure(data)
+        return params, keep(state, params, relative_importance(new) if relative else new)
 
-    return Method(init=init, gradient=gradient, end_task=end_task)
+    hooks = {"end_step": end_step} if relative else {"gradient": gradient}
+    return Method(init=init, end_task=end_task, **hooks)
+
+
+def _strength(given: Any, form: str) -> Any:
+    """The strength that a form takes, refused where it can only be meant for another."""
+    if given is None:
+        return DEFAULT_STRENGTH[form]
+    if form == "relative" and not hasattr(given, "aval") and given > MOST_KAPPA:
+        raise UserError(
+            f"ewc.strength: {given} would hold all parameters where they are; ewc.form=relative "
+            "takes kappa, about 0.02: leave the strength out, or give ewc.form=proximal with it"
+        )
+    return given
 
 
 def _need_softmax(fisher: str) -> Any:
@@ -146,38 +235,42 @@ def _need_softmax(fisher: str) -> Any:
 
 @register("ewc", paper="Kirkpatrick et al. 2017, arXiv 1612.00796")
 def ewc(
-    strength: Strength = 2000.0,
+    strength: Strength = None,
     fisher: Fisher = "empirical",
     examples: Examples = 0,
     anchors: Annotated[
         str, Setting("the last task's parameters, or those of each task", choices=ANCHORS)
     ] = "latest",
-    form: Form = "proximal",
+    form: EwcForm = "relative",
 ) -> Method:
     """EWC; see the top of this file for the formula and the variants."""
 
     def keep(state: EwcState, params: Any, new: Any) -> EwcState:
         return accumulate(state, params, new, 1.0, anchors)
 
-    method = anchored(strength, form, lambda data: data.fisher(fisher, examples), keep)
+    method = anchored(
+        _strength(strength, form), form, lambda data: data.fisher(fisher, examples), keep
+    )
     return dataclasses.replace(method, check=_need_softmax(fisher))
 
 
 @register("ewc_online", group="ewc", paper="Schwarz et al. 2018, arXiv 1805.06370")
 def ewc_online(
-    strength: Strength = 2000.0,
+    strength: Strength = None,
     fisher: Fisher = "empirical",
     examples: Examples = 0,
     decay: Annotated[
         float,
         Setting("ewc_online: factor on earlier Fishers at each new task", at_least=0, below=1),
     ] = 0.9,
-    form: Form = "proximal",
+    form: EwcForm = "relative",
 ) -> Method:
     """Online EWC; see the top of this file."""
 
     def keep(state: EwcState, params: Any, new: Any) -> EwcState:
         return accumulate(state, params, new, decay)
 
-    method = anchored(strength, form, lambda data: data.fisher(fisher, examples), keep)
+    method = anchored(
+        _strength(strength, form), form, lambda data: data.fisher(fisher, examples), keep
+    )
     return dataclasses.replace(method, check=_need_softmax(fisher))

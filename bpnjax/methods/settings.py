@@ -325,7 +325,7 @@ def compose(
 
     Example:
       >>> from bpnjax import methods
-      >>> methods.bd_ewc(epsilon=0.2, strength=100.0).name
+      >>> methods.bd_ewc(epsilon=0.2, strength=0.05).name
       'bd_ewc'
       >>> methods.bd_psp(layers="output")
       Traceback (most recent call last):

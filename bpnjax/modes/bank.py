@@ -92,7 +92,7 @@ def merge(*modes: Any) -> dict[str, Any]:
                     layer[name] = vector
                 else:  # of which one may be for all examples and one per example
                     chex.assert_equal_shape_suffix([layer[name], vector], 1)
-                    layer[name] = layer[name] + vector if name == "bias" else layer[name] * vector
+                    layer[name] = layer[name] * vector if name == "key" else layer[name] + vector
     return merged
 
 

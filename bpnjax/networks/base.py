@@ -16,11 +16,74 @@ import numpy as np
 
 from bpnjax.networks.layers import Layer, Layers
 
-__all__ = ["Biases", "Network", "align", "from_function", "one_example"]
+__all__ = ["Biases", "Network", "add_bias", "align", "from_function", "measured", "one_example"]
 
 Params = Any
 Variables = dict[str, Any]
 Mode = dict[str, dict[str, Any]]
+
+
+@jax.custom_vjp
+def measured(y: jax.Array, measure: jax.Array) -> jax.Array:
+    r"""An array as it is, whose size comes out as the gradient of a loss for ``measure``.
+
+    .. math:: \frac{\partial L}{\partial measure} := \Big(\sum_j y_j^2, \; \mathrm{size}(y)\Big)
+
+    whatever the loss L is. So the mean square of a layer's outputs is known after any backward
+    pass, without another forward pass and without a second value to hand through the network. The
+    ratio of the two numbers stays right where gradients are summed or averaged, over micro-batches,
+    over devices or over several calls of a layer. `bpnjax.optim.relative_step` reads it.
+
+    Args:
+      y: any array.
+      measure: f32 ``[2]``, of any value.
+
+    Returns:
+      ``y``. Derivatives in reverse mode only.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpnjax.networks import measured
+      >>> loss = lambda m: jnp.sum(measured(jnp.array([3.0, 4.0]), m))
+      >>> jax.grad(loss)(jnp.zeros(2)).tolist()
+      [25.0, 2.0]
+
+    Source: ours; that a gradient carries a statistic is how Flax trains in 8 bits
+    (``flax.linen.fp8_ops``).
+    """
+    del measure
+    return y
+
+
+def _measured_forward(y: jax.Array, measure: jax.Array) -> tuple[jax.Array, jax.Array]:
+    del measure
+    square = jnp.sum(jnp.square(y.astype(jnp.float32)))
+    return y, jnp.stack([square, jnp.float32(y.size)])
+
+
+measured.defvjp(_measured_forward, lambda statistic, gradient: (gradient, statistic))
+
+
+def add_bias(y: jax.Array, vectors: Mapping[str, jax.Array]) -> jax.Array:
+    """The output of a layer with the bias of a mode, for networks that are plain functions.
+
+    Args:
+      y: the output, ``[n, K]``.
+      vectors: what the mode has for the layer, ``mode.get(path, {})``: a ``"bias"`` ``[K]`` and a
+        ``"measure"`` (see `measured`), both optional.
+
+    Returns:
+      ``y``, with the bias added where there is one.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.networks import add_bias
+      >>> add_bias(jnp.ones((1, 2)), {"bias": jnp.array([0.0, 1.0])}).tolist()
+      [[1.0, 2.0]]
+    """
+    if "measure" in vectors:
+        y = measured(y, vectors["measure"])
+    return y + vectors["bias"] if "bias" in vectors else y
 
 
 class Biases:
@@ -35,21 +98,22 @@ class Biases:
     """
 
     def __init__(self) -> None:
-        self._added: dict[int, tuple[jax.Array, jax.Array, jax.Array]] = {}
+        self._added: dict[int, tuple[jax.Array, jax.Array, jax.Array, Any]] = {}
 
-    def add(self, y: jax.Array, bias: jax.Array) -> jax.Array:
+    def add(self, y: jax.Array, bias: jax.Array, measure: Any = None) -> jax.Array:
         """The output of a layer with its bias.
 
         Args:
           y: the output without.
           bias: as `align` gives it.
+          measure: as of `measured`; the array that is measured is the one the bias is added to.
 
         Returns:
           Their sum.
         """
-        biased = y + bias
+        biased = _measure(y, measure) + bias
         # Kept alive, so that no other array can take over its identity in this pass.
-        self._added[id(biased)] = (biased, y, bias)
+        self._added[id(biased)] = (biased, y, bias, measure)
         return biased
 
     def behind(self, norm: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
@@ -64,9 +128,13 @@ class Biases:
         """
         if id(x) not in self._added:
             return norm(x)
-        _, y, bias = self._added[id(x)]
-        out = norm(y)
+        _, y, bias, measure = self._added[id(x)]
+        out = _measure(norm(y), measure)
         return out + bias.astype(out.dtype)
+
+
+def _measure(y: jax.Array, measure: Any) -> jax.Array:
+    return y if measure is None else measured(y, measure)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +142,8 @@ class Network:
     """Pure functions of a network that can run in the mode of a task.
 
     A mode is ``{layer path: {"key": [inputs], "bias": [outputs]}}``; the empty mode ``{}`` is the
-    plain network. Variables are what a network keeps beside its parameters, such as the running
+    plain network. In training a layer with a bias may have a ``"measure"`` beside it, see
+    `measured`. Variables are what a network keeps beside its parameters, such as the running
     statistics of BatchNorm: a dict of collections, ``{}`` for most networks.
 
     Attributes:
@@ -230,7 +299,8 @@ def from_function(
     Args:
       apply: ``(params, mode, x) -> outputs [n, ...]``. It adds ``mode[path]["bias"]`` to the output
         of layer ``path`` and multiplies its input by ``mode[path]["key"]``, where they are there;
-        both are vectors, the same for the whole batch.
+        both are vectors, the same for the whole batch. `add_bias` does the former, and measures
+        the output where a method asks for it, as BD with its relative step.
       init: ``key -> params``.
       layers: ``{path: outputs}`` or ``{path: (inputs, outputs)}``, the layers for which ``apply``
         reads a mode; none by default.
@@ -243,7 +313,7 @@ def from_function(
       >>> import jax, jax.numpy as jnp
       >>> from bpnjax import networks
       >>> def apply(params, mode, x):
-      ...     return x @ params["w"] + mode.get("out", {}).get("bias", 0.0)
+      ...     return networks.add_bias(x @ params["w"], mode.get("out", {}))
       >>> network = networks.from_function(apply, lambda key: {"w": jnp.ones((2, 1))}, {"out": 1})
       >>> params, variables = network.init(jax.random.key(0))
       >>> network.apply(params, {"out": {"bias": jnp.ones(1)}}, jnp.ones((1, 2)))[0].tolist()

@@ -17,7 +17,8 @@ USAGE = """usage: bpnjax paper --artefact=NAME[,NAME...] [--workdir=DIR]
 
   --artefact=NAME         fig5 fig6a fig6b fig6c table1 table2 fig7 controls
                           hidden_dim strength untold, or all, which also makes
-                          report/index.html; online, which is not the paper's
+                          report/index.html; online and step, which are not
+                          the paper's
   --sequence=NAME         of table2: eight_tasks (many GB; the default) or
                           eight_domains; all makes table2 only with it
   --workdir=DIR           for runs, figures and tables (default: runs/paper)
@@ -37,7 +38,17 @@ def artefacts() -> dict[str, Any]:
     Returns:
       ``{name: (Runner) -> Report}``, in the order in which ``all`` makes them.
     """
-    from bpnjax.paper import controls, eight, incremental, online, permuted, regions, sweeps, untold
+    from bpnjax.paper import (
+        controls,
+        eight,
+        incremental,
+        online,
+        permuted,
+        regions,
+        step,
+        sweeps,
+        untold,
+    )
 
     return {
         "fig5": regions.fig5,
@@ -52,6 +63,7 @@ def artefacts() -> dict[str, Any]:
         "strength": sweeps.strength,
         "untold": untold.untold,
         "online": online.online,
+        "step": step.step,
     }
 
 
@@ -74,8 +86,8 @@ def _parse(arguments: list[str]) -> tuple[list[str], bool, Any]:
     whole = names == ["all"]
     if whole:
         # The sets of the paper's Table II take many GB, so that its small ones have to be asked
-        # for; the online setting is not the paper's.
-        left_out = {"online"} | (set() if values.sequence else {"table2"})
+        # for; online and step are not the paper's.
+        left_out = {"online", "step"} | (set() if values.sequence else {"table2"})
         names = [name for name in known if name not in left_out]
     for name in names:
         if name not in known:

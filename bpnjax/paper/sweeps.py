@@ -5,11 +5,13 @@ widest of its group, so widths that differ much are in groups of their own.
 """
 
 import json
+import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.paper import drawing, runs
@@ -22,13 +24,22 @@ HIDDEN_DIMS = ((1, 5, 25, 100), (300, 900), (2500,))
 STRENGTHS = ((0.0, 1.0, 10.0, 100.0, 2000.0, 2e4, 2e5, 2e6),)
 
 
-def _group(
-    runner: runs.Runner, name: str, field: str, values: Sequence[float], change: Callable[..., Any]
+def group(
+    config: ConfigDict, path: pathlib.Path, field: str, values: Sequence[float], change: Any
 ) -> tuple[np.ndarray, float]:
-    """One program's accuracies (task_told) ``[V, seeds, T, T]`` and its seconds, made or read."""
-    config = runs.configured(runner, "mnist.py", "bd_ewc", 3, {field: max(values)})
+    """One program over values and seeds, run unless its file is there.
+
+    Args:
+      config: of the runs.
+      path: of the file.
+      field: that is changed, for the file.
+      values: of it.
+      change: as of `bpnjax.run.sweep.sweep`.
+
+    Returns:
+      Accuracies (task_told) ``[V, seeds, T, T]`` and seconds.
+    """
     asked = writers.plain({"config": config.to_dict(), "field": field, "values": list(values)})
-    path = runner.folder / name / f"{values[0]:g}-{values[-1]:g}.json"
     if path.is_file():
         found = json.loads(path.read_text())
         if found["asked"] == asked:
@@ -50,10 +61,17 @@ def _sweep(
     text: str,
     field: str,
     groups: Sequence[Sequence[float]],
-    change: Callable[..., Any],
+    change: Any,
     what: str,
 ) -> Report:
-    made = [_group(runner, name, field, values, change) for values in groups]
+    made = []
+    for values in groups:
+        config = runs.configured(
+            runner, "mnist.py", "bd_ewc", 3,
+            {"bd.step": "absolute", "ewc.form": "proximal", field: max(values)},
+        )  # fmt: skip
+        path = runner.folder / name / f"{values[0]:g}-{values[-1]:g}.json"
+        made.append(group(config, path, field, values, change))
     values = [value for group in groups for value in group]
     told = np.concatenate([found for found, _ in made])  # [V, seeds, T, T]
     parts = {
@@ -127,5 +145,5 @@ says that larger ones hinder new tasks (Supplement C). Trained as one vmapped pr
 seeds at once; a command below trains one value alone."""
     return _sweep(
         runner, "strength", "Strength of EWC", text, "ewc.strength", STRENGTHS,
-        sweep.strength, "lambda",
+        "ewc.strength", "lambda",
     )  # fmt: skip

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
 
 from bpnjax import models, modes
-from bpnjax.config import default, flatten
+from bpnjax.config import BEFORE, default, flatten
 from bpnjax.data.permutation import pixel_order
 from bpnjax.data.sequence import Split, TaskSequence
 from bpnjax.evaluation import task_inference
@@ -473,10 +473,10 @@ def _predictor_of(file: Any, metadata: dict[str, str], found: dict[str, np.ndarr
 
 
 def with_all_fields(stored: dict[str, Any]) -> ConfigDict:
-    """A stored configuration with the fields of this version; what it lacks is the default."""
+    """A stored configuration with the fields of this version; for others, what it meant."""
     config = default()
     known = flatten(config)
-    for field, value in flatten(stored).items():
+    for field, value in (BEFORE | flatten(stored)).items():
         if field in known and value is not None:
             group, _, name = field.rpartition(".")
             value = tuple(value) if isinstance(known[field], tuple) else value

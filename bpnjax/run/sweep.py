@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 
 from bpnjax.evaluation.accuracy import Correct, accuracies
-from bpnjax.methods.ewc import EwcState
+from bpnjax.methods import REGISTRY
 from bpnjax.run import frozen_features
 from bpnjax.run.train import seed_keys
 from bpnjax.training import epochs, schedule
@@ -68,21 +68,28 @@ def whole_run(
 
 
 def sweep(
-    config: ConfigDict, values: ArrayLike, change: Callable[[RunState, jax.Array], RunState]
+    config: ConfigDict,
+    values: ArrayLike,
+    change: str | Callable[[RunState, jax.Array], RunState],
 ) -> dict[str, np.ndarray]:
     """Runs a configuration for many values of a number, all values and seeds in one program.
 
     Args:
       config: a validated configuration; all its ``num_seeds`` seeds are run.
       values: numbers ``[V]``.
-      change: (state at the start of a task, value) -> state; `strength` and `hidden_dim` are two.
+      change: a field of the method whose value no shape depends on, as ``"bd.epsilon"``; or (state
+        at the start of a task, value) -> state, as `hidden_dim`.
 
     Returns:
       ``{"task_told": float64 [V, seeds, T, T], ...}``, NaN where not tested.
 
     Raises:
-      UserError: the data cannot be read, or the method trains on all tasks at once.
+      UserError: the data cannot be read, the method trains on all tasks at once, or it has no such
+        field.
     """
+    factory = REGISTRY[config.method]
+    if isinstance(change, str) and change not in factory.fields:
+        raise UserError(f"{change}: no setting of {config.method}; sweep over one of its own")
     if config.dataset.augment != "none":
         raise UserError(
             f"dataset.augment: {config.dataset.augment!r} reads images on the host, which a "
@@ -98,7 +105,13 @@ def sweep(
     @jax.jit
     def program(keys: jax.Array, values: jax.Array, data: Data) -> Correct:
         def one(key: jax.Array, value: jax.Array) -> Correct:
-            return whole_run(experiment, key, data, steps, lambda state: change(state, value))
+            if not isinstance(change, str):
+                return whole_run(experiment, key, data, steps, lambda state: change(state, value))
+            settings = config.to_dict()
+            group, name = change.split(".")
+            settings[group][name] = value
+            own = make_experiment(config, sequence, factory.from_config(settings))
+            return whole_run(own, key, data, steps)
 
         over_seeds = jax.vmap(one, (0, None))
         return jax.vmap(over_seeds, (None, 0))(keys, values)
@@ -106,41 +119,6 @@ def sweep(
     keys = jnp.atleast_1d(seed_keys(config))
     correct = program(keys, jnp.asarray(values), put_on_device(sequence))
     return accuracies(correct, sequence.test.count)
-
-
-def strength(state: RunState, value: Any) -> RunState:
-    r"""The state with another strength of EWC.
-
-    .. math:: \lambda \text{ in } \frac{\lambda}{2} \sum_j F_j (\theta_j - \theta^*_j)^2
-
-    Args:
-      state: of a method that EWC is a part of.
-      value: lambda, f32 scalar, may be traced.
-
-    Returns:
-      The state; unchanged where no part keeps an `EwcState`. MAS and SLNID keep one too: there it
-      is the strength of their anchor, MAS's without the 1/2.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, optax, flax.linen as nn, bpnjax
-      >>> from bpnjax import methods, networks
-      >>> from bpnjax.run import sweep
-      >>> from bpnjax.training.epochs import RunState
-      >>> network = networks.from_linen(nn.Dense(2), jnp.ones((1, 3)))
-      >>> learner = bpnjax.learner(network, methods.bd_ewc(), optax.sgd(0.1), num_tasks=2)
-      >>> state = RunState(learner.init(jax.random.key(0)))
-      >>> float(sweep.strength(state, 5.0).learner.method[1].strength)
-      5.0
-    """
-
-    def is_ewc(part: Any) -> bool:
-        return isinstance(part, EwcState)
-
-    def one(part: Any) -> Any:
-        return part._replace(strength=jnp.float32(value)) if is_ewc(part) else part
-
-    kept = jax.tree.map(one, state.learner.method, is_leaf=is_ewc)
-    return dataclasses.replace(state, learner=dataclasses.replace(state.learner, method=kept))
 
 
 def hidden_dim(state: RunState, value: Any) -> RunState:
@@ -180,7 +158,7 @@ def hidden_dim(state: RunState, value: Any) -> RunState:
         return factors | {"W": within * factors["W"] * jnp.sqrt(widest / value)}
 
     def is_factors(node: Any) -> bool:
-        return isinstance(node, dict) and set(node) == {"M", "W"}
+        return isinstance(node, dict) and {"M", "W"} <= set(node)
 
     def one(node: Any) -> Any:
         return cut(node) if is_factors(node) else node

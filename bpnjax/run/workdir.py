@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bpnjax.config import default, differences, flatten
+from bpnjax.config import BEFORE, default, differences, flatten
 from bpnjax.run import log_copies
 from bpnjax.run.checkpoint import write_atomically
 from bpnjax.run.writers import plain
@@ -69,8 +69,8 @@ def check(workdir: pathlib.Path, config: ConfigDict, overwrite: bool) -> bool:
             f"--workdir: {workdir / 'config.json'} is damaged ({error}); pass --overwrite to start "
             "afresh"
         ) from error
-    # What an earlier version did not ask, it did as the default does.
-    found = differences(flatten(default()) | old, flatten(config))
+    # What an earlier version did not ask, it did as the default does, or as it is known.
+    found = differences(flatten(default()) | BEFORE | old, flatten(config))
     complete = (workdir / "result.json").exists()
     if len(found) == 1 and found[0].startswith("num_seeds: "):
         _check_seeds(workdir, old["num_seeds"], config, complete)

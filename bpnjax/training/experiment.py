@@ -13,7 +13,7 @@ import optax
 from bpnjax import models, networks, optim
 from bpnjax.data.sequence import TaskSequence
 from bpnjax.learner import Learner, learner
-from bpnjax.methods import REGISTRY
+from bpnjax.methods import REGISTRY, Method
 from bpnjax.models import pretrained
 from bpnjax.models.registry import said
 from bpnjax.networks import Network
@@ -139,12 +139,15 @@ def _starting_from(network: Network, arrays: dict[str, np.ndarray], num_classes:
     return dataclasses.replace(network, init=init)
 
 
-def make_experiment(config: Any, sequence: TaskSequence) -> Experiment:
+def make_experiment(
+    config: Any, sequence: TaskSequence, method: Method | None = None
+) -> Experiment:
     """Builds network, method and optimizers; touches shapes only, no data.
 
     Args:
       config: a validated run configuration.
       sequence: what `bpnjax.data.load_sequence` gives for it.
+      method: instead of the one that the configuration names.
 
     Returns:
       `Experiment`, without arrays but for the normalisation and the classes of the tasks.
@@ -162,7 +165,7 @@ def make_experiment(config: Any, sequence: TaskSequence) -> Experiment:
       >>> list(experiment.learner.network.layers), experiment.num_tasks
       (['hidden_0', 'output'], 2)
     """
-    method = REGISTRY[config.method].from_config(config)
+    method = method or REGISTRY[config.method].from_config(config)
     network = make_network(config, sequence)
     make_optimizer = optim.OPTIMIZERS[config.train.optimizer]
     optimizer = make_optimizer(config.train.learning_rate)

@@ -45,6 +45,7 @@ def get_config():
     config.train.batch_size = 128
     config.train.optimizer = "adam"
     config.train.learning_rate = 1e-3
+    config.ewc.form = "proximal"
     config.ewc.strength = 100.0
     config.ewc.fisher = "true"
     config.evaluate.every_tasks = 10

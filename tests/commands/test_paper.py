@@ -8,6 +8,7 @@ from safetensors.numpy import load_file
 
 import bpnjax
 from bpnjax import config as configuration
+from bpnjax import networks
 from bpnjax.data import load_sequence
 from bpnjax.paper import __main__ as command
 from bpnjax.paper import (
@@ -19,6 +20,7 @@ from bpnjax.paper import (
     regions,
     report,
     runs,
+    step,
     sweeps,
     untold,
 )
@@ -93,7 +95,7 @@ def test_every_artefact_and_the_page(configs, folder, few, monkeypatch, capsys):
     flags = ["--artefact=all", f"--workdir={folder}", f"--configs={configs}", "--num_seeds=1",
              "--config.train.batch_size=48", "--sequence=eight_domains"]  # fmt: skip
     assert command.run(flags) == 0
-    names = [name for name in command.artefacts() if name != "online"]
+    names = [name for name in command.artefacts() if name not in ("online", "step")]
     for name in names:
         text = (folder / name / f"{name}.md").read_text()
         assert f"python -m bpnjax.paper --artefact={name}" in text and str(folder) not in text
@@ -119,6 +121,29 @@ def test_online_has_a_table_for_each_set_and_the_published_figures(configs, fold
     assert rows[1][1] == rows[1][2] != rows[1][3]  # without modes nothing is told but the classes
     assert all("arXiv" in row[-1] for row in published)
     assert made.figures[0].is_file()
+
+
+def test_step_has_a_table_of_defaults_controls_and_values(configs, folder, monkeypatch):
+    monkeypatch.setattr(step, "SETTINGS", [step.Setting("one", "mnist.py", {}, whole=True)])
+    monkeypatch.setattr(step, "PAPER_SETS", (("MNIST", "mnist.py"),))
+    made = step.step(runs.Runner(folder, configs, 1, {"train.epochs": 1}))
+    (header, ((name, _, *told),)), (_, ((_, *three),)), (_, (paper,)), (_, values) = made.tables
+    assert name == "one" and len(header) == 8 and len(paper) == 5
+    assert three[0] == told[0]  # BD by its default, in both tables
+    row = dict((row[0], row[1:]) for row in values)["bd_ewc, relative"]
+    assert row[step.RELATIVE.index(step.DEFAULT)] == told[0] and len(row) == len(step.RELATIVE)
+    assert made.figures[0].is_file() and len(made.runs) > 40
+    command = next(c for c in made.runs if "bd_ewc" in c and "--config.bd.epsilon=0.2" in c)
+    given = dict(flag.split("=", 1) for flag in command.split() if "config." in flag)
+    assert given["--config.bd.step"] == "relative" and given["--config.ewc.strength"] == "0.02"
+
+
+def test_the_network_in_nnx_of_the_step_artefact():
+    x = jax.numpy.zeros((2, 28, 28, 1))
+    network = networks.from_nnx(step.nnx_network(10), x)
+    params, variables = network.init(jax.random.key(0))
+    assert network.apply(params, {}, x, variables=variables)[0].shape == (2, 10)
+    assert {"embed", "over_0", "over_1", "output"} <= set(network.layers)
 
 
 def test_figures_are_those_of_the_result_files(configs, folder, few):

@@ -10,7 +10,8 @@ from support import Jitted, digits_config
 
 import bpnjax
 from bpnjax import methods, modes, networks
-from bpnjax.methods.bd import product
+from bpnjax.methods.bd import init_factors, product
+from bpnjax.models import MLP
 from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -27,6 +28,15 @@ def biases_of(state):
     """The bank ``{layer: {"bias": [T, K]}}``."""
     kept = state.learner.method
     return kept if isinstance(kept, dict) else kept[0]
+
+
+def output_sizes(network, params, mode, x):
+    """The root mean square of each dense layer's outputs, before the bias of the mode is added."""
+    sizes = {}
+    for path, inputs in network.features(params, mode, x, list(network.layers)).items():
+        outputs = inputs @ params[path]["kernel"] + params[path]["bias"]
+        sizes[path] = np.sqrt(np.mean(np.square(np.asarray(outputs, np.float64))))
+    return sizes
 
 
 @pytest.mark.parametrize("method", FACTORED)
@@ -55,8 +65,10 @@ def test_dropping_the_factors_leaves_answers_unchanged(method):
         assert not any(layer["bias"].any() for layer in untouched.values())
 
 
-def test_bd_starts_as_the_plain_network_and_moves_by_epsilon():
-    jitted = Jitted(digits_config("bd_ewc", bd__epsilon=0.25))
+@pytest.mark.parametrize("step", ["absolute", "relative"])
+def test_bd_starts_as_the_plain_network_and_moves_by_epsilon(step):
+    """Or by epsilon times the size of the layer's outputs on the batch."""
+    jitted = Jitted(digits_config("bd_ewc", bd__epsilon=0.25, bd__step=step))
     state = jitted.begin_task(jitted.init(jax.random.key(0)), 0)
     start = factors_of(state)
     for factors in start.values():
@@ -68,8 +80,15 @@ def test_bd_starts_as_the_plain_network_and_moves_by_epsilon():
     plain, _ = jitted.learner.network.apply(state.learner.params, {}, x)
     np.testing.assert_allclose(jitted.learner.apply(state.learner, x, 0), plain, rtol=1e-5)
     moved, _ = jitted.run_steps(state, jitted.data, 0, 0, 0, 1)
+    batch, _ = jitted.epoch(jax.random.key(0), 0, 0)[0]
+    sizes = output_sizes(jitted.learner.network, state.learner.params, {}, batch)
     for path, factors in factors_of(moved).items():
-        np.testing.assert_allclose(np.abs(factors["M"]), 0.25)
+        if step == "absolute":
+            np.testing.assert_allclose(np.abs(factors["M"]), 0.25)
+            assert set(factors) == {"M", "W"}
+        else:
+            np.testing.assert_allclose(np.abs(factors["M"]), 0.25 * sizes[path], rtol=1e-5)
+            np.testing.assert_array_equal(factors["measure"], [0.0, 0.0])
         # While M is zero the gradient of W, M^T g, is zero: W has not moved yet.
         np.testing.assert_array_equal(factors["W"], start[path]["W"])
 
@@ -89,9 +108,10 @@ def test_every_task_seed_and_layer_has_fresh_factors_of_its_own():
     np.testing.assert_array_equal(factors_of(again)["hidden_1"]["W"], found[-1])
 
 
-def test_bd_factor_gradients_by_hand():
+@pytest.mark.parametrize("kind", ["absolute", "relative"])
+def test_bd_factor_gradients_by_hand(kind):
     """dL/dW = M^T g and M moves against sign(g W^T), with g summed over the batch."""
-    jitted = Jitted(digits_config("bd_psp", train__optimizer="sgd", bd__epsilon=0.5))
+    jitted = Jitted(digits_config("bd_psp", train__optimizer="sgd", bd__epsilon=0.5, bd__step=kind))
     key = jax.random.key(0)
     state = jitted.begin_task(jitted.init(key), 0)
     state, _ = jitted.run_steps(state, jitted.data, 0, 0, 0, 1)
@@ -106,9 +126,13 @@ def test_bd_factor_gradients_by_hand():
         return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(48), y])
 
     g = jax.grad(loss)({p: jnp.zeros_like(v["bias"]) for p, v in mode.items()})
+    sizes = output_sizes(jitted.learner.network, state.learner.params, mode, x)
     for path, factors in old.items():
         step = np.sign(g[path] @ factors["W"].T)
-        np.testing.assert_allclose(new[path]["M"][0], factors["M"][0] - 0.5 * step, rtol=1e-6)
+        length = 0.5 if kind == "absolute" else 0.5 / 2**0.5 * sizes[path]  # the second step
+        rtol = 1e-6 if kind == "absolute" else 1e-5
+        expected = factors["M"][0] - length * step
+        np.testing.assert_allclose(new[path]["M"][0], expected, rtol=rtol, atol=0.1 * rtol)
         expected = factors["W"] - 3e-3 * jnp.outer(factors["M"][0], g[path])
         np.testing.assert_allclose(new[path]["W"], expected, rtol=1e-4, atol=1e-7)
 
@@ -128,9 +152,10 @@ def test_gd_moves_m_by_its_gradient(method):
     assert len(np.unique(sizes.round(9))) > 8 and 0 < sizes.max() < 0.01
 
 
-def test_matched_gd_moves_along_the_gradient_as_far_as_bd():
+@pytest.mark.parametrize("step", ["absolute", "relative"])
+def test_matched_gd_moves_along_the_gradient_as_far_as_bd(step):
     """The same direction as GD, the same length as BD, in every layer."""
-    changes = dict(train__optimizer="sgd", bd__epsilon=0.25)
+    changes = dict(train__optimizer="sgd", bd__epsilon=0.25, bd__step=step)
     along, matched, signs = (steps_of_m(m, **changes) for m in ("gd", "gd_matched", "bd"))
     for path, m in matched.items():
         length = np.linalg.norm
@@ -150,7 +175,8 @@ def test_in_a_loop_bd_is_bd_under_any_optimizer(optimizer):
     """M takes steps of epsilon against the sign; only W is the optimizer's."""
     x, y = DATA
     network = networks.from_linen(nn.Dense(2), x)
-    learner = bpnjax.learner(network, methods.bd(epsilon=0.25, hidden_dim=8), optimizer, 2)
+    method = methods.bd(epsilon=0.25, hidden_dim=8, step="absolute")
+    learner = bpnjax.learner(network, method, optimizer, 2)
     state = learner.begin_task(learner.init(jax.random.key(0)), 0)
     for step in range(1, 3):
         before = np.array(state.task_params[""]["W"])
@@ -159,6 +185,192 @@ def test_in_a_loop_bd_is_bd_under_any_optimizer(optimizer):
         # After one step all are epsilon; after two 0 or twice that.
         np.testing.assert_allclose(np.minimum(sizes, np.abs(0.25 * step - sizes)), 0, atol=1e-6)
     assert (before != state.task_params[""]["W"]).any()
+
+
+def test_factors_have_a_measure_where_a_step_asks_for_it():
+    network = networks.from_linen(MLP((6,), 2), jnp.ones((1, 4)))
+    plain, measured = (
+        init_factors(jax.random.key(0), network.layers, 8, **more)
+        for more in ({}, {"measure": True})
+    )
+    for path, factors in measured.items():
+        assert (factors["measure"].shape, factors["measure"].dtype) == ((2,), jnp.float32)
+        assert set(plain[path]) == {"M", "W"}
+        for name, leaf in plain[path].items():
+            np.testing.assert_array_equal(factors[name], leaf)
+    jax.tree.map(np.testing.assert_array_equal, product(measured), product(plain))
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.1), optax.adam(0.1)], ids=["sgd", "adam"])
+def test_in_a_loop_relative_steps_fall_within_a_task_and_start_anew_with_the_next(optimizer):
+    """epsilon / sqrt(1 + t) times the size of the outputs, t from 0 in each task."""
+    x, y = DATA
+    network = networks.from_linen(nn.Dense(2), x)
+    learner = bpnjax.learner(network, methods.bd(epsilon=0.5, hidden_dim=8), optimizer, 2)
+    state = learner.init(jax.random.key(0))
+    for task in range(2):
+        state = learner.begin_task(state, task)
+        for t in range(4):
+            before = np.array(state.task_params[""]["M"])
+            outputs = np.asarray(network.apply(state.params, {}, x)[0], np.float64)
+            state, _ = learner.step(state, (x, y))
+            moved = np.abs(state.task_params[""]["M"] - before)
+            expected = 0.5 / (1 + t) ** 0.5 * np.sqrt(np.mean(outputs**2))
+            np.testing.assert_allclose(moved, expected, rtol=1e-4)
+        state = learner.end_task(state, (x, y))
+
+
+def layered(x, y, method, c=1.0, optimizer=None, steps=5):
+    """A linear network without biases on inputs times c, trained as on these; its end state.
+
+    The loss is that of the outputs over c, so nothing but the size of the outputs differs.
+    """
+
+    def loss(outputs, labels):
+        return optax.softmax_cross_entropy_with_integer_labels(outputs / c, labels)
+
+    module = nn.Sequential([nn.Dense(5, use_bias=False), nn.Dense(3, use_bias=False)])
+    network = networks.from_linen(module, x)
+    learner = bpnjax.learner(network, method, optimizer or optax.sgd(0.1), 2, loss=loss)
+    state = learner.init(jax.random.key(0))
+    for task in range(2):
+        state = learner.begin_task(state, task)
+        for _ in range(steps):
+            state, _ = learner.step(state, (c * x, y))
+        state = learner.end_task(state, (c * x, y))
+    return state
+
+
+@pytest.mark.parametrize("c", [1e-3, 50.0])
+@pytest.mark.parametrize(
+    "method",
+    [
+        methods.bd(hidden_dim=8),
+        methods.gd_matched(hidden_dim=8),
+        methods.plain_bias(step="relative"),
+        methods.bd_ewc(hidden_dim=8),
+    ],
+    ids=["bd", "gd_matched", "plain_bias", "bd_ewc"],
+)
+def test_outputs_multiplied_by_a_number_multiply_the_biases_by_it(method, c):
+    """So no size has to be found for each network: the step has the unit of the layer."""
+    x = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+    y = np.arange(12) % 3
+    plain, larger = (layered(x, y, method, c=c) for c in (1.0, c))
+    banks = [kept if isinstance(kept, dict) else kept[0] for kept in (plain.method, larger.method)]
+    for path, layer in banks[0].items():
+        assert np.abs(layer["bias"]).max() > 0.05
+        scaled = banks[1][path]["bias"] / c
+        np.testing.assert_allclose(scaled, layer["bias"], rtol=1e-3, atol=1e-5)
+    # The shared parameters have no such unit here: their gradients are the same.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        larger.params, plain.params,
+    )  # fmt: skip
+
+
+def test_absolute_steps_do_not_follow_the_size_of_the_outputs():
+    """So the test above tells the two steps apart."""
+    x = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+    method = methods.bd(hidden_dim=8, step="absolute", epsilon=0.02)
+    plain, larger = (layered(x, np.arange(12) % 3, method, c=c).method for c in (1.0, 50.0))
+    for path, layer in plain.items():
+        assert np.abs(larger[path]["bias"] / 50.0).max() < 0.1 * np.abs(layer["bias"]).max()
+
+
+@pytest.mark.parametrize("method", ["bd", "gd_matched", "plain_bias"])
+def test_the_size_of_the_outputs_does_not_depend_on_padding(method):
+    """Padding holds other examples, or zeros, or nothing at all: the same steps."""
+    x, y = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32), np.arange(9) % 2
+    network = networks.from_linen(MLP((6,), 2), x)
+    settings = {"step": "relative"} if method == "plain_bias" else {"hidden_dim": 8}
+    learner = bpnjax.learner(network, methods.REGISTRY[method](**settings), optax.sgd(0.1), 1)
+    weight = (np.arange(9) < 5).astype(np.float32)
+    found = {}
+    for name, batch in {
+        "none": (x[:5], y[:5]),
+        "others": (x, y, weight),
+        "zeros": (x * weight[:, None], y, weight),
+        "large": (np.where(weight[:, None] > 0, x, 1e3), y, weight),
+    }.items():
+        state = learner.begin_task(learner.init(jax.random.key(0)), 0)
+        for _ in range(2):
+            state, _ = learner.step(state, batch)
+        found[name] = state.task_params
+    for name in ("others", "zeros", "large"):
+        jax.tree.map(
+            lambda a, b, name=name: np.testing.assert_allclose(
+                a, b, rtol=1e-4, atol=1e-6, err_msg=name
+            ),
+            found[name], found["none"],
+        )  # fmt: skip
+
+
+def test_plain_biases_with_relative_steps_move_against_the_sign():
+    """bias_t+1 = bias_t - epsilon / sqrt(1 + t) r_l sign(g), by hand."""
+    x, y = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32), np.arange(9) % 2
+    network = networks.from_linen(MLP((6,), 2), x)
+    method = methods.plain_bias(step="relative", epsilon=0.3)
+    learner = bpnjax.learner(network, method, optax.adam(0.05), 1)
+    state = learner.begin_task(learner.init(jax.random.key(0)), 0)
+    by_hand = {path: np.zeros(layer.outputs) for path, layer in network.layers.items()}
+
+    def loss(biases, params):
+        mode = {path: {"bias": bias} for path, bias in biases.items()}
+        logits, _ = network.apply(params, mode, x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+    for t in range(4):
+        biases = {path: jnp.asarray(bias, jnp.float32) for path, bias in by_hand.items()}
+        g = jax.grad(loss)(biases, state.params)
+        mode = {path: {"bias": bias} for path, bias in biases.items()}
+        for path, size in output_sizes(network, state.params, mode, x).items():
+            by_hand[path] = by_hand[path] - 0.3 / (1 + t) ** 0.5 * size * np.sign(g[path])
+        state, _ = learner.step(state, (x, y))
+        for path, bias in by_hand.items():
+            own = state.task_params[path]
+            np.testing.assert_allclose(own["bias"], bias, rtol=1e-4, atol=1e-6)
+            np.testing.assert_array_equal(own["measure"], [0.0, 0.0])
+    state = learner.end_task(state, (x, y))
+    for path, bias in by_hand.items():
+        assert set(state.method[path]) == {"bias"}
+        np.testing.assert_allclose(state.method[path]["bias"][0], bias, rtol=1e-4, atol=1e-6)
+
+
+def test_plain_biases_follow_the_optimizer_by_default():
+    """At their own rate, and nothing is measured."""
+    x, y = DATA
+    network = networks.from_linen(nn.Dense(2), x)
+    learner = bpnjax.learner(network, methods.plain_bias(learning_rate=0.5), optax.sgd(0.1), 1)
+    state = learner.begin_task(learner.init(jax.random.key(0)), 0)
+    assert set(state.task_params[""]) == {"bias"}
+    logits, _ = network.apply(state.params, {}, x)
+    g = (jax.nn.softmax(logits) - jax.nn.one_hot(y, 2)).mean(0)
+    state, _ = learner.step(state, (x, y))
+    np.testing.assert_allclose(state.task_params[""]["bias"], -0.5 * g, rtol=1e-5)
+
+
+def test_two_parts_that_measure_a_layer_see_the_same_outputs():
+    """Those before the biases of both; each takes its own steps."""
+    x, y = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32), np.arange(9) % 2
+    network = networks.from_linen(MLP((6,), 2), x)
+    method = methods.chain(
+        methods.plain_bias(step="relative", epsilon=0.3), methods.bd(hidden_dim=8, epsilon=0.2)
+    )
+    learner = bpnjax.learner(network, method, optax.sgd(0.1), 1)
+    state = learner.begin_task(learner.init(jax.random.key(0)), 0)
+    for t in range(2):
+        before = jax.tree.map(np.array, state.task_params)
+        both = modes.merge(
+            {path: {"bias": own["bias"]} for path, own in before[0].items()}, product(before[1])
+        )
+        sizes = output_sizes(network, state.params, both, x)
+        state, _ = learner.step(state, (x, y))
+        for path, size in sizes.items():
+            for part, leaf, epsilon in ((0, "bias", 0.3), (1, "M", 0.2)):
+                moved = np.abs(state.task_params[part][path][leaf] - before[part][path][leaf])
+                expected = epsilon / (1 + t) ** 0.5 * size
+                np.testing.assert_allclose(moved, expected, rtol=1e-4, err_msg=f"{path} {leaf}")
 
 
 def test_w_has_a_learning_rate_of_its_own():
@@ -187,6 +399,7 @@ def test_w_has_a_learning_rate_of_its_own():
         ({"hidden_dim": 2.5}, r"bd\.hidden_dim: 2\.5 is of type float; give one of type int"),
         ({"layers": "("}, r"bd\.layers: '\(' is no regular expression"),
         ({"learning_rate": 0.0}, r"bd\.learning_rate: 0\.0 is not above 0"),
+        ({"step": "small"}, r"bd\.step: unknown value 'small'; choose from: relative, absolute"),
         ({"epsilom": 0.2}, r"bd\.epsilom: bd has no such setting; did you mean epsilon"),
     ],
 )

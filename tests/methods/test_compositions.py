@@ -84,7 +84,7 @@ QUICK = ("bd_xdg", "psp_er", "bd_gem", "centred")
 )
 def test_a_composition_answers_after_loading_as_in_its_run(name, registry, tmp_path):
     registered(name)
-    jitted = Jitted(digits_config(name, train__epochs=4, bd__epsilon=0.1))
+    jitted = Jitted(digits_config(name, train__epochs=4))
     state, _ = jitted.train(jax.random.key(0))
     assert jitted.test(state, 2)["task_masked"][2] > 0.6
     assert_answers_agree(jitted, state, tmp_path)
@@ -212,7 +212,8 @@ def test_an_output_mask_changes_answers_only(method, registry):
 def test_a_fisher_is_of_the_mode_of_all_parts(registry):
     """psp in front of ewc: with the key of the task, which is not a part of ewc."""
     methods.compose("psp_ewc", methods.psp, methods.ewc)
-    jitted, key = Jitted(digits_config("psp_ewc", train__epochs=1)), jax.random.key(0)
+    config = digits_config("psp_ewc", train__epochs=1, ewc__form="proximal")
+    jitted, key = Jitted(config), jax.random.key(0)
     state = jitted.train(key, [1])[0].learner
     x, y = (jnp.concatenate(part) for part in zip(*jitted.epoch(key, 1, 0), strict=True))
     mode = modes.select(state.method[0], 1)

@@ -234,7 +234,7 @@ def test_two_methods_cannot_give_one_field_different_limits():
     """What one allows the other might not be made for."""
 
     @methods.register("other", group="ewc")
-    def other(strength: Annotated[float, Setting("of it", above=0)] = 2000.0) -> Method:
+    def other(strength: Annotated[float | None, Setting("of it", above=0)] = None) -> Method:
         return Method()
 
     words = r"ewc\.strength of the method other .* another limits \(\{'at_least': 0\}, not "

@@ -42,7 +42,8 @@ def test_only_hidden_layers_that_feed_a_dense_layer_are_inhibited():
 
 @pytest.mark.parametrize("on", ["mas", "ewc"])
 def test_without_strength_it_is_the_method_it_stands_on(on):
-    key, strength = jax.random.key(0), {f"{on}__strength": 0.5}
+    key = jax.random.key(0)
+    strength = {f"{on}__strength": 0.5, f"{on}__form": "proximal"}
     plain, _ = Jitted(digits_config(on, **strength)).train(key, [0, 1], epochs=2)
     same = digits_config("slnid", slnid__on=on, slnid__strength=0.0, slnid__anchor_strength=0.5)
     same, _ = Jitted(same).train(key, [0, 1], epochs=2)

@@ -251,6 +251,27 @@ def test_merge_adds_biases_and_multiplies_keys():
     assert float(merged["a"]["bias"][0]) == 3.0 and float(merged["a"]["key"][0]) == 1.0
 
 
+def test_merge_adds_measures_so_that_each_mode_gets_the_size_of_the_outputs():
+    """Two modes that both measure a layer: its outputs before the biases of both."""
+    x = jax.random.normal(jax.random.key(0), (6, 5))
+    params = params_of(nn.Dense(3), x)
+    first, second = (
+        {"": {"bias": jnp.full(3, value), "measure": jnp.array([value, -value])}}
+        for value in (1.0, 2.0)
+    )
+    assert merge(first, second)[""]["measure"].tolist() == [3.0, -3.0]
+    plain = {"": {"bias": jnp.ones(3)}}
+    assert merge(plain, first)[""]["measure"].tolist() == [1.0, -1.0]
+
+    def loss(first, second):
+        mode = merge(first, second, plain, {"": {"key": jnp.full(5, 0.5)}})
+        return jnp.sum(jnp.tanh(modulated_apply(nn.Dense(3), params, mode, x)))
+
+    y = np.asarray(0.5 * x @ params["kernel"] + params["bias"], np.float64)
+    for found in jax.grad(loss, (0, 1))(first, second):
+        np.testing.assert_allclose(found[""]["measure"], [(y**2).sum(), y.size], rtol=1e-5)
+
+
 def test_switching_tasks_does_not_recompile():
     model = Nested()
     x = jnp.ones((2, 3))

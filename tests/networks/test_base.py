@@ -13,6 +13,7 @@ from bpnjax import importance, methods, modes, networks
 from bpnjax.importance import kronecker
 from bpnjax.models import MLP
 from bpnjax.networks.base import align, batch_axis, one_example
+from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -40,7 +41,7 @@ def by_hand(params, mode, x):
     for path in ("hidden_0", "output"):
         vectors = mode.get(path, {})
         x = (x * vectors.get("key", 1.0)) @ params[path]["kernel"] + params[path]["bias"]
-        x = x + vectors.get("bias", 0.0)
+        x = networks.add_bias(x, vectors)
         x = jax.nn.relu(x) if path == "hidden_0" else x
     return x
 
@@ -148,7 +149,7 @@ def test_what_a_function_does_not_show_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match="the number of outputs is not known"):
         learner(methods.lwf(), unseen, classes=[[0], [1, 2]])
     with pytest.raises(ValueError, match="learner.answering must know the shape of an example"):
-        learner(methods.bd_ewc(), unseen).answering()
+        learner(methods.bd_ewc(step="absolute"), unseen).answering()
     with pytest.raises(ValueError, match="'conv' matches no layer; there are: hidden_0, output"):
         learner(methods.bd(layers="conv"), network)
     with pytest.raises(ValueError, match="Kronecker factors of .* are not known"):
@@ -159,12 +160,206 @@ def test_a_function_without_an_example_is_trained_all_the_same():
     _, params = mlp()
     ends = []
     for network in (plain(params), plain(params, x=None)):
-        learner = bpnjax.learner(network, methods.bd_ewc(hidden_dim=4), optax.sgd(0.1), num_tasks=2)
+        method = methods.bd_ewc(hidden_dim=4, step="absolute")
+        learner = bpnjax.learner(network, method, optax.sgd(0.1), num_tasks=2)
         state = learner.begin_task(learner.init(jax.random.key(0)), 0)
         state, metrics = learner.step(state, (np.asarray(X), np.asarray(Y)))
         state = learner.end_task(state, (np.asarray(X), np.asarray(Y)))
         ends.append((learner.apply(state, X, np.arange(6) % 2), metrics, state.params))
     same(*ends)
+
+
+# The size of a layer's outputs.
+
+
+def squares_of(y):
+    """The sum of squares and the size of an array, or of several."""
+    arrays = [np.asarray(a, np.float64) for a in (y if isinstance(y, list) else [y])]
+    return np.array([sum((a**2).sum() for a in arrays), sum(a.size for a in arrays)])
+
+
+def test_the_gradient_for_a_measure_is_the_size_of_the_array_whatever_the_loss():
+    y = jax.random.normal(jax.random.key(0), (4, 3))
+    losses = [jnp.sum, lambda y: 1e-6 * jnp.sum(jnp.sin(y)), lambda y: 0.0 * jnp.sum(y),
+              lambda y: jax.nn.logsumexp(y)]  # fmt: skip
+    for loss in losses:
+        for measure in (jnp.zeros(2), jnp.array([5.0, -7.0])):
+
+            def measured_loss(y, m, loss=loss):
+                return loss(networks.measured(y, m))
+
+            both = jax.value_and_grad(measured_loss, (0, 1))
+            for run in (both, jax.jit(both)):
+                value, (of_y, of_measure) = run(y, measure)
+                np.testing.assert_allclose(of_measure, squares_of(y), rtol=1e-6)
+                np.testing.assert_allclose(of_y, jax.grad(loss)(y), rtol=1e-6)
+                np.testing.assert_allclose(value, loss(y), rtol=1e-6)
+    np.testing.assert_array_equal(networks.measured(y, jnp.zeros(2)), y)
+
+
+def test_an_array_that_nothing_reads_is_not_measured():
+    """As a layer's output in front of the BatchNorm behind which it is measured."""
+    y = jax.random.normal(jax.random.key(0), (4, 3))
+
+    def loss(m):
+        unread = networks.measured(y, m) + 1.0
+        assert unread.shape == (4, 3)
+        return jnp.sum(networks.measured(2.0 * y, m))
+
+    for of in (loss, jax.checkpoint(loss)):
+        for gradient in (jax.grad(of), jax.jit(jax.grad(of))):
+            np.testing.assert_allclose(gradient(jnp.zeros(2)), squares_of(2.0 * y), rtol=1e-6)
+
+
+def test_a_measure_of_bfloat16_outputs_is_of_single_precision():
+    """Their size in bfloat16 would be wrong from 257 elements on."""
+    y = jnp.full((7, 1001), 0.5, jnp.bfloat16)
+
+    def loss(y, m):
+        out = networks.measured(y, m)
+        assert out.dtype == jnp.bfloat16
+        return jnp.sum(out.astype(jnp.float32))
+
+    of_y, of_measure = jax.grad(loss, (0, 1))(y, jnp.zeros(2))
+    assert (of_y.dtype, of_measure.dtype) == (jnp.bfloat16, jnp.float32)
+    assert of_measure.tolist() == [7007 * 0.25, 7007.0]
+
+
+def test_measures_under_vmap():
+    """Of each array where each has a measure of its own, and of all where they share one."""
+    y = jax.random.normal(jax.random.key(0), (5, 4, 3))
+
+    def loss(m, y):
+        return jnp.sum(jnp.cos(networks.measured(y, m)))
+
+    each = jax.vmap(jax.grad(loss), (None, 0))(jnp.zeros(2), y)
+    own = jax.jit(jax.vmap(jax.grad(loss)))(jnp.zeros((5, 2)), y)
+    for found in (each, own):
+        np.testing.assert_allclose(found, [squares_of(row) for row in y], rtol=1e-5)
+    shared = jax.grad(lambda m: jnp.sum(jax.vmap(loss, (None, 0))(m, y)))(jnp.zeros(2))
+    np.testing.assert_allclose(shared, squares_of(y), rtol=1e-5)
+    one = jax.grad(lambda m: jnp.sum(jax.vmap(loss, (0, None))(m, y[0])))(jnp.zeros((2, 2)))
+    np.testing.assert_allclose(one, [squares_of(y[0])] * 2, rtol=1e-5)
+
+
+def test_measures_of_micro_batches_add_up_to_that_of_the_batch():
+    """So does one in a scan or a loop, and under jax.checkpoint nothing is counted twice."""
+    y = jax.random.normal(jax.random.key(0), (6, 4))
+
+    def loss(m, y):
+        return jnp.sum(jnp.sin(networks.measured(y, m)))
+
+    parts = [jax.grad(loss)(jnp.zeros(2), y[i : i + 2]) for i in (0, 2, 4)]
+    np.testing.assert_allclose(sum(parts), squares_of(y), rtol=1e-5)
+
+    def scanned(m):
+        return jax.lax.scan(lambda sum, row: (sum + loss(m, row), None), 0.0, y)[0]
+
+    again = jax.checkpoint(lambda m: loss(m, y))
+    for total in (scanned, again, jax.checkpoint(scanned)):
+        np.testing.assert_allclose(jax.jit(jax.grad(total))(jnp.zeros(2)), squares_of(y), rtol=1e-5)
+
+
+def test_add_bias_adds_and_measures_what_it_is_given():
+    y = jax.random.normal(jax.random.key(0), (4, 3))
+    bias = jnp.arange(3.0)
+    np.testing.assert_array_equal(networks.add_bias(y, {}), y)
+    np.testing.assert_array_equal(networks.add_bias(y, {"key": jnp.ones(5)}), y)
+    np.testing.assert_array_equal(networks.add_bias(y, {"bias": bias}), y + bias)
+
+    def loss(vectors):
+        return jnp.sum(jnp.square(networks.add_bias(y, vectors)))
+
+    found = jax.grad(loss)({"bias": bias, "measure": jnp.zeros(2)})
+    np.testing.assert_allclose(found["measure"], squares_of(y), rtol=1e-5)  # without the bias
+    np.testing.assert_allclose(found["bias"], 2 * (y + bias).sum(0), rtol=1e-5)
+    only = jax.grad(loss)({"measure": jnp.zeros(2)})["measure"]
+    np.testing.assert_allclose(only, squares_of(y), rtol=1e-5)
+
+
+def test_a_function_is_measured_like_a_module():
+    """The layers of the same network in both forms, in a mode with keys and biases."""
+    network, params = mlp()
+    mode = {path: {**vectors, "measure": jnp.zeros(2)} for path, vectors in MODE.items()}
+
+    def of(network):
+        def loss(mode):
+            logits, _ = network.apply(params, mode, X)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, Y).mean()
+
+        return {path: found["measure"] for path, found in jax.grad(loss)(mode).items()}
+
+    expected = {}
+    for path, inputs in network.features(params, MODE, X, list(network.layers)).items():
+        expected[path] = squares_of(inputs @ params[path]["kernel"] + params[path]["bias"])
+    for form in (network, plain(params), network.with_input(lambda x: x)):
+        same(of(form), expected, rtol=1e-5)
+
+
+def test_bd_on_a_function_is_bd_on_the_module():
+    network, params = mlp()
+    ends = []
+    for form in (network, plain(params)):
+        learner = bpnjax.learner(form, methods.bd(hidden_dim=4), optax.sgd(0.1), num_tasks=2)
+        state = learner.init(jax.random.key(0))
+        state = learner.begin_task(state.replace(params=jax.tree.map(jnp.array, params)), 1)
+        for _ in range(3):
+            state, _ = learner.step(state, (X, Y))
+        ends.append(learner.end_task(state, (X, Y)))
+    same(ends[0].method, ends[1].method, rtol=1e-4, atol=1e-6)
+    same(ends[0].params, ends[1].params, rtol=1e-4, atol=1e-6)
+    assert all(np.abs(vectors["bias"][1]).max() > 0.1 for vectors in ends[0].method.values())
+
+
+def silent(params, mode, x):
+    """It adds the biases, but shows the size of the hidden layer's outputs only."""
+    hidden = networks.add_bias(x @ params["hidden_0"]["kernel"], mode.get("hidden_0", {}))
+    out = jax.nn.relu(hidden) @ params["output"]["kernel"]
+    return out + mode.get("output", {}).get("bias", 0.0)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [methods.bd(), methods.bd_ewc(), methods.gd_matched(), methods.plain_bias(step="relative")],
+    ids=["bd", "bd_ewc", "gd_matched", "plain_bias"],
+)
+def test_a_function_that_does_not_show_the_size_of_its_outputs_is_refused(method):
+    """In one line with the remedy; NaN biases would be the alternative."""
+    _, params = mlp()
+    network = networks.from_function(silent, lambda key: params, WIDTHS, x=X)
+    words = (
+        r"bd\.step: the network is a function that does not show the size of the outputs of "
+        r"output; add the bias with networks\.add_bias\(y, mode\.get\('output', {}\)\), or choose "
+        r"step='absolute'"
+    )
+    for given in (network, network.with_input(lambda x: 2.0 * x)):
+        with pytest.raises(UserError, match=words) as refused:
+            bpnjax.learner(given, method, optax.sgd(0.1), num_tasks=2)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_function_that_is_not_measured_has_what_needs_no_size():
+    _, params = mlp()
+    network = networks.from_function(silent, lambda key: params, WIDTHS, x=X)
+    for method in (
+        methods.bd(step="absolute"), methods.gd(), methods.gd_matched(step="absolute"),
+        methods.plain_bias(), methods.bd(layers="hidden_0"),
+    ):  # fmt: skip
+        learner = bpnjax.learner(network, method, optax.sgd(0.1), num_tasks=1)
+        state = learner.begin_task(learner.init(jax.random.key(0)), 0)
+        for _ in range(2):
+            state, _ = learner.step(state, (X, Y))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.task_params))
+
+
+def test_a_function_of_which_no_example_is_known_has_no_relative_step():
+    """Whether it measures cannot be seen then; it is said before training."""
+    _, params = mlp()
+    with pytest.raises(
+        UserError,
+        match=r"relative to the outputs of layers \(bd\.step\) must know the shape of an ex.*x=",
+    ):
+        bpnjax.learner(plain(params, x=None), methods.bd(), optax.sgd(0.1), num_tasks=1)
 
 
 # Inputs that are prepared.

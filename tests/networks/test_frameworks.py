@@ -46,8 +46,8 @@ class Nnx(nnx.Module):
 def function(params, mode, x):
     """The same, by hand."""
 
-    def bias(path):
-        return mode.get(path, {}).get("bias", 0.0)
+    def biased(path, y):
+        return networks.add_bias(y + params[path]["bias"], mode.get(path, {}))
 
     def key(path):
         return mode.get(path, {}).get("key", 1.0)
@@ -56,11 +56,10 @@ def function(params, mode, x):
         x * key("conv"), params["conv"]["kernel"], (1, 1), "SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )  # fmt: skip
-    x = nn.relu(x + params["conv"]["bias"] + bias("conv"))
+    x = nn.relu(biased("conv", x))
     for path in ("hidden", "output"):
         x = x.reshape(x.shape[0], -1)
-        layer = params[path]
-        x = (x * key(path)) @ layer["kernel"] + layer["bias"] + bias(path)
+        x = biased(path, (x * key(path)) @ params[path]["kernel"])
         x = nn.relu(x) if path == "hidden" else x
     return x
 
@@ -103,6 +102,26 @@ def test_the_same_fisher(three, framework, kind):
         for name in ("linen", framework)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8), one, two)
+
+
+@pytest.mark.parametrize("framework", ["nnx", "function"])
+def test_the_same_sizes_of_outputs(three, framework):
+    """What a relative step asks for, with keys and biases in the layers."""
+    found, params, _ = three
+    mode = {path: {"bias": jnp.full(layer.outputs, 0.3), "measure": jnp.zeros(2)}
+            for path, layer in found["linen"].layers.items()}  # fmt: skip
+    mode["conv"]["key"] = jnp.array([1.0, -1.0])
+
+    def sizes(network):
+        def loss(mode):
+            outputs, _ = network.apply(params, mode, X)
+            return optax.softmax_cross_entropy_with_integer_labels(outputs, Y).mean()
+
+        return {path: v["measure"] for path, v in jax.grad(loss)(mode).items()}
+
+    one, two = sizes(found["linen"]), sizes(found[framework])
+    assert one["conv"][1] == X.size / 2 * 3 and one["output"][1] == 2 * len(X)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one, two)
 
 
 @pytest.mark.parametrize("framework", ["nnx", "function"])

@@ -11,7 +11,8 @@ import optax
 import pytest
 from flax import nnx, traverse_util
 
-from bpnjax import importance, modes, networks, optim
+import bpnjax
+from bpnjax import importance, methods, modes, networks, optim
 from bpnjax.methods.bd import empty_bank, init_factors, product
 from bpnjax.networks import find_layers, matching, modulated_apply
 
@@ -163,6 +164,144 @@ def test_dropout_draws_from_the_rngs_it_is_given():
     assert not np.allclose(run(5), run(6))
 
 
+def measures(run, layers):
+    """The gradient of some loss for the measures of layers, each with a bias of zeros."""
+    mode = {
+        path: {"bias": jnp.zeros(layer.outputs), "measure": jnp.zeros(2)}
+        for path, layer in layers.items()
+    }
+
+    def loss(mode):
+        return jnp.sum(jnp.tanh(run(mode)))
+
+    eager, jitted = jax.grad(loss), jax.jit(jax.grad(loss))
+    found = [
+        {path: np.asarray(v["measure"]) for path, v in g(mode).items()} for g in (eager, jitted)
+    ]
+    for path in mode:
+        np.testing.assert_allclose(*(one[path] for one in found), rtol=1e-5)
+    return found[0]
+
+
+def squares_of(outputs):
+    """The sum of squares and the number of all elements of some arrays."""
+    each = [np.asarray(y, np.float64) for y in outputs]
+    return [sum((y**2).sum() for y in each), sum(y.size for y in each)]
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit", "text", "shared", "shapes"])
+def test_the_size_of_what_every_layer_puts_out_is_measured(name):
+    """Of each call, with the outputs that Flax itself captures."""
+    model, variables, x, kwargs = started(name)
+    layers = find_layers(model, variables, x, **kwargs)
+    if name == "text":  # Flax captures nothing in its scan
+        layers = matching(layers, "project")
+    _, seen = model.apply(variables, x, capture_intermediates=True, **kwargs)
+    seen = traverse_util.flatten_dict(seen["intermediates"], sep="/")
+    found = measures(lambda mode: modulated_apply(model, variables, mode, x, **kwargs), layers)
+    assert set(found) == set(layers)
+    for path, measure in found.items():
+        # Behind a BatchNorm the bias is added, and the output measured, that comes out of the norm.
+        own = path.replace("Block_0/Conv_", "Block_0/BatchNorm_")
+        own = own.replace("Block_1/Conv_", "Block_1/BatchNorm_")
+        outputs = seen[f"{own}/__call__"]
+        if path == "activated":  # the call of its parent, and that around it
+            outputs = outputs[:1]
+        np.testing.assert_allclose(measure, squares_of(outputs), rtol=1e-4, err_msg=path)
+        assert len(outputs) == layers[path].calls
+
+
+@pytest.mark.parametrize("how", ["scan", "remat", "vmap"])
+def test_a_layer_in_a_lifted_transformation_is_measured_at_all_its_calls(how):
+    """nn.scan has three, nn.vmap one of all rows, and under nn.remat none counts twice."""
+    model, variables, x, _ = started(how)
+    layers = find_layers(model, variables, x)
+    own = variables["params"]["lifted"]["dense"]
+    kernels, biases = own["kernel"], own["bias"]
+    h, outputs = x, []
+    for i in range(3 if how == "scan" else 1):
+        kernel, bias = (kernels[i], biases[i]) if how == "scan" else (kernels, biases)
+        outputs.append(h @ kernel + bias)
+        h = jnp.tanh(outputs[-1])
+    found = measures(lambda mode: modulated_apply(model, variables, mode, x), layers)
+    np.testing.assert_allclose(found["lifted/dense"], squares_of(outputs), rtol=1e-5)
+    head = variables["params"]["head"]
+    expected = squares_of([h @ head["kernel"] + head["bias"]])
+    np.testing.assert_allclose(found["head"], expected, rtol=1e-5)
+
+
+class NormedLayers(nn.Module):
+    """A layer in front of a BatchNorm, and one whose output is also read beside the norm."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        def norm(y, name):
+            return nn.BatchNorm(use_running_average=not train, momentum=0.5, name=name)(y)
+
+        x = nn.tanh(norm(nn.Dense(4, name="first")(x), "first_norm"))
+        y = nn.Dense(4, name="second")(x)
+        return nn.Dense(3, name="head")(norm(y, "second_norm") + y)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_behind_a_batch_norm_its_output_is_measured(frozen):
+    """On the statistics of the batch, or the running ones; before the bias is added."""
+    network = networks.from_linen(NormedLayers(), ROWS)
+    params, variables = network.init(jax.random.key(0))
+    x = 7.0 + 30.0 * ROWS  # before the norm outputs are far larger
+    mode = {path: {"bias": jnp.full(layer.outputs, 0.5), "measure": jnp.zeros(2)}
+            for path, layer in network.layers.items()}  # fmt: skip
+
+    def loss(mode):
+        out, _ = network.apply(
+            params, mode, x, variables=variables, train=True, freeze_statistics=frozen
+        )
+        return jnp.sum(jnp.sin(out))
+
+    found = {path: v["measure"] for path, v in jax.jit(jax.grad(loss))(mode).items()}
+
+    def norm(y):
+        mean, var = (0.0, 1.0) if frozen else (y.mean(0), y.var(0))
+        return (y - mean) / np.sqrt(var + 1e-5)
+
+    def dense(name, x):
+        return x @ np.asarray(params[name]["kernel"], np.float64) + np.asarray(params[name]["bias"])
+
+    first = norm(dense("first", np.asarray(x, np.float64)))
+    np.testing.assert_allclose(found["first"], squares_of([first]), rtol=1e-3)
+    beside = dense("second", np.tanh(first + 0.5))
+    behind = norm(beside)
+    # What is read beside the norm has the bias too, hence is measured too.
+    np.testing.assert_allclose(found["second"], squares_of([behind, beside]), rtol=1e-3)
+    head = dense("head", behind + 0.5 + beside + 0.5)
+    np.testing.assert_allclose(found["head"], squares_of([head]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit", "scan"])
+def test_bd_has_relative_steps_on_a_network_of_any_layers(name):
+    """Every layer's M moves by the size of its outputs, the shared network as without."""
+    model, _, x, _ = started(name)
+    network, method = networks.from_linen(model, x), methods.bd(epsilon=0.5, hidden_dim=4)
+    learner = bpnjax.learner(network, method, optax.sgd(1e-3), num_tasks=1)
+    state = learner.begin_task(learner.init(jax.random.key(2)), 0)
+    params, others = state.params, state.variables
+
+    def run(mode):
+        """As in training, but for dropout."""
+        return network.apply(params, mode, x, variables=others, train=name == "resnet")[0]
+
+    sizes = {path: np.sqrt(m[0] / m[1]) for path, m in measures(run, network.layers).items()}
+    state, _ = learner.step(state, (x, LABELS))
+    assert set(state.task_params) == set(sizes)
+    for path, factors in state.task_params.items():
+        moved = np.abs(factors["M"])
+        if name == "vit":  # the dropout of the step changes the sizes of what follows it
+            assert moved[0, 0] > 0
+            np.testing.assert_allclose(moved, moved[0, 0], rtol=1e-5)
+        else:
+            np.testing.assert_allclose(moved, 0.5 * sizes[path], rtol=1e-3, err_msg=path)
+
+
 @pytest.mark.parametrize("name", ["resnet", "vit"])
 def test_learns_a_task_with_factors_and_any_optimizer(name):
     model, variables, x, _ = started(name)
@@ -265,6 +404,7 @@ def test_a_layer_in_nn_jit_is_refused_in_a_mode_and_free_without():
         ({"head": {"bias": jnp.ones(2)}}, r"bias of layer .head. has shape \(2,\); it must have"),
         ({"head": {"key": jnp.ones(1)}}, "key of layer 'head' has shape"),
         ({"head": {"scale": jnp.ones(3)}}, r"layer 'head' has \['scale'\]; a layer has a 'key'"),
+        ({"head": {"measures": jnp.ones(2)}}, r"layer 'head' has \['measures'\]"),
         ({"lifted/dense": {"bias": jnp.ones((4, 5))}}, "first axis is not the batch of 4 examples"),
     ],
 )  # fmt: skip

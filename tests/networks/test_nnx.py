@@ -6,9 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
+import bpnjax
+from bpnjax import methods
 from bpnjax.networks import from_linen, matching
 from bpnjax.networks.nnx import TRAIN_FLAGS, from_nnx
 
@@ -564,6 +567,142 @@ def test_a_layer_whose_kernel_is_not_the_one_in_the_parameters_is_not_plain():
     before = jnp.copy(params["layer"]["kernel"])
     close(network.apply(params, {}, x)[0], x @ before / 2)
     np.testing.assert_array_equal(params["layer"]["kernel"], before)
+
+
+# The size of a layer's outputs.
+
+
+def measures(network, params, x, biases=0.0, **options):
+    """The gradient of some loss for the measures of all layers, whose biases are all one number."""
+    mode = {
+        path: {"bias": jnp.full(layer.outputs, biases), "measure": jnp.zeros(2)}
+        for path, layer in network.layers.items()
+    }
+
+    def loss(mode):
+        return jnp.sum(jnp.sin(network.apply(params, mode, x, **options)[0]))
+
+    eager, jitted = ({p: v["measure"] for p, v in g(mode).items()}
+                     for g in (jax.grad(loss), jax.jit(jax.grad(loss))))  # fmt: skip
+    for path, measure in eager.items():
+        np.testing.assert_allclose(jitted[path], measure, rtol=1e-5)
+    return eager
+
+
+def squares_of(*outputs):
+    """The sum of squares and the number of all elements of some arrays."""
+    each = [np.asarray(y, np.float64) for y in outputs]
+    return [sum((y**2).sum() for y in each), sum(y.size for y in each)]
+
+
+@pytest.mark.parametrize(
+    "linen, factory, shape",
+    [
+        (LinenDense(), NnxDense, (5, 3)),
+        (LinenConvolutional(), NnxConvolutional, (5, 4, 4, 2)),
+        (LinenAttention(), NnxAttention, (5, 5, 6)),
+    ],
+)
+def test_layers_are_measured_as_in_linen(linen, factory, shape):
+    x = normal(1, *shape)
+    there, here = from_linen(linen, x), from_nnx(lambda rngs: factory(rngs), x)
+    params, _ = there.init(KEY)
+    expected = measures(there, params, x, 0.3)
+    found = measures(here, params, x, 0.3)
+    assert set(found) == set(expected)
+    for path, measure in found.items():
+        assert measure[0] > 0
+        np.testing.assert_allclose(measure, expected[path], rtol=1e-4)
+
+
+def test_a_layer_that_is_called_twice_is_measured_twice():
+    x = normal(1, 5, 3)
+    network = from_nnx(Nested(nnx.Rngs(0)), x)
+    params, _ = network.init(KEY)
+    found = measures(network, params, x, 0.3)
+    first = x @ params["inner"]["first"]["kernel"]
+    twice = params["twice"]
+    once = jax.nn.relu(first + 0.3) @ twice["kernel"] + twice["bias"]
+    again = (once + 0.3) @ twice["kernel"] + twice["bias"]
+    out = (again + 0.3) @ params["out"]["kernel"] + params["out"]["bias"]
+    np.testing.assert_allclose(found["inner/first"], squares_of(first), rtol=1e-5)
+    np.testing.assert_allclose(found["twice"], squares_of(once, again), rtol=1e-5)
+    np.testing.assert_allclose(found["out"], squares_of(out), rtol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_behind_a_batch_norm_its_output_is_measured(frozen):
+    """On the statistics of the batch, or the running ones; before the bias is added."""
+
+    class Plain(Residual):
+        def __call__(self, x):
+            return self.out(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))
+
+    x = 3 + 20 * normal(1, 5, 4, 4, 2)  # before the norm outputs are far larger
+    network = from_nnx(Plain(nnx.Rngs(0)), x)
+    params, variables = network.init(KEY)
+    found = measures(
+        network, params, x, 0.5, variables=variables, train=True, freeze_statistics=frozen
+    )
+    y = (
+        jax.lax.conv_general_dilated(
+            x, params["conv"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        + params["conv"]["bias"]
+    )
+    y = np.asarray(y, np.float64)
+    mean, var = (0.0, 1.0) if frozen else (y.mean((0, 1, 2)), y.var((0, 1, 2)))
+    normed = (y - mean) / np.sqrt(var + 1e-5)
+    np.testing.assert_allclose(found["conv"], squares_of(normed), rtol=1e-4)
+    out = np.maximum(normed + 0.5, 0.0).mean((1, 2)) @ params["out"]["kernel"]
+    np.testing.assert_allclose(found["out"], squares_of(out + params["out"]["bias"]), rtol=1e-4)
+
+
+def test_lifted_layers_are_measured_at_all_their_calls():
+    """Three in nnx.scan, and under nnx.remat none twice."""
+
+    class Stacked(nnx.Module):
+        def __init__(self, rngs):
+            @nnx.split_rngs(splits=3)
+            @nnx.vmap
+            def make(rngs):
+                return nnx.Linear(3, 3, rngs=rngs)
+
+            self.stack, self.remat = make(rngs), nnx.Linear(3, 3, rngs=rngs)
+
+        def __call__(self, x):
+            @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+            def scanned(layer, x):
+                return layer(x)
+
+            x = scanned(self.stack, x)
+            return nnx.remat(lambda layer, x: layer(x))(self.remat, x)
+
+    x = normal(1, 5, 3)
+    network = from_nnx(Stacked(nnx.Rngs(0)), x)
+    params, _ = network.init(KEY)
+    found = measures(network, params, x, 0.3)
+    h, outputs = x, []
+    for i in range(3):
+        outputs.append(h @ params["stack"]["kernel"][i] + params["stack"]["bias"][i])
+        h = outputs[-1] + 0.3
+    np.testing.assert_allclose(found["stack"], squares_of(*outputs), rtol=1e-5)
+    last = h @ params["remat"]["kernel"] + params["remat"]["bias"]
+    np.testing.assert_allclose(found["remat"], squares_of(last), rtol=1e-5)
+
+
+def test_bd_has_relative_steps_on_a_network_of_nnx():
+    x = normal(1, 5, 3)
+    network = from_nnx(Nested(nnx.Rngs(0)), x)
+    method = methods.bd(epsilon=0.5, hidden_dim=4)
+    learner = bpnjax.learner(network, method, optax.sgd(0.1), num_tasks=1)
+    state = learner.begin_task(learner.init(KEY), 0)
+    found = measures(network, state.params, x)
+    state, _ = learner.step(state, (np.asarray(x), np.array([0, 1, 0, 1, 1])))
+    assert set(state.task_params) == set(found)
+    for path, (square, size) in found.items():
+        moved = np.abs(state.task_params[path]["M"])
+        np.testing.assert_allclose(moved, 0.5 * (square / size) ** 0.5, rtol=1e-4)
 
 
 # What is left alone, and what is refused.

@@ -12,19 +12,26 @@ pytestmark = pytest.mark.usefixtures("compile_once")
 
 
 def tree_like(seed, dtype=jnp.float32):
-    """Parameters with factors, a matrix, a vector, a scalar and an array without elements."""
-    a, b, c, d = jax.random.split(jax.random.key(seed), 4)
+    """Parameters with factors, a matrix, a vector, a scalar and an array without elements.
+
+    The leaves ``measure`` are to other transforms a vector as any other; as gradients they are the
+    sum of squares and the size of a layer's outputs.
+    """
+    a, b, c, d, e = jax.random.split(jax.random.key(seed), 5)
+    measures = 1 + jax.random.uniform(e, (2, 2))
     tree = {
         "bd": {
             "l": {
                 "M": jax.random.normal(a, (1, 3)),
                 "W": jax.random.normal(b, (3, 2)),
+                "measure": measures[0],
             }
         },
         "core": {
             "kernel": jax.random.normal(c, (2, 2)),
             "scale": jax.random.normal(d, ()),
             "empty": jnp.zeros((0, 2)),
+            "measure": measures[1],
         },
     }
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
@@ -43,12 +50,25 @@ TRANSFORMS = {
     "beneficial_sign_scheduled": lambda: optim.beneficial_sign(decay),
     "matched_step": lambda: optim.matched_step(0.25),
     "matched_step_scheduled": lambda: optim.matched_step(decay),
+    "relative_step": lambda: optim.relative_step(0.25),
+    "relative_step_scheduled": lambda: optim.relative_step(decay),
+    "relative_step_along": lambda: optim.relative_step(0.25, direction="gradient"),
     "partition_by_path": lambda: optim.partition_by_path(
-        [("/M$", optim.matched_step(decay)), ("/W$", optax.adam(0.1)), ("^core/", optax.sgd(0.5))]
+        [
+            ("/M$", optim.matched_step(decay)),
+            ("/l/(W|measure)$", optax.adam(0.1)),
+            ("^core/", optax.sgd(0.5)),
+        ]
     ),
     "beneficial_perturbation": lambda: optim.beneficial_perturbation(optax.adam(0.1), 0.25),
     "beneficial_perturbation_scheduled": lambda: optim.beneficial_perturbation(
         optax.adamw(optax.cosine_decay_schedule(0.1, 10)), decay
+    ),
+    "beneficial_perturbation_relative": lambda: optim.beneficial_perturbation(
+        optax.adam(0.1), 0.25, step="relative"
+    ),
+    "beneficial_perturbation_along": lambda: optim.beneficial_perturbation(
+        optax.adam(0.1), decay, step="relative", direction="gradient"
     ),
     "add_quadratic_anchor": lambda: optim.add_quadratic_anchor(3.0),
     "add_quadratic_anchor_proximal": lambda: optim.add_quadratic_anchor(3.0, step_size=0.1),
@@ -145,7 +165,9 @@ def test_bfloat16_gradients_give_bfloat16_updates(make):
 
 @every_transform
 def test_gradients_of_zero_are_finite_and_move_no_factor(make):
-    zeros = jax.tree.map(jnp.zeros_like, GRADS)
+    zeros = jax.tree_util.tree_map_with_path(  # a layer whose outputs are not known has no step
+        lambda path, g: g if path[-1].key == "measure" else jnp.zeros_like(g), GRADS
+    )
     updates, _ = updater(make())(zeros, make().init(PARAMS), PARAMS)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
     extra = {**EXTRA, "anchor": PARAMS}  # at its anchor nothing is pulled
@@ -221,6 +243,12 @@ def test_apply_if_finite_skips_what_is_not(make):
         (optim.matched_step, {"epsilon": 0.25}, {"epsilon": 0.5}),
         (optim.add_quadratic_anchor, {"strength": 3.0, "step_size": 0.1}, {"strength": 7.0}),
         (optim.beneficial_perturbation, {"tx": optax.sgd(0.1), "epsilon": 0.25}, {"epsilon": 0.5}),
+        (optim.relative_step, {"size": 0.25}, {"size": 0.5}),
+        (
+            optim.beneficial_perturbation,
+            {"tx": optax.sgd(0.1), "epsilon": 0.25, "step": "relative"},
+            {"epsilon": 0.5},
+        ),
     ],
 )
 def test_inject_hyperparams_changes_what_it_injects(factory, kwargs, changed):
@@ -231,6 +259,18 @@ def test_inject_hyperparams_changes_what_it_injects(factory, kwargs, changed):
     for name, value in changed.items():
         state.hyperparams[name] = jnp.float32(value)
     same(run(GRADS, state, PARAMS)[0], steps(factory(**{**kwargs, **changed}), 1)[0][0])
+
+
+def test_a_schedule_of_a_relative_step_is_read_at_each_step():
+    """It is the whole size: nothing falls beside it."""
+    ours, state = steps(optim.relative_step(decay))
+    assert int(state.count) == 3
+    square, size = np.asarray(GRADS["core"]["measure"])
+    for i, updates in enumerate(ours):
+        sign = np.sign(GRADS["core"]["kernel"]) * (1 - 2 * (i % 2))
+        expected = -decay(i) * np.sqrt(square / size) * sign
+        np.testing.assert_allclose(updates["core"]["kernel"], expected, rtol=1e-5)
+    same(steps(optim.relative_step(optim.falling(0.25)))[0], steps(optim.relative_step(0.25))[0])
 
 
 @pytest.mark.parametrize("factory", [optim.beneficial_sign, optim.matched_step])
@@ -244,15 +284,26 @@ def test_a_schedule_of_epsilon_is_read_at_each_step(factory):
         np.testing.assert_allclose(length, 0.5 / (1 + i) * 2, rtol=1e-5)  # epsilon sqrt(4)
 
 
+@pytest.mark.parametrize("step", ["absolute", "relative"])
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "rmsprop", "lion", "adagrad", "novograd"])
-def test_any_base_optimizer_goes_on_as_if_alone(name):
+def test_any_base_optimizer_goes_on_as_if_alone(name, step):
     base = getattr(optax, name)(1e-2)
-    got, _ = steps(optim.beneficial_perturbation(base, 0.25))
-    without = lambda tree: {"W": tree["bd"]["l"]["W"], "core": tree["core"]}  # noqa: E731
+    got, _ = steps(optim.beneficial_perturbation(base, 0.25, step=step))
+
+    def without(tree):
+        """What is the base optimizer's: neither M nor what is measured."""
+        own = {"W": tree["bd"]["l"]["W"], "kernel": tree["core"]["kernel"]}
+        return own | {name: tree["core"][name] for name in ("scale", "empty")}
+
     expected, _ = steps(base, grads=without(GRADS), params=without(PARAMS),
                         update=lambda g, s, p: base.update(g, s, p))  # fmt: skip
     same([without(updates) for updates in got], expected)
-    np.testing.assert_array_equal(got[0]["bd"]["l"]["M"], -0.25 * np.sign(GRADS["bd"]["l"]["M"]))
+    m, (square, size) = (np.asarray(GRADS["bd"]["l"][key]) for key in ("M", "measure"))
+    of_layer = 1.0 if step == "absolute" else np.sqrt(square / size)
+    rounding = 0.0 if step == "absolute" else 1e-6
+    expected = -0.25 * of_layer * np.sign(m)
+    np.testing.assert_allclose(got[0]["bd"]["l"]["M"], expected, rtol=rounding)
+    assert step == "absolute" or not any(np.any(u["core"]["measure"]) for u in got)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +311,7 @@ def test_any_base_optimizer_goes_on_as_if_alone(name):
     [
         optim.beneficial_sign(0.1),
         optim.matched_step(0.1),
+        optim.relative_step(0.1),
         optim.add_quadratic_anchor(2.0),
         optim.partition_by_path([(".*", optax.sgd(1.0))]),
     ],

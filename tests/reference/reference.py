@@ -269,17 +269,31 @@ class Learner:
             of_layers[OUTPUT] += share * found.output
         return value, right, own, of_layers
 
+    def output_sizes(self, batch):
+        """The root mean square of each layer's outputs before the biases of the modes are added.
+
+        Examples count with their weights, hence padding does not.
+        """
+        mode, squares = self.mode(self.task), dict.fromkeys(LAYERS, 0.0)
+        for example, _, w in batch:
+            share = w / batch.weight.sum()
+            _, sums, _, outputs = self.network.forward(self.theta, example, mode)
+            squares[HIDDEN] += share * np.mean((sums - mode.bias.get(HIDDEN, 0.0)) ** 2)
+            squares[OUTPUT] += share * np.mean((outputs - mode.bias.get(OUTPUT, 0.0)) ** 2)
+        return {layer: np.sqrt(square) for layer, square in squares.items()}
+
     def step(self, x, y, weight=None, tasks=None):
         """Takes one step; returns the mean loss and the share of right answers before it."""
         weight = np.ones(len(x)) if weight is None else np.asarray(weight, float)
         batch = Batch(x, y, weight, np.full(len(x), self.task) if tasks is None else tasks)
+        sizes = self.output_sizes(batch)
         value, right, own, of_layers = self.protection.measure(self, batch)
         old = self.theta
         changed = self.protection.gradient(self, own, batch)
         self.theta = self.theta + self.optimizer.update(changed)
         self.protection.after_step(self, old, own, batch)
         for part in self.parts:
-            part.update(self.task, of_layers)
+            part.update(self.task, of_layers, sizes)
         return value, right
 
     def end_task(self, x, y):
@@ -413,9 +427,32 @@ class Ewc(Anchors):
         """Adds the task's Fisher information."""
         self.pairs = [(self.decay * f, a) for f, a in self.pairs]
         new = fisher(learner, x[: self.examples], y[: self.examples], self.kind)
-        self.pairs.append((new, learner.theta.copy()))
+        self.pairs.append((self.weighed(new), learner.theta.copy()))
         if self.anchors == "latest":
             self.pairs = [(f, learner.theta.copy()) for f, _ in self.pairs]
+
+    def weighed(self, new):
+        """Returns the importance of a task for its Fisher information."""
+        return new
+
+
+class RelativeEwc(Ewc):
+    """EWC without a unit: roots of Fishers over their mean, and a pull after the step."""
+
+    def weighed(self, new):
+        """The importance G, of mean 1."""
+        return np.sqrt(new) / np.sqrt(new).mean()
+
+    def gradient(self, learner, own, batch):
+        """The optimizer gets the gradient of the task's loss alone."""
+        return own
+
+    def after_step(self, learner, old, own, batch):
+        """Minimises ``|z - theta|^2 / 2 + kappa / 2 sum of G (z - anchor)^2`` over all anchors."""
+        if self.pairs:
+            curvature = self.strength * sum(g for g, _ in self.pairs)
+            towards = self.strength * sum(g * a for g, a in self.pairs)
+            learner.theta = (learner.theta + towards) / (1.0 + curvature)
 
 
 class Mas(Anchors):
@@ -1014,12 +1051,12 @@ class Fixed:
         """The mode of a task."""
         return self.modes[task]
 
-    def update(self, task, of_layers):
+    def update(self, task, of_layers, sizes):
         """Nothing is trained."""
 
 
 class Biases:
-    """One plain bias for each task and layer, trained by its gradient.
+    """One plain bias for each task and layer, trained by its gradient, or by relative steps on it.
 
     Args:
       widths: of the layers.
@@ -1036,10 +1073,10 @@ class Biases:
             self.optimizers = {layer: self.optimizer() for layer in self.widths}
         return Mode(bias=self.kept[task])
 
-    def update(self, task, of_layers):
+    def update(self, task, of_layers, sizes):
         """One step."""
         self.kept[task] = {
-            layer: bias + self.optimizers[layer].update(of_layers[layer])
+            layer: bias + update_of(self.optimizers[layer], of_layers[layer], sizes[layer])
             for layer, bias in self.kept[task].items()
         }
 
@@ -1066,12 +1103,12 @@ class Factors:
         """The mode of a task."""
         return Mode(bias={layer: (m @ w)[0] for layer, (m, w) in self.factors[task].items()})
 
-    def update(self, task, of_layers):
+    def update(self, task, of_layers, sizes):
         """One step of both factors, from their values before it."""
         for layer, (m, w) in self.factors[task].items():
             g, (first, second) = of_layers[layer], self.optimizers[layer]
             self.factors[task][layer] = (
-                m + first.update((w @ g)[None, :]),
+                m + update_of(first, (w @ g)[None, :], sizes[layer]),
                 w + second.update(np.outer(m[0], g)),
             )
 
@@ -1099,3 +1136,27 @@ class Matched:
         if not length:
             return np.zeros_like(gradient)
         return -self.epsilon * np.sqrt(gradient.size) * gradient / length
+
+
+class Relative:
+    """A step in units of the layer that falls with the steps made so far.
+
+    Args:
+      size: of the first step, for outputs whose root mean square is 1.
+      kind: `Beneficial` or `Matched`.
+    """
+
+    def __init__(self, size, kind=Beneficial):
+        self.size, self.kind, self.steps = size, kind, 0
+
+    def update(self, gradient, of_outputs):
+        """Returns what is to be added, for the size of the layer's outputs on the batch."""
+        step = self.kind(self.size / np.sqrt(1.0 + self.steps) * of_outputs)
+        self.steps += 1
+        return step.update(gradient)
+
+
+def update_of(optimizer, gradient, of_outputs):
+    """What an optimizer adds; only a `Relative` one asks for the size of the layer's outputs."""
+    given = (of_outputs,) if isinstance(optimizer, Relative) else ()
+    return optimizer.update(gradient, *given)

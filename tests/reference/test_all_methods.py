@@ -19,6 +19,7 @@ from reference import HIDDEN, LAYERS, OUTPUT, Adam, Sgd
 
 import bpnjax
 from bpnjax import methods, modes, networks
+from bpnjax.methods.ewc import DEFAULT_STRENGTH
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -27,6 +28,8 @@ INPUTS, UNITS, CLASSES = 5, 6, 6
 RATE = 0.05
 SPLIT = np.repeat(np.eye(TASKS, dtype=bool), CLASSES // TASKS, axis=1)
 TOLERANCE = 1e-5
+# The defaults of relative steps and of EWC's relative form.
+EPSILON, KAPPA = methods.bd.fields["bd.epsilon"].default, DEFAULT_STRENGTH["relative"]
 
 
 class Perceptron(nn.Module):
@@ -256,12 +259,22 @@ def test_momentum_and_adam(reset):
     )
 
 
-def test_batches_of_other_sizes():
+@pytest.mark.parametrize(
+    "method",
+    [
+        methods.ewc(5.0, form="proximal"),
+        methods.ewc(0.5),
+        methods.bd(hidden_dim=4),
+        methods.gd_matched(hidden_dim=4),
+        methods.plain_bias(step="relative"),
+    ],
+    ids=["proximal", "relative", "bd", "gd_matched", "plain_bias"],
+)
+def test_batches_of_other_sizes(method):
     """A smaller last batch is the same as one that is padded."""
     tasks = make_tasks("split")
-    ours = bpnjax.learner(
-        networks.from_linen(Perceptron(), tasks[0][0][:1]), methods.ewc(5.0), optax.sgd(RATE), 3
-    )
+    network = networks.from_linen(Perceptron(), tasks[0][0][:1])
+    ours = bpnjax.learner(network, method, optax.sgd(RATE), 3)
     ends = []
     for padded in (True, False):
         state = ours.init(jax.random.key(0))
@@ -273,7 +286,7 @@ def test_batches_of_other_sizes():
                 batch = (x, y, weight) if padded else (x[real], y[real])
                 state, _ = ours.step(state, batch)
             state = ours.end_task(state, data)
-        ends.append(jax.tree.leaves(state.params))
+        ends.append(jax.tree.leaves((state.params, state.method)))
     for one, other in zip(*ends, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
@@ -377,6 +390,7 @@ EWC_VARIANTS = {
 @pytest.mark.parametrize("variant", EWC_VARIANTS)
 def test_ewc(variant):
     ours, theirs, options = EWC_VARIANTS[variant]
+    ours = {"form": "proximal"} | ours
     strength = 5.0 if ours.get("form") == "gradient" else 100.0
     watcher = Anchored()
     follow(
@@ -384,21 +398,62 @@ def test_ewc(variant):
     )
 
 
-def test_ewc_does_not_diverge_under_rates_of_layers():
-    """The proximal form at a strength at which the gradient's form would diverge at once."""
-    follow(methods.ewc(1e5), reference.Ewc(1e5), **layer_rates())
+RELATIVE_VARIANTS = {
+    "plain": ({}, {}, {}),
+    "permuted": ({}, {}, {"kind": "permuted"}),
+    "true": ({"fisher": "true"}, {"kind": "true"}, {"kind": "permuted"}),
+    "per task": ({"anchors": "per_task"}, {"anchors": "per_task"}, {}),
+    "heads": ({}, {}, {"heads": "multi"}),
+    "rates": ({}, {}, layer_rates()),
+    "momentum": ({}, {}, momentum()),
+}
+
+
+@pytest.mark.parametrize("strength", [None, 0.5])
+@pytest.mark.parametrize("variant", RELATIVE_VARIANTS)
+def test_ewc_relative(variant, strength):
+    """The default form, at its default strength and at one that holds every parameter."""
+    ours, theirs, options = RELATIVE_VARIANTS[variant]
+    follow(
+        methods.ewc(strength, **ours),
+        reference.RelativeEwc(KAPPA if strength is None else strength, **theirs),
+        watcher=Anchored(),
+        **options,
+    )
+
+
+def test_ewc_relative_under_adam():
+    follow(
+        methods.ewc(0.1),
+        reference.RelativeEwc(0.1),
+        optimizer=optax.adam(0.01),
+        ref_optimizer=lambda: Adam(0.01),
+        tolerance=5e-5,  # as above
+    )
+
+
+@pytest.mark.parametrize(("form", "strength"), [("proximal", 1e5), ("relative", 100.0)])
+def test_ewc_does_not_diverge_under_rates_of_layers(form, strength):
+    """At a strength at which the gradient's form would diverge at once."""
+    theirs = {"proximal": reference.Ewc, "relative": reference.RelativeEwc}[form]
+    follow(methods.ewc(strength, form=form), theirs(strength), **layer_rates())
 
 
 @pytest.mark.parametrize("name", ["decay", "warm-up"])
-@pytest.mark.parametrize("method", ["ewc", "ewc_kfac"])
+@pytest.mark.parametrize("method", ["ewc", "ewc relative", "ewc_kfac"])
 def test_anchors_under_a_schedule(name, method):
-    """The pull uses the rate of its step, and with a warm-up it cannot diverge either."""
+    """The pull uses the rate of its step, and with a warm-up it cannot diverge either.
+
+    The relative pull has no rate.
+    """
     if name == "decay":
         schedule = optax.exponential_decay(RATE, transition_steps=1, decay_rate=0.7)
     else:
         schedule = optax.linear_schedule(0.0, RATE, transition_steps=6)
     if method == "ewc":
-        both = methods.ewc(100.0), reference.Ewc(100.0)
+        both = methods.ewc(100.0, form="proximal"), reference.Ewc(100.0)
+    elif method == "ewc relative":
+        both = methods.ewc(0.1), reference.RelativeEwc(0.1)
     else:
         both = methods.ewc_kfac(20.0, every=1), reference.EwcKfac(20.0, 1)
     follow(
@@ -413,16 +468,37 @@ def test_ewc_of_some_examples():
     """The Fisher information is the mean over the first examples of the last epoch."""
     first = 8
     follow(
-        methods.ewc(100.0, examples=first),
+        methods.ewc(100.0, examples=first, form="proximal"),
         reference.Ewc(100.0, examples=first),
+        watcher=Anchored(),
+    )
+    follow(
+        methods.ewc(0.1, examples=first),
+        reference.RelativeEwc(0.1, examples=first),
         watcher=Anchored(),
     )
 
 
 def test_ewc_online():
     follow(
-        methods.ewc_online(100.0, decay=0.6), reference.Ewc(100.0, decay=0.6), watcher=Anchored()
+        methods.ewc_online(100.0, decay=0.6, form="proximal"),
+        reference.Ewc(100.0, decay=0.6),
+        watcher=Anchored(),
     )
+
+
+@pytest.mark.parametrize("settings", [{}, {"strength": 0.5, "decay": 0.6, "fisher": "true"}])
+def test_ewc_online_relative(settings):
+    """The importance of earlier tasks decays, each of mean 1 when it is added."""
+    strength, decay = settings.get("strength", KAPPA), settings.get("decay", 0.9)
+    kind = settings.get("fisher", "empirical")
+    _, ref = follow(
+        methods.ewc_online(**settings),
+        reference.RelativeEwc(strength, decay=decay, kind=kind),
+        watcher=Anchored(),
+    )
+    means = [g.mean() for g, _ in ref.protection.pairs]
+    np.testing.assert_allclose(means, [decay**2, decay, 1.0])
 
 
 @pytest.mark.parametrize("every", [1, 4, 7])
@@ -777,10 +853,22 @@ def test_replay(variant, heads):
 def test_replay_in_the_modes_of_the_tasks():
     """Remembered examples are answered with the bias of the task that they came with."""
     follow(
-        methods.chain(methods.bd(epsilon=0.02, hidden_dim=4), methods.derpp(6, 2, 0.3, 0.7)),
+        methods.chain(
+            methods.bd(epsilon=0.02, hidden_dim=4, step="absolute"), methods.derpp(6, 2, 0.3, 0.7)
+        ),
         reference.Replay(2, alpha=0.3, beta=0.7),
         [bd_part()],
         watcher=Both(Drawn(4, part=0), Memory(6, True, part=1)),
+    )
+
+
+def test_replay_beside_a_relative_step():
+    """The size of a layer's outputs is that of the batch alone, not of what is replayed with it."""
+    follow(
+        methods.chain(methods.bd(hidden_dim=4), methods.er(6, 2)),
+        reference.Replay(2, union=True),
+        [relative_part()],
+        watcher=Both(Drawn(4, part=0), Memory(6, False, part=1)),
     )
 
 
@@ -870,14 +958,24 @@ class Given(Watcher):
 
 
 def bd_part(epsilon=0.02, rate=RATE, momentum=0.0):
-    """The reference's part for BD."""
+    """The reference's part for BD with the paper's step."""
     return reference.Factors(lambda: reference.Beneficial(epsilon), lambda: Sgd(rate, momentum))
+
+
+def relative_part(size=EPSILON, rate=RATE, momentum=0.0, kind=reference.Beneficial):
+    """The reference's part for BD with the relative step."""
+    return reference.Factors(lambda: reference.Relative(size, kind), lambda: Sgd(rate, momentum))
+
+
+# The paper's step and EWC's proximal pull.
+ABSOLUTE = {"step": "absolute", "epsilon": 0.02}
+PROXIMAL = {"form": "proximal", "strength": 100.0}
 
 
 @pytest.mark.parametrize("kind", ["split", "permuted"])
 def test_bd_ewc(kind):
     follow(
-        methods.bd_ewc(epsilon=0.02, hidden_dim=8, strength=100.0),
+        methods.bd_ewc(hidden_dim=8, **ABSOLUTE, **PROXIMAL),
         reference.Ewc(100.0),
         [bd_part()],
         kind=kind,
@@ -885,11 +983,39 @@ def test_bd_ewc(kind):
     )
 
 
+@pytest.mark.parametrize(("kind", "heads"), [("permuted", "single"), ("split", "multi")])
+def test_bd_ewc_by_default(kind, heads):
+    """Relative steps and a relative pull."""
+    follow(
+        methods.bd_ewc(hidden_dim=8),
+        reference.RelativeEwc(KAPPA),
+        [relative_part()],
+        kind=kind,
+        heads=heads,
+        watcher=Both(Drawn(8, part=0), Anchored()),
+    )
+
+
+def test_bd_ewc_of_other_sizes():
+    follow(
+        methods.bd_ewc(epsilon=0.4, hidden_dim=4, learning_rate=0.02, strength=0.5),
+        reference.RelativeEwc(0.5),
+        [relative_part(0.4, 0.02, 0.9)],
+        watcher=Both(Drawn(4, part=0), Anchored()),
+        **momentum(),
+    )
+
+
 @pytest.mark.parametrize("heads", ["single", "multi"])
 def test_bd_ewc_true_fisher(heads):
     follow(
         methods.bd_ewc(
-            epsilon=0.05, hidden_dim=4, learning_rate=0.02, strength=100.0, fisher="true"
+            epsilon=0.05,
+            hidden_dim=4,
+            learning_rate=0.02,
+            fisher="true",
+            step="absolute",
+            **PROXIMAL,
         ),
         reference.Ewc(100.0, kind="true"),
         [bd_part(0.05, 0.02)],
@@ -898,11 +1024,13 @@ def test_bd_ewc_true_fisher(heads):
     )
 
 
-def test_bd_of_one_layer():
+@pytest.mark.parametrize("step", ["absolute", "relative"])
+def test_bd_of_one_layer(step):
+    absolute = step == "absolute"
     follow(
-        methods.bd(epsilon=0.02, hidden_dim=8, layers="output"),
+        methods.bd(hidden_dim=8, layers="output", **(ABSOLUTE if absolute else {})),
         None,
-        [bd_part()],
+        [bd_part() if absolute else relative_part()],
         watcher=Drawn(8, layers=(OUTPUT,)),
     )
 
@@ -910,7 +1038,7 @@ def test_bd_of_one_layer():
 def test_bd_ewc_under_momentum():
     """W follows the learner's optimizer at a rate of its own; M takes the plain beneficial step."""
     follow(
-        methods.bd_ewc(epsilon=0.02, hidden_dim=4, learning_rate=0.02, strength=100.0),
+        methods.bd_ewc(hidden_dim=4, learning_rate=0.02, **ABSOLUTE, **PROXIMAL),
         reference.Ewc(100.0),
         [bd_part(0.02, 0.02, 0.9)],
         watcher=Both(Drawn(4, part=0), Anchored()),
@@ -918,27 +1046,38 @@ def test_bd_ewc_under_momentum():
     )
 
 
-def test_bd_psp():
+@pytest.mark.parametrize("step", ["absolute", "relative"])
+def test_bd_psp(step):
+    absolute = step == "absolute"
     follow(
-        methods.bd_psp(epsilon=0.02, hidden_dim=8),
+        methods.bd_psp(hidden_dim=8, **(ABSOLUTE if absolute else {})),
         None,
-        [bd_part(), reference.Fixed([])],
+        [bd_part() if absolute else relative_part(), reference.Fixed([])],
         watcher=Both(Given(part=1, place=1), Drawn(8, part=0)),
     )
 
 
 def test_bd_psp_ewc():
     follow(
-        methods.bd_psp_ewc(epsilon=0.02, hidden_dim=8, strength=100.0),
+        methods.bd_psp_ewc(hidden_dim=8, **ABSOLUTE, **PROXIMAL),
         reference.Ewc(100.0),
         [bd_part(), reference.Fixed([])],
         watcher=Both(Given(part=1, place=1), Drawn(8, part=0), Anchored()),
     )
 
 
+def test_bd_psp_ewc_by_default():
+    follow(
+        methods.bd_psp_ewc(hidden_dim=8),
+        reference.RelativeEwc(KAPPA),
+        [relative_part(), reference.Fixed([])],
+        watcher=Both(Given(part=1, place=1), Drawn(8, part=0), Anchored()),
+    )
+
+
 def test_bd_psp_ewc_kfac():
     follow(
-        methods.bd_psp_ewc_kfac(epsilon=0.02, hidden_dim=8, strength=20.0, every=4),
+        methods.bd_psp_ewc_kfac(hidden_dim=8, strength=20.0, every=4, **ABSOLUTE),
         reference.EwcKfac(20.0, 4),
         [bd_part(), reference.Fixed([])],
         watcher=Both(Given(part=1, place=1), Drawn(8, part=0)),
@@ -951,7 +1090,7 @@ def test_gd_ewc(rate):
     """Both factors follow the learner's optimizer, at a rate of their own on request."""
     both = [lambda: Sgd(rate or RATE, 0.9)] * 2
     follow(
-        methods.gd_ewc(hidden_dim=8, learning_rate=rate, strength=100.0),
+        methods.gd_ewc(hidden_dim=8, learning_rate=rate, **PROXIMAL),
         reference.Ewc(100.0),
         [reference.Factors(*both)],
         watcher=Both(Drawn(8, part=0), Anchored()),
@@ -961,39 +1100,77 @@ def test_gd_ewc(rate):
 
 def test_gd_matched_ewc():
     follow(
-        methods.gd_matched_ewc(epsilon=0.02, hidden_dim=8, strength=100.0),
+        methods.gd_matched_ewc(hidden_dim=8, **ABSOLUTE, **PROXIMAL),
         reference.Ewc(100.0),
         [reference.Factors(lambda: reference.Matched(0.02), lambda: Sgd(RATE))],
         watcher=Both(Drawn(8, part=0), Anchored()),
     )
 
 
+@pytest.mark.parametrize("kind", ["split", "permuted"])
+def test_gd_matched_ewc_by_default(kind):
+    follow(
+        methods.gd_matched_ewc(hidden_dim=8),
+        reference.RelativeEwc(KAPPA),
+        [relative_part(kind=reference.Matched)],
+        kind=kind,
+        watcher=Both(Drawn(8, part=0), Anchored()),
+    )
+
+
+WIDTHS = {HIDDEN: UNITS, OUTPUT: CLASSES}
+
+
 class PlainBiases(Watcher):
     """Compares plain biases after each step, and those kept."""
 
+    def __init__(self, place=0):
+        self.place = place  # in the reference; in ours they are the first part
+
     def compared(self, state, ref, batch):
-        for layer, bias in ref.parts[0].mode(ref.task).bias.items():
+        for layer, bias in ref.parts[self.place].mode(ref.task).bias.items():
             same(state.task_params[0][layer]["bias"], bias, f"bias of {layer}")
 
     def ended(self, state, ref, task, data):
-        for layer, bias in ref.parts[0].mode(task).bias.items():
+        for layer, bias in ref.parts[self.place].mode(task).bias.items():
             same(state.method[0][layer]["bias"][task], bias, f"bias of {layer}")
 
 
 def test_bias_ewc():
-    widths = {HIDDEN: UNITS, OUTPUT: CLASSES}
     follow(
-        methods.bias_ewc(strength=100.0, learning_rate=0.2),
+        methods.bias_ewc(learning_rate=0.2, **PROXIMAL),
         reference.Ewc(100.0),
-        [reference.Biases(widths, lambda: Sgd(0.2))],
+        [reference.Biases(WIDTHS, lambda: Sgd(0.2))],
         watcher=Both(PlainBiases(), Anchored()),
+    )
+
+
+@pytest.mark.parametrize("size", [0.1, 0.5])
+def test_bias_ewc_with_relative_steps(size):
+    """The biases themselves take BD's steps, and no learning rate counts."""
+    follow(
+        methods.bias_ewc(step="relative", epsilon=size),
+        reference.RelativeEwc(KAPPA),
+        [reference.Biases(WIDTHS, lambda: reference.Relative(size))],
+        watcher=Both(PlainBiases(), Anchored()),
+        **momentum(),
+    )
+
+
+def test_two_parts_that_both_measure():
+    """Each layer has two biases, and one size: that of its outputs before both."""
+    follow(
+        methods.chain(methods.plain_bias(step="relative", epsilon=0.2), methods.bd(hidden_dim=4)),
+        None,
+        [relative_part(), reference.Biases(WIDTHS, lambda: reference.Relative(0.2))],
+        watcher=Both(Drawn(4, part=1), PlainBiases(place=1)),
     )
 
 
 def test_random_bias_ewc():
     part = reference.Fixed([])
     follow(
-        methods.random_bias_ewc(norm=1.3, strength=100.0),
+        methods.random_bias_ewc(norm=1.3, **PROXIMAL),
         reference.Ewc(100.0),
         [part],
         watcher=Both(Given(part=0), Anchored()),
@@ -1006,7 +1183,8 @@ def test_random_bias_ewc():
 
 def test_ewc_masked():
     """The mask acts on answers only: neither on the loss nor on the Fisher information."""
-    follow(methods.ewc_masked(strength=100.0), reference.Ewc(100.0), mask=SPLIT, watcher=Anchored())
+    follow(methods.ewc_masked(**PROXIMAL), reference.Ewc(100.0), mask=SPLIT, watcher=Anchored())
+    follow(methods.ewc_masked(), reference.RelativeEwc(KAPPA), mask=SPLIT, watcher=Anchored())
 
 
 @pytest.mark.parametrize("kind", ["split", "permuted"])
@@ -1029,7 +1207,7 @@ def test_xdg(heads):
 
 def test_xdg_ewc():
     follow(
-        methods.xdg_ewc(gated=0.4, strength=100.0),
+        methods.xdg_ewc(gated=0.4, **PROXIMAL),
         reference.Ewc(100.0),
         [reference.Fixed([])],
         watcher=Both(Given(part=0), Anchored()),

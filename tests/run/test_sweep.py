@@ -1,12 +1,10 @@
 """A whole run in one program, and many at once, against the ordinary loop and by hand."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import Jitted, digits_config
 
-from bpnjax.methods.ewc import EwcState
 from bpnjax.run import sweep
 from bpnjax.utils.errors import UserError
 
@@ -25,8 +23,9 @@ def told_after_all(config):
 @pytest.mark.slow
 def test_a_sweep_over_strengths_is_the_ordinary_runs():
     config = digits_config("bd_ewc", num_seeds=2, train__epochs=4)
+    config.ewc.form = "proximal"
     values = (0.0, 5.0, 500.0)
-    found = sweep.sweep(config, values, sweep.strength)["task_told"]
+    found = sweep.sweep(config, values, "ewc.strength")["task_told"]
     assert found.shape == (3, 2, 3, 3)
     assert np.isnan(found[:, :, 0, 1:]).all() and not np.isnan(found[:, :, 2]).any()
     for value, row in zip(values, found, strict=True):
@@ -56,13 +55,18 @@ def test_rows_cut_off_stay_zero_and_the_others_are_factors_of_that_width():
         assert np.all(factors["M"][:, :2] != 0)
 
 
-def test_strength_reaches_every_anchor_of_a_composition():
-    jitted = Jitted(digits_config("bd_psp_ewc"))
-    state = sweep.strength(jitted.init(jax.random.key(0)), jnp.float32(7.0))
-    anchors = [part for part in state.learner.method if isinstance(part, EwcState)]
-    assert [float(part.strength) for part in anchors] == [7.0]
+def test_a_sweep_over_epsilon_is_the_ordinary_runs():
+    config = digits_config("bd_psp", train__epochs=4)
+    values = (0.02, 0.5)
+    found = sweep.sweep(config, values, "bd.epsilon")["task_told"]
+    for value, row in zip(values, found, strict=True):
+        config.bd.epsilon = value
+        np.testing.assert_allclose(row[:, -1], told_after_all(config), atol=0.02)
+    assert not np.array_equal(found[0], found[1])
 
 
 def test_a_joint_method_cannot_be_swept():
     with pytest.raises(UserError, match="joint has no tasks one after another"):
-        sweep.sweep(digits_config("joint"), (1.0,), sweep.strength)
+        sweep.sweep(digits_config("joint"), (1.0,), lambda state, value: state)
+    with pytest.raises(UserError, match="ewc.strength: no setting of psp"):
+        sweep.sweep(digits_config("psp"), (1.0,), "ewc.strength")

@@ -13,6 +13,7 @@ from command import FILES, contents
 
 from bpnjax import compare, main
 from bpnjax import config as configuration
+from bpnjax.run import predictor
 from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -92,6 +93,22 @@ def test_a_field_that_an_earlier_version_did_not_have_counts_as_its_default(copi
     tiny.ewc.examples = 5
     with pytest.raises(UserError, match=r"ewc.examples: 0 -> 5"):
         folders.check(workdir, tiny, overwrite=False)
+
+
+def test_a_run_of_before_the_relative_rules_counts_as_one_of_the_earlier_rules(refused, copied):
+    """It would otherwise go on, or be compared, as what it is not."""
+    folder, flags = copied
+    path = folder / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["bd"]["step"], stored["ewc"]["form"]
+    path.write_text(json.dumps(stored))
+    refused(
+        flags, "bd.step: 'absolute' -> 'relative'", "ewc.form: 'proximal' -> 'relative'",
+        "another folder",
+    )  # fmt: skip
+    found = predictor.with_all_fields(stored)
+    assert (found.bd.step, found.ewc.form) == ("absolute", "proximal")
+    assert predictor.with_all_fields({"bd": {"step": "relative"}}).bd.step == "relative"
 
 
 def test_workdir_is_a_file(refused, tiny_flags, tmp_path):

@@ -36,11 +36,12 @@ def moves(epochs, **fields):
         )
 
 
-def test_drops_divide_the_rates_but_not_epsilon():
+@pytest.mark.parametrize("step", ["absolute", "relative"])
+def test_drops_divide_the_rates_but_not_epsilon(step):
     drops = {"train__rate_drops": (0.5, 0.75), "train__rate_drop_factor": 4.0}
-    epochs = (1, 2, 3)
+    epochs, kind = (1, 2, 3), {"bd__step": step}
     for plain, dropped, divided_by in zip(
-        moves(epochs), moves(epochs, **drops), (1, 4, 16), strict=True
+        moves(epochs, **kind), moves(epochs, **kind, **drops), (1, 4, 16), strict=True
     ):
         for name, own in dropped[1].items():
             of = plain[1][name]
@@ -53,7 +54,8 @@ def test_drops_divide_the_rates_but_not_epsilon():
 
 
 def test_the_decay_from_task_to_task_is_of_the_shared_parameters_only():
-    (plain,), (decayed,) = moves([1]), moves([1], train__rate_decay=3.0)
+    absolute = {"bd__step": "absolute", "bd__epsilon": 0.02}
+    (plain,), (decayed,) = moves([1], **absolute), moves([1], **absolute, train__rate_decay=3.0)
     for name, own in decayed[1].items():
         # The step before left the shared parameters elsewhere.
         np.testing.assert_allclose(own["W"], plain[1][name]["W"], rtol=5e-2, atol=2e-7)
@@ -70,7 +72,7 @@ def test_the_proximal_pull_has_the_rate_that_is_left():
     jitted = Jitted(
         digits_config(
             "ewc", train__optimizer="sgd", train__epochs=2, train__rate_drops=(0.5,),
-            ewc__strength=1e12,
+            ewc__strength=1e12, ewc__form="proximal",
         )
     )  # fmt: skip
     state = jitted.begin_task(jitted.init(jax.random.key(0)), 1)

@@ -52,7 +52,7 @@ def test_the_proximal_pull_of_a_layer_has_the_rate_of_that_layer(method):
     jitted = Jitted(
         digits_config(
             method, train__optimizer="sgd", train__rates="output=10;hidden_0=0.3",
-            slnid__strength=0.0,
+            slnid__strength=0.0, ewc__form="proximal",
         )
     )  # fmt: skip
     state = jitted.begin_task(jitted.train(jax.random.key(0), [0], epochs=1)[0], 1)
@@ -67,7 +67,7 @@ def test_the_proximal_pull_of_a_layer_has_the_rate_of_that_layer(method):
 
 
 def test_the_papers_strength_does_not_diverge_with_a_larger_rate_of_the_output_layer():
-    """ewc's default strength, 2,000, under plain SGD."""
+    """2,000, ewc's default strength in these forms, under plain SGD."""
     sizes = {}
     for form in ("proximal", "gradient"):
         config = digits_config(
