@@ -50,6 +50,7 @@ def digits_config(method, **changes):
     config.train.epochs = 16
     config.bd.hidden_dim = 8
     config.bd.learning_rate = 3e-3
+    config.ewc.strength = 0.002
     config.mas.strength = 0.01
     config.slnid.anchor_strength = 0.01
     config.random_bias.norm = 1.0

@@ -8,7 +8,6 @@ from safetensors.numpy import load_file
 
 import bpnjax
 from bpnjax import config as configuration
-from bpnjax import networks
 from bpnjax.data import load_sequence
 from bpnjax.paper import __main__ as command
 from bpnjax.paper import (
@@ -136,14 +135,6 @@ def test_step_has_a_table_of_defaults_controls_and_values(configs, folder, monke
     command = next(c for c in made.runs if "bd_ewc" in c and "--config.bd.epsilon=0.2" in c)
     given = dict(flag.split("=", 1) for flag in command.split() if "config." in flag)
     assert given["--config.bd.step"] == "relative" and given["--config.ewc.strength"] == "0.02"
-
-
-def test_the_network_in_nnx_of_the_step_artefact():
-    x = jax.numpy.zeros((2, 28, 28, 1))
-    network = networks.from_nnx(step.nnx_network(10), x)
-    params, variables = network.init(jax.random.key(0))
-    assert network.apply(params, {}, x, variables=variables)[0].shape == (2, 10)
-    assert {"embed", "over_0", "over_1", "output"} <= set(network.layers)
 
 
 def test_figures_are_those_of_the_result_files(configs, folder, few):
