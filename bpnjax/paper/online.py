@@ -10,7 +10,7 @@ from bpnjax.paper.report import Report, number
 
 SETS: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # labels of the methods; () for all
     ("CIFAR-10, 5 x 2", "online_cifar10.py", ()),
-    ("CIFAR-100, 10 x 10", "online_cifar100.py", ("SGD", "ER")),
+    ("CIFAR-100, 10 x 10", "online_cifar100.py", ("SGD", "ER", "DER++", "BD+EWC", "BD+PSP")),
 )
 KINDS = (
     ("task_inferred", "nobody tells the task"),
@@ -42,7 +42,7 @@ BD, where they were chosen to belong to the modes.
 
 Settings: four trials of each method on CIFAR-10 ([trials](trials.md)), 3,000 training examples of
 each task, one seed that is not reported, chosen by the mean of the three accuracies on a tenth of
-the training set held out. CIFAR-100, of which only SGD and ER were run so far, takes the same
+the training set held out. CIFAR-100, of which EWC and LwF were not run so far, takes the same
 settings. Average accuracy after the last task on the test sets, mean ± sd of 3 seeds.
 
 What holds: without the task replay is far ahead, as published, and which task an image is of can
