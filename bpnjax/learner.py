@@ -333,7 +333,7 @@ class Learner:
                 params, task_params, state.method, dataclasses.replace(ctx, training=True)
             )
             outputs, variables = self.network.apply(
-                run, mode, batch.x,
+                run, _weighted(mode, batch.weight), batch.x,
                 variables=state.variables, train=True, freeze_statistics=frozen,
                 key=prng.fold(key, prng.DROPOUT, place),
             )  # fmt: skip
@@ -781,6 +781,14 @@ class Learner:
                 f"task: {error}; this learner was made for num_tasks={self.num_tasks}, "
                 "learner.grow makes room for more"
             ) from error
+
+
+def _weighted(mode: Any, weight: jax.Array) -> Any:
+    """The mode, with the weights of the examples for the layers whose outputs it measures."""
+    return {
+        path: {**vectors, "weight": weight} if "measure" in vectors else vectors
+        for path, vectors in mode.items()
+    }
 
 
 def _weighted_mean(trees: Sequence[tuple[Any, Any]]) -> Any:

@@ -23,8 +23,7 @@ Variables = dict[str, Any]
 Mode = dict[str, dict[str, Any]]
 
 
-@jax.custom_vjp
-def measured(y: jax.Array, measure: jax.Array) -> jax.Array:
+def measured(y: jax.Array, measure: jax.Array, weight: jax.Array | None = None) -> jax.Array:
     r"""An array as it is, whose size comes out as the gradient of a loss for ``measure``.
 
     .. math:: \frac{\partial L}{\partial measure} := \Big(\sum_j y_j^2, \; \mathrm{size}(y)\Big)
@@ -37,6 +36,8 @@ def measured(y: jax.Array, measure: jax.Array) -> jax.Array:
     Args:
       y: any array.
       measure: f32 ``[2]``, of any value.
+      weight: f32 ``[n]``, 0 for examples that are padding, where the first axis of ``y`` is the
+        batch or a multiple of it; by default, and for other arrays, all count.
 
     Returns:
       ``y``. Derivatives in reverse mode only.
@@ -51,17 +52,29 @@ def measured(y: jax.Array, measure: jax.Array) -> jax.Array:
     Source: ours; that a gradient carries a statistic is how Flax trains in 8 bits
     (``flax.linen.fp8_ops``).
     """
-    del measure
+    square = jnp.square(jax.lax.stop_gradient(y).astype(jnp.float32))
+    if weight is None or y.ndim == 0 or y.shape[0] % weight.shape[0]:
+        statistic = jnp.stack([jnp.sum(square), jnp.float32(y.size)])
+    else:
+        of_example = square.reshape(weight.shape[0], -1)
+        each, width = jnp.sum(of_example, 1), of_example.shape[1]
+        # Not 0 times what may be infinite.
+        total = jnp.sum(jnp.where(weight > 0, each * weight, 0.0))
+        statistic = jnp.stack([total, jnp.sum(weight) * width])
+    return _with_statistic(y, measure, statistic)
+
+
+@jax.custom_vjp
+def _with_statistic(y: jax.Array, measure: jax.Array, statistic: jax.Array) -> jax.Array:
+    """``y``, with the statistic as the gradient for ``measure``."""
+    del measure, statistic
     return y
 
 
-def _measured_forward(y: jax.Array, measure: jax.Array) -> tuple[jax.Array, jax.Array]:
-    del measure
-    square = jnp.sum(jnp.square(y.astype(jnp.float32)))
-    return y, jnp.stack([square, jnp.float32(y.size)])
-
-
-measured.defvjp(_measured_forward, lambda statistic, gradient: (gradient, statistic))
+_with_statistic.defvjp(
+    lambda y, measure, statistic: (y, statistic),
+    lambda statistic, gradient: (gradient, statistic, jnp.zeros_like(statistic)),
+)
 
 
 def add_bias(y: jax.Array, vectors: Mapping[str, jax.Array]) -> jax.Array:
@@ -82,8 +95,11 @@ def add_bias(y: jax.Array, vectors: Mapping[str, jax.Array]) -> jax.Array:
       [[1.0, 2.0]]
     """
     if "measure" in vectors:
-        y = measured(y, vectors["measure"])
+        y = measured(y, vectors["measure"], vectors.get("weight"))
     return y + vectors["bias"] if "bias" in vectors else y
+
+
+_NONE: Mapping[str, Any] = {}
 
 
 class Biases:
@@ -100,20 +116,21 @@ class Biases:
     def __init__(self) -> None:
         self._added: dict[int, tuple[jax.Array, jax.Array, jax.Array, Any]] = {}
 
-    def add(self, y: jax.Array, bias: jax.Array, measure: Any = None) -> jax.Array:
+    def add(self, y: jax.Array, bias: jax.Array, vectors: Mapping[str, Any] = _NONE) -> jax.Array:
         """The output of a layer with its bias.
 
         Args:
           y: the output without.
           bias: as `align` gives it.
-          measure: as of `measured`; the array that is measured is the one the bias is added to.
+          vectors: what the mode has for the layer: a ``"measure"`` and a ``"weight"`` as of
+            `measured`, both optional; measured is the array that the bias is added to.
 
         Returns:
           Their sum.
         """
-        biased = _measure(y, measure) + bias
+        biased = add_bias(y, _measuring(vectors)) + bias
         # Kept alive, so that no other array can take over its identity in this pass.
-        self._added[id(biased)] = (biased, y, bias, measure)
+        self._added[id(biased)] = (biased, y, bias, vectors)
         return biased
 
     def behind(self, norm: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
@@ -128,13 +145,13 @@ class Biases:
         """
         if id(x) not in self._added:
             return norm(x)
-        _, y, bias, measure = self._added[id(x)]
-        out = _measure(norm(y), measure)
+        _, y, bias, vectors = self._added[id(x)]
+        out = add_bias(norm(y), _measuring(vectors))
         return out + bias.astype(out.dtype)
 
 
-def _measure(y: jax.Array, measure: Any) -> jax.Array:
-    return y if measure is None else measured(y, measure)
+def _measuring(vectors: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: vector for name, vector in vectors.items() if name in ("measure", "weight")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +159,9 @@ class Network:
     """Pure functions of a network that can run in the mode of a task.
 
     A mode is ``{layer path: {"key": [inputs], "bias": [outputs]}}``; the empty mode ``{}`` is the
-    plain network. In training a layer with a bias may have a ``"measure"`` beside it, see
-    `measured`. Variables are what a network keeps beside its parameters, such as the running
-    statistics of BatchNorm: a dict of collections, ``{}`` for most networks.
+    plain network. In training a layer with a bias may have a ``"measure"`` and a ``"weight"``
+    beside it, see `measured`. Variables are what a network keeps beside its parameters, such as the
+    running statistics of BatchNorm: a dict of collections, ``{}`` for most networks.
 
     Attributes:
       init: ``key -> (params, variables)``.

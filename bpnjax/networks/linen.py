@@ -177,7 +177,7 @@ def _check(model: Any, mode: Mapping[str, Any]) -> None:
             + ("; use networks.from_nnx" if nnx else "")
         )  # fmt: skip
     for path, vectors in mode.items():
-        if wrong := set(vectors) - {"key", "bias", "measure"}:
+        if wrong := set(vectors) - {"key", "bias", "measure", "weight"}:
             raise ValueError(
                 f"the mode of layer {path!r} has {sorted(wrong)}; a layer has a 'key' and a 'bias'"
             )
@@ -248,7 +248,7 @@ def _run(
         if "bias" in layer_mode:
             axes = tuple(range(y.ndim - call.features, y.ndim))
             bias = align(path, "bias", layer_mode["bias"], y, axes, 0 in call.contracted)
-            y = biases.add(y, bias, layer_mode.get("measure"))
+            y = biases.add(y, bias, layer_mode)
         if record is not None:
             kernel = context.module.get_variable("params", "kernel")
             own = kernel is own_kernel(collections["params"], path)

@@ -208,7 +208,7 @@ def _mark_data(module: nnx.Module) -> None:
 def _check_mode(mode: Mode) -> None:
     """Refuses entries of a layer's mode that are no key and no bias."""
     for path, vectors in mode.items():
-        if wrong := set(vectors) - {"key", "bias", "measure"}:
+        if wrong := set(vectors) - {"key", "bias", "measure", "weight"}:
             raise ValueError(
                 f"the mode of layer {path!r} has {sorted(wrong)}; a layer has a 'key' and a 'bias'"
             )
@@ -375,7 +375,7 @@ class _Pass:
         )
         if "bias" in vectors:
             bias = align(path, "bias", vectors["bias"], y, last, contracts_batch=0 in contracted)
-            y = self.biases.add(y, bias, vectors.get("measure"))
+            y = self.biases.add(y, bias, vectors)
         return y
 
 

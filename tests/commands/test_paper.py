@@ -45,6 +45,8 @@ def get_config():
     config.train.batch_size = 64
     config.train.learning_rate = 3e-3
     config.bd.hidden_dim = 4
+    config.bd.step = "absolute"
+    config.ewc.form = "proximal"
     return config
 """
 

@@ -427,11 +427,11 @@ class Ewc(Anchors):
         """Adds the task's Fisher information."""
         self.pairs = [(self.decay * f, a) for f, a in self.pairs]
         new = fisher(learner, x[: self.examples], y[: self.examples], self.kind)
-        self.pairs.append((self.weighed(new), learner.theta.copy()))
+        self.pairs.append((self.weighed(new, learner), learner.theta.copy()))
         if self.anchors == "latest":
             self.pairs = [(f, learner.theta.copy()) for f, _ in self.pairs]
 
-    def weighed(self, new):
+    def weighed(self, new, learner):
         """Returns the importance of a task for its Fisher information."""
         return new
 
@@ -439,9 +439,13 @@ class Ewc(Anchors):
 class RelativeEwc(Ewc):
     """EWC without a unit: roots of Fishers over their mean, and a pull after the step."""
 
-    def weighed(self, new):
-        """The importance G, of mean 1."""
-        return np.sqrt(new) / np.sqrt(new).mean()
+    def weighed(self, new, learner):
+        """The importance G, of mean 1 in each array of parameters."""
+        found = np.sqrt(new)
+        for array in learner.network.unpack(found).values():  # views
+            if array.any():
+                array /= array.mean()
+        return found
 
     def gradient(self, learner, own, batch):
         """The optimizer gets the gradient of the task's loss alone."""
