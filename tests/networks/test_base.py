@@ -260,6 +260,43 @@ def test_measures_of_micro_batches_add_up_to_that_of_the_batch():
         np.testing.assert_allclose(jax.jit(jax.grad(total))(jnp.zeros(2)), squares_of(y), rtol=1e-5)
 
 
+def test_examples_count_in_a_measure_with_their_weights():
+    """Those of weight 0 not at all, whatever stands in them; the loss is not weighted."""
+    y = np.array(jax.random.normal(jax.random.key(0), (4, 3, 2)))
+    weight = jnp.array([1.0, 0.0, 2.0, 0.0])
+    square = (y.astype(np.float64) ** 2).sum((1, 2))
+    expected = [square[0] + 2 * square[2], 3 * 6]
+
+    def loss(m, y, w=weight):
+        return jnp.sum(jnp.where(jnp.isfinite(y), networks.measured(y, m, w), 0.0))
+
+    for padding in (y[1], 1e3, jnp.inf, jnp.nan):
+        y[1], y[3] = padding, padding
+        for gradient in (jax.grad(loss), jax.jit(jax.grad(loss))):
+            np.testing.assert_allclose(gradient(jnp.zeros(2), y), expected, rtol=1e-6)
+    y[1], y[3] = 0.0, 0.0
+    ones, halves = (jax.grad(loss)(jnp.zeros(2), y, jnp.full(4, w)) for w in (1.0, 0.5))
+    np.testing.assert_allclose(ones, squares_of(y), rtol=1e-6)
+    np.testing.assert_allclose(halves, 0.5 * ones, rtol=1e-6)  # the ratio is the same
+    # A device that got padding only adds nothing to the sum over devices.
+    assert jax.grad(loss)(jnp.zeros(2), y, jnp.zeros(4)).tolist() == [0.0, 0.0]
+    both = jax.grad(lambda y: loss(jnp.zeros(2), y))(y)
+    np.testing.assert_array_equal(both, 1.0)
+
+
+def test_weights_of_examples_in_arrays_of_other_shapes():
+    """Rows of examples one after another count like their example; what is no batch counts all."""
+    y = jax.random.normal(jax.random.key(0), (6, 3))
+
+    def found(y, weight):
+        of = jax.grad(lambda m: jnp.sum(networks.measured(y, m, jnp.array(weight))))
+        return of(jnp.zeros(2))
+
+    np.testing.assert_allclose(found(y, [1.0, 0.0]), squares_of(y[:3]), rtol=1e-6)
+    np.testing.assert_allclose(found(y, [1.0, 0.0, 1.0, 0.0]), squares_of(y), rtol=1e-6)
+    np.testing.assert_allclose(found(jnp.float32(3.0), [1.0, 0.0]), [9.0, 1.0])
+
+
 def test_add_bias_adds_and_measures_what_it_is_given():
     y = jax.random.normal(jax.random.key(0), (4, 3))
     bias = jnp.arange(3.0)
@@ -275,6 +312,9 @@ def test_add_bias_adds_and_measures_what_it_is_given():
     np.testing.assert_allclose(found["bias"], 2 * (y + bias).sum(0), rtol=1e-5)
     only = jax.grad(loss)({"measure": jnp.zeros(2)})["measure"]
     np.testing.assert_allclose(only, squares_of(y), rtol=1e-5)
+    some = {"measure": jnp.zeros(2), "weight": jnp.array([1.0, 1.0, 0.0, 0.0])}
+    np.testing.assert_allclose(jax.grad(loss)(some)["measure"], squares_of(y[:2]), rtol=1e-5)
+    np.testing.assert_array_equal(networks.add_bias(y, {"weight": some["weight"]}), y)
 
 
 def test_a_function_is_measured_like_a_module():

@@ -104,13 +104,18 @@ def test_the_same_fisher(three, framework, kind):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8), one, two)
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("framework", ["nnx", "function"])
-def test_the_same_sizes_of_outputs(three, framework):
+def test_the_same_sizes_of_outputs(three, framework, padded):
     """What a relative step asks for, with keys and biases in the layers."""
+    rows = len(X) // 2 if padded else len(X)
     found, params, _ = three
     mode = {path: {"bias": jnp.full(layer.outputs, 0.3), "measure": jnp.zeros(2)}
             for path, layer in found["linen"].layers.items()}  # fmt: skip
     mode["conv"]["key"] = jnp.array([1.0, -1.0])
+    if padded:
+        weight = jnp.asarray(np.arange(len(X)) < rows, jnp.float32)
+        mode = {path: {**vectors, "weight": weight} for path, vectors in mode.items()}
 
     def sizes(network):
         def loss(mode):
@@ -120,7 +125,7 @@ def test_the_same_sizes_of_outputs(three, framework):
         return {path: v["measure"] for path, v in jax.grad(loss)(mode).items()}
 
     one, two = sizes(found["linen"]), sizes(found[framework])
-    assert one["conv"][1] == X.size / 2 * 3 and one["output"][1] == 2 * len(X)
+    assert one["conv"][1] == X[:rows].size / 2 * 3 and one["output"][1] == 2 * rows
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one, two)
 
 

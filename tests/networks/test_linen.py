@@ -243,14 +243,21 @@ class NormedLayers(nn.Module):
         return nn.Dense(3, name="head")(norm(y, "second_norm") + y)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_behind_a_batch_norm_its_output_is_measured(frozen):
-    """On the statistics of the batch, or the running ones; before the bias is added."""
+@pytest.mark.parametrize("frozen, padded", [(False, False), (True, False), (False, True)])
+def test_behind_a_batch_norm_its_output_is_measured(frozen, padded):
+    """On the statistics of the batch, or the running ones; before the bias is added.
+
+    The norm sees padding, the measure does not.
+    """
     network = networks.from_linen(NormedLayers(), ROWS)
     params, variables = network.init(jax.random.key(0))
     x = 7.0 + 30.0 * ROWS  # before the norm outputs are far larger
     mode = {path: {"bias": jnp.full(layer.outputs, 0.5), "measure": jnp.zeros(2)}
             for path, layer in network.layers.items()}  # fmt: skip
+    real = slice(0, 3 if padded else 4)
+    if padded:
+        weight = jnp.array([1.0, 1.0, 1.0, 0.0])
+        mode = {path: {**vectors, "weight": weight} for path, vectors in mode.items()}
 
     def loss(mode):
         out, _ = network.apply(
@@ -268,13 +275,14 @@ def test_behind_a_batch_norm_its_output_is_measured(frozen):
         return x @ np.asarray(params[name]["kernel"], np.float64) + np.asarray(params[name]["bias"])
 
     first = norm(dense("first", np.asarray(x, np.float64)))
-    np.testing.assert_allclose(found["first"], squares_of([first]), rtol=1e-3)
+    np.testing.assert_allclose(found["first"], squares_of([first[real]]), rtol=1e-3)
     beside = dense("second", np.tanh(first + 0.5))
     behind = norm(beside)
     # What is read beside the norm has the bias too, hence is measured too.
-    np.testing.assert_allclose(found["second"], squares_of([behind, beside]), rtol=1e-3)
+    both = squares_of([behind[real], beside[real]])
+    np.testing.assert_allclose(found["second"], both, rtol=1e-3)
     head = dense("head", behind + 0.5 + beside + 0.5)
-    np.testing.assert_allclose(found["head"], squares_of([head]), rtol=1e-3)
+    np.testing.assert_allclose(found["head"], squares_of([head[real]]), rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["resnet", "vit", "scan"])
