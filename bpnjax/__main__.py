@@ -10,6 +10,7 @@ from bpnjax.version import __version__
 COMMANDS = {  # name: (module with run(arguments) -> exit code, what it does)
     "run": ("bpnjax.main", "train a method on a sequence of tasks"),
     "compare": ("bpnjax.compare", "several methods on one configuration, as a table"),
+    "search": ("bpnjax.search.__main__", "settings of several methods, with equal budgets"),
     "predict": ("bpnjax.predict", "answers of a trained model"),
     "export": ("bpnjax.deploy", "a trained model as a StableHLO program"),
     "packs": ("bpnjax.packs", "tasks learned apart, put into one model"),

@@ -14,7 +14,7 @@ import io
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -46,7 +46,11 @@ class Row(NamedTuple):
 
 
 def run_all(
-    config: ConfigDict, names: Sequence[str], folder: pathlib.Path, overwrite: bool
+    config: ConfigDict,
+    names: Sequence[str],
+    folder: pathlib.Path,
+    overwrite: bool,
+    given: Collection[str] = (),
 ) -> list[Row]:
     """Runs each method, unless it is complete.
 
@@ -55,6 +59,7 @@ def run_all(
       names: of methods.
       folder: each method gets a folder in it.
       overwrite: run those that are complete again.
+      given: fields that keep their values whatever the configuration has under ``tuned``.
 
     Returns:
       A row for each, in the order of ``names``.
@@ -64,10 +69,12 @@ def run_all(
     """
     from bpnjax.run import results, train
 
-    configs = {name: copy.deepcopy(config) for name in names}
-    for name, one in configs.items():
+    configs = {}
+    for name in names:
+        one = copy.deepcopy(config)
         one.method = name
-        configuration.validate(one)
+        configs[name] = configuration.with_tuned(one, given)
+        configuration.validate(configs[name])
     complete = _check_folders(configs, folder, overwrite)
     rows = []
     for i, (name, one) in enumerate(configs.items()):
@@ -280,7 +287,7 @@ def run(arguments: list[str]) -> int:
             raise UserError(f"--methods: missing; name some of: all, {', '.join(REGISTRY)}")
         place = os.path.join("runs", config.name + command.suffix(changed))
         folder = pathlib.Path(values.workdir or place)
-        rows = run_all(config, names, folder, values.overwrite)
+        rows = run_all(config, names, folder, values.overwrite, changed)
         line = "python -m bpnjax.compare " + " ".join(
             a for a in arguments if not a.lstrip("-").startswith(("workdir", "config.dataset."))
         )

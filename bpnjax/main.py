@@ -165,6 +165,7 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, pathlib.Path, Any]:
     config, values, changed = parse_flags(arguments, _FLAGS)
     if values.resume_from:
         config.resume_from = changed["resume_from"] = values.resume_from
+    config = configuration.with_tuned(config, changed)
     configuration.validate(config)
     for name in ("hosts", "host"):
         if values[name].value and not values[name].value.isdecimal():

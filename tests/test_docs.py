@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import re
 import shlex
+import shutil
 import sys
 
 import pytest
@@ -19,7 +20,7 @@ PAGES = [ROOT / "docs" / "start.md", *sorted((ROOT / "docs" / "howto").glob("*.m
 FENCE = re.compile(r"^```(python|sh)( skip)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ROLE = re.compile(r"\{py:(\w+)\}`(?:[^<`]*<([\w.]+)>|~?([\w.]+))`")
 FILE = re.compile(r"# (\w+\.py)\n")
-TRAINING = ("bpnjax.main", "bpnjax.compare", "bpnjax.pretrain")
+TRAINING = ("bpnjax.main", "bpnjax.compare", "bpnjax.pretrain", "bpnjax.search.__main__")
 SMALL = [
     "--config.train.epochs=1",
     "--config.model.hidden=(16,)",
@@ -44,7 +45,8 @@ def arguments(line):
         return commands.COMMANDS[words[1]][0], words[2:]
     at = words.index("python")
     assert words[at + 1] == "-m", line
-    return words[at + 2], words[at + 3 :]
+    package = {"bpnjax.search": "bpnjax.search.__main__"}.get(words[at + 2], words[at + 2])
+    return package, words[at + 3 :]
 
 
 @pytest.fixture
@@ -133,3 +135,36 @@ def test_generated_pages():
         assert f".. automodule:: {name}\n" in conf.module_page(name)
     epsilon = methods.bd.fields["bd.epsilon"].default
     assert f"py:function:: bd_ewc(epsilon={epsilon}," in conf.module_page("bpnjax.methods")
+
+
+def test_pages_are_those_of_their_result_files(tmp_path, capsys):
+    """No figure of a generated page or table is changed by hand; one digit is enough to fail."""
+    paper = importlib.import_module("bpnjax.paper.__main__")
+    assert paper.run(["--pages", "--check", f"--root={ROOT}"]) == 0, capsys.readouterr().out
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    for name, old in (("docs/paper/fig7/fig7.md", "0.815"), ("README.md", "0.999 ± 0.000")):
+        page = tmp_path / name
+        text = (ROOT / name).read_text()
+        assert old in text
+        page.write_text(text.replace(old, old.replace("9", "8").replace("15", "16"), 1))
+        assert paper.run(["--pages", "--check", f"--root={tmp_path}"]) == 1
+        assert f"differs from its result file: {name}" in capsys.readouterr().out
+    figure = tmp_path / "docs" / "paper" / "fig7" / "fig7.png"
+    figure.write_bytes(figure.read_bytes()[:-1])
+    assert paper.run(["--pages", f"--root={tmp_path}"]) == 1
+    assert "fig7.png (not the figure of its result file)" in capsys.readouterr().out
+    assert paper.run(["--pages", "--check", f"--root={tmp_path}"]) == 1
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pages", "--root=nowhere"], "--pages: no result files in"),
+        (["--check"], "--check: goes with --pages"),
+    ],
+)
+def test_wrong_requests_for_pages(arguments, message, capsys):
+    paper = importlib.import_module("bpnjax.paper.__main__")
+    assert paper.run(arguments) == 2
+    assert message in capsys.readouterr().err

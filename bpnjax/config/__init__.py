@@ -1,9 +1,10 @@
 """The configuration of a run: its fields, files that set them, checks that say what to change."""
 
+import ast
 import pathlib
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -36,13 +37,17 @@ def default() -> ConfigDict:
         value = placeholder(float) if entry.default is None else entry.default
         (c[group] if group else c)[name] = value
     c.paper = ConfigDict()  # {method: {...}}: what the paper reports for this experiment
+    c.tuned = ConfigDict()  # {method: {group: {name: value}}}: see with_tuned
     return c
 
+
+# Groups of a method each, with names of fields inside.
+_BY_METHOD = ("paper.", "tuned.")
 
 # Fields that do not change what a run computes: a workdir may be taken up again with others.
 FREE_FIELDS = (
     "compilation_cache", "log", "dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir",
-    "dataset.device_mb", "dataset.workers", "checkpoint", "paper",
+    "dataset.device_mb", "dataset.workers", "checkpoint", "paper", "search", "tuned",
 )  # fmt: skip
 
 
@@ -160,7 +165,7 @@ def load_file(path: str) -> ConfigDict:
         )
     reference = flatten(default())
     for field in flatten(config):
-        if field not in reference and not field.startswith("paper."):
+        if field not in reference and not field.startswith(_BY_METHOD):
             raise UserError(f"{field}: unknown config field in {path}; {suggest(field, reference)}")
     missing = [field for field in reference if field not in flatten(config)]
     if missing:
@@ -181,10 +186,86 @@ def validate(config: ConfigDict) -> None:
     """
     flat, reference = flatten(config), default()
     for field in flat:
-        if not field.startswith("paper."):
+        if not field.startswith(_BY_METHOD):
             check_field(reference, field)
     for complaint in checks.complaints(flat):
         raise UserError(complaint)
+
+
+def with_changes(config: ConfigDict, text: str, name: str) -> ConfigDict:
+    """A copy of a configuration with some fields changed.
+
+    Args:
+      config: a configuration; stays as it is.
+      text: ``"field=value;field=value"``, may be empty.
+      name: of the text, for messages.
+
+    Returns:
+      The copy.
+
+    Raises:
+      UserError: there is no such field, or the value is not of its type.
+
+    Example:
+      >>> from bpnjax import config
+      >>> changed = config.with_changes(config.default(), "train.epochs=2;seed=7", "search.tune")
+      >>> changed.train.epochs, changed.seed
+      (2, 7)
+    """
+    copied = config.copy_and_resolve_references()
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        field, equals, given = (word.strip() for word in part.partition("="))
+        if not equals:
+            raise UserError(f"{name}: {part!r} is no change of a field; write field=value")
+        try:
+            check_field(copied, field)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+        old = flatten(copied)[field]
+        try:
+            value = given if isinstance(old, str) else ast.literal_eval(given)
+            copied.update_from_flattened_dict({field: value})
+        except (ValueError, SyntaxError, TypeError) as error:
+            kind = "number" if old is None else type(old).__name__
+            raise UserError(f"{name}: {field}={given} is no {kind}; give one") from error
+    return copied
+
+
+def with_tuned(config: ConfigDict, given: Collection[str] = ()) -> ConfigDict:
+    """A copy of a configuration with what ``tuned`` has for its method.
+
+    A file that `bpnjax.search` wrote holds the settings found for each method, since methods share
+    fields such as the learning rate and want other values of them.
+
+    Args:
+      config: a configuration; stays as it is.
+      given: fields that keep their values, since a user asked for these.
+
+    Returns:
+      The copy; its ``tuned`` is empty.
+
+    Raises:
+      UserError: ``tuned`` has a field that does not exist, or a value that is none.
+
+    Example:
+      >>> from bpnjax import config
+      >>> settings = config.default()
+      >>> settings.tuned = {"bd_ewc": {"bd": {"epsilon": 0.4}}, "ewc": {"train": {"epochs": 1}}}
+      >>> config.with_tuned(settings).bd.epsilon
+      0.4
+    """
+    copied = config.copy_and_resolve_references()
+    own = flatten(copied.tuned.get(copied.method, {}))
+    with copied.unlocked():
+        copied.tuned = ConfigDict()
+    for field, value in own.items():
+        try:
+            check_field(copied, field)
+            if field not in given:
+                copied.update_from_flattened_dict({field: value})
+        except (UserError, TypeError) as error:
+            raise UserError(f"tuned.{config.method}: {error}") from error
+    return copied
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

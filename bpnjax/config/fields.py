@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from bpnjax import models
-from bpnjax.methods import REGISTRY, Setting
+from bpnjax.methods import REGISTRY, Range, Setting
 from bpnjax.optim import OPTIMIZERS
 
 __all__ = ["Entry", "entries"]
@@ -150,7 +150,10 @@ COMMON = {
     "train.optimizer": _of(
         "adam", "of the shared parameters", choices=tuple(OPTIMIZERS)
     ),
-    "train.learning_rate": _of(3e-4, "of the shared parameters", above=0),
+    "train.learning_rate": _of(
+        3e-4, "of the shared parameters", above=0,
+        search=(Range(1e-3, 1.0, when=("train.optimizer", "sgd")), Range(3e-5, 1e-2)),
+    ),
     "train.rates": _of(
         "", "of layers, as factors on it: 'conv_.*=0;output=10', first match; 0 freezes"
     ),
@@ -206,6 +209,20 @@ COMMON = {
     ),
     "evaluate.inferred_examples": _of(
         0, "of each task, for task_inferred; 0 is all", at_least=0
+    ),
+    "search.protocol": _of(
+        "two_phase", "settings are chosen on another sequence than they are reported on, or, "
+        "one_phase, on the validation part of the same",
+        choices=("two_phase", "one_phase"),
+    ),
+    "search.tune": _of(
+        "", "changes for its trials, as 'train.epochs=2;sequence.order_seed=7'; '' draws other "
+        "classes per task, or other permutations"
+    ),
+    "search.report": _of("", "changes for the runs that are reported, in the same form"),
+    "search.objective": _of(
+        "task_told", "which average accuracy after the last task a trial is judged by",
+        choices=("task_told", "task_masked", "task_inferred"),
     ),
     "checkpoint.every_steps": _of(
         0, "above 0: also inside a task, every so many steps", at_least=0

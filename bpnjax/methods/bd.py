@@ -34,7 +34,7 @@ import optax
 from bpnjax import modes, optim
 from bpnjax.methods.base import Context, Method, Setup, TaskData
 from bpnjax.methods.psp import checks_layers
-from bpnjax.methods.settings import Setting, register
+from bpnjax.methods.settings import Range, Setting, register
 from bpnjax.networks import Layer, matching
 from bpnjax.optim.beneficial import STEPS
 from bpnjax.utils import arrays
@@ -42,7 +42,15 @@ from bpnjax.utils.errors import UserError
 
 Factors = dict[str, dict[str, jax.Array]]
 Epsilon = Annotated[
-    float, Setting("step of M, against the sign of its gradient; see bd.step for its unit", above=0)
+    float,
+    Setting(
+        "step of M, against the sign of its gradient; see bd.step for its unit",
+        above=0,
+        search=(
+            Range(0.02, 2.0, when=("bd.step", "relative")),
+            Range(1e-3, 0.5, when=("bd.step", "absolute")),
+        ),
+    ),
 ]
 Step = Annotated[
     str,

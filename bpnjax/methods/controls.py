@@ -24,7 +24,7 @@ from bpnjax import optim
 from bpnjax.methods.base import Context, Method, Setup
 from bpnjax.methods.bd import biases
 from bpnjax.methods.psp import checks_layers, from_bank
-from bpnjax.methods.settings import Setting, register
+from bpnjax.methods.settings import Range, Setting, register
 from bpnjax.networks import Layer, matching
 from bpnjax.utils.errors import UserError
 from bpnjax.utils.heads import FAR_BELOW
@@ -43,7 +43,11 @@ ChosenLayers = Annotated[
 def plain_bias(
     learning_rate: Annotated[
         float | None,
-        Setting("of the biases of bias_ewc; None for train.learning_rate", above=0),
+        Setting(
+            "of the biases of bias_ewc; None for train.learning_rate",
+            above=0,
+            search=(Range(1e-3, 0.3, when=("plain_bias.step", "optimizer"), own_program=True),),
+        ),
     ] = 1e-2,
     layers: ChosenLayers = ".*",
     step: Annotated[
@@ -52,7 +56,14 @@ def plain_bias(
             "how they are trained: by the optimizer, or by BD's relative step", choices=PLAIN_STEPS
         ),
     ] = "optimizer",
-    epsilon: Annotated[float, Setting("of the relative step, as bd.epsilon", above=0)] = 0.2,
+    epsilon: Annotated[
+        float,
+        Setting(
+            "of the relative step, as bd.epsilon",
+            above=0,
+            search=(Range(0.02, 2.0, when=("plain_bias.step", "relative")),),
+        ),
+    ] = 0.2,
 ) -> Method:
     """A bias per task and layer that follows its gradient, or takes BD's steps itself."""
     relative = step == "relative"
@@ -75,7 +86,9 @@ def plain_bias(
 
 @register("random_bias", paper="control")
 def random_bias(
-    norm: Annotated[float, Setting("length of each layer's bias vector", at_least=0)] = 2.4,
+    norm: Annotated[
+        float, Setting("length of each layer's bias vector", at_least=0, search=(Range(0.2, 20.0),))
+    ] = 2.4,
     layers: ChosenLayers = ".*",
 ) -> Method:
     """A random bias per task and layer; its state is the bank of all of them."""

@@ -26,7 +26,7 @@ import optax
 from bpnjax.methods import replay
 from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData
 from bpnjax.methods.lwf import Heads, LwfState, Strength, Temperature, WarmUp, distil
-from bpnjax.methods.settings import Setting, register
+from bpnjax.methods.settings import Range, Setting, register
 from bpnjax.utils.errors import UserError
 
 
@@ -163,7 +163,10 @@ def ebll(
     ] = "",
     code: Annotated[int, Setting("width of the codes", at_least=1)] = 100,
     strength: Annotated[
-        float, Setting("alpha, of alpha/2 |difference of codes|^2", at_least=0)
+        float,
+        Setting(
+            "alpha, of alpha/2 |difference of codes|^2", at_least=0, search=(Range(1e-3, 10.0),)
+        ),
     ] = 0.1,
     reconstruction: Annotated[
         float,

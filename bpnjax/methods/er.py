@@ -28,12 +28,17 @@ import jax.numpy as jnp
 
 from bpnjax.methods import replay
 from bpnjax.methods.base import Batch, Context, Method, Setup
-from bpnjax.methods.settings import Setting, register
+from bpnjax.methods.settings import Range, Setting, register
 
 MemorySize = Annotated[int, Setting("examples in the reservoir", at_least=1)]
 BatchSize = Annotated[int, Setting("of them that join a step", at_least=1)]
 Alpha = Annotated[
-    float, Setting("der, derpp: weight of the distance to the outputs kept", at_least=0)
+    float,
+    Setting(
+        "der, derpp: weight of the distance to the outputs kept",
+        at_least=0,
+        search=(Range(0.03, 3.0),),
+    ),
 ]
 
 
@@ -134,7 +139,9 @@ def derpp(
     memory_size: MemorySize = 500,
     batch_size: BatchSize = 128,
     alpha: Alpha = 1.0,
-    beta: Annotated[float, Setting("derpp: weight of the cross-entropy", at_least=0)] = 0.5,
+    beta: Annotated[
+        float, Setting("derpp: weight of the cross-entropy", at_least=0, search=(Range(0.1, 3.0),))
+    ] = 0.5,
 ) -> Method:
     """DER++: outputs and labels are kept; see the top of this file for the formula."""
     return _replaying("derpp", memory_size, batch_size, alpha, beta, "sum")

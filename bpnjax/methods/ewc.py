@@ -49,7 +49,7 @@ import jax.numpy as jnp
 from bpnjax import optim
 from bpnjax.importance import FISHER_KINDS
 from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData
-from bpnjax.methods.settings import Setting, register
+from bpnjax.methods.settings import Range, Setting, register
 from bpnjax.utils.errors import UserError
 
 FORMS = ("proximal", "gradient")
@@ -59,7 +59,14 @@ DEFAULT_STRENGTH = {"relative": 0.02, "proximal": 2000.0, "gradient": 2000.0}
 ANCHORS = ("latest", "per_task")
 Strength = Annotated[
     float | None,
-    Setting("kappa or lambda, see ewc.form; None: 0.02 if relative, else 2000", at_least=0),
+    Setting(
+        "kappa or lambda, see ewc.form; None: 0.02 if relative, else 2000",
+        at_least=0,
+        search=(
+            Range(1e-3, 1.0, when=("ewc.form", "relative"), default=0.02),
+            Range(1.0, 1e6, default=2000.0),
+        ),
+    ),
 ]
 Fisher = Annotated[
     str, Setting("labels of the Fisher: those of the data, all, or sampled", choices=FISHER_KINDS)
@@ -261,7 +268,12 @@ def ewc_online(
     examples: Examples = 0,
     decay: Annotated[
         float,
-        Setting("ewc_online: factor on earlier Fishers at each new task", at_least=0, below=1),
+        Setting(
+            "ewc_online: factor on earlier Fishers at each new task",
+            at_least=0,
+            below=1,
+            search=(Range(0.5, 0.99, "linear"),),
+        ),
     ] = 0.9,
     form: EwcForm = "relative",
 ) -> Method:

@@ -29,7 +29,7 @@ from flax import traverse_util
 
 from bpnjax.importance import kronecker, per_example
 from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData
-from bpnjax.methods.settings import Setting, register
+from bpnjax.methods.settings import Range, Setting, register
 from bpnjax.utils.errors import UserError
 
 
@@ -97,7 +97,12 @@ def _check(setup: Setup) -> None:
 @register("ewc_kfac", paper="Ritter et al. 2018, arXiv 1805.07810")
 def ewc_kfac(
     strength: Annotated[
-        float, Setting("lambda, of lambda/2 tr(D^T A D G), D = theta - anchor", at_least=0)
+        float,
+        Setting(
+            "lambda, of lambda/2 tr(D^T A D G), D = theta - anchor",
+            at_least=0,
+            search=(Range(0.1, 1e5),),
+        ),
     ] = 10.0,
     examples: Annotated[
         int, Setting("of a task, drawn once, for its factors; 0 is all", at_least=0)

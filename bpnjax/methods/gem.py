@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData
-from bpnjax.methods.settings import Setting, register
+from bpnjax.methods.settings import Range, Setting, register
 from bpnjax.optim import projection
 
 Memories = Annotated[int, Setting("examples kept of each task, or of each class", at_least=1)]
@@ -149,7 +149,11 @@ def gem(
     per: Per = "task",
     margin: Annotated[
         float,
-        Setting("gem: least weight of a task's gradient once any is in conflict", at_least=0),
+        Setting(
+            "gem: least weight of a task's gradient once any is in conflict",
+            at_least=0,
+            search=(Range(0.0, 1.0, "linear"),),
+        ),
     ] = 0.5,
     damping: Annotated[float, Setting("gem: added to the diagonal of the dual", at_least=0)] = 1e-3,
 ) -> Method:

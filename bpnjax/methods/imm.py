@@ -29,19 +29,21 @@ import jax.numpy as jnp
 from bpnjax import optim
 from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData, output_leaves
 from bpnjax.methods.ewc import Form
-from bpnjax.methods.settings import Setting, register
+from bpnjax.methods.settings import Range, Setting, register
 
 L2 = Annotated[
     float,
     Setting(
-        "lambda of lambda |theta - theta of the last task|^2; 0 is weight-transfer", at_least=0
+        "lambda of lambda |theta - theta of the last task|^2; 0 is weight-transfer",
+        at_least=0,
+        search=(Range(1e-6, 1.0),),
     ),
 ]
 Drop = Annotated[
     float,
     Setting(
         "share of the hidden units that a step leaves at the last task's weights",
-        at_least=0, below=1,
+        at_least=0, below=1, search=(Range(0.0, 0.8, "linear", own_program=True),),
     ),
 ]  # fmt: skip
 Columns = Annotated[

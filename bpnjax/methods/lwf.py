@@ -23,15 +23,24 @@ import jax.numpy as jnp
 
 from bpnjax.methods import replay
 from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData, output_leaves
-from bpnjax.methods.settings import Setting, register
+from bpnjax.methods.settings import Range, Setting, register
 from bpnjax.utils.errors import UserError
 from bpnjax.utils.heads import within_head
 
 Strength = Annotated[
-    float, Setting("lambda, weight of the earlier answers", at_least=0, field="lwf.strength")
+    float,
+    Setting(
+        "lambda, weight of the earlier answers",
+        at_least=0,
+        field="lwf.strength",
+        search=(Range(0.1, 30.0),),
+    ),
 ]
 Temperature = Annotated[
-    float, Setting("of the softmax of the answers", above=0, field="lwf.temperature")
+    float,
+    Setting(
+        "of the softmax of the answers", above=0, field="lwf.temperature", search=(Range(1.0, 8.0),)
+    ),
 ]
 Heads = Annotated[
     str,

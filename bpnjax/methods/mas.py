@@ -12,13 +12,16 @@ from typing import Annotated
 
 from bpnjax.methods.base import Method
 from bpnjax.methods.ewc import Form, anchored
-from bpnjax.methods.settings import Setting, register
+from bpnjax.methods.settings import Range, Setting, register
 
 
 @register("mas", paper="Aljundi et al. 2018, arXiv 1711.09601")
 def mas(
     strength: Annotated[
-        float, Setting("lambda, of lambda sum Omega (theta - anchor)^2", at_least=0)
+        float,
+        Setting(
+            "lambda, of lambda sum Omega (theta - anchor)^2", at_least=0, search=(Range(1e-3, 1e3),)
+        ),
     ] = 1.0,
     form: Form = "proximal",
 ) -> Method:

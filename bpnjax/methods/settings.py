@@ -22,9 +22,30 @@ from typing import Any, Generic, ParamSpec
 from bpnjax.methods.base import Method, chain
 from bpnjax.utils.errors import UserError, suggest
 
-__all__ = ["REGISTRY", "Factory", "Field", "Setting", "compose", "register"]
+__all__ = ["REGISTRY", "Factory", "Field", "Range", "Setting", "compose", "register"]
 
 P = ParamSpec("P")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Where `bpnjax.search` looks for a number.
+
+    Attributes:
+      low: the smallest value.
+      high: the largest value.
+      scale: ``"log"`` (each factor is as likely) or ``"linear"``.
+      when: ``(field, value)`` of another setting, if the range is for that value of it alone.
+      default: the value that None stands for, where a setting may be None.
+      own_program: whether each value is compiled anew, since the method's program depends on it.
+    """
+
+    low: float
+    high: float
+    scale: str = "log"
+    when: tuple[str, Any] | None = None
+    default: float | None = None
+    own_program: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +61,8 @@ class Setting:
       pattern: whether it is a regular expression for paths of layers.
       field: the field of the command's configuration; by default GROUP.NAME, with the group of the
         method and the name of the argument.
+      search: where `bpnjax.search` looks for it: the first range whose condition is met; a setting
+        without one stays as it is.
     """
 
     meaning: str
@@ -49,6 +72,7 @@ class Setting:
     choices: tuple[Any, ...] = ()
     pattern: bool = False
     field: str = ""
+    search: tuple[Range, ...] = ()
 
     def complaint(self, value: Any, default: Any) -> str | None:
         """What is wrong with a value, and the mend.

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from bpnjax import optim
 from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData
 from bpnjax.methods.ewc import Form, zeros_like
-from bpnjax.methods.settings import Setting, register
+from bpnjax.methods.settings import Range, Setting, register
 
 CLAMPS = ("sum", "increment", "none")
 
@@ -82,8 +82,13 @@ def fold(state: SiState, params: Any, damping: Any, clamp: str = "sum") -> SiSta
 
 @register("si", paper="Zenke et al. 2017, arXiv 1703.04200")
 def si(
-    strength: Annotated[float, Setting("c, of c sum Omega (theta - anchor)^2", at_least=0)] = 0.1,
-    damping: Annotated[float, Setting("xi, in the denominator of Omega", above=0)] = 0.1,
+    strength: Annotated[
+        float,
+        Setting("c, of c sum Omega (theta - anchor)^2", at_least=0, search=(Range(1e-3, 1e3),)),
+    ] = 0.1,
+    damping: Annotated[
+        float, Setting("xi, in the denominator of Omega", above=0, search=(Range(1e-4, 1.0),))
+    ] = 0.1,
     clamp: Annotated[str, Setting("what may not become negative", choices=CLAMPS)] = "sum",
     form: Form = "proximal",
 ) -> Method:

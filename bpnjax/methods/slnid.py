@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from bpnjax.methods import replay
 from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData
 from bpnjax.methods.ewc import EwcState, Form, anchored
-from bpnjax.methods.settings import Setting, register
+from bpnjax.methods.settings import Range, Setting, register
 from bpnjax.networks import Layer
 from bpnjax.utils.errors import UserError
 
@@ -107,7 +107,9 @@ def inhibition(
 
 @register("slnid", paper="Aljundi et al. 2019, arXiv 1806.05421")
 def slnid(
-    strength: Annotated[float, Setting("of the inhibition between units", at_least=0)] = 1e-3,
+    strength: Annotated[
+        float, Setting("of the inhibition between units", at_least=0, search=(Range(1e-6, 0.1),))
+    ] = 1e-3,
     scale: Annotated[
         float,
         Setting(
@@ -122,7 +124,12 @@ def slnid(
         str, Setting("the anchor that it is combined with", choices=("mas", "ewc"))
     ] = "mas",
     anchor_strength: Annotated[
-        float, Setting("of that anchor, as mas.strength or ewc.strength", at_least=0)
+        float,
+        Setting(
+            "of that anchor, as mas.strength or ewc.strength",
+            at_least=0,
+            search=(Range(1e-3, 1e3),),
+        ),
     ] = 1.0,
     form: Form = "proximal",
 ) -> Method:

@@ -15,13 +15,19 @@ from typing import Annotated, Any
 from bpnjax import modes
 from bpnjax.methods.base import Method, Setup
 from bpnjax.methods.psp import checks_layers, from_bank
-from bpnjax.methods.settings import Setting, register
+from bpnjax.methods.settings import Range, Setting, register
 
 
 @register("xdg", paper="Masse et al. 2018, arXiv 1802.01569")
 def xdg(
     gated: Annotated[
-        float, Setting("share of the hidden units that are silent in a task", at_least=0, below=1)
+        float,
+        Setting(
+            "share of the hidden units that are silent in a task",
+            at_least=0,
+            below=1,
+            search=(Range(0.2, 0.95, "linear", own_program=True),),
+        ),
     ] = 0.8,
 ) -> Method:
     """XdG; its state is a bank of gate seeds, for each layer but the first."""

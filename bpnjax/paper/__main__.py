@@ -14,6 +14,7 @@ from bpnjax.utils.errors import UserError
 
 USAGE = """usage: bpnjax paper --artefact=NAME[,NAME...] [--workdir=DIR]
                     [--num_seeds=N] [--configs=DIR] [--config.FIELD=VALUE ...]
+       bpnjax paper --pages [--root=DIR] [--check]
 
   --artefact=NAME         fig5 fig6a fig6b fig6c table1 table2 fig7 controls
                           hidden_dim strength untold, or all, which also makes
@@ -26,7 +27,12 @@ USAGE = """usage: bpnjax paper --artefact=NAME[,NAME...] [--workdir=DIR]
   --configs=DIR           the folder of configuration files (default: those of
                           the package)
   --config.FIELD=VALUE    changes a field in all runs, as
-                          --config.dataset.data_dir=DIR"""
+                          --config.dataset.data_dir=DIR
+  --pages                 writes the pages of the documentation, and the tables
+                          in README, from docs/results/*.json: copy NAME.json
+                          and figures of an artefact there first
+  --check                 writes nothing and says which of them differ
+  --root=DIR              of the clone (default: here)"""
 
 
 SEQUENCES = ("eight_tasks", "eight_domains")  # of table2
@@ -108,6 +114,21 @@ def _parse(arguments: list[str]) -> tuple[list[str], bool, Any]:
     return names, whole, Runner(folder, home, int(seeds or 0), overrides, values.sequence)
 
 
+def _pages(arguments: list[str]) -> int:
+    """Writes pages from result files, or says which differ; returns the exit code."""
+    from bpnjax.paper import pages
+    from bpnjax.utils import flags
+
+    values, rest = flags.parse(arguments, ["root"], booleans={"pages": False, "check": False})
+    if rest or not values.pages:
+        raise UserError("--check: goes with --pages, and with no other argument but --root")
+    different = pages.render(pathlib.Path(values.root or "."), values.check)
+    for page in different:
+        print(f"{'differs from its result file' if values.check else 'written'}: {page}")
+    wrong = [page for page in different if values.check or "(not the figure" in page]
+    return 1 if wrong else 0
+
+
 def run(arguments: list[str]) -> int:
     """Runs the command.
 
@@ -121,8 +142,10 @@ def run(arguments: list[str]) -> int:
         if command.asks_for_help(arguments):
             print(USAGE)
             return 0
+        if {a.lstrip("-") for a in arguments} & {"pages", "check"}:
+            return _pages(arguments)
         names, whole, runner = _parse(arguments)
-        from bpnjax.paper import report
+        from bpnjax.paper import pages, report
         from bpnjax.run.checkpoint import write_atomically
         from bpnjax.run.writers import markdown_table
 
@@ -131,6 +154,7 @@ def run(arguments: list[str]) -> int:
             print(f"[{name}]", file=sys.stderr, flush=True)
             made.append(artefacts()[name](runner))
             path = report.write(folder / name, made[-1])
+            pages.save(folder / name / f"{name}.json", made[-1], runner.num_seeds)
             for header, rows in made[-1].tables:
                 print(markdown_table(header, rows))
             print(f"{path} and the figure beside it")

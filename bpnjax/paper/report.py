@@ -3,7 +3,8 @@
 import base64
 import html
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from bpnjax.run.checkpoint import write_atomically
@@ -36,6 +37,7 @@ class Report(NamedTuple):
     command: str
     runs: list[str]  # the commands of its runs
     seconds: float
+    ledger: Mapping[str, tuple[list[str], list[list[str]]]] = MappingProxyType({})  # for README
 
 
 def state(mean: float | None, paper: float | None) -> str:
@@ -122,9 +124,12 @@ def markdown(report: Report) -> str:
     parts = [f"# {report.title}", report.text.strip()]
     parts += [markdown_table(*table) for table in report.tables]
     parts += [f"![{report.title}]({figure.name})" for figure in report.figures]
-    parts.append(f"    {report.command}\n\nmakes this from")
-    parts.append("\n".join(f"    {run}" for run in report.runs))
-    parts.append(f"in {report.seconds / 60:.1f} minutes of computing.")
+    if report.command:
+        parts.append(f"    {report.command}" + ("\n\nmakes this from" if report.runs else ""))
+    if report.runs:
+        parts.append("\n".join(f"    {run}" for run in report.runs))
+    if report.seconds:
+        parts.append(f"in {report.seconds / 60:.1f} minutes of computing.")
     return "\n\n".join(parts) + "\n"
 
 

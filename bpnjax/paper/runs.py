@@ -56,6 +56,7 @@ def configured(
     config = configuration.load_file(str(runner.configs / config_file))
     config.method = method
     config.num_seeds = runner.num_seeds or seeds
+    config = configuration.with_tuned(config)
     for field, value in (changes | runner.overrides).items():
         configuration.check_field(config, field)
         config.update_from_flattened_dict({field: value})

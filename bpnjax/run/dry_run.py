@@ -66,10 +66,28 @@ def describe(config: ConfigDict) -> str:
         f"  {held / 1e6:,.1f} MB of examples{', which stream' if streams else ''}",
         f"devices   {layout.number} of {jax.device_count()} x {jax.devices()[0].device_kind}",
         f"steps     {steps:,} of {config.train.batch_size} examples",
-        f"time      about {_duration(_seconds(experiment, sequence, stages))} on one such "
+        f"time      about {duration(_seconds(experiment, sequence, stages))} on one such "
         "device, by its rate of matrix products; rough, compiling not counted",
     ]
     return "\n".join(lines)
+
+
+def cost(config: ConfigDict) -> tuple[int, float]:
+    """What a run costs, without training; some matrix products are timed on the device.
+
+    Args:
+      config: a validated configuration.
+
+    Returns:
+      Its steps, and about how many seconds they and the tests take on one device.
+
+    Raises:
+      UserError: the run could not start, or sets are not prepared.
+    """
+    _check_prepared(config)
+    _, sequence, experiment, _, stages, per_epoch = train.prepare(config)
+    steps = sum(experiment.epochs[task] * steps for task, steps in per_epoch.items())
+    return steps, _seconds(experiment, sequence, stages)
 
 
 def check(config: ConfigDict) -> None:
@@ -152,7 +170,20 @@ def _matrix_rate(size: int = 1024) -> float:
     return 5 * 2.0 * size**3 / (time.perf_counter() - started)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as text.
+
+    Args:
+      seconds: any.
+
+    Returns:
+      Such as ``"12 s"``, ``"3 min"`` or ``"2.5 h"``.
+
+    Example:
+      >>> from bpnjax.run import dry_run
+      >>> dry_run.duration(200)
+      '3 min'
+    """
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

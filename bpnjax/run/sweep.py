@@ -1,13 +1,14 @@
 """A whole run as one pure function of its key, and many of them in one program.
 
 The command's loop returns to the host after each epoch, to test, to write and to keep checkpoints.
-Here nothing does: small runs that differ in a number (a strength, a width) and in their seed are
-one `jax.vmap` over both.
+Here nothing does. Runs that differ in numbers (a strength, a learning rate) share one compiled
+program, and may be one `jax.vmap` over numbers and seeds.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +20,23 @@ from bpnjax.evaluation.accuracy import Correct, accuracies
 from bpnjax.methods import REGISTRY
 from bpnjax.run import frozen_features
 from bpnjax.run.train import seed_keys
-from bpnjax.training import epochs, schedule
+from bpnjax.training import epochs, schedule, streaming
 from bpnjax.training.epochs import RunState
 from bpnjax.training.evaluate import evaluate
 from bpnjax.training.experiment import Experiment, make_experiment
 from bpnjax.training.task_data import Data, put_on_device
 from bpnjax.utils.errors import UserError
+
+
+class NotWhole(UserError):
+    """A run that has to return to the host while it goes on."""
+
+
+class Whole(NamedTuple):
+    """What a whole run gives."""
+
+    correct: Correct  # int32 [T, T]: right answers in row i after task i, -1 where not tested
+    diverged: jax.Array  # bool scalar: a loss or a parameter was not finite
 
 
 def whole_run(
@@ -33,8 +45,9 @@ def whole_run(
     data: Data,
     steps: jax.Array,
     change: Callable[[RunState], RunState] = lambda state: state,
-) -> Correct:
-    """Trains all tasks one after another and tests the ones learned after each.
+    inferred: bool = False,
+) -> Whole:
+    """Trains all tasks one after another and tests them as ``evaluate.every_tasks`` says.
 
     A pure function: wrap it in `jax.jit`, and in `jax.vmap` over keys and over what ``change``
     uses.
@@ -46,25 +59,136 @@ def whole_run(
       steps: int32 ``[T]``, batches in an epoch of each task; see
         `bpnjax.training.epochs.steps_per_epoch`.
       change: applied to the state at the start of each task.
+      inferred: whether task_inferred is measured after the last task for methods that are told the
+        task; for others it always is.
 
     Returns:
-      `Correct` of int32 ``[T, T]``: in row i how many test examples of each task were right after
-      task i, -1 where not tested; task_inferred is not measured for methods that are told the task.
+      `Whole`.
     """
+    last = experiment.num_tasks - 1
+
+    def not_tested(state: RunState) -> Correct:
+        return Correct(*[jnp.full(experiment.num_tasks, -1, jnp.int32)] * len(Correct._fields))
 
     def one_task(state: RunState, task: Any) -> Any:
         state = change(epochs.begin_task(experiment, state, task))
 
-        def one_epoch(epoch: Any, state: RunState) -> RunState:
-            return epochs.run_steps(experiment, state, data, task, epoch, 0, steps[task])[0]
+        def one_epoch(epoch: Any, carry: Any) -> Any:
+            state, diverged = carry
+            state, sums = epochs.run_steps(experiment, state, data, task, epoch, 0, steps[task])
+            return state, diverged | (sums.bad_step >= 0)
 
         many = schedule.look_up(experiment.epochs, task)
-        state = jax.lax.fori_loop(0, many, one_epoch, state)
+        state, diverged = jax.lax.fori_loop(0, many, one_epoch, (state, jnp.bool_(False)))
         state = epochs.end_task(experiment, state, data, task)
-        return state, evaluate(experiment, state, data, task, False)
+
+        def test(state: RunState) -> Correct:
+            return evaluate(experiment, state, data, task, (task == last) & inferred)
+
+        tested = (task == last) | ((task + 1) % experiment.config.evaluate.every_tasks == 0)
+        return state, (jax.lax.cond(tested, test, not_tested, state), diverged)
 
     start = epochs.init_state(experiment, key)
-    return jax.lax.scan(one_task, start, jnp.arange(experiment.num_tasks))[1]
+    correct, diverged = jax.lax.scan(one_task, start, jnp.arange(experiment.num_tasks))[1]
+    return Whole(correct, jnp.any(diverged))
+
+
+class WholeRuns:
+    """Runs of one configuration that differ in some numbers: compiled once, for all of them.
+
+    Attributes:
+      steps: of one run, an int.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        fields: Collection[str],
+        at_once: bool,
+        inferred: bool = False,
+        change: Callable[[RunState, jax.Array], RunState] | None = None,
+    ) -> None:
+        """Reads the data; nothing is compiled yet.
+
+        Args:
+          config: a validated configuration; all its ``num_seeds`` seeds are run.
+          fields: names of fields of its method, or ``train.learning_rate``, whose value no shape
+            depends on.
+          at_once: whether values are one `jax.vmap`; else they are run one after another.
+          inferred: as of `whole_run`.
+          change: (state at the start of a task, the only value) -> state; then ``fields`` is one
+            name that is no field.
+
+        Raises:
+          NotWhole: data are read by the host while the run goes on, or the method trains on all
+            tasks at once.
+          UserError: the data cannot be read.
+        """
+        if config.dataset.augment != "none":
+            raise NotWhole(
+                f"dataset.augment: {config.dataset.augment!r} reads images on the host, which a "
+                "sweep never returns to; set none"
+            )
+        self._seeds = jnp.atleast_1d(seed_keys(config))
+        self._fields, self._at_once = tuple(fields), at_once
+        config, sequence = frozen_features.load(config)
+        self._count = sequence.test.count
+        most = streaming.most_bytes(config)
+        if most is not None and sequence.train.images.nbytes > most:
+            raise NotWhole(
+                f"dataset.device_mb: {sequence.train.images.nbytes / 1e6:.1f} MB of examples stream"
+                " from the host, which a sweep never returns to; raise it"
+            )
+        experiment = make_experiment(config, sequence)
+        if experiment.jointly:
+            raise NotWhole(f"method: {config.method} has no tasks one after another to sweep over")
+        per_epoch = [epochs.steps_per_epoch(experiment, sequence, t) for t in range(len(sequence))]
+        steps = jnp.array(per_epoch)
+        self.steps = sum(n * e for n, e in zip(per_epoch, experiment.epochs, strict=True))
+        self._data = put_on_device(sequence)
+
+        def one(key: jax.Array, values: dict[str, jax.Array], data: Data) -> Whole:
+            if change is not None:
+                (value,) = values.values()
+                begun = partial(_changed, change, value)
+                return whole_run(experiment, key, data, steps, begun, inferred)
+            settings = config.to_dict()
+            for field, value in values.items():
+                group, name = field.split(".")
+                settings[group][name] = value
+            method = REGISTRY[config.method].from_config(settings)
+            own = make_experiment(ConfigDict(settings), sequence, method)
+            return whole_run(own, key, data, steps, inferred=inferred)
+
+        over_seeds = jax.vmap(one, (0, None, None))
+        self._program = jax.jit(jax.vmap(over_seeds, (None, 0, None)) if at_once else over_seeds)
+
+    def __call__(self, values: Mapping[str, ArrayLike]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Runs them.
+
+        Args:
+          values: ``{field: numbers [V]}`` of each of the fields.
+
+        Returns:
+          ``{"task_told": float64 [V, seeds, T, T], ...}``, NaN where not tested; and bool
+          ``[V, seeds]``, whether a run diverged.
+        """
+        numbers = {field: jnp.asarray(values[field], jnp.float32) for field in self._fields}
+        if self._at_once:
+            found = self._program(self._seeds, numbers, self._data)
+        else:
+            length = len(next(iter(numbers.values()))) if numbers else 1
+            each = [
+                self._program(self._seeds, {f: v[i] for f, v in numbers.items()}, self._data)
+                for i in range(length)
+            ]
+            found = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+        return accuracies(found.correct, self._count), np.asarray(found.diverged)
+
+
+def _changed(change: Callable[[RunState, Any], RunState], value: Any, state: RunState) -> RunState:
+    """``change`` with its last argument first, for `functools.partial`."""
+    return change(state, value)
 
 
 def sweep(
@@ -87,38 +211,11 @@ def sweep(
       UserError: the data cannot be read, the method trains on all tasks at once, or it has no such
         field.
     """
-    factory = REGISTRY[config.method]
-    if isinstance(change, str) and change not in factory.fields:
+    if not isinstance(change, str):
+        return WholeRuns(config, ["value"], True, change=change)({"value": values})[0]
+    if change not in REGISTRY[config.method].fields:
         raise UserError(f"{change}: no setting of {config.method}; sweep over one of its own")
-    if config.dataset.augment != "none":
-        raise UserError(
-            f"dataset.augment: {config.dataset.augment!r} reads images on the host, which a "
-            "sweep never returns to; set none"
-        )
-    config, sequence = frozen_features.load(config)
-    experiment = make_experiment(config, sequence)
-    if experiment.jointly:
-        raise UserError(f"method: {config.method} has no tasks one after another to sweep over")
-    tasks = range(sequence.num_tasks)
-    steps = jnp.array([epochs.steps_per_epoch(experiment, sequence, t) for t in tasks])
-
-    @jax.jit
-    def program(keys: jax.Array, values: jax.Array, data: Data) -> Correct:
-        def one(key: jax.Array, value: jax.Array) -> Correct:
-            if not isinstance(change, str):
-                return whole_run(experiment, key, data, steps, lambda state: change(state, value))
-            settings = config.to_dict()
-            group, name = change.split(".")
-            settings[group][name] = value
-            own = make_experiment(config, sequence, factory.from_config(settings))
-            return whole_run(own, key, data, steps)
-
-        over_seeds = jax.vmap(one, (0, None))
-        return jax.vmap(over_seeds, (None, 0))(keys, values)
-
-    keys = jnp.atleast_1d(seed_keys(config))
-    correct = program(keys, jnp.asarray(values), put_on_device(sequence))
-    return accuracies(correct, sequence.test.count)
+    return WholeRuns(config, [change], True)({change: values})[0]
 
 
 def hidden_dim(state: RunState, value: Any) -> RunState:

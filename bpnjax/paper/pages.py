@@ -1,0 +1,183 @@
+"""Pages and tables of the documentation, written from result files.
+
+``docs/results/NAME.json`` holds what an artefact found: its tables as text, the commands of its
+runs, the commit, versions, machine and seeds. From it come the page ``docs/paper/NAME/NAME.md`` (or
+another one that the file names) and every table in README and docs between the lines
+
+    <!-- results: NAME/TABLE -->
+    <!-- end of results -->
+
+so that no figure is written by hand.
+
+    bpnjax paper --pages            writes them
+    bpnjax paper --pages --check    says which differ
+"""
+
+import hashlib
+import json
+import pathlib
+import re
+import subprocess
+from typing import Any
+
+from bpnjax.paper.report import Report, markdown
+from bpnjax.run import results
+from bpnjax.run.checkpoint import write_atomically
+from bpnjax.run.writers import markdown_table, plain
+from bpnjax.utils.errors import UserError
+
+__all__ = ["record", "render", "save"]
+
+_BLOCK = re.compile(
+    r"(<!-- results: (?P<name>[\w-]+)/(?P<table>[\w-]+) -->\n)(?P<body>.*?)"
+    r"(<!-- end of results -->)", re.DOTALL,
+)  # fmt: skip
+
+
+def record(report: Report, num_seeds: int = 0) -> dict[str, Any]:
+    """A report as a result file holds it.
+
+    Args:
+      report: an artefact, made.
+      num_seeds: that were asked for; 0 for those of the artefact.
+
+    Returns:
+      A dict for JSON: the report, the sha256 of its figures, and with what it was made.
+    """
+    return plain({
+        "name": report.name,
+        "page": f"docs/paper/{report.name}/{report.name}.md",
+        "made": {
+            "commit": _commit(), "versions": results.versions(), "device": results.device_name(),
+            "num_seeds": num_seeds or "as the artefact asks for",
+        },
+        "title": report.title,
+        "text": report.text.strip(),
+        "tables": [{"header": header, "rows": rows} for header, rows in report.tables],
+        "ledger": {
+            name: {"header": header, "rows": rows}
+            for name, (header, rows) in report.ledger.items()
+        },
+        "figures": {path.name: _sha256(path) for path in report.figures},
+        "command": report.command,
+        "runs": report.runs,
+        "seconds": report.seconds,
+    })  # fmt: skip
+
+
+def save(path: pathlib.Path, report: Report, num_seeds: int = 0) -> None:
+    """Writes a report's result file.
+
+    Args:
+      path: of the file; its folder must exist.
+      report: an artefact, made.
+      num_seeds: as of `record`.
+    """
+    text = json.dumps(record(report, num_seeds), indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, text)
+
+
+def render(root: pathlib.Path, check: bool) -> list[str]:
+    """Writes all pages and tables of a clone from its result files.
+
+    Args:
+      root: of the clone.
+      check: write nothing.
+
+    Returns:
+      The files that differed, relative to the root, in words where more is wrong.
+
+    Raises:
+      UserError: there are no result files, or a page asks for a table that no file has.
+
+    Example:
+      >>> import json, pathlib, tempfile
+      >>> from bpnjax.paper import pages
+      >>> root = pathlib.Path(tempfile.mkdtemp())
+      >>> (root / "docs" / "results").mkdir(parents=True)
+      >>> _ = (root / "docs" / "results" / "a.json").write_text(json.dumps(
+      ...     {"ledger": {"best": {"header": ["method"], "rows": [["psp"]]}}}))
+      >>> page = "<!-- results: a/best -->" + chr(10) + "<!-- end of results -->" + chr(10)
+      >>> _ = (root / "README.md").write_text(page)
+      >>> pages.render(root, check=True), pages.render(root, check=False)
+      (['README.md'], ['README.md'])
+      >>> pages.render(root, check=True)
+      []
+      >>> print((root / "README.md").read_text())
+      <!-- results: a/best -->
+      | method |
+      |---|
+      | psp |
+      <!-- end of results -->
+    """
+    folder = root / "docs" / "results"
+    files = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    if not files:
+        raise UserError(f"--pages: no result files in {folder}; name the root of a clone")
+    different = []
+    for found in files.values():
+        if "page" not in found:
+            continue
+        page = root / found["page"]
+        report = _report(found, page.parent)
+        different += _put(root, page, markdown(report), check)
+        for name, digest in found["figures"].items():
+            figure = page.parent / name
+            if not figure.is_file() or _sha256(figure) != digest:
+                different.append(f"{figure.relative_to(root)} (not the figure of its result file)")
+    for page in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
+        if not page.is_file():
+            continue
+        text = page.read_text()
+
+        def table(match: re.Match[str], page: pathlib.Path = page) -> str:
+            name, which = match["name"], match["table"]
+            own = files.get(name, {}).get("ledger", {}).get(which)
+            if own is None:
+                raise UserError(
+                    f"--pages: {page} asks for {name}/{which}, which no result file has; make it "
+                    f"with --artefact={name}"
+                )
+            return match[1] + markdown_table(own["header"], own["rows"]) + "\n" + match[5]
+
+        different += _put(root, page, _BLOCK.sub(table, text), check)
+    return different
+
+
+def _put(root: pathlib.Path, page: pathlib.Path, text: str, check: bool) -> list[str]:
+    if page.is_file() and page.read_text() == text:
+        return []
+    if not check:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(page, text)
+    return [str(page.relative_to(root))]
+
+
+def _report(found: dict[str, Any], folder: pathlib.Path) -> Report:
+    return Report(
+        found["name"], found["title"], found["text"],
+        [(table["header"], table["rows"]) for table in found["tables"]],
+        [folder / name for name in found["figures"]],
+        found["command"], found["runs"], found["seconds"],
+    )  # fmt: skip
+
+
+def _sha256(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _commit() -> str:
+    """The commit of this code; a mark where files were changed since, or where there is none."""
+    home = pathlib.Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=home, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=10", "HEAD") + (
+            " and changes" if git("status", "--porcelain", "--", "..") else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "not from a clone"

@@ -1,0 +1,144 @@
+"""The command: methods and a number of trials in, the best settings of each out.
+
+bpnjax search --config=mnist --methods=bd_ewc,ewc,psp --trials=32 --workdir=runs/search
+"""
+
+import os
+import sys
+
+from bpnjax import main as command
+from bpnjax.utils.errors import UserError
+
+USAGE = """usage: bpnjax search --config=NAME --methods=A,B,... [--trials=N]
+                     [--workdir=DIR] [--storage=ADDRESS] [--at_once=N] [--prune]
+                     [--space.FIELD=RANGE ...] [--num_seeds=N] [--noreport]
+                     [--dry_run] [--config.FIELD=VALUE ...]
+
+  --methods=A,B,...    names of methods
+  --trials=N           of each method, the settings of the configuration first
+                       (default: 32)
+  --workdir=DIR        for everything (default: runs/<name>/search); the same
+                       command in another process, or on another machine that
+                       sees the folder, joins the search
+  --storage=ADDRESS    of a database, as postgresql://user@host/name, or journal
+                       for a file that grows (default: SQLite in the workdir)
+  --at_once=N          trials in one vmapped program: quicker on accelerators
+  --prune              end trials early that are not among the better half
+  --space.FIELD=RANGE  search a field over low:high:log, low:high:linear, or a
+                       list a,b,c; or leave it as it is: fixed
+  --num_seeds=N        of the runs that are reported with the settings found
+  --noreport           do not run them
+  --dry_run            say what would be searched and how long it would take
+
+Leaves search.json, search.md, pictures, report/<method>, and tuned.py: a
+configuration with the settings of each method, which run, compare and paper
+take."""
+_FLAGS: dict[str, str | bool] = {
+    "methods": "", "trials": "32", "storage": "", "at_once": "1", "prune": False,
+    "num_seeds": "", "report": True, "dry_run": False,
+}  # fmt: skip
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command.
+
+    Args:
+      arguments: without the program's name.
+
+    Returns:
+      The exit code: 0, 1 if it was interrupted or a disk is full, 2 for a wrong argument.
+    """
+    try:
+        if command.asks_for_help(arguments):
+            command.print_help(USAGE, arguments)
+            return 0
+        space, rest = _space(arguments)
+        config, values, _ = command.parse_flags(rest, _FLAGS)
+        numbers = {}
+        for name in ("trials", "at_once", "num_seeds"):
+            text = values[name].value
+            if text and not (text.isdecimal() and int(text) > 0):
+                raise UserError(f"--{name}: {text!r} is no number above 0; give one")
+            numbers[name] = int(text or 0)
+        if numbers["num_seeds"]:
+            config.num_seeds = numbers["num_seeds"]
+        names = list(dict.fromkeys(n.strip() for n in values.methods.split(",") if n.strip()))
+        if not names:
+            raise UserError("--methods: missing; name some, as --methods=bd_ewc,ewc")
+        if values.overwrite:
+            raise UserError("--overwrite: a search is never overwritten; name another --workdir")
+        # Imported late: a wrong flag need not wait for them.
+        from bpnjax.search import outcome, study
+
+        if values.dry_run:
+            print(_described(study.plan(config, names, numbers["trials"], space), values.report))
+            return 0
+        folder = values.workdir or os.path.join("runs", config.name, "search")
+        result = study.search(
+            config, names, folder, numbers["trials"], space, values.storage, numbers["at_once"],
+            values.prune, values.report,
+        )  # fmt: skip
+        print(outcome.printed(result))
+        print(f"results in {folder}")
+    except UserError as error:
+        print(f"bpnjax: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        why = " ".join(str(error).split())
+        print(f"bpnjax: {why}; the same command goes on where it was", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bpnjax: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _space(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The flags ``--space.FIELD=RANGE``, and the other arguments."""
+    space, rest, following = {}, [], ""
+    for argument in arguments:
+        name, equals, value = argument.lstrip("-").partition("=")
+        if following:
+            space[following], following = argument, ""
+        elif argument.startswith("-") and name.startswith("space."):
+            if equals:
+                space[name.removeprefix("space.")] = value
+            else:
+                following = name.removeprefix("space.")
+        else:
+            rest.append(argument)
+    if following:
+        raise UserError(f"--space.{following}: no range; write low:high:log")
+    return space, rest
+
+
+def _described(made: object, report: bool) -> str:
+    """What a search would do."""
+    from bpnjax.run import dry_run
+    from bpnjax.search.study import Plan
+
+    assert isinstance(made, Plan)
+    first = next(iter(made.protocols.values()))
+    lines = [f"protocol  {first.name}", "trials differ from the runs that are reported by"]
+    lines += [f"  {change}" for change in first.changes]
+    seconds, runs = 0.0, 0
+    for name, own in made.protocols.items():
+        steps, each = dry_run.cost(own.tune)
+        seconds += made.trials[name] * each
+        runs += made.trials[name]
+        lines.append(f"{name}: {made.trials[name]} trials of {steps:,} steps")
+        lines += [f"  {axis.described()}" for axis in made.axes[name]]
+        if not made.axes[name]:
+            lines.append("  nothing to search: one trial")
+        if report:
+            seconds += dry_run.cost(own.report)[1]
+            runs += 1
+    lines.append(
+        f"{runs} runs, about {dry_run.duration(seconds)} on one such device, by its rate of matrix "
+        "products; rough, compiling not counted"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    command.leave(run)

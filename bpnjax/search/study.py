@@ -1,0 +1,461 @@
+"""The search: Optuna proposes, our runs measure, several processes share one storage.
+
+Each trial of a method has a place, 0 to trials - 1, which it keeps when it has to be run again. So
+however many workers join and whichever are killed, a method ends with exactly one finished trial
+for each place.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from bpnjax import config as configuration
+from bpnjax.methods import REGISTRY
+from bpnjax.run.writers import plain
+from bpnjax.search import outcome
+from bpnjax.search.protocol import Protocol, protocol
+from bpnjax.search.spaces import Axis, space
+from bpnjax.search.trials import Measured, Stopped, Trials
+from bpnjax.utils.errors import UserError, suggest
+
+__all__ = ["Plan", "plan", "search"]
+
+_BEAT, _GRACE = 5, 30  # seconds: a worker's sign of life, and when it counts as gone
+_WAIT = 0.5  # seconds between two looks at trials of other workers
+
+
+class Plan(NamedTuple):
+    """What is searched, for each method."""
+
+    config: ConfigDict
+    protocols: dict[str, Protocol]
+    axes: dict[str, tuple[Axis, ...]]
+    trials: dict[str, int]  # one where nothing is searched
+
+
+def plan(
+    config: ConfigDict, methods: Sequence[str], trials: int, more: Mapping[str, str] | None = None
+) -> Plan:
+    """What a search would do; touches no data.
+
+    Args:
+      config: a configuration; its method is replaced by each of the names.
+      methods: names of the registry.
+      trials: of each method.
+      more: as of `bpnjax.search.space`.
+
+    Returns:
+      `Plan`.
+
+    Raises:
+      UserError: there is no such method or field, or a range is wrong.
+    """
+    if trials < 1:
+        raise UserError(f"--trials: {trials} is below 1; give at least 1")
+    protocols, axes, many = {}, {}, {}
+    for name in methods:
+        if name not in REGISTRY:
+            raise UserError(f"--methods: unknown method {name!r}; {suggest(name, REGISTRY)}")
+        own = config.copy_and_resolve_references()
+        own.method = name
+        protocols[name] = protocol(own)
+        axes[name] = space(protocols[name].tune, more)
+        many[name] = trials if axes[name] else 1
+    return Plan(config, protocols, axes, many)
+
+
+def search(
+    config: ConfigDict,
+    methods: Sequence[str],
+    workdir: str | pathlib.Path,
+    trials: int = 32,
+    space: Mapping[str, str] | None = None,
+    storage: str = "",
+    at_once: int = 1,
+    prune: bool = False,
+    report: bool = True,
+) -> dict[str, Any]:
+    """Searches the settings of some methods, each with as many trials, and reports the best.
+
+    The first trial of each method has the settings of the configuration, the others are proposed by
+    a tree-structured Parzen estimator (Bergstra et al. 2011). The same call in another process, or
+    on another machine, joins the search; a call after an interruption goes on with it.
+
+    Args:
+      config: a configuration; ``search.*`` of it says how both phases differ and what counts.
+      methods: names of the registry.
+      workdir: where everything goes.
+      trials: of each method. More may be asked for later.
+      space: ``{field: "low:high:scale"}``, see `bpnjax.search.space`.
+      storage: an address that Optuna takes, as ``"postgresql://..."``, or ``"journal"`` for a file
+        that grows; by default an SQLite file in the workdir.
+      at_once: trials that are proposed together and run in one `jax.vmap`.
+      prune: end trials early whose accuracy after a task is not among the better half of the others
+        (successive halving over tasks).
+      report: whether the best settings of each method are run on the sequence that is reported.
+
+    Returns:
+      The content of ``search.json``.
+
+    Raises:
+      UserError: Optuna is missing, the storage holds another search, or a trial cannot be run.
+    """
+    if at_once < 1:
+        raise UserError(f"--at_once: {at_once} is below 1; give at least 1")
+    if prune and at_once > 1:
+        raise UserError(
+            f"--at_once: {at_once} trials in one program cannot be ended early; leave out --prune, "
+            "or set it to 1"
+        )
+    workdir = pathlib.Path(workdir)
+    made = plan(config, methods, trials, space)
+    optuna = _optuna()
+    workdir.mkdir(parents=True, exist_ok=True)
+    stored = _open(optuna, storage, workdir)
+    studies = {name: _study(optuna, stored, made, name) for name in methods}
+    for name in methods:
+        runner = Trials(
+            made.protocols[name].tune, made.axes[name], workdir / "trials" / name, at_once > 1
+        )
+        worker = _Worker(optuna, stored, studies[name], made, name, runner, at_once, prune)
+        worker.work()
+    for name in methods:  # what other workers have begun
+        runner = Trials(
+            made.protocols[name].tune, made.axes[name], workdir / "trials" / name, at_once > 1
+        )
+        _Worker(optuna, stored, studies[name], made, name, runner, at_once, prune).wait()
+    found = {name: _finished(optuna, studies[name]) for name in methods}
+    with _alone(workdir) as first:
+        if not first:
+            print("another worker writes the results", file=sys.stderr)
+            return outcome.read(workdir, wait=report)
+        return outcome.write(workdir, made, found, prune, report)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError(
+            "bpnjax search needs Optuna, which is not installed; pip install 'bpnjax[search]'"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # Options that are called experimental, and that ask and tell give signs of life of their own.
+    kinds = (optuna.exceptions.ExperimentalWarning, FutureWarning)
+    for kind in kinds:
+        warnings.filterwarnings("ignore", category=kind, module=r"optuna\b|bpnjax\.search\b")
+    warnings.filterwarnings("ignore", message="Heartbeat of storage", module=r"optuna\b")
+    return optuna
+
+
+def _open(optuna: Any, address: str, workdir: pathlib.Path) -> Any:
+    """The storage of all trials."""
+    if address == "journal":
+        backend = optuna.storages.journal.JournalFileBackend(str(workdir / "search.journal"))
+        return optuna.storages.JournalStorage(backend)
+    url = address or f"sqlite:///{workdir / 'search.db'}"
+    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    try:
+        return optuna.storages.RDBStorage(
+            url, engine_kwargs=options, heartbeat_interval=_BEAT, grace_period=_GRACE
+        )
+    except ImportError as error:
+        raise UserError(f"--storage: {' '.join(str(error).split())}; install its driver") from error
+    except Exception as error:  # SQLAlchemy's own are many
+        why = str(error).splitlines()[0]
+        raise UserError(
+            f"--storage: cannot use {url!r} ({why}); give an address such as "
+            "postgresql://user@host/name, journal, or nothing"
+        ) from error
+
+
+def _fingerprint(made: Plan, name: str) -> dict[str, str]:
+    """What a search is of, as texts by field."""
+    one = made.protocols[name]
+    flat = configuration.flatten(one.tune)
+    free = ("num_seeds", *configuration.FREE_FIELDS)
+    own = REGISTRY[name].fields
+    kept = {
+        field: repr(plain(value))
+        for field, value in flat.items()
+        if not any(field == f or field.startswith(f"{f}.") for f in free)
+        and (field in own or not _of_methods(field))
+    }
+    return kept | {f"space.{axis.field}": axis.described() for axis in made.axes[name]}
+
+
+def _of_methods(field: str) -> bool:
+    from bpnjax.config.fields import entries
+
+    entry = entries().get(field)
+    return bool(entry and entry.methods)
+
+
+def _study(optuna: Any, storage: Any, made: Plan, name: str) -> Any:
+    """A method's study, made if it is not there; refused if it is of another search."""
+    study = optuna.create_study(
+        storage=storage, study_name=f"{made.config.name}/{name}", direction="maximize",
+        load_if_exists=True,
+    )  # fmt: skip
+    asked = _fingerprint(made, name)
+    there = study.user_attrs.get("search")
+    if there is None:
+        study.set_user_attr("search", asked)
+        return study
+    different = [
+        f"{field}: {there.get(field, 'absent')} -> {asked.get(field, 'absent')}"
+        for field in sorted(set(there) | set(asked))
+        if there.get(field) != asked.get(field)
+    ]
+    if different:
+        raise UserError(
+            f"--workdir: it holds a search of {name} with other settings ({'; '.join(different)}); "
+            "name another folder"
+        )
+    return study
+
+
+class _Worker:
+    """One process's part in the search of one method."""
+
+    def __init__(
+        self, optuna: Any, storage: Any, study: Any, made: Plan, name: str, trials: Trials,
+        at_once: int, prune: bool,
+    ) -> None:  # fmt: skip
+        self.optuna, self.storage, self.study = optuna, storage, study
+        self.axes, self.wanted, self.name = made.axes[name], made.trials[name], name
+        self.trials, self.at_once = trials, at_once
+        self.seed = made.config.seed
+        self.pruner = None
+        if prune:
+            self.pruner = optuna.pruners.SuccessiveHalvingPruner(
+                min_resource=1, reduction_factor=2, bootstrap_count=0
+            )
+            study.pruner = self.pruner
+        self.me = f"{socket.gethostname()}:{os.getpid()}"
+
+    def work(self) -> None:
+        """Runs trials until none is left that nobody runs."""
+        while batch := self._take():
+            with self._alive(batch):
+                self._run(batch)
+
+    def wait(self) -> None:
+        """Waits for the trials of other workers, and takes up those of workers that are gone."""
+        told = False
+        while len(_finished(self.optuna, self.study)) < self.wanted:
+            self.work()
+            if len(_finished(self.optuna, self.study)) >= self.wanted:
+                return
+            if not told:
+                print(f"{self.name}: waiting for other workers", file=sys.stderr, flush=True)
+                told = True
+            time.sleep(_WAIT)
+
+    def _take(self) -> list[Any]:
+        """Up to ``at_once`` trials that are this worker's now."""
+        batch: list[Any] = []
+        while len(batch) < self.at_once:
+            self._release_lost()
+            if not self._queue():
+                break
+            states = self.optuna.trial.TrialState
+            begun = [t for t in self.study.get_trials(deepcopy=False) if t.state != states.WAITING]
+            self.study.sampler = self.optuna.samplers.TPESampler(
+                seed=self.seed + len(begun), multivariate=True, constant_liar=True,
+                n_startup_trials=max(4, self.wanted // 4),
+            )  # fmt: skip
+            trial = self.study.ask()
+            place = trial.user_attrs.get("place")
+            others = [
+                t for t in self.study.get_trials(deepcopy=False)
+                if t.user_attrs.get("place") == place and t.number != trial.number
+                and (t.state in (states.COMPLETE, states.PRUNED)
+                     or (t.state == states.RUNNING and t.number < trial.number))
+            ]  # fmt: skip
+            if place is None or place >= self.wanted or others:
+                # Two workers filled the queue at the same time: the place is somebody else's.
+                self.study.tell(trial, state=states.FAIL)
+                continue
+            trial.set_user_attr("worker", self.me)
+            batch.append(trial)
+        return batch
+
+    def _queue(self) -> bool:
+        """Puts a trial into the queue for each place that has none; whether any is waiting."""
+        states = self.optuna.trial.TrialState
+        known = self.study.get_trials(deepcopy=False)
+        left = {}
+        for trial in known:  # a later one of a place takes over
+            place = trial.user_attrs.get("place")
+            if place is not None and (trial.state != states.FAIL or place not in left):
+                left[place] = trial
+        waiting = any(t.state == states.WAITING for t in known)
+        if waiting:
+            return True
+        for place in range(self.wanted):
+            trial = left.get(place)
+            if trial is not None and trial.state != states.FAIL:
+                continue
+            values = {a.field: a.default for a in self.axes} if place == 0 else {}
+            if trial is not None:
+                values = dict(trial.params) or values
+            self.study.enqueue_trial(values, user_attrs={"place": place})
+            waiting = True
+        return waiting
+
+    def _release_lost(self) -> None:
+        """Lets go of trials whose worker is gone."""
+        states = self.optuna.trial.TrialState
+        self.optuna.storages.fail_stale_trials(self.study)
+        host = socket.gethostname()
+        for trial in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+            who, _, pid = str(trial.user_attrs.get("worker", "")).rpartition(":")
+            started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+            nobody = not pid and time.time() - started > _GRACE
+            if nobody or (who == host and pid.isdecimal() and not _runs(int(pid))):
+                with contextlib.suppress(Exception):  # another worker was quicker
+                    self.study.tell(trial.number, state=states.FAIL)
+
+    @contextlib.contextmanager
+    def _alive(self, batch: Sequence[Any]) -> Iterator[None]:
+        """Gives signs of life of trials while they are run."""
+        beat = getattr(self.storage, "record_heartbeat", None)
+        if beat is None:  # a journal knows none: workers of one host see each other's process
+            yield
+            return
+        ended = threading.Event()
+
+        def go_on() -> None:
+            while True:
+                for trial in batch:
+                    beat(trial._trial_id)
+                if ended.wait(_BEAT):
+                    return
+
+        thread = threading.Thread(target=go_on, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _run(self, batch: Sequence[Any]) -> None:
+        states = self.optuna.trial.TrialState
+        places = [trial.user_attrs["place"] for trial in batch]
+        values = [{axis.field: axis.suggest(trial) for axis in self.axes} for trial in batch]
+        done = 0
+        try:
+            on_task = None
+            if self.pruner is not None:
+                on_task = self._judge(batch[0])
+            try:
+                found = self.trials.measure(values, places, on_task)
+            except Stopped as stopped:
+                self._note(batch[0], Measured(None, stopped.steps, 0.0))
+                self.study.tell(batch[0], state=states.PRUNED)
+                self._say(places[0], values[0], "stopped early")
+                done = 1
+                return
+            for trial, place, one, measured in zip(batch, places, values, found, strict=True):
+                self._note(trial, measured)
+                self.study.tell(trial, measured.value if measured.value is not None else 0.0)
+                shown = "diverged" if measured.value is None else f"{measured.value:.4f}"
+                self._say(place, one, shown)
+                done += 1
+        finally:
+            for trial in batch[done:]:  # an error, or Ctrl-C: the place is free again
+                with contextlib.suppress(Exception):
+                    self.study.tell(trial, state=states.FAIL)
+
+    def _judge(self, trial: Any) -> Any:
+        steps = 0
+
+        def on_task(tasks: int, value: float) -> None:
+            trial.report(value, tasks)
+            if trial.should_prune():
+                raise Stopped(steps)
+
+        return on_task
+
+    def _note(self, trial: Any, measured: Measured) -> None:
+        trial.set_user_attr("steps", measured.steps)
+        trial.set_user_attr("seconds", measured.seconds)
+        trial.set_user_attr("diverged", measured.value is None)
+
+    def _say(self, place: int, values: Mapping[str, Any], shown: str) -> None:
+        given = ", ".join(f"{f}={v:.3g}" if isinstance(v, float) else f"{f}={v}"
+                          for f, v in values.items())  # fmt: skip
+        print(f"{self.name}  trial {place + 1}/{self.wanted}  {shown}  {given}",
+              file=sys.stderr, flush=True)  # fmt: skip
+
+
+def _finished(optuna: Any, study: Any) -> list[Any]:
+    """The trials that count, in the order of their places."""
+    states = optuna.trial.TrialState
+    done = study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
+    first: dict[int, Any] = {}
+    for trial in done:
+        first.setdefault(trial.user_attrs["place"], trial)
+    return [first[place] for place in sorted(first)]
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process of this host is there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _alone(workdir: pathlib.Path) -> Iterator[bool]:
+    """Whether this process is the one that writes results; a lock left by a dead one is taken."""
+    path = workdir / "results.lock"
+    mine = f"{socket.gethostname()}:{os.getpid()}"
+    for _ in range(2):
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            who, _, pid = path.read_text().partition(":") if path.exists() else ("", "", "")
+            if who == socket.gethostname() and pid.isdecimal() and not _runs(int(pid)):
+                path.unlink(missing_ok=True)
+                continue
+            yield False
+            return
+        os.write(descriptor, mine.encode())
+        os.close(descriptor)
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
+        return
+    yield False
+
+
+def digest(made: Plan) -> str:
+    """A short hash of what is searched, for file names.
+
+    Args:
+      made: `plan`'s.
+
+    Returns:
+      8 hexadecimal digits.
+    """
+    texts = {name: _fingerprint(made, name) for name in made.protocols}
+    return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:8]
