@@ -122,7 +122,7 @@ def _pages(arguments: list[str]) -> int:
     values, rest = flags.parse(arguments, ["root"], booleans={"pages": False, "check": False})
     if rest or not values.pages:
         raise UserError("--check: goes with --pages, and with no other argument but --root")
-    different = pages.render(pathlib.Path(values.root or "."), values.check)
+    different = pages.render(pathlib.Path(values.root or "."), values.check, list(artefacts()))
     for page in different:
         print(f"{'differs from its result file' if values.check else 'written'}: {page}")
     wrong = [page for page in different if values.check or "(not the figure" in page]

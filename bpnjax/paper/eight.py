@@ -135,7 +135,24 @@ def table2(runner: runs.Runner) -> Report:
              other),
         ],
         [path], command, [run.command for run in done], runs.seconds(done),
+        ledger={"averages": _ledger(done, other)},
     )  # fmt: skip
+
+
+def _ledger(
+    done: Sequence[runs.Run], other: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """The table of README, the best first."""
+    header = [
+        "method", "masked average", "told average", "inferred average", "forgetting (masked)",
+        "paper, average",
+    ]  # fmt: skip
+    rows = [
+        [f"`{run.result['method']}`", *row[1:5],
+         f"{PAPER[run.label]:.3f}" if run.label in PAPER else "-"]
+        for run, row in zip(done, other, strict=True)
+    ]  # fmt: skip
+    return header, sorted(rows, key=lambda row: row[1], reverse=True)
 
 
 def _draw(

@@ -8,7 +8,7 @@ import numpy as np
 
 from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.paper import drawing, runs
-from bpnjax.paper.report import Cell, Report, beside_paper
+from bpnjax.paper.report import Cell, Report, beside_paper, state
 
 
 class Line(NamedTuple):
@@ -100,7 +100,23 @@ def _report(
         name=name, title=title, text=text, tables=[beside_paper(cells, "task 1 after all tasks")],
         figures=[figure], command=f"python -m bpnjax.paper --artefact={name}",
         runs=[run.command for run in done], seconds=runs.seconds(done),
+        ledger={"averages": _ledger(lines, done)},
     )  # fmt: skip
+
+
+def _ledger(lines: Sequence[Line], done: Sequence[runs.Run]) -> tuple[list[str], list[list[str]]]:
+    """The table of README; GEM with its own heads is another setting and left out."""
+    header = [
+        "method", "seeds", "task 1", "average", "masked average", "inferred average",
+        "paper, task 1", "state",
+    ]  # fmt: skip
+    rows = [
+        [f"`{line.method}`", str(run.result["num_seeds"]), *runs.averages(run),
+         "-" if line.paper is None else f"{line.paper:g}",
+         state(first_task(run, line.kind)[0], line.paper)]
+        for line, run in zip(lines, done, strict=True) if line.method != "gem"
+    ]  # fmt: skip
+    return header, rows
 
 
 _COMMON = """All methods have the same network, learning rates, epochs and seeds; GEM has, as in the

@@ -18,9 +18,11 @@ import json
 import pathlib
 import re
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 from bpnjax.paper.report import Report, markdown
+from bpnjax.paper.report import page as html_page
 from bpnjax.run import results
 from bpnjax.run.checkpoint import write_atomically
 from bpnjax.run.writers import markdown_table, plain
@@ -77,12 +79,13 @@ def save(path: pathlib.Path, report: Report, num_seeds: int = 0) -> None:
     write_atomically(path, text)
 
 
-def render(root: pathlib.Path, check: bool) -> list[str]:
+def render(root: pathlib.Path, check: bool, order: Sequence[str] = ()) -> list[str]:
     """Writes all pages and tables of a clone from its result files.
 
     Args:
       root: of the clone.
       check: write nothing.
+      order: names of the artefacts on ``docs/paper/index.html``.
 
     Returns:
       The files that differed, relative to the root, in words where more is wrong.
@@ -125,6 +128,11 @@ def render(root: pathlib.Path, check: bool) -> list[str]:
             figure = page.parent / name
             if not figure.is_file() or _sha256(figure) != digest:
                 different.append(f"{figure.relative_to(root)} (not the figure of its result file)")
+    index = root / "docs" / "paper" / "index.html"
+    if index.is_file():
+        of_paper = [files[name] for name in order if name in files]
+        reports = [_report(found, (root / found["page"]).parent) for found in of_paper]
+        different += _put(root, index, html_page(reports), check)
     for page in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
         if not page.is_file():
             continue

@@ -210,6 +210,13 @@ def fig7(runner: runs.Runner) -> Report:
     averages_header.append("bytes per task")
     for row, count_of in zip(averages_rows, kept, strict=True):
         row.append(count_of)
+    ledger = [
+        [f"`{line.method}`", str(run.result["num_seeds"]), *runs.averages(run), count_of,
+         "-" if line.paper is None else f"{line.paper:g}", row[-2]]
+        for line, run, row, count_of in zip(
+            lines, (*done, beyond), averages_rows, kept, strict=True
+        )
+    ]  # fmt: skip
     pairs = list(itertools.combinations([run.label for run in done], 2))
     rows = []
     for name, group in zip(names, groups, strict=True):
@@ -225,4 +232,8 @@ def fig7(runner: runs.Runner) -> Report:
         [(averages_header, averages_rows), margins(done), (header, rows)], [path],
         "python -m bpnjax.paper --artefact=fig7", [run.command for run in (*done, beyond)],
         runs.seconds((*done, beyond)),
+        ledger={"averages": (
+            ["method", "seeds", "task 1", "average", "masked average", "inferred average",
+             "bytes per task", "paper, average", "state"], ledger,
+        )},
     )  # fmt: skip

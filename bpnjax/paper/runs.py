@@ -10,6 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bpnjax import config as configuration
+from bpnjax.evaluation.accuracy import KINDS
+from bpnjax.paper.report import number
 from bpnjax.run import train, workdir
 from bpnjax.run.writers import plain_nan
 from bpnjax.utils.errors import UserError
@@ -144,6 +146,21 @@ def by_epoch(run: Run, kind: str = "task_told") -> tuple[np.ndarray, np.ndarray]
         raise UserError(f"{run.folder}: was not tested after each epoch; run the artefact again")
     values = np.array([plain_nan(line[kind]) for line in lines], float)
     return np.arange(1, len(lines) + 1), values
+
+
+def averages(run: Run) -> list[str]:
+    """A run's row of the ledger: what it has after all tasks, over seeds.
+
+    Args:
+      run: complete.
+
+    Returns:
+      Task 1 told, and the averages told, masked and inferred, as ``mean ± sd``.
+    """
+    summary = run.result["summary"]
+    found = [summary["task_told"]["first_task_accuracy"]]
+    found += [summary[kind]["average_accuracy"] for kind in KINDS]
+    return [number(each["mean"], each["sd"]) for each in found]
 
 
 def seconds(runs: Iterable[Run]) -> float:

@@ -5,7 +5,7 @@ Not of the paper, which always tells the task. All rules are tried on the same t
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -152,5 +152,17 @@ def untold(runner: runs.Runner) -> Report:
     return Report(
         "untold", "Not told the task", _TEXT, tables, [path],
         "python -m bpnjax.paper --artefact=untold", [run.command for run in done],
-        seconds + runs.seconds(done),
+        seconds + runs.seconds(done), {"bd_psp": _ledger(tables)},
     )  # fmt: skip
+
+
+def _ledger(
+    tables: Sequence[tuple[list[str], list[list[str]]]],
+) -> tuple[list[str], list[list[str]]]:
+    """The table of README: BD+PSP by the rules that keep nothing and that keep statistics."""
+    rows = [
+        [header[0], row[1], row[2], *row[3:]]
+        for header, its in tables for row in its
+        if row[0] == "`bd_psp`" and row[2] in ("entropy", "statistics")
+    ]  # fmt: skip
+    return ["sequence", *tables[0][0][1:]], rows

@@ -1,5 +1,7 @@
 """The paper's artefacts on digits in its place: files, tables, statistics, refusals."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -101,6 +103,12 @@ def test_every_artefact_and_the_page(configs, folder, few, monkeypatch, capsys):
         text = (folder / name / f"{name}.md").read_text()
         assert f"python -m bpnjax.paper --artefact={name}" in text and str(folder) not in text
         assert (folder / name / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        found = json.loads((folder / name / f"{name}.json").read_text())
+        assert found["tables"] and found["made"]["num_seeds"] == 1 and found["command"]
+    for name in ("fig6a", "fig6b", "fig6c", "fig7", "table2", "untold"):  # what README shows
+        for key, table in results(name)["ledger"].items():
+            made = json.loads((folder / name / f"{name}.json").read_text())["ledger"][key]
+            assert made["header"] == table["header"] and made["rows"]
     page = (folder / "report" / "index.html").read_text()
     assert page.count("data:image/png;base64,") == len(names)
     assert "<td>BD+EWC</td>" in page and "http" not in page.replace("http-equiv", "")
@@ -113,10 +121,16 @@ def test_every_artefact_and_the_page(configs, folder, few, monkeypatch, capsys):
     assert command.run(flags) == 0
 
 
+def results(name):
+    """A result file of the documentation."""
+    return json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
+
+
 def test_online_has_a_table_for_each_set_and_the_published_figures(configs, folder, monkeypatch):
     monkeypatch.setattr(online, "METHODS", [m for m in online.METHODS if m[0] in ("SGD", "ER")])
     made = online.online(runs.Runner(folder, configs, 1, {"train.epochs": 1}))
-    (header, rows), _, (_, published) = made.tables
+    (header, rows), *others, (_, published) = made.tables
+    assert len(others) == 3 and header[0] == "CIFAR-10, 5 x 2, batches of 10"
     assert [row[0] for row in rows] == ["SGD", "ER"]
     assert header[1:] == ["nobody tells the task", "told, all classes", "told, own classes"]
     assert rows[1][1] == rows[1][2] != rows[1][3]  # without modes nothing is told but the classes
