@@ -6,7 +6,6 @@ It is the same as `python -m bpnjax.deploy`; in Python it is `bpnjax.export`.
 """
 
 import os
-import sys
 
 from bpnjax import config as configuration
 from bpnjax.utils import flags
@@ -62,4 +61,6 @@ def _answer(arguments: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    from bpnjax.main import leave
+
+    leave(run)

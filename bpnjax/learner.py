@@ -139,7 +139,7 @@ class Learner:
         }
         for name, function in jitted.items():
             object.__setattr__(self, name, function)
-        abstract = jax.eval_shape(self.first, jax.random.key(0))
+        abstract = jax.eval_shape(self.first, prng.key(0))
         object.__setattr__(self, "_shapes", [leaf.shape for leaf in jax.tree.leaves(abstract)])
         told = self.method.told_task or bool(jax.tree.leaves(abstract.task_variables))
         object.__setattr__(self, "told_task", told)
@@ -494,7 +494,7 @@ class Learner:
         found, names = arrays.read(path)
         if names.get("format") != "bpnjax-state-1":
             raise UserError(f"{path}: no state that learner.save wrote; name such a file")
-        abstract = jax.eval_shape(self.first, jax.random.key(0))
+        abstract = jax.eval_shape(self.first, prng.key(0))
         try:
             for what, own in (("method", self.method.name), ("network", self.network.name)):
                 if names.get(what) != own:
@@ -517,7 +517,7 @@ class Learner:
         Returns:
           A tree like the state of bools. The others serve training only.
         """
-        abstract = jax.eval_shape(self.first, jax.random.key(0)) if state is None else state
+        abstract = jax.eval_shape(self.first, prng.key(0)) if state is None else state
         self.setup.stored_example("learner.answering")
         example = self.network.example
         task = jax.ShapeDtypeStruct((), jnp.int32)
@@ -610,7 +610,7 @@ class Learner:
 
     def _right(self, outputs: jax.Array, y: Any, task: Any) -> jax.Array:
         if self.setup.loss is not None:
-            return jnp.zeros(outputs.shape[0])
+            return jnp.zeros(outputs.shape[0], jnp.float32)
         right = jnp.argmax(self._head(outputs, task), -1) == y
         return right.reshape(right.shape[0], -1).mean(-1, dtype=jnp.float32)
 
@@ -734,7 +734,7 @@ class Learner:
                 )
 
             covered = per_example.one_pass_layers(self.network.layers)
-            like = {path: jnp.zeros(layer.outputs) for path, layer in covered.items()}
+            like = {path: jnp.zeros(layer.outputs, jnp.float32) for path, layer in covered.items()}
             return mean(one, like)
 
         return fisher, factors, sensitivity, neurons
@@ -743,8 +743,8 @@ class Learner:
         self, state: State, x: Any, y: Any, weight: Any, task: Any
     ) -> tuple[State, dict[str, jax.Array]]:
         state = self._checked(state)  # while it is traced, hence once
-        tasks = jnp.full(x.shape[0], state.task) if task is None else task
-        batch = Batch(x, y, jnp.ones(x.shape[0]) if weight is None else weight, tasks)
+        tasks = jnp.full(x.shape[0], state.task, jnp.int32) if task is None else task
+        batch = Batch(x, y, jnp.ones(x.shape[0], jnp.float32) if weight is None else weight, tasks)
         clock = Clock(state.task, state.step)
         state, totals = self.update(state, batch, clock, self.axis)
         metrics = {"loss": totals.loss / totals.examples, "examples": totals.examples}
@@ -949,7 +949,7 @@ def _check_num_tasks(num_tasks: Any) -> None:
 def _num_outputs(network: Network) -> int:
     if network.example is None:
         return 0
-    params, variables = jax.eval_shape(network.init, jax.random.key(0))
+    params, variables = jax.eval_shape(network.init, prng.key(0))
     outputs, _ = jax.eval_shape(
         lambda p, v, x: network.apply(p, {}, x, variables=v), params, variables, network.example
     )

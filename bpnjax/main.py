@@ -9,6 +9,7 @@ import hashlib
 import os
 import pathlib
 import re
+import signal
 import sys
 import textwrap
 import time
@@ -356,11 +357,21 @@ def run(arguments: list[str]) -> int:
 def leave(run: Callable[[list[str]], int]) -> NoReturn:
     """Runs a command on the arguments of the process and exits with its code.
 
+    SIGTERM ends it as Ctrl-C does.
+
     Args:
       run: of the arguments without the program's name; returns the exit code.
     """
+
+    def terminated(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminated)
     try:
         code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while modules were imported, say
+        print("bpnjax: interrupted; the same command goes on where it was", file=sys.stderr)
+        code = 1
     except Exception:
         traceback.print_exc()
         code = 1

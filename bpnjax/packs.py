@@ -12,8 +12,6 @@ In Python tasks count from 0, in the command from 1.
     predictor = packs.merge("pretrained", ["ada.pack", "bob.pack"], "both.safetensors")
 """
 
-import sys
-
 from bpnjax import config as configuration
 from bpnjax.run.packs import Pack as Pack
 from bpnjax.run.packs import Task as Task
@@ -97,4 +95,6 @@ def _numbers(text: str) -> list[int] | None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    from bpnjax.main import leave
+
+    leave(run)

@@ -174,4 +174,6 @@ def _answered(arguments: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    from bpnjax.main import leave
+
+    leave(run)

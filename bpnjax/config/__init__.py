@@ -1,6 +1,8 @@
 """The configuration of a run: its fields, files that set them, checks that say what to change."""
 
 import ast
+import hashlib
+import json
 import pathlib
 import sys
 import types
@@ -77,6 +79,44 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """A short hash of what a configuration computes.
+
+    Fields that have their defaults do not count, so that it stays the same when a later version
+    adds some; nor do the number of seeds and fields that change no result.
+
+    Args:
+      config: a `ConfigDict`, or the nested dict of one.
+
+    Returns:
+      16 hexadecimal digits.
+
+    Example:
+      >>> from bpnjax import config
+      >>> settings = config.default()
+      >>> first = config.fingerprint(settings)
+      >>> settings.seed = 1
+      >>> len(first), first == config.fingerprint(settings)
+      (16, False)
+    """
+    usual = flatten(default())
+    own = {
+        field: list(value) if isinstance(value, tuple) else value
+        for field, value in flatten(config).items()
+        if field != "num_seeds" and not _is_free(field)
+    }
+    own = {
+        field: value
+        for field, value in own.items()
+        if value != (list(u) if isinstance(u := usual.get(field), tuple) else u)
+    }
+    return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _is_free(field: str) -> bool:
+    return any(field == free or field.startswith(f"{free}.") for free in FREE_FIELDS)
 
 
 def check_field(config: ConfigDict, field: str) -> None:
@@ -286,7 +326,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """
     found = []
     for field in sorted(set(old) | set(new)):
-        if any(field == f or field.startswith(f + ".") for f in FREE_FIELDS):
+        if _is_free(field):
             continue
         a, b = old.get(field, "absent"), new.get(field, "absent")
         if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):

@@ -6,11 +6,14 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 import zlib
 
 import numpy as np
 
 from bpnjax.utils.errors import UserError
+
+_ABANDONED = 86400.0  # seconds: a folder in the making that is older is nobody's any more
 
 
 def cache_root(cache_dir: str = "") -> pathlib.Path:
@@ -109,6 +112,9 @@ def write(folder: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(".partial-*"):  # by a process that was killed
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
         partial = pathlib.Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
     except OSError as error:
         raise UserError(

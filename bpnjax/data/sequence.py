@@ -200,7 +200,7 @@ class TaskSequence:
         rows = split.index[task, : split.count[task]][which]
         x = np.asarray(split.images[rows])
         if self.permuted:
-            key = prng.fold(jax.random.key(seed), prng.PIXELS)
+            key = prng.fold(prng.key(seed), prng.PIXELS)
             order = pixel_order(key, task, x[0].size, self.first_identity)
             x = x.reshape(len(x), -1)[:, np.asarray(order)].reshape(x.shape)
         return self.normalise(x), self.columns[task, split.labels[rows]]

@@ -99,7 +99,10 @@ def empty(num_tasks: int, projections: int) -> Statistics:
       `Statistics` of zeros.
     """
     triangle = projections * (projections + 1) // 2
-    return Statistics(jnp.zeros((num_tasks, projections)), jnp.zeros((num_tasks, triangle)))
+    return Statistics(
+        jnp.zeros((num_tasks, projections), jnp.float32),
+        jnp.zeros((num_tasks, triangle), jnp.float32),
+    )
 
 
 def directions(key: jax.Array, inputs: int, projections: int) -> jax.Array:
@@ -116,7 +119,9 @@ def directions(key: jax.Array, inputs: int, projections: int) -> jax.Array:
     Source: Achlioptas 2003 (signs); Dasgupta 1999, "Learning mixtures of Gaussians", for telling
     Gaussians apart after a random projection.
     """
-    return jax.random.rademacher(key, (inputs, projections), jnp.float32) * inputs**-0.5
+    # Not `jax.random.rademacher`, which draws other numbers where 64-bit floats are on.
+    positive = jax.random.uniform(key, (inputs, projections), jnp.float32) < 0.5
+    return jnp.where(positive, 1.0, -1.0).astype(jnp.float32) * jnp.float32(inputs**-0.5)
 
 
 def gaussian(
@@ -151,9 +156,11 @@ def gaussian(
     covariance = products / count - jnp.outer(mean, mean)
     share = r / (r + count)
     size = jnp.maximum(jnp.trace(covariance) / r, 1e-12)  # of inputs that are all the same
-    covariance = (1 - share) * covariance + (share * size + 1e-6 * size) * jnp.eye(r)
+    covariance = (1 - share) * covariance + (share * size + 1e-6 * size) * jnp.eye(
+        r, dtype=jnp.float32
+    )
     lower = jnp.linalg.cholesky(covariance)
-    whitener = jax.scipy.linalg.solve_triangular(lower, jnp.eye(r), lower=True)
+    whitener = jax.scipy.linalg.solve_triangular(lower, jnp.eye(r, dtype=jnp.float32), lower=True)
     return mean, whitener[np.tril_indices(r)]
 
 
@@ -179,7 +186,7 @@ def log_likelihood(mean: jax.Array, whitener: jax.Array, z: jax.Array) -> jax.Ar
       [0.0, -0.5]
     """
     r = mean.shape[0]
-    w = jnp.zeros((r, r)).at[np.tril_indices(r)].set(whitener)
+    w = jnp.zeros((r, r), jnp.float32).at[np.tril_indices(r)].set(whitener)
     return jnp.sum(jnp.log(jnp.diag(w))) - 0.5 * jnp.sum(((z - mean) @ w.T) ** 2, -1)
 
 

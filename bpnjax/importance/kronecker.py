@@ -66,7 +66,10 @@ def empty_factors(layers: Mapping[str, Layer]) -> dict[str, Factors]:
       ``{path: Factors}``, f32 ``[inputs + 1, inputs + 1]`` and ``[outputs, outputs]``.
     """
     return {
-        path: Factors(jnp.zeros((layer.inputs + 1,) * 2), jnp.zeros((layer.outputs,) * 2))
+        path: Factors(
+            jnp.zeros((layer.inputs + 1,) * 2, jnp.float32),
+            jnp.zeros((layer.outputs,) * 2, jnp.float32),
+        )
         for path, layer in one_pass_layers(layers).items()
     }
 
@@ -97,7 +100,7 @@ def factors_sum(
     Returns:
       ``{path: Factors}`` for every Dense layer that is called once on ``[n, d]``.
     """
-    weights = jnp.ones(x.shape[0]) if weights is None else weights
+    weights = jnp.ones(x.shape[0], jnp.float32) if weights is None else weights
     check_batch(x, weights, classes, None if loss is None else labels)
     logits, backward, inputs = probe(network, params, mode, x)
     if loss is not None:
@@ -105,7 +108,7 @@ def factors_sum(
     else:
         check_labels(logits, labels)
         p = jax.nn.softmax(within_head(logits, classes))
-        deltas = backward(p - jax.nn.one_hot(labels, logits.shape[-1]))
+        deltas = backward(p - jax.nn.one_hot(labels, p.shape[-1], dtype=p.dtype))
     sums = {}
     for path, delta in deltas.items():
         (a,) = inputs[path]

@@ -89,7 +89,7 @@ def fisher_sum(
             f"the {kind} Fisher takes its labels from a softmax, and the loss is another than "
             "cross-entropy; use the empirical Fisher"
         )
-    weights = jnp.ones(x.shape[0]) if weights is None else weights
+    weights = jnp.ones(x.shape[0], jnp.float32) if weights is None else weights
     per_example.check_batch(x, weights, classes, None if loss is None else labels)
 
     if kind == "sampled":
@@ -107,10 +107,12 @@ def fisher_sum(
         # d(-log p_y)/d logits = p - onehot(y); everything upstream of the logits is linear in it.
         p, width = jax.nn.softmax(within_head(logits, classes)), logits.shape[-1]
         if kind != "true":
-            return jax.tree.map(jnp.square, backward(p - jax.nn.one_hot(labels, width)))
+            return jax.tree.map(
+                jnp.square, backward(p - jax.nn.one_hot(labels, width, dtype=p.dtype))
+            )
 
         def add(c: jax.Array, sums: Any) -> Any:
-            deltas = backward(p - jax.nn.one_hot(c, width))
+            deltas = backward(p - jax.nn.one_hot(c, width, dtype=p.dtype))
             return jax.tree.map(lambda s, d: s + p[:, c, None] * jnp.square(d), sums, deltas)
 
         zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(backward, p))
@@ -212,7 +214,9 @@ def _mean(
     sum_of_batch: Callable[..., Any], params: Any, x: jax.Array, labels: jax.Array, batch_size: int
 ) -> Any:
     n = x.shape[0]
-    x, labels, weights = per_example.in_pieces((x, labels, jnp.ones(n)), min(batch_size, n))
+    x, labels, weights = per_example.in_pieces(
+        (x, labels, jnp.ones(n, jnp.float32)), min(batch_size, n)
+    )
 
     def add(sums: Any, batch: tuple[jax.Array, ...]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, sums, sum_of_batch(*batch)), None
@@ -246,7 +250,7 @@ def sensitivity_sum(
     Returns:
       A tree like the parameters, f32.
     """
-    weights = jnp.ones(x.shape[0]) if weights is None else weights
+    weights = jnp.ones(x.shape[0], jnp.float32) if weights is None else weights
     per_example.check_batch(x, weights, classes)
     counted = 1.0 if classes is None else classes.astype(jnp.float32)
 
@@ -352,7 +356,7 @@ def neurons_sum(
         )
     if of not in NEURON_KINDS:
         raise ValueError(f"unknown importance {of!r}; use one of {', '.join(NEURON_KINDS)}")
-    weights = jnp.ones(x.shape[0]) if weights is None else weights
+    weights = jnp.ones(x.shape[0], jnp.float32) if weights is None else weights
     per_example.check_batch(x, weights, classes, None if loss is None else labels)
     logits, backward, _ = per_example.probe(network, params, mode, x)
     if of == "output_norm":
@@ -364,7 +368,7 @@ def neurons_sum(
     else:
         per_example.check_labels(logits, labels)
         p = jax.nn.softmax(within_head(logits, classes))
-        cotangent = p - jax.nn.one_hot(labels, logits.shape[-1])
+        cotangent = p - jax.nn.one_hot(labels, p.shape[-1], dtype=p.dtype)
     return {path: weights @ jnp.abs(delta) for path, delta in backward(cotangent).items()}
 
 

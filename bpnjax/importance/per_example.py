@@ -144,7 +144,9 @@ def probe(
         outputs, _ = network.apply(params, mode, x)
         return outputs.astype(jnp.float32), lambda cotangent: {}, {}
     layers = one_pass_layers(network.layers)
-    probes = {path: jnp.zeros((x.shape[0], layer.outputs)) for path, layer in layers.items()}
+    probes = {
+        path: jnp.zeros((x.shape[0], layer.outputs), jnp.float32) for path, layer in layers.items()
+    }
 
     def forward(probes: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
         outputs, inputs = tapped(params, mode, x, probes=probes, record=tuple(layers))

@@ -37,7 +37,7 @@ from bpnjax.methods.psp import checks_layers
 from bpnjax.methods.settings import Range, Setting, register
 from bpnjax.networks import Layer, matching
 from bpnjax.optim.beneficial import STEPS
-from bpnjax.utils import arrays
+from bpnjax.utils import arrays, prng
 from bpnjax.utils.errors import UserError
 
 Factors = dict[str, dict[str, jax.Array]]
@@ -87,7 +87,10 @@ def empty_bank(layers: Mapping[str, Layer], num_tasks: int) -> dict[str, dict[st
       >>> empty_bank(layers, num_tasks=2)["out"]["bias"].shape
       (2, 3)
     """
-    return {path: {"bias": jnp.zeros((num_tasks, layer.outputs))} for path, layer in layers.items()}
+    return {
+        path: {"bias": jnp.zeros((num_tasks, layer.outputs), jnp.float32)}
+        for path, layer in layers.items()
+    }
 
 
 def init_factors(
@@ -133,9 +136,9 @@ def init_factors(
     ):
         shape = (hidden_dim, layer.outputs)
         factors[path] = {
-            "M": jnp.zeros((1, hidden_dim)),
-            "W": jax.random.uniform(layer_key, shape, minval=-bound, maxval=bound),
-            **({"measure": jnp.zeros(2)} if measure else {}),
+            "M": jnp.zeros((1, hidden_dim), jnp.float32),
+            "W": jax.random.uniform(layer_key, shape, jnp.float32, -bound, bound),
+            **({"measure": jnp.zeros(2, jnp.float32)} if measure else {}),
         }
     return factors
 
@@ -228,10 +231,10 @@ def _check_measured(setup: Setup, pattern: str) -> None:
         return
     setup.stored_example("a step relative to the outputs of layers (bd.step)")
     mode = {
-        path: {"bias": jnp.zeros(layer.outputs), "measure": jnp.zeros(2)}
+        path: {"bias": jnp.zeros(layer.outputs, jnp.float32), "measure": jnp.zeros(2, jnp.float32)}
         for path, layer in chosen.items()
     }
-    params, variables = jax.eval_shape(network.init, jax.random.key(0))
+    params, variables = jax.eval_shape(network.init, prng.key(0))
     read = arrays.used(
         lambda mode, params, variables, x: network.apply(params, mode, x, variables=variables)[0],
         mode, params, variables, network.example,

@@ -70,8 +70,11 @@ def plain_bias(
 
     def fresh(key: Any, chosen: Mapping[str, Layer]) -> Any:
         del key
-        measure = {"measure": jnp.zeros(2)} if relative else {}
-        return {path: {"bias": jnp.zeros(own.outputs), **measure} for path, own in chosen.items()}
+        measure = {"measure": jnp.zeros(2, jnp.float32)} if relative else {}
+        return {
+            path: {"bias": jnp.zeros(own.outputs, jnp.float32), **measure}
+            for path, own in chosen.items()
+        }
 
     def of(own: Any) -> Any:
         return {path: {"bias": vectors["bias"]} for path, vectors in own.items()}
@@ -100,7 +103,7 @@ def random_bias(
         for own, (path, layer) in zip(
             jax.random.split(key, len(chosen)), chosen.items(), strict=True
         ):
-            draws = jax.random.normal(own, (setup.num_tasks, layer.outputs))
+            draws = jax.random.normal(own, (setup.num_tasks, layer.outputs), jnp.float32)
             length = jnp.linalg.norm(draws, axis=1, keepdims=True)
             bank[path] = {"bias": norm * draws / length}
         return bank

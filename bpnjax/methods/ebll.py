@@ -119,8 +119,8 @@ def fit(params: Any, data: TaskData, ctx: Context, layer: str, options: "Autoenc
     first, second = jax.random.split(ctx.key)
     draw = jax.nn.initializers.glorot_uniform()
     autoencoder = (
-        Encoder(draw(first, (features, options.code)), jnp.zeros(options.code)),
-        Encoder(draw(second, (options.code, features)), jnp.zeros(features)),
+        Encoder(draw(first, (features, options.code)), jnp.zeros(options.code, jnp.float32)),
+        Encoder(draw(second, (options.code, features)), jnp.zeros(features, jnp.float32)),
     )
     optimizer = optax.adam(options.learning_rate)
     steps = -(-data.count // options.batch_size)
@@ -209,7 +209,9 @@ def ebll(
     def init(key: Any, params: Any, setup: Setup) -> EbllState:
         del key
         tasks, features = setup.num_tasks, setup.network.layers[encoded(setup)].inputs
-        encoders = Encoder(jnp.zeros((tasks, features, code)), jnp.zeros((tasks, code)))
+        encoders = Encoder(
+            jnp.zeros((tasks, features, code), jnp.float32), jnp.zeros((tasks, code), jnp.float32)
+        )
         return EbllState(hooks.start(params), encoders, jnp.float32(strength))
 
     def gradient(grads: Any, params: Any, state: EbllState, batch: Batch, ctx: Context) -> Any:

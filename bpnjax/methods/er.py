@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from bpnjax.methods import replay
 from bpnjax.methods.base import Batch, Context, Method, Setup
 from bpnjax.methods.settings import Range, Setting, register
+from bpnjax.utils import prng
 
 MemorySize = Annotated[int, Setting("examples in the reservoir", at_least=1)]
 BatchSize = Annotated[int, Setting("of them that join a step", at_least=1)]
@@ -55,7 +56,7 @@ def _reservoir(setup: Setup, size: int, who: str, outputs: bool) -> replay.Reser
     shape: tuple[int, ...] | None = None
     if outputs:
         network = setup.network
-        params, variables = jax.eval_shape(network.init, jax.random.key(0))
+        params, variables = jax.eval_shape(network.init, prng.key(0))
         answer, _ = jax.eval_shape(
             lambda p, v, x: network.apply(p, {}, x, variables=v),
             params,

@@ -30,6 +30,7 @@ from flax import traverse_util
 from bpnjax.importance import kronecker, per_example
 from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData
 from bpnjax.methods.settings import Range, Setting, register
+from bpnjax.utils import prng
 from bpnjax.utils.errors import UserError
 
 
@@ -84,7 +85,7 @@ def _check(setup: Setup) -> None:
     covered = {}
     if setup.network.tapped is not None:
         covered = per_example.one_pass_layers(setup.network.layers)
-    shapes, _ = jax.eval_shape(setup.network.init, jax.random.key(0))
+    shapes, _ = jax.eval_shape(setup.network.init, prng.key(0))
     for name in traverse_util.flatten_dict(shapes, sep="/"):
         path, _, leaf = name.rpartition("/")
         if path not in covered or leaf not in ("kernel", "bias"):
@@ -130,7 +131,11 @@ def ewc_kfac(
         for path, (inputs, outputs) in total.items():
             d, k = len(inputs), len(outputs)
             # Zero curvature pulls nothing.
-            basis[path] = kronecker.Basis(jnp.eye(d), jnp.eye(k), jnp.zeros((d, k)))
+            basis[path] = kronecker.Basis(
+                jnp.eye(d, dtype=jnp.float32),
+                jnp.eye(k, dtype=jnp.float32),
+                jnp.zeros((d, k), jnp.float32),
+            )
         return KfacState(total, basis, params, jnp.int32(0), jnp.float32(strength))
 
     def pulled(params: Any, state: KfacState, steps: Any, step_size: Any) -> Any:

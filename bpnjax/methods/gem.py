@@ -100,7 +100,7 @@ def draw(memory: Memory, earlier: jax.Array, key: Any, size: int) -> Any:
     tasks, places = memory.real.shape
     real = (memory.real * earlier[:, None]).reshape(-1)
     # The places with the largest of independent numbers: one number per place, not per draw.
-    lots = jnp.where(real > 0, jax.random.uniform(key, real.shape), -1.0)
+    lots = jnp.where(real > 0, jax.random.uniform(key, real.shape, jnp.float32), -1.0)
     chosen = jax.lax.top_k(lots, min(size, tasks * places))[1]
     row, column = chosen // places, chosen % places
     return memory.x[row, column], memory.y[row, column], row, real[chosen]
@@ -128,7 +128,7 @@ def _remembering(who: str, memories: int, per: str, gradient: Any) -> Method:
         return Memory(
             jnp.zeros((*shape, *example.shape), example.dtype),
             jnp.zeros((*shape, *setup.label.shape), setup.label.dtype),
-            jnp.zeros(shape),
+            jnp.zeros(shape, jnp.float32),
         )
 
     def end_task(
@@ -168,7 +168,7 @@ def gem(
             found = _memory_gradient(params, ctx, state.x[k], state.y[k], k, state.real[k])
             return rows.at[k].set(found)
 
-        rows = jax.lax.fori_loop(0, ctx.current, row, jnp.zeros((tasks, flat.size)))
+        rows = jax.lax.fori_loop(0, ctx.current, row, jnp.zeros((tasks, flat.size), jnp.float32))
         earlier = jnp.arange(tasks) < ctx.current
         return restore(projection.gem(flat, rows, earlier, margin, damping))
 

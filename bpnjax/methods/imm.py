@@ -131,8 +131,9 @@ def drop_transfer(params: Any, previous: Any, is_head: Any, rate: Any, key: Any)
         layer = jax.tree_util.keystr(path[:-1], simple=True, separator="/")
         if layer not in layers:
             own = jax.random.fold_in(key, len(layers))
-            kept = jax.random.bernoulli(own, 1.0 - rate, new.shape[-1:])
-            layers[layer] = kept / (1.0 - rate)
+            # Not `jax.random.bernoulli`, which draws other numbers where 64-bit floats are on.
+            draws = jax.random.uniform(own, new.shape[-1:], jnp.float32)
+            layers[layer] = (draws < jnp.float32(1.0 - rate)) / jnp.float32(1.0 - rate)
         mixed = old + layers[layer] * (new - old)
         return jnp.where(head > 0, new, mixed).astype(new.dtype)
 
@@ -152,7 +153,7 @@ def _merging(by_mode: bool, l2: float, drop: float, columns: str, form: str) -> 
         return ImmState(
             thetas=room,
             fishers=jax.tree.map(lambda p: p.astype(jnp.float32), room) if by_mode else None,
-            done=jnp.zeros(setup.num_tasks),
+            done=jnp.zeros(setup.num_tasks, jnp.float32),
             merged=params,
             strength=jnp.float32(l2),
             drop=jnp.float32(drop),

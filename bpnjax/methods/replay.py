@@ -57,7 +57,7 @@ def empty(size: int, x: Any, y: Any, outputs: Any = None) -> Reservoir:
         jnp.zeros((size, *x.shape), x.dtype),
         jnp.zeros((size, *y.shape), y.dtype),
         jnp.zeros(size, jnp.int32),
-        None if outputs is None else jnp.zeros((size, *outputs)),
+        None if outputs is None else jnp.zeros((size, *outputs), jnp.float32),
         jnp.zeros((), jnp.int32),
     )
 
@@ -93,14 +93,14 @@ def offer(memory: Reservoir, key: Any, batch: Batch, outputs: Any = None) -> Res
     """
     size, n = memory.task.shape[0], batch.weight.shape[0]
     real = (batch.weight > 0).astype(jnp.int32)
-    before = memory.seen + jnp.cumsum(real) - real
+    before = memory.seen + jnp.cumsum(real, dtype=jnp.int32) - real
     order = jnp.arange(n)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(order)
     draws = jax.vmap(lambda k, most: jax.random.randint(k, (), 0, most + 1))(keys, before)
     place = jnp.where(before < size, before, draws)
     place = jnp.where(real > 0, place, size)  # beyond the end: dropped
     # Of several that take the same place the last one stays, as if offered one after another.
-    last = jnp.full(size + 1, -1).at[jnp.minimum(place, size)].max(order)
+    last = jnp.full(size + 1, -1, jnp.int32).at[jnp.minimum(place, size)].max(order)
     place = jnp.where(last[jnp.minimum(place, size)] == order, place, size)
 
     def put(kept: jax.Array, new: jax.Array) -> jax.Array:
@@ -111,7 +111,7 @@ def offer(memory: Reservoir, key: Any, batch: Batch, outputs: Any = None) -> Res
         put(memory.y, batch.y),
         put(memory.task, batch.task),
         None if memory.outputs is None else put(memory.outputs, outputs),
-        memory.seen + real.sum(),
+        memory.seen + real.sum(dtype=jnp.int32),
     )
 
 

@@ -96,7 +96,7 @@ def inhibition(
     """
     width = units.shape[1]
     both = jnp.add.outer if discount == "sum" else jnp.maximum.outer
-    factor = jnp.exp(-both(importance, importance)) * (1.0 - jnp.eye(width))
+    factor = jnp.exp(-both(importance, importance)) * (1.0 - jnp.eye(width, dtype=jnp.float32))
     if scale:
         place = jnp.arange(width)
         apart = jnp.subtract.outer(place, place) * (scale / width)
@@ -152,7 +152,7 @@ def slnid(
         layers = setup.network.layers
         return SlnidState(
             anchor.init(key, params, setup),
-            {path: jnp.zeros(layers[path].outputs) for path in hidden_layers(layers)},
+            {path: jnp.zeros(layers[path].outputs, jnp.float32) for path in hidden_layers(layers)},
             jnp.float32(strength),
         )
 

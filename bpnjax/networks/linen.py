@@ -25,6 +25,7 @@ from flax.errors import (
 
 from bpnjax.networks.base import Biases, Network, abstract, align, batch_axis, one_example
 from bpnjax.networks.layers import KERNELS, Layer, Layers, Other
+from bpnjax.utils import prng
 
 __all__ = ["KINDS", "find_layers", "from_linen", "modulated_apply"]
 
@@ -494,7 +495,7 @@ def from_linen(module: nn.Module, x: Any, *, train: str | None = "", **kwargs: A
         return out, inputs
 
     try:
-        shapes = jax.eval_shape(init, jax.random.key(0))
+        shapes = jax.eval_shape(init, prng.key(0))
         layers = find_layers(module, {"params": shapes[0], **shapes[1]}, shape, **evaluation)
     except _NO_STATISTICS as error:
         raise _without_statistics(error) from error

@@ -25,6 +25,7 @@ from flax.nnx.statelib import FlatState
 
 from bpnjax.networks.base import Biases, Network, abstract, align, batch_axis, one_example
 from bpnjax.networks.layers import KERNELS, Layer, Layers, Other
+from bpnjax.utils import prng
 
 __all__ = ["KINDS", "TRAIN_FLAGS", "from_nnx"]
 
@@ -141,7 +142,7 @@ def from_nnx(
         def trace(key: jax.Array) -> None:
             adapters.append(_Adapter.of(_built(module, key), module, train_flags, kwargs))
 
-        jax.eval_shape(trace, jax.random.key(0))
+        jax.eval_shape(trace, prng.key(0))
         (adapter,) = adapters
     try:
         adapter.discover(shape)
@@ -602,7 +603,7 @@ class _Adapter:
             self.layers.others = self._others(reached)
             self.layers.known = tuple(kind.__name__ for kind in KINDS)
 
-        jax.eval_shape(trace, *jax.eval_shape(self.init, jax.random.key(0)), shape)
+        jax.eval_shape(trace, *jax.eval_shape(self.init, prng.key(0)), shape)
 
     def _others(self, reached: set[str]) -> dict[str, Other]:
         """What owns parameters and is not a layer; the nearest module names it."""
@@ -774,7 +775,7 @@ class _Adapter:
 def _seeds(key: jax.Array | None) -> Iterator[jax.Array]:
     """One key after another from one, a fixed one if it is None."""
     if key is None:
-        key = jax.random.key(0)
+        key = prng.key(0)
     elif not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)  # an old one, as jax.random.PRNGKey makes it
     number = 0

@@ -77,7 +77,7 @@ def nonnegative_quadratic(matrix: jax.Array, vector: jax.Array, valid: jax.Array
         _, passive, residual, rounds = state
         return jnp.any(valid & ~passive & (residual > tolerance)) & (rounds < 3 * n)
 
-    start = (jnp.zeros(n), jnp.zeros(n, bool), b, 0)
+    start = (jnp.zeros(n, jnp.float32), jnp.zeros(n, bool), b, 0)
     u, *_ = jax.lax.while_loop(unfinished, outer, start)
     return u * scale
 
@@ -118,7 +118,7 @@ def gem(
     """
     memories = jnp.where(valid[:, None], memories, 0.0)
     products = memories @ gradient
-    gram = memories @ memories.T + damping * jnp.eye(len(valid))
+    gram = memories @ memories.T + damping * jnp.eye(len(valid), dtype=jnp.float32)
     floor = jnp.where(valid, margin, 0.0)
     # v = floor + u with u >= 0.
     v = floor + nonnegative_quadratic(gram, -(products + gram @ floor), valid)

@@ -11,6 +11,7 @@ from bpnjax.methods.gem import Memory
 from bpnjax.methods.replay import Reservoir
 from bpnjax.training import epochs
 from bpnjax.training.experiment import Experiment
+from bpnjax.utils import prng
 
 
 def _elements(leaves: Any) -> int:
@@ -56,7 +57,7 @@ def report(experiment: Experiment) -> dict[str, int]:
 
 
 def _shapes(experiment: Experiment) -> Any:
-    return jax.eval_shape(partial(epochs.init_state, experiment), jax.random.key(0))
+    return jax.eval_shape(partial(epochs.init_state, experiment), prng.key(0))
 
 
 def _answering(experiment: Experiment) -> list[Any]:

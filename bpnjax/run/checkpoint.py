@@ -6,10 +6,12 @@ written last and moved into place whole, so what has none is unfinished and what
 is damaged; either way the one before it serves.
 """
 
+import hashlib
 import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import warnings
 import zlib
@@ -33,8 +35,15 @@ class Position(NamedTuple):
     step: int
 
 
+_OURS = re.compile(r"\d{5}-\d{5}-\d{9}(\.orbax-checkpoint-tmp.*)?")
+
+
 def _name(position: Position) -> str:
     return f"{position.task:05d}-{position.epoch:05d}-{position.step:09d}"
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _files(folder: pathlib.Path) -> dict[str, list[int]]:
@@ -83,12 +92,14 @@ def save(
     with _checkpointer() as checkpointer:
         checkpointer.save(target, args=ocp.args.StandardSave(state), force=True)
     manifest = {"position": position._asdict(), "record": record, "files": _files(target)}
-    write_atomically(folder / f"{target.name}.json", json.dumps(manifest))
+    sealed_manifest = manifest | {"checksum": _checksum(manifest)}
+    write_atomically(folder / f"{target.name}.json", json.dumps(sealed_manifest))
     # Later ones are damaged, else the run would have gone on from them: they must not take the
     # place of good ones.
     sealed = sorted(path.stem for path in folder.glob("*.json") if path.stem <= target.name)
     for path in folder.iterdir():
-        if path.is_dir() and path.name not in sealed[-keep:]:
+        ours = _OURS.fullmatch(path.name)  # a folder of somebody else stays
+        if path.is_dir() and ours and path.name not in sealed[-keep:]:
             (folder / f"{path.name}.json").unlink(missing_ok=True)
             shutil.rmtree(path, ignore_errors=True)
 
@@ -134,6 +145,9 @@ def _restore(manifest_path: pathlib.Path, abstract: Any) -> tuple[Position, Any,
 
     target = manifest_path.with_suffix("").resolve()
     manifest = json.loads(manifest_path.read_text())
+    checksum = manifest.pop("checksum", None)  # earlier versions wrote none
+    if checksum is not None and checksum != _checksum(manifest):
+        raise ValueError("its manifest is not what was written")
     if _files(target) != manifest["files"]:
         raise ValueError("its files are not what was written")
     position = Position(**manifest["position"])

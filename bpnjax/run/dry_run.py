@@ -15,6 +15,7 @@ from bpnjax.methods import REGISTRY
 from bpnjax.run import byte_counts, train
 from bpnjax.training import parallel, streaming
 from bpnjax.training.experiment import Experiment
+from bpnjax.utils import prng
 from bpnjax.utils.errors import UserError
 
 _SHARE = 0.4  # of a matrix product's rate that training, tests included, reaches (benchmarks/)
@@ -132,7 +133,7 @@ def _check_prepared(config: ConfigDict) -> None:
 
 def _seconds(experiment: Experiment, sequence: TaskSequence, stages: Sequence[int]) -> float:
     """By the multiplications of training and of the tests after each task."""
-    core, _ = jax.eval_shape(experiment.learner.network.init, jax.random.key(0))
+    core, _ = jax.eval_shape(experiment.learner.network.init, prng.key(0))
     multiplications = 0
     for path, layer in experiment.learner.network.layers.items():
         kernel = core

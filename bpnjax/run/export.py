@@ -11,7 +11,7 @@ from bpnjax.data import TaskSequence
 from bpnjax.run.checkpoint import write_atomically
 from bpnjax.training.epochs import RunState
 from bpnjax.training.experiment import Experiment
-from bpnjax.utils import arrays
+from bpnjax.utils import arrays, prng
 
 FORMAT = "bpnjax-3"
 
@@ -42,7 +42,7 @@ def save_models(
     state: RunState,
     num_seeds: int,
     sequence: TaskSequence,
-) -> None:
+) -> list[pathlib.Path]:
     """Writes ``model.safetensors`` (the first seed) and ``model_seed_<i>.safetensors`` (others).
 
     The arrays are those of `answering_arrays`. The metadata hold the configuration and what is
@@ -54,6 +54,9 @@ def save_models(
       state: the final state, with a leading seed axis if there are several.
       num_seeds: how many.
       sequence: what was learned.
+
+    Returns:
+      The files of the models.
     """
     config = experiment.config
     # A model of features goes out whole, with the layers that made them: it reads images.
@@ -69,20 +72,22 @@ def save_models(
         "class_names": json.dumps(sequence.class_names),
         "input_shape": json.dumps(shape),
         "input_dtype": np.dtype(before.dtype if before else images.dtype).name,
+        "draws": prng.fingerprint(),
         "input_range": json.dumps(_range(sequence)),
         "scale": json.dumps(scale.tolist()),
         "shift": json.dumps(shift.tolist()),
     }
+    written = []
     for seed in range(num_seeds):
         one = state if num_seeds == 1 else jax.tree.map(lambda leaf, s=seed: leaf[s], state)
         found = answering_arrays(experiment, one)
         if before:
             found |= {f"extractor/{name}": a for name, a in arrays.flatten(before.params).items()}
         name = "model" if seed == 0 else f"model_seed_{config.seed + seed}"
-        arrays.write(
-            workdir / f"{name}.safetensors", found, metadata | {"seed": str(config.seed + seed)}
-        )
+        written.append(workdir / f"{name}.safetensors")
+        arrays.write(written[-1], found, metadata | {"seed": str(config.seed + seed)})
     write_atomically(workdir / "model.json", json.dumps(metadata, indent=1) + "\n")
+    return written
 
 
 def _range(sequence: TaskSequence) -> list[float] | None:

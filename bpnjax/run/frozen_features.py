@@ -24,6 +24,7 @@ from bpnjax.data import TaskSequence, cache, load_sequence
 from bpnjax.data.sequence import Extractor, Split
 from bpnjax.methods import REGISTRY
 from bpnjax.models import pretrained
+from bpnjax.utils import prng
 from bpnjax.utils.errors import UserError
 
 _BATCH = 500
@@ -72,7 +73,7 @@ def once(config: ConfigDict, sequence: TaskSequence) -> tuple[ConfigDict, TaskSe
             "from epoch to epoch; leave one of the two out"
         )
     shape = sequence.train.images.shape[1:]
-    x = jnp.zeros((1, *shape))
+    x = jnp.zeros((1, *shape), jnp.float32)
     name = models.find(config.model).name
     if name != "small_alexnet" or len(shape) != 3:
         raise UserError(
@@ -85,7 +86,7 @@ def once(config: ConfigDict, sequence: TaskSequence) -> tuple[ConfigDict, TaskSe
             "train.features_once: model.pretrained is empty; name the model.safetensors of python "
             "-m bpnjax.pretrain"
         )
-    params = jax.eval_shape(partial(model.init, features=True), jax.random.key(0), x)["params"]
+    params = jax.eval_shape(partial(model.init, features=True), prng.key(0), x)["params"]
     _check_frozen(config, params, sequence)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
     try:

@@ -1,4 +1,4 @@
-"""Ctrl-C: the first asks a run to end where it can be saved, the second ends it at once."""
+"""Ctrl-C and SIGTERM: the first asks a run to end where it can be saved, the second ends it."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ _MESSAGE = "bpnjax: ending after this stretch of steps, to save; Ctrl-C again en
 
 @contextlib.contextmanager
 def at_a_good_place() -> Iterator[Callable[[], bool]]:
-    """Holds the first Ctrl-C back while the block runs.
+    """Holds the first Ctrl-C or SIGTERM back while the block runs.
 
     Yields:
       A function that says whether there was one; whoever asks saves and ends. Outside the main
@@ -33,8 +33,9 @@ def at_a_good_place() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

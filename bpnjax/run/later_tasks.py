@@ -174,7 +174,7 @@ def _abstract(earlier: Earlier, sequence: TaskSequence) -> tuple[Experiment, Run
     experiment = make_experiment(
         earlier.config, dataclasses.replace(sequence, classes=sequence.classes[:k, :outputs])
     )
-    return experiment, jax.eval_shape(partial(epochs.init_state, experiment), jax.random.key(0))
+    return experiment, jax.eval_shape(partial(epochs.init_state, experiment), prng.key(0))
 
 
 def _parts_that_go_on(method: str) -> tuple[str, ...]:

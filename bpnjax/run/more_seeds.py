@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from bpnjax.config import fingerprint
 from bpnjax.data import TaskSequence
 from bpnjax.run import checkpoint, log_copies, results, workdir, writers
 from bpnjax.training import epochs
@@ -63,7 +64,7 @@ def last_state(
     Raises:
       UserError: the last checkpoint is not there, or damaged.
     """
-    abstract = jax.eval_shape(partial(epochs.init_state, experiment), jax.random.key(0))
+    abstract = jax.eval_shape(partial(epochs.init_state, experiment), prng.key(0))
     if num_seeds > 1:
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((num_seeds, *leaf.shape), leaf.dtype), abstract
@@ -106,6 +107,7 @@ def join(
     joined_numbers = jax.tree.map(lambda *leaves: np.concatenate(leaves), *numbers)
     state = prng.from_numbers(joined_numbers, earlier[0])
     record = results.join([earlier[1], later[1]])
+    record |= {"config_hash": fingerprint(config), "draws": prng.fingerprint()}
 
     joined = added / "joined"
     workdir.claim(joined, config, overwrite=True)

@@ -32,7 +32,7 @@ from bpnjax.modes.keys import key_of_task
 from bpnjax.run import predictor as models
 from bpnjax.run.predictor import Predictor
 from bpnjax.run.stablehlo import check_place
-from bpnjax.utils import arrays
+from bpnjax.utils import arrays, prng
 from bpnjax.utils.errors import UserError
 
 __all__ = ["Pack", "Task", "merge", "pack", "unpack"]
@@ -295,7 +295,7 @@ def _parts(
 
     def shapes(of: models.Description) -> dict[str, tuple[tuple[int, ...], bool]]:
         learner = models.experiment_of(of, extractor)[0].learner
-        abstract = jax.eval_shape(learner.first, jax.random.key(0))
+        abstract = jax.eval_shape(learner.first, prng.key(0))
         names = jax.tree.leaves(arrays.names_of(abstract))
         leaves, needed = jax.tree.leaves(abstract), jax.tree.leaves(learner.answering(abstract))
         return {

@@ -434,11 +434,16 @@ def experiment_of(
 
 
 def _predictor_of(file: Any, metadata: dict[str, str], found: dict[str, np.ndarray]) -> Predictor:
+    if metadata.get("draws", prng.fingerprint()) != prng.fingerprint():
+        raise UserError(
+            f"{file}: JAX draws other random numbers here than where it was trained, so that keys "
+            "and permutations would be others; set jax_threefry_partitionable as it was"
+        )
     description = described(file, metadata)
     config, outputs, names, shape, dtype, *_ = description
     experiment, trained_shape, extract = experiment_of(description, group(found, "extractor"))
     inputs = int(np.prod(trained_shape))
-    key = jax.random.key(int(metadata["seed"]))
+    key = prng.key(int(metadata["seed"]))
     rule, statistics, directions = config.evaluate.rule, None, None
     if rule == "statistics" and not experiment.told_task:
         rule = "entropy"  # all modes are the same network
@@ -535,7 +540,7 @@ def _answering_state(
 ) -> State:
     """The state whose answering parts are the arrays of a file; the others are zero."""
     learner = experiment.learner
-    abstract = jax.eval_shape(learner.first, jax.random.key(0))
+    abstract = jax.eval_shape(learner.first, prng.key(0))
     if merged:  # from packs: a PRNG key for each task, where a run has one for all
         abstract = jax.tree.map(
             lambda node: _seeds_of_tasks(node, experiment.num_tasks),

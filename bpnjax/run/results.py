@@ -1,9 +1,11 @@
 """What a run knows besides its state while it lasts, and what it says of itself at its end."""
 
+import hashlib
 import importlib.metadata
 import json
 import pathlib
 import platform
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +13,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from bpnjax.config import fingerprint
 from bpnjax.data import TaskSequence
 from bpnjax.evaluation import metrics
 from bpnjax.evaluation.accuracy import KINDS
 from bpnjax.run import byte_counts, export, writers
 from bpnjax.training.epochs import RunState
 from bpnjax.training.experiment import Experiment
+from bpnjax.utils import prng
 from bpnjax.utils.errors import UserError
 
 
@@ -29,11 +33,14 @@ def new_record(config: ConfigDict, num_tasks: int, data_version: str = "") -> di
       data_version: of the sequence.
 
     Returns:
-      A dict: ``data_version``; ``accuracy`` float64 ``[num_seeds, T, T]`` of each kind, NaN; times
+      A dict: hashes of the configuration and of what is drawn at random here, ``data_version``;
+      ``accuracy`` float64 ``[num_seeds, T, T]`` of each kind, NaN; times
       in seconds, examples, steps and the length of the log in bytes, all 0.
     """
     empty = np.full((config.num_seeds, num_tasks, num_tasks), np.nan)
     return {
+        "config_hash": fingerprint(config),
+        "draws": prng.fingerprint(),
         "data_version": data_version,
         "accuracy": {kind: empty.copy() for kind in KINDS},
         "task_guess": empty.copy(),
@@ -49,17 +56,28 @@ def new_record(config: ConfigDict, num_tasks: int, data_version: str = "") -> di
 def check_data(
     stored: dict[str, Any], config: ConfigDict, sequence: TaskSequence, workdir: pathlib.Path
 ) -> None:
-    """Makes sure that a run goes on with the data that it began with.
+    """Makes sure that a run goes on as what it began as: configuration, data, random numbers.
 
     Args:
-      stored: its record or result so far; of an earlier version it says nothing of the data.
+      stored: its record or result so far; of an earlier version it says nothing of some of them.
       config: a run configuration.
       sequence: the data now.
       workdir: the run's folder.
 
     Raises:
-      UserError: it is other data.
+      UserError: one of them differs.
     """
+    own = fingerprint(config)
+    if stored.get("config_hash", own) != own:
+        raise UserError(
+            f"--workdir: what {workdir} holds is of the configuration {stored['config_hash']}, and "
+            f"this one is {own}; name another folder, or pass --overwrite"
+        )
+    if stored.get("draws", prng.fingerprint()) != prng.fingerprint():
+        raise UserError(
+            f"--workdir: the run in {workdir} drew other random numbers than JAX does here; set "
+            "jax_threefry_partitionable as it was, or pass --overwrite"
+        )
     was = stored.get("data_version", sequence.version)
     if was != sequence.version:
         field = "path" if config.dataset.path else "name"
@@ -158,10 +176,28 @@ def write_all(
     from bpnjax.run import plots
 
     result = make(config, experiment, sequence, record)
-    export.save_models(workdir, experiment, state, config.num_seeds, sequence)
-    plots.draw(workdir, writers.plain(result))
+    models = export.save_models(workdir, experiment, state, config.num_seeds, sequence)
+    result["models"] = {path.name: sha256(path) for path in models}
+    try:
+        plots.draw(workdir, writers.plain(result))
+    except Exception as error:  # figures can be drawn again; the result must not be lost for them
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"bpnjax: no figures ({why}); draw them with bpnjax plots {workdir}", file=sys.stderr)
     writers.write_result(workdir, result)
     return result
+
+
+def sha256(path: pathlib.Path) -> str:
+    """The SHA-256 of a file.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      64 hexadecimal digits.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make(
@@ -186,6 +222,8 @@ def make(
         "seed": config.seed,
         "num_seeds": config.num_seeds,
         "config": config.to_dict(),
+        "config_hash": record["config_hash"],
+        "draws": record["draws"],
         "data_version": sequence.version,
         "versions": versions(),
         "device": device_name(),

@@ -24,6 +24,7 @@ from bpnjax.run import (
     interrupt,
     later_tasks,
     log_copies,
+    memory,
     more_seeds,
     results,
     writers,
@@ -35,12 +36,25 @@ from bpnjax.training import compilation, epochs, hosts, parallel, streaming
 from bpnjax.training.evaluate import evaluate
 from bpnjax.training.experiment import Experiment, make_experiment
 from bpnjax.training.task_data import Data, put_on_device
+from bpnjax.utils import arrays, prng
 
 OnLog = Callable[[dict[str, Any]], None]
 
 
 class LossNotFinite(RuntimeError):
     """Training met a loss that is NaN or infinite."""
+
+
+@jax.jit
+def _finite(state: Any) -> Any:
+    """For each array whether all of it is finite; keys and integers always are."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.bool_(True)
+        return jnp.all(jnp.isfinite(leaf))
+
+    return jax.tree.map(one, state)
 
 
 class Programs(NamedTuple):
@@ -109,8 +123,8 @@ def seed_keys(config: ConfigDict) -> jax.Array:
       (3,)
     """
     if config.num_seeds == 1:
-        return jax.random.key(config.seed)
-    return jnp.stack([jax.random.key(config.seed + s) for s in range(config.num_seeds)])
+        return prng.key(config.seed)
+    return jnp.stack([prng.key(config.seed + s) for s in range(config.num_seeds)])
 
 
 def train_and_evaluate(
@@ -150,7 +164,8 @@ def train_and_evaluate(
 
     def look() -> tuple[bool, int]:
         complete = folders.check(workdir, config, overwrite)
-        return complete, 0 if overwrite else folders.seeds_there(workdir)
+        there = 0 if overwrite else folders.seeds_there(workdir)
+        return complete, there if there < config.num_seeds else 0
 
     complete, there = hosts.first_asks(look)
     if complete:
@@ -211,6 +226,7 @@ def prepare(config: ConfigDict, sequence: TaskSequence | None = None) -> Prepare
         sequence = earlier.normalised(sequence)
     trained, sequence = frozen_features.once(config, sequence)
     experiment = make_experiment(trained, sequence)
+    memory.check(experiment, sequence, config.num_seeds)
     stages = later_tasks.stages(experiment, earlier)
     steps = {t: epochs.steps_per_epoch(experiment, sequence, t) for t in stages}
     return Prepared(layout, sequence, experiment, earlier, stages, steps)
@@ -226,8 +242,9 @@ def _train(
     """Trains all seeds of a configuration in one program."""
     compilation.keep(config)
     prepared = prepare(config, sequence)
-    with hosts.own_folder(workdir) as folder:
+    with hosts.own_folder(workdir) as folder, folders.held(folder):
         run = _Run(config, folder, prepared)
+        run.state = run.programs.init(run.keys)  # before anything is removed: it may not fit
         claim(folder, config, overwrite)
         run.restore_or_start(header(config, workdir, prepared), on_log)
         try:
@@ -314,7 +331,6 @@ class _Run:
         )
 
     def restore_or_start(self, header: str, on_log: OnLog | None) -> None:
-        self.state = self.programs.init(self.keys)
         self.record = results.new_record(
             self.config, self.sequence.num_tasks, self.sequence.version
         )
@@ -514,9 +530,23 @@ class _Run:
             left = writers.WIDTH - len(self.named(task, 4)) + 4 - len(text)
             self.progress.line(self.named(task, max(8, left)) + text)
 
+    def refuse_broken_state(self) -> None:
+        """A state with NaN or infinity anywhere must not take the place of a good checkpoint."""
+        flags = jax.device_get(_finite(self.state))
+        named = arrays.flatten(flags)
+        broken = [name for name, good in named.items() if not np.all(good)]
+        if broken:
+            raise LossNotFinite(
+                f"the state is not finite after task {max(1, self.position.task)} ({broken[0]}, "
+                f"{len(broken)} of {len(named)} arrays), though the loss is; the last good "
+                f"checkpoint stays in {self.workdir / 'checkpoints'}; lower {self.step_fields()}, "
+                "or the method's strength, and pass --overwrite"
+            )
+
     def save(self) -> None:
         if not hosts.is_first():
             return
+        self.refuse_broken_state()
         self.record["metrics_length"] = self.log.length
         self.record["compile_seconds"] = self.compiled_before + self.clock.compile_seconds
         checkpoint.save(

@@ -1,24 +1,41 @@
 """The folder of a run: may it be used, and for this configuration?"""
 
+import hashlib
 import json
 import os
 import pathlib
 import shutil
+import sys
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from bpnjax.config import BEFORE, default, differences, flatten
+from bpnjax.config import BEFORE, default, differences, fingerprint, flatten
 from bpnjax.run import log_copies
 from bpnjax.run.checkpoint import write_atomically
 from bpnjax.run.writers import plain
+from bpnjax.utils import locks
 from bpnjax.utils.errors import UserError
 
+LOCK = "run.lock"  # there while a process works in the folder
 MORE_SEEDS = "more_seeds"  # the folder in which seeds that are added later are trained
 _LEFT_BY_A_RUN = (
     "metrics.jsonl", "metrics.csv", "result.json", "accuracy.csv", "model.json",
     "model*.safetensors", "accuracy_matrix.png", "learning_curves.png",
 )  # fmt: skip
+
+
+def held(workdir: pathlib.Path) -> AbstractContextManager[None]:
+    """Holds a folder for one process.
+
+    Args:
+      workdir: the folder; made if it is not there.
+
+    Returns:
+      A context manager; entering it raises `UserError` where another process holds the folder.
+    """
+    return locks.held(workdir / LOCK, f"--workdir: {workdir}")
 
 
 def check(workdir: pathlib.Path, config: ConfigDict, overwrite: bool) -> bool:
@@ -80,7 +97,38 @@ def check(workdir: pathlib.Path, config: ConfigDict, overwrite: bool) -> bool:
             f"--workdir: {workdir} holds a run of another configuration ({'; '.join(found)}); "
             "name another folder, or pass --overwrite"
         )
+    if complete and (lacks := _lacks(workdir, config)):
+        print(f"bpnjax: {workdir}: {lacks}; it is made again from the checkpoint", file=sys.stderr)
+        return False
     return complete
+
+
+def _lacks(workdir: pathlib.Path, config: ConfigDict) -> str:
+    """What of a complete run is missing or damaged, in words; "" if nothing is.
+
+    Raises `UserError` where the result is that of another configuration.
+    """
+    try:
+        result = json.loads((workdir / "result.json").read_text())
+        summary, models = result["summary"], result.get("models", {})
+        if not isinstance(summary, dict) or not isinstance(models, dict):
+            raise ValueError("it is no result")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"result.json is damaged ({type(error).__name__}: {error})"
+    own = fingerprint(config)
+    if result.get("config_hash", own) != own:
+        raise UserError(
+            f"--workdir: result.json in {workdir} is of the configuration {result['config_hash']}, "
+            f"and config.json beside it of {own}; name another folder, or pass --overwrite"
+        )
+    for name, digest in models.items():
+        path = workdir / name
+        if not path.is_file():
+            return f"{name} is missing"
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                return f"{name} is not what was written"
+    return ""
 
 
 def _check_seeds(workdir: pathlib.Path, there: Any, config: ConfigDict, complete: bool) -> None:

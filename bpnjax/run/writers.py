@@ -59,10 +59,14 @@ class MetricsLog:
         on_log: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self._path, self._copies, self._on_log = path, copies, on_log
-        with path.open("ab") as f:
+        with path.open("ab+") as f:
             # Lines after the checkpoint will be written again. A file that lost some (deleted, or
-            # cut by a loss of power) stays shorter: truncate would fill it up with null bytes.
-            f.truncate(min(length, f.tell()))
+            # cut by a loss of power) stays shorter: truncate would fill it up with null bytes. It
+            # may have been cut in the middle of a line.
+            end = min(length, f.tell())
+            f.seek(0)
+            kept = f.read(end)
+            f.truncate(kept.rfind(b"\n") + 1)
         for line in path.read_text().splitlines() if copies else ():
             self._copy(json.loads(line))
 

@@ -21,6 +21,7 @@ from bpnjax.utils.errors import UserError
 __all__ = ["method_record", "printed", "read", "tuned_file", "write"]
 
 ACCURACIES = ("task_told", "task_masked", "task_inferred")
+LOCK = "results.lock"
 _NEAR = 0.99  # of the best: what "trials to" counts
 _HERE = ("dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir")  # of one machine
 
@@ -95,7 +96,7 @@ def read(workdir: pathlib.Path, wait: bool = False) -> dict[str, Any]:
       UserError: there are none.
     """
     path = workdir / "search.json"
-    while wait and (workdir / "results.lock").exists():
+    while wait and (workdir / LOCK).exists():
         time.sleep(0.5)
     try:
         return json.loads(path.read_text())

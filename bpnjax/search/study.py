@@ -6,11 +6,7 @@ for each place.
 """
 
 import contextlib
-import hashlib
-import json
-import os
 import pathlib
-import socket
 import sys
 import threading
 import time
@@ -27,6 +23,7 @@ from bpnjax.search import outcome
 from bpnjax.search.protocol import Protocol, protocol
 from bpnjax.search.spaces import Axis, space
 from bpnjax.search.trials import Measured, Stopped, Trials
+from bpnjax.utils import locks
 from bpnjax.utils.errors import UserError, suggest
 
 __all__ = ["Plan", "plan", "search"]
@@ -136,11 +133,12 @@ def search(
         )
         _Worker(optuna, stored, studies[name], made, name, runner, at_once, prune).wait()
     found = {name: _finished(optuna, studies[name]) for name in methods}
-    with _alone(workdir) as first:
-        if not first:
-            print("another worker writes the results", file=sys.stderr)
-            return outcome.read(workdir, wait=report)
-        return outcome.write(workdir, made, found, prune, report)
+    try:
+        with locks.held(workdir / outcome.LOCK, f"--workdir: {workdir}"):
+            return outcome.write(workdir, made, found, prune, report)
+    except locks.Locked:
+        print("another worker writes the results", file=sys.stderr)
+        return outcome.read(workdir, wait=True)
 
 
 def _optuna() -> Any:
@@ -243,7 +241,7 @@ class _Worker:
                 min_resource=1, reduction_factor=2, bootstrap_count=0
             )
             study.pruner = self.pruner
-        self.me = f"{socket.gethostname()}:{os.getpid()}"
+        self.me = locks.me()
 
     def work(self) -> None:
         """Runs trials until none is left that nobody runs."""
@@ -319,12 +317,11 @@ class _Worker:
         """Lets go of trials whose worker is gone."""
         states = self.optuna.trial.TrialState
         self.optuna.storages.fail_stale_trials(self.study)
-        host = socket.gethostname()
         for trial in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
-            who, _, pid = str(trial.user_attrs.get("worker", "")).rpartition(":")
+            worker = trial.user_attrs.get("worker", "")
             started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-            nobody = not pid and time.time() - started > _GRACE
-            if nobody or (who == host and pid.isdecimal() and not _runs(int(pid))):
+            nobody = not worker and time.time() - started > _GRACE
+            if nobody or (worker and not locks.is_alive(worker)):
                 with contextlib.suppress(Exception):  # another worker was quicker
                     self.study.tell(trial.number, state=states.FAIL)
 
@@ -410,52 +407,3 @@ def _finished(optuna: Any, study: Any) -> list[Any]:
     for trial in done:
         first.setdefault(trial.user_attrs["place"], trial)
     return [first[place] for place in sorted(first)]
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process of this host is there."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-@contextlib.contextmanager
-def _alone(workdir: pathlib.Path) -> Iterator[bool]:
-    """Whether this process is the one that writes results; a lock left by a dead one is taken."""
-    path = workdir / "results.lock"
-    mine = f"{socket.gethostname()}:{os.getpid()}"
-    for _ in range(2):
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            who, _, pid = path.read_text().partition(":") if path.exists() else ("", "", "")
-            if who == socket.gethostname() and pid.isdecimal() and not _runs(int(pid)):
-                path.unlink(missing_ok=True)
-                continue
-            yield False
-            return
-        os.write(descriptor, mine.encode())
-        os.close(descriptor)
-        try:
-            yield True
-        finally:
-            path.unlink(missing_ok=True)
-        return
-    yield False
-
-
-def digest(made: Plan) -> str:
-    """A short hash of what is searched, for file names.
-
-    Args:
-      made: `plan`'s.
-
-    Returns:
-      8 hexadecimal digits.
-    """
-    texts = {name: _fingerprint(made, name) for name in made.protocols}
-    return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:8]

@@ -219,7 +219,7 @@ def _input_statistics(
         mine = jnp.where((within < count)[:, None], project(experiment, x, directions), 0.0)
         return sums[0] + mine.sum(0), sums[1] + mine.T @ mine
 
-    zeros = (jnp.zeros(r), jnp.zeros((r, r)))
+    zeros = (jnp.zeros(r, jnp.float32), jnp.zeros((r, r), jnp.float32))
     sums = collectives.sum_loop(axis, -(-count // batch), add, zeros)
     return task_inference.Statistics(*task_inference.gaussian(count.astype(jnp.float32), *sums))
 

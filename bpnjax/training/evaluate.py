@@ -61,7 +61,10 @@ def evaluate(
             x, y, real = chunk(reader, task, i, count, batch)
             logits = logits_of(task, x)
             masked = jnp.where(data.classes[task], logits, -jnp.inf)
-            hits = [jnp.sum(real & (jnp.argmax(z, -1) == y)) for z in (logits, masked)]
+            real &= ~jnp.any(jnp.isnan(logits), -1)  # argmax would call them class 0
+            hits = [
+                jnp.sum(real & (jnp.argmax(z, -1) == y), dtype=jnp.int32) for z in (logits, masked)
+            ]
             return correct + jnp.array(hits)
 
         correct = collectives.sum_loop(axis, -(-count // batch), one, jnp.zeros(2, jnp.int32))
@@ -93,14 +96,16 @@ def evaluate(
                 if config.evaluate.infer == "batch":
                     its = jnp.broadcast_to(jnp.sum(its * real) / jnp.sum(real), its.shape)
                 better = its > score
-                answer = jnp.where(better, jnp.argmax(logits, -1), answer)
-                guess = jnp.where(better, mode_task, guess)
+                answer = jnp.where(better, jnp.argmax(logits, -1).astype(jnp.int32), answer)
+                guess = jnp.where(better, jnp.asarray(mode_task, jnp.int32), guess)
                 return jnp.where(better, its, score), guess, answer
 
-            nothing = jnp.full(infer_batch, -1)
-            start = (jnp.full(infer_batch, -jnp.inf), nothing, nothing)
+            nothing = jnp.full(infer_batch, -1, jnp.int32)
+            start = (jnp.full(infer_batch, -jnp.inf, jnp.float32), nothing, nothing)
             _, guess, answer = jax.lax.fori_loop(0, row + 1, try_mode, start)
-            hits = [jnp.sum(real & right) for right in (answer == y, guess == task)]
+            hits = [
+                jnp.sum(real & right, dtype=jnp.int32) for right in (answer == y, guess == task)
+            ]
             return correct + jnp.array(hits)
 
         correct = collectives.sum_loop(axis, -(-count // infer_batch), one, jnp.zeros(2, jnp.int32))

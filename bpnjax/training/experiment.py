@@ -18,6 +18,7 @@ from bpnjax.models import pretrained
 from bpnjax.models.registry import said
 from bpnjax.networks import Network
 from bpnjax.training import schedule
+from bpnjax.utils import prng
 from bpnjax.utils.errors import UserError
 
 __all__ = ["Experiment", "make_experiment"]
@@ -78,13 +79,13 @@ def make_network(config: Any, sequence: TaskSequence) -> Network:
     raised: Any = ValueError if factory.ours else Exception
     try:
         network = _adapted(factory(config.model, classes, x.shape[1:]), x)
-        params, variables = jax.eval_shape(network.init, jax.random.key(0))
+        params, variables = jax.eval_shape(network.init, prng.key(0))
 
         def run(params: Any, variables: Any, key: jax.Array, x: Any) -> Any:
             network.apply(params, {}, x, variables=variables, train=True, key=key)
             return network.apply(params, {}, x, variables=variables)[0]
 
-        found = jax.eval_shape(run, params, variables, jax.random.key(0), x)
+        found = jax.eval_shape(run, params, variables, prng.key(0), x)
     except UserError:
         raise
     except raised as error:  # images too small for it, say
@@ -98,7 +99,7 @@ def make_network(config: Any, sequence: TaskSequence) -> Network:
     if config.model.pretrained:
         network = _starting_from(network, pretrained.load(config.model), classes)
         try:
-            jax.eval_shape(network.init, jax.random.key(0))
+            jax.eval_shape(network.init, prng.key(0))
         except ValueError as error:
             raise UserError(f"model.pretrained: {error}") from error
     scale, shift = jnp.asarray(sequence.scale), jnp.asarray(sequence.shift)
@@ -172,7 +173,7 @@ def make_experiment(
     if config.train.rates:
         rates = optim.layer_rates(optim.parse_rates(config.train.rates))
         optimizer = optax.chain(optimizer, rates)
-        params, _ = jax.eval_shape(network.init, jax.random.key(0))
+        params, _ = jax.eval_shape(network.init, prng.key(0))
         try:
             jax.eval_shape(optimizer.init, params)
         except ValueError as error:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,9 @@ from safetensors.numpy import save
 from bpnjax.utils import prng
 from bpnjax.utils.errors import UserError
 
-__all__ = ["flatten", "put_in_corner", "read", "unflatten", "used", "write"]
+CHECKSUM = "checksum"  # of a file, among its metadata
+
+__all__ = ["CHECKSUM", "flatten", "put_in_corner", "read", "unflatten", "used", "write"]
 
 
 def names_of(tree: Any) -> Any:
@@ -102,10 +105,20 @@ def write(path: Any, found: Mapping[str, np.ndarray], metadata: Mapping[str, str
     with partial.open("wb") as out:
         # Of an array in another order safetensors writes the memory as it lies.
         whole = {name: np.asarray(array, order="C") for name, array in found.items()}
-        out.write(_in_order(save(whole, dict(metadata))))
+        texts = {name: text for name, text in metadata.items() if name != CHECKSUM}
+        out.write(_in_order(save(whole, texts | {CHECKSUM: _checksum(whole, texts)})))
         out.flush()
         os.fsync(out.fileno())
     partial.replace(file)
+
+
+def _checksum(found: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    """Of all arrays with their names, dtypes and shapes, and of all texts."""
+    total = zlib.crc32(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name, array in sorted(found.items()):
+        total = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), total)
+        total = zlib.crc32(np.asarray(array, order="C").tobytes(), total)
+    return f"{total:08x}"
 
 
 def _in_order(data: bytes) -> bytes:
@@ -126,16 +139,22 @@ def read(path: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
       ``{name: array}`` and the metadata.
 
     Raises:
-      UserError: no such file, or another kind of file.
+      UserError: no such file, another kind of file, or one whose checksum says that it was changed.
     """
     if not pathlib.Path(path).is_file():
         raise UserError(f"{path}: no such file; name a .safetensors file")
     try:
         with safe_open(path, "np") as tensors:
             found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-            return found, tensors.metadata() or {}
+            metadata = dict(tensors.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no safetensors file ({error}); write it again") from error
+    kept = metadata.pop(CHECKSUM, None)  # files of others have none
+    if kept is not None and kept != _checksum(found, metadata):
+        raise UserError(
+            f"{path}: its content is not what was written (checksum {kept}); write it again"
+        )
+    return found, metadata
 
 
 def put_in_corner(fresh: Any, earlier: Any) -> Any:

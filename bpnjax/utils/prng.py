@@ -4,11 +4,60 @@ Nothing random is stored: keys derive from (seed, use, task, epoch, step), so th
 again draws what it would have drawn.
 """
 
+import zlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 INIT, METHOD, FRESH, ORDER, PIXELS, FISHER, STEP, ENDED, DROPOUT, STATISTICS, REPLAY = range(11)
+
+
+_IMPLEMENTATION = "threefry2x32"  # the same bits on every machine; JAX's default may be changed
+_BY_WIDTH = {2: _IMPLEMENTATION, 4: "rbg"}  # of a key's numbers
+
+
+def key(seed: int) -> jax.Array:
+    """The PRNG key of a seed, by a generator that no flag of JAX changes.
+
+    Args:
+      seed: int from 0.
+
+    Returns:
+      A typed PRNG key.
+
+    Example:
+      >>> import jax
+      >>> from bpnjax.utils import prng
+      >>> jax.random.key_data(prng.key(7)).tolist()
+      [0, 7]
+    """
+    return jax.random.key(seed, impl=_IMPLEMENTATION)
+
+
+def fingerprint() -> str:
+    """A few random numbers as text: it differs where this process draws others than another did.
+
+    Keys of tasks, permutations and projections are drawn again when a model is loaded. The flag
+    ``jax_threefry_partitionable`` changes what is drawn from the same key.
+
+    Returns:
+      8 hexadecimal digits.
+
+    Example:
+      >>> from bpnjax.utils import prng
+      >>> prng.fingerprint()
+      '1212c6b0'
+    """
+    seed = key(0)
+    drawn = [
+        jax.random.bits(fold(seed, 1), (8,), jnp.uint32),
+        jax.random.permutation(fold(seed, 2), 8),
+        jax.random.uniform(fold(seed, 3), (8,), jnp.float32),
+    ]
+    numbers = np.concatenate([np.asarray(part, np.float64) for part in drawn])
+    return f"{zlib.crc32(numbers.tobytes()):08x}"
 
 
 def fold(key: jax.Array, *numbers: Any) -> jax.Array:
@@ -63,9 +112,11 @@ def from_numbers(numbers: Any, like: Any) -> Any:
     Returns:
       ``numbers`` with keys in their places.
     """
-    return jax.tree.map(
-        lambda leaf, old: jax.random.wrap_key_data(leaf) if _is_key(old) else leaf, numbers, like
-    )
+    return jax.tree.map(lambda leaf, old: _wrapped(leaf) if _is_key(old) else leaf, numbers, like)
+
+
+def _wrapped(numbers: Any) -> jax.Array:
+    return jax.random.wrap_key_data(numbers, impl=_BY_WIDTH[numbers.shape[-1]])
 
 
 def _is_key(leaf: Any) -> bool:

@@ -135,7 +135,7 @@ def test_a_lost_trial_is_taken_up_again_with_its_settings(tmp_path):
         optuna, storage, its, made, "sgd",
         Trials(made.protocols["sgd"].tune, made.axes["sgd"], tmp_path, False), 1, False,
     )  # fmt: skip
-    worker.me = f"{socket.gethostname()}:{_dead_process()}"
+    worker.me = f"{socket.gethostname()}:{_dead_process()}:0"
     worker._take()
     (also,) = worker._take()
     values = [axis.suggest(also) for axis in made.axes["sgd"]]
