@@ -170,7 +170,11 @@ def load_file(path: str) -> ConfigDict:
       UserError: no such file, it raises, or what it returns is not such a configuration.
     """
     file = pathlib.Path(path)
-    if not file.is_file():
+    try:
+        there = file.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
         if path == "default":
             return default().lock()
         names = packaged()

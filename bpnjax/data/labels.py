@@ -113,6 +113,7 @@ def _texts(labels: Any, what: str) -> tuple[list[str], np.ndarray]:
 
 
 def _fractional(labels: np.ndarray) -> np.ndarray:
+    labels = labels.astype(np.float64)  # a half float cannot hold the limit
     with np.errstate(invalid="ignore"):
         return (labels % 1 != 0) | (np.abs(labels) >= 2**53)  # beyond, floats skip integers
 
