@@ -17,7 +17,7 @@ from bpnjax.config import fingerprint
 from bpnjax.data import TaskSequence
 from bpnjax.evaluation import metrics
 from bpnjax.evaluation.accuracy import KINDS
-from bpnjax.run import byte_counts, export, writers
+from bpnjax.run import byte_counts, doubts, export, writers
 from bpnjax.training.epochs import RunState
 from bpnjax.training.experiment import Experiment
 from bpnjax.utils import prng
@@ -177,6 +177,9 @@ def write_all(
 
     result = make(config, experiment, sequence, record)
     models = export.save_models(workdir, experiment, state, config.num_seeds, sequence)
+    result["doubts"] = doubts.found(record["accuracy"], sequence, state, experiment.told_task)
+    for doubt in result["doubts"]:
+        print(f"bpnjax: warning: {doubt}", file=sys.stderr, flush=True)
     result["models"] = {path.name: sha256(path) for path in models}
     try:
         plots.draw(workdir, writers.plain(result))

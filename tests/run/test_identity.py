@@ -229,7 +229,7 @@ def test_a_state_that_is_not_finite_is_never_a_checkpoint(run, tiny_flags, tmp_p
     folder = tmp_path / "broken"
     code, _, said = run([*tiny_flags(method="ewc"), f"--workdir={folder}"])
     assert code == 1
-    assert "the state is not finite after task 1 (method/importance/" in said
+    assert "the state is not finite after task 1 (" in said and "importance" in said
     assert not manifests(folder)
 
 
