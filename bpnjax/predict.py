@@ -21,7 +21,7 @@ import numpy as np
 from bpnjax import config as configuration
 from bpnjax.evaluation import task_inference
 from bpnjax.run.predictor import Predictor, load
-from bpnjax.utils import flags
+from bpnjax.utils import flags, memory
 from bpnjax.utils.errors import UserError
 
 USAGE = """usage: bpnjax predict --model=DIR --input=FILE.npz --output=FILE.csv
@@ -50,6 +50,8 @@ _UNREADABLE = (
 
 def _read_examples(path: str) -> tuple[np.ndarray, np.ndarray | None]:
     try:
+        if zipfile.is_zipfile(path) and (size := memory.too_large(path)):
+            raise ValueError(size)
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ValueError("it holds one array")

@@ -234,6 +234,12 @@ def validate(config: ConfigDict) -> None:
             check_field(reference, field)
     for complaint in checks.complaints(flat):
         raise UserError(complaint)
+    for method, reported in config.paper.items():
+        if not isinstance(reported, (ConfigDict, dict)):
+            raise UserError(
+                f"paper.{method}: {reported!r} is no group of figures; give one, as "
+                f"config.paper.{method} = dict(average_accuracy=0.9)"
+            )
 
 
 def with_changes(config: ConfigDict, text: str, name: str) -> ConfigDict:

@@ -10,6 +10,7 @@ import numpy as np
 
 from bpnjax.data import crops, image_folders
 from bpnjax.data.arrays import Arrays, Source, from_pairs
+from bpnjax.utils import memory
 from bpnjax.utils.errors import UserError
 
 TABLES = (".csv", ".parquet")
@@ -103,6 +104,8 @@ def _archive(path: pathlib.Path, source: Source) -> tuple[Any, Any]:
     if not zipfile.is_zipfile(path):
         raise UserError(f"{source} is no archive of NumPy; write it by np.savez")
     try:
+        if size := memory.too_large(path):
+            raise UserError(f"{source} is too large ({size}); cut it into several files")
         with np.load(path, allow_pickle=False) as archive:
             return pairs_of(archive, source)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:

@@ -123,6 +123,8 @@ class Setting:
         return ", ".join(f"{word} {_exactly(x)}" for word, x in named if x is not None)
 
     def _range(self, value: float) -> str | None:
+        if isinstance(value, int) and not -(2**31) <= value < 2**31:
+            return f"{value} is beyond 32 bits; give a smaller number"
         if not math.isfinite(value):
             return f"{value} is not finite; give a number"
         if self.at_least is not None and value < self.at_least:

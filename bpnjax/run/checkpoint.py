@@ -6,6 +6,7 @@ written last and moved into place whole, so what has none is unfinished and what
 is damaged; either way the one before it serves.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -89,8 +90,15 @@ def save(
     state = prng.to_numbers(state)  # Orbax takes keys on one host only
     if jax.process_count() > 1:  # of JAX's arrays it would look for the other hosts' parts
         state = jax.tree.map(np.asarray, state)
-    with _checkpointer() as checkpointer:
-        checkpointer.save(target, args=ocp.args.StandardSave(state), force=True)
+    try:
+        with _checkpointer() as checkpointer:
+            checkpointer.save(target, args=ocp.args.StandardSave(state), force=True)
+    except OSError:
+        raise
+    except Exception as error:  # Orbax says of a full disk what its own libraries say
+        if not any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "No space left")):
+            raise
+        raise OSError(errno.ENOSPC, "No space left on device", str(target)) from error
     manifest = {"position": position._asdict(), "record": record, "files": _files(target)}
     sealed_manifest = manifest | {"checksum": _checksum(manifest)}
     write_atomically(folder / f"{target.name}.json", json.dumps(sealed_manifest))
@@ -119,6 +127,8 @@ def restore_latest(
     Raises:
       UserError: there are checkpoints, but all are damaged.
     """
+    if folder.is_dir():
+        os.listdir(folder)  # glob would take a folder that may not be read for an empty one
     manifests = sorted(folder.glob("*.json"), reverse=True)
     for path in manifests:
         try:

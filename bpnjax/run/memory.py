@@ -1,16 +1,13 @@
 """What memory a run asks for, compared with what there is, before any of it is allocated."""
 
-import pathlib
-
-import jax
-
 from bpnjax.data import TaskSequence
 from bpnjax.run import byte_counts
 from bpnjax.training import streaming
 from bpnjax.training.experiment import Experiment
+from bpnjax.utils import memory
 from bpnjax.utils.errors import UserError
 
-__all__ = ["available", "check", "needed"]
+__all__ = ["check", "needed"]
 
 
 def needed(experiment: Experiment, sequence: TaskSequence, num_seeds: int) -> tuple[int, int]:
@@ -31,56 +28,6 @@ def needed(experiment: Experiment, sequence: TaskSequence, num_seeds: int) -> tu
     return state, examples
 
 
-def available() -> int | None:
-    """The memory that arrays of the default device can take.
-
-    Returns:
-      Bytes; on a CPU the least of what the system has left and of the limits of this process's
-      control group. None where nothing can be known.
-
-    Example:
-      >>> from bpnjax.run import memory
-      >>> free = memory.available()
-      >>> free is None or free > 2**20
-      True
-    """
-    device = jax.local_devices()[0]
-    stats = device.memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    if device.platform != "cpu":
-        return None
-    found = [_system(), _limit()]
-    known = [number for number in found if number is not None]
-    return min(known) if known else None
-
-
-def _system() -> int | None:
-    """What Linux says is available; None elsewhere."""
-    try:
-        for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
-
-
-def _limit() -> int | None:
-    """What is left of the limit of the control group; None without one."""
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes",
-         "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):  # fmt: skip
-        try:
-            most, taken = (int(pathlib.Path(path).read_text()) for path in (limit, used))
-            return max(0, most - taken)
-        except (OSError, ValueError):
-            continue
-    return None
-
-
 def check(experiment: Experiment, sequence: TaskSequence, num_seeds: int) -> None:
     """Refuses a run that cannot fit.
 
@@ -93,7 +40,7 @@ def check(experiment: Experiment, sequence: TaskSequence, num_seeds: int) -> Non
       UserError: its state and examples alone are more than there is.
     """
     state, examples = needed(experiment, sequence, num_seeds)
-    free = available()
+    free = memory.available()
     if free is None or state + examples <= free:
         return
     mend = "lower num_seeds" if num_seeds > 1 and state > examples else (

@@ -81,7 +81,12 @@ def check(workdir: pathlib.Path, config: ConfigDict, overwrite: bool) -> bool:
         return False
     try:
         old = flatten(json.loads((workdir / "config.json").read_text()))
-    except (ValueError, AttributeError, OSError) as error:  # no JSON, JSON but no dict, no file
+    except OSError as error:
+        raise UserError(
+            f"--workdir: cannot read {workdir / 'config.json'} ({error.strerror}); make it "
+            "readable, or name another folder"
+        ) from error
+    except (ValueError, AttributeError) as error:  # no JSON, or JSON but no dict
         raise UserError(
             f"--workdir: {workdir / 'config.json'} is damaged ({error}); pass --overwrite to start "
             "afresh"

@@ -22,10 +22,11 @@ from support import Jitted
 import bpnjax
 from bpnjax import config as configuration
 from bpnjax.data import load_sequence
-from bpnjax.run import checkpoint, memory, train, workdir, writers
+from bpnjax.run import checkpoint, train, workdir, writers
+from bpnjax.run import memory as of_run
 from bpnjax.training import epochs
 from bpnjax.training.experiment import make_experiment
-from bpnjax.utils import locks, prng
+from bpnjax.utils import locks, memory, prng
 from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -215,8 +216,8 @@ def test_a_run_that_does_not_fit_is_refused_before_the_old_one_is_removed(run, c
 def test_memory_by_hand(tiny):
     sequence = load_sequence(tiny)
     experiment = make_experiment(tiny, sequence)
-    one, examples = memory.needed(experiment, sequence, 1)
-    assert memory.needed(experiment, sequence, 3) == (3 * one, examples)
+    one, examples = of_run.needed(experiment, sequence, 1)
+    assert of_run.needed(experiment, sequence, 3) == (3 * one, examples)
     assert examples == sequence.train.images.nbytes + sequence.test.images.nbytes
     assert one > 4 * (64 * 16 + 16 * 16 + 16 * 6)
     assert memory.available() > 10 * one
@@ -293,3 +294,50 @@ def test_answers_that_are_nan_are_never_right(tiny):
     found = jitted.test(state, 0)
     assert found["task_told"][0] == found["task_masked"][0] == 0
     assert workdir.LOCK
+
+
+def test_archives_that_would_not_fit_are_refused(run, tiny_flags, tmp_path, monkeypatch, capsys):
+    from bpnjax import predict
+
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, x=np.zeros(10**6), train_x=np.zeros((2, 2)), train_y=np.zeros(2))
+    assert path.stat().st_size < 10**5 and memory.too_large(path) == ""
+    monkeypatch.setattr(memory, "_host", lambda: 10**6)
+    assert "unpacked it takes" in memory.too_large(path)
+    code, _, said = run([*tiny_flags(method="sgd"), f"--config.dataset.path={path}"])
+    assert code == 2 and "is too large (unpacked it takes" in said
+    flags = ["--model=x", f"--input={path}", f"--output={tmp_path / 'y.csv'}"]
+    assert predict.run(flags) == 2 and "unpacked it takes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("train.epochs=" + "9" * 30, "train.epochs: " + "9" * 30 + " is beyond 32 bits"),
+        ("bd.hidden_dim=2147483648", "bd.hidden_dim: 2147483648 is beyond 32 bits"),
+    ],
+)
+def test_numbers_beyond_32_bits_are_refused(refused, tiny_flags, field, message):
+    refused([*tiny_flags(method="bd_ewc"), f"--config.{field}"], message)
+
+
+def test_figures_of_the_paper_that_are_none_are_refused_before_training(tiny):
+    tiny.paper.bd_ewc = 0.9
+    with pytest.raises(UserError, match=r"paper.bd_ewc: 0.9 is no group of figures"):
+        configuration.validate(tiny)
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):
+    class Full:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+        def save(self, *arguments, **options):
+            raise ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_checkpointer", Full)
+    with pytest.raises(OSError, match="No space left on device"):
+        checkpoint.save(tmp_path, checkpoint.Position(0, 0, 1), {"a": jnp.zeros(1)}, {}, 1)
