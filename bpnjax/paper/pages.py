@@ -4,10 +4,11 @@
 runs, the commit, versions, machine and seeds. From it come the page ``docs/paper/NAME/NAME.md`` (or
 another one that the file names) and every table in README and docs between the lines
 
-    <!-- results: NAME/TABLE -->
+    <!-- results: NAME/TABLE; rows A, B; columns X, Y -->
     <!-- end of results -->
 
-so that no figure is written by hand.
+so that no figure is written by hand. TABLE is its name, or its number on the page from 0; without
+rows and columns it is whole.
 
     bpnjax paper --pages            writes them
     bpnjax paper --pages --check    says which differ
@@ -31,8 +32,9 @@ from bpnjax.utils.errors import UserError
 __all__ = ["record", "render", "save"]
 
 _BLOCK = re.compile(
-    r"(<!-- results: (?P<name>[\w-]+)/(?P<table>[\w-]+) -->\n)(?P<body>.*?)"
-    r"(<!-- end of results -->)", re.DOTALL,
+    r"(<!-- results: (?P<name>[\w-]+)/(?P<table>[\w-]+)(?:; rows (?P<rows>[^;>]*))?"
+    r"(?:; columns (?P<columns>[^;>]*))? -->\n)(?P<body>.*?)"
+    r"<!-- end of results -->", re.DOTALL,
 )  # fmt: skip
 
 
@@ -140,16 +142,37 @@ def render(root: pathlib.Path, check: bool, order: Sequence[str] = ()) -> list[s
 
         def table(match: re.Match[str], page: pathlib.Path = page) -> str:
             name, which = match["name"], match["table"]
-            own = files.get(name, {}).get("ledger", {}).get(which)
+            found = files.get(name, {})
+            own = found.get("ledger", {}).get(which)
+            if which.isdecimal() and int(which) < len(found.get("tables", [])):
+                own = found["tables"][int(which)]
             if own is None:
                 raise UserError(
                     f"--pages: {page} asks for {name}/{which}, which no result file has; make it "
                     f"with --artefact={name}"
                 )
-            return match[1] + markdown_table(own["header"], own["rows"]) + "\n" + match[5]
+            header, rows = _part(own, match["rows"], match["columns"], page)
+            return f"{match[1]}{markdown_table(header, rows)}\n<!-- end of results -->"
 
         different += _put(root, page, _BLOCK.sub(table, text), check)
     return different
+
+
+def _part(
+    table: dict[str, Any], rows: str | None, columns: str | None, page: pathlib.Path
+) -> tuple[list[str], list[list[str]]]:
+    """Some rows, by their first cells, and some columns of a table, in the order asked for."""
+    header, found = table["header"], table["rows"]
+    if rows is not None:
+        by_name = {row[0].strip("`"): row for row in found}
+        found = [by_name.get(name.strip()) for name in rows.split(",")]
+    wanted = header if columns is None else [name.strip() for name in columns.split(",")]
+    if None in found or not set(wanted) <= set(header):
+        raise UserError(
+            f"--pages: {page} asks for rows {rows} or columns {columns} that are not there"
+        )
+    places = [header.index(name) for name in wanted]
+    return wanted, [[row[place] for place in places] for row in found]
 
 
 def _put(root: pathlib.Path, page: pathlib.Path, text: str, check: bool) -> list[str]:
