@@ -64,7 +64,7 @@ def test_settings_have_default_folders_of_their_own(changes, name):
 
 def test_compare_has_default_folders_too(tiny_flags, monkeypatch):
     found = []
-    monkeypatch.setattr(compare, "run_all", lambda c, n, folder, o: found.append(folder) or [])
+    monkeypatch.setattr(compare, "run_all", lambda c, n, folder, *_: found.append(folder) or [])
     monkeypatch.setattr(compare, "write", lambda *_: None)
     monkeypatch.setattr(compare, "printed", lambda *_: "")
     for more in ([], ["--config.train.epochs=3"]):
