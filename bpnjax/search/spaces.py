@@ -88,8 +88,8 @@ def space(config: ConfigDict, more: Mapping[str, str] | None = None) -> tuple[Ax
       >>> settings = config.default()
       >>> for axis in space(settings, {"train.learning_rate": "1e-5:1e-2:log"}):
       ...     print(axis.described())
-      bd.epsilon from 0.02 to 2, log, first 0.2
       ewc.strength from 0.001 to 1, log, first 0.02
+      bd.epsilon from 0.02 to 2, log, first 0.2
       train.learning_rate from 1e-05 to 0.01, log, first 0.0003
     """
     more = dict(more or {})
