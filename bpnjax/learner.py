@@ -558,6 +558,12 @@ class Learner:
         ctx = Context(self.setup, task, current, train, key)
         own, mode = self.method.forward(params, state.task_params, state.method, ctx)
         variables = state.variables if train else self._variables(state, task, current)
+        if self.method.output_layer is not None and not train:
+            path = next(reversed(self.network.layers))
+            entering = self.network.features(own, mode, x, (path,), variables=variables)[path]
+            return self.method.output_layer(
+                state.method, entering.astype(jnp.float32), ctx
+            ), variables
         outputs, variables = self.network.apply(
             own, mode, x, variables=variables, train=train, key=key,
             freeze_statistics=self.batch_statistics == "frozen",
@@ -658,7 +664,7 @@ class Learner:
 
     def _measures(
         self, state: State, take: Any, size: int, count: Any, ctx: Context, axis: str | None
-    ) -> tuple[Any, Any, Any, Any]:
+    ) -> tuple[Any, Any, Any, Any, Any]:
         """The functions of `bpnjax.importance`, bound to the data and the mode of a task."""
         task = ctx.current
         # Of the network as it was trained, before its mode goes into the bank.
@@ -737,7 +743,18 @@ class Learner:
             like = {path: jnp.zeros(layer.outputs) for path, layer in covered.items()}
             return mean(one, like)
 
-        return fisher, factors, sensitivity, neurons
+        def sums(of_batch: Callable[..., Any], like: Any) -> Any:
+            # Blocks of one size, so that the sums do not depend on how long other tasks are.
+            def add(i: Any, total: Any) -> Any:
+                places = i * _IMPORTANCE_BATCH + jnp.arange(_IMPORTANCE_BATCH)
+                x, y = take(jnp.minimum(places, size - 1))
+                weights = (places < count).astype(jnp.float32)
+                return jax.tree.map(jnp.add, total, of_batch(places, x, y, weights))
+
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+            return collectives.sum_loop(axis, -(-count // _IMPORTANCE_BATCH), add, zeros)
+
+        return fisher, factors, sensitivity, neurons, sums
 
     def _counted_step(
         self, state: State, x: Any, y: Any, weight: Any, task: Any
@@ -935,7 +952,7 @@ def learner(
         task_optimizer=optax.with_extra_args_support(
             method.optimizer(following_rate(task_optimizer))
         ),
-        batch_statistics=batch_statistics,
+        batch_statistics="frozen" if method.output_layer is not None else batch_statistics,
         reset_optimizer=reset_optimizer,
         axis=axis,
     )
