@@ -98,7 +98,7 @@ def normalised_covariance(covariance: jax.Array, shrinkage: jax.Array | float) -
       >>> from bpnjax.methods.fecam import normalised_covariance
       >>> covariance = jnp.array([[1.0, 1.0], [1.0, 3.0]])  # V1 = 2, V2 = 1
       >>> found = normalised_covariance(covariance, 3.0)
-      >>> float(found[0, 0]), round(float(found[0, 1]), 4)  # 4 / sqrt(7 x 9)
+      >>> round(float(found[0, 0]), 4), round(float(found[0, 1]), 4)  # 4 / sqrt(7 x 9)
       (1.0, 0.504)
 
     Source: Goswami et al. 2023 (arXiv 2309.14062), Eq. 6 and 8, with gamma_1 = gamma_2.
