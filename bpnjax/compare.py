@@ -116,8 +116,15 @@ def _check_folders(
 
 HEADER = (
     "method", "average told", "average masked", "average inferred", "task 1 told", "forgetting",
-    "last inferred", "anytime inferred", "bytes per task", "examples kept, bytes", "training s",
+    "last inferred", "anytime inferred", "bytes per task", "bytes to answer",
+    "examples kept, bytes", "training s",
 )  # fmt: skip
+
+
+def _bytes_to_answer(result: dict[str, Any]) -> str:
+    """The bytes that answer all tasks, which results of earlier versions do not say."""
+    found = result["memory"].get("answering_bytes")
+    return "-" if found is None else f"{found:,}"
 
 
 def markdown(rows: list[Row]) -> str:
@@ -147,6 +154,7 @@ def markdown(rows: list[Row]) -> str:
                 mean_and_sd(summary["task_inferred"].get("last_accuracy")),
                 mean_and_sd(summary["task_inferred"].get("average_incremental_accuracy")),
                 f"{row.result['memory']['bytes_per_task']:,}",
+                _bytes_to_answer(row.result),
                 f"{row.result['memory']['replay_bytes']:,}",
                 f"{row.result['time']['train_seconds']:.0f}",
             ]
@@ -253,7 +261,8 @@ def write(folder: pathlib.Path, config: ConfigDict, rows: list[Row], line: str) 
         "seeds. told: the task's mode is active; masked: the same, restricted to the task's\n"
         "classes; inferred: nobody tells the task. Last: of all test examples together; anytime:\n"
         "the mean over steps of the accuracy on all classes seen so far. Bytes per task: what\n"
-        "must be kept to answer it; examples kept: what a memory needs to go on learning.\n\n"
+        "must be kept to answer it; bytes to answer: all that answers all tasks, the network\n"
+        "included; examples kept: what a memory needs to go on learning.\n\n"
         f"{figure}    {line}\n"
     )
     folder.mkdir(parents=True, exist_ok=True)

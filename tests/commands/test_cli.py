@@ -420,8 +420,8 @@ def test_result_json(finished):
         assert summary["first_task_accuracy"]["mean"] == matrix[0][2][0]
 
     assert set(result["memory"]) == {
-        "core_parameters", "parameters_per_task", "bytes_per_task", "training_bytes",
-        "replay_bytes",
+        "core_parameters", "parameters_per_task", "bytes_per_task", "answering_bytes",
+        "training_bytes", "replay_bytes",
     }  # fmt: skip
     assert result["memory"]["core_parameters"] == (64 * 16 + 16) + (16 * 16 + 16) + (16 * 6 + 6)
     assert result["memory"]["parameters_per_task"] == 16 + 16 + 6

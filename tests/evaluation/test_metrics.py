@@ -76,8 +76,24 @@ def test_what_is_stored_per_task(method, floats):
     floats = core if floats is None else floats
     assert report["parameters_per_task"] == floats
     assert report["bytes_per_task"] == 4 * floats
+    kept = 5 * floats + (0 if method == "stl" else core)
+    assert report["answering_bytes"] - 4 * kept in range(100)  # seeds of keys
     assert report["training_bytes"] >= 3 * 4 * core  # parameters and Adam's two moments
     assert report["replay_bytes"] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "floats"),
+    [("ncm", 10 * 301), ("fecam", 10 * (300 + 300**2 + 1) + 1), ("ranpac", 10 * 2001 + 2)],
+)
+def test_what_an_analytic_head_stores(method, floats):
+    """In place of the output layer, and nothing more with more tasks of the same classes."""
+    config = configuration.default()
+    config.method, config.dataset.name, config.train.batch_size = method, "digits", 32
+    report = byte_counts.report(make_experiment(config, load_sequence(config)))
+    hidden = 64 * 300 + 4 * 300**2 + 5 * 300
+    assert report["answering_bytes"] == 4 * (hidden + floats)
+    assert report["bytes_per_task"] == 0
 
 
 def test_what_a_memory_keeps():
