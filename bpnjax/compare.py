@@ -114,17 +114,17 @@ def _check_folders(
     return complete
 
 
-def _number(summary: dict[str, Any], digits: int = 4) -> str:
-    mean, sd = summary["mean"], summary["sd"]
-    if mean is None:
-        return "-"
-    return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
-
-
 HEADER = (
     "method", "average told", "average masked", "average inferred", "task 1 told", "forgetting",
-    "bytes per task", "examples kept, bytes", "training s",
+    "last inferred", "anytime inferred", "bytes per task", "bytes to answer",
+    "examples kept, bytes", "training s",
 )  # fmt: skip
+
+
+def _bytes_to_answer(result: dict[str, Any]) -> str:
+    """The bytes that answer all tasks, which results of earlier versions do not say."""
+    found = result["memory"].get("answering_bytes")
+    return "-" if found is None else f"{found:,}"
 
 
 def markdown(rows: list[Row]) -> str:
@@ -136,7 +136,7 @@ def markdown(rows: list[Row]) -> str:
     Returns:
       Lines of text; a method that failed has its error in the second column.
     """
-    from bpnjax.run.writers import markdown_table
+    from bpnjax.run.writers import markdown_table, mean_and_sd
 
     lines = []
     for row in rows:
@@ -147,10 +147,14 @@ def markdown(rows: list[Row]) -> str:
             summary = row.result["summary"]
             cells = [
                 f"`{row.method}`",
-                *(_number(summary[kind]["average_accuracy"]) for kind in ACCURACIES),
-                _number(summary["task_told"]["first_task_accuracy"]),
-                _number(summary["task_told"]["forgetting"]),
+                *(mean_and_sd(summary[kind]["average_accuracy"]) for kind in ACCURACIES),
+                mean_and_sd(summary["task_told"]["first_task_accuracy"]),
+                mean_and_sd(summary["task_told"]["forgetting"]),
+                # Results of earlier versions do not have these two.
+                mean_and_sd(summary["task_inferred"].get("last_accuracy")),
+                mean_and_sd(summary["task_inferred"].get("average_incremental_accuracy")),
                 f"{row.result['memory']['bytes_per_task']:,}",
+                _bytes_to_answer(row.result),
                 f"{row.result['memory']['replay_bytes']:,}",
                 f"{row.result['time']['train_seconds']:.0f}",
             ]
@@ -167,11 +171,11 @@ def printed(rows: list[Row]) -> str:
     Returns:
       Lines of text, no line feed at the end.
     """
-    from bpnjax.run.writers import WIDTH, aligned
+    from bpnjax.run.writers import WIDTH, aligned, mean_and_sd
 
     header = (
-        "method", "told", "masked", "inferred", "forgetting", "bytes/task", "training s",
-        "task 1",
+        "method", "told", "masked", "inferred", "forgetting", "bytes/task", "anytime",
+        "training s", "task 1",
     )  # fmt: skip
     table = []
     for row in rows:
@@ -183,10 +187,13 @@ def printed(rows: list[Row]) -> str:
         digits = 4 if told["average_accuracy"]["sd"] is None else 3
         table.append([
             row.method,
-            *(_number(summary, digits) for summary in (*averages, told["forgetting"])),
+            *(mean_and_sd(summary, digits) for summary in (*averages, told["forgetting"])),
             f"{row.result['memory']['bytes_per_task']:,}",
+            mean_and_sd(
+                row.result["summary"]["task_inferred"].get("average_incremental_accuracy"), digits
+            ),
             f"{row.result['time']['train_seconds']:.0f}",
-            _number(told["first_task_accuracy"], digits),
+            mean_and_sd(told["first_task_accuracy"], digits),
         ])  # fmt: skip
     for n in range(len(header), 1, -1):
         lines = aligned(header[:n], [cells[:n] for cells in table])
@@ -207,6 +214,10 @@ def comma_separated(rows: list[Row]) -> str:
     columns = [(kind, "average_accuracy") for kind in ACCURACIES]
     columns += [("task_told", name) for name in ("first_task_accuracy", "backward_transfer")]
     columns += [("task_told", "forgetting")]
+    columns += [
+        ("task_inferred", name) for name in ("last_accuracy", "average_incremental_accuracy")
+    ]
+    untold = {"mean": None, "sd": None}  # of what results of earlier versions do not have
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [f"{kind}_{name}_{part}" for kind, name in columns for part in ("mean", "sd")]
@@ -216,7 +227,7 @@ def comma_separated(rows: list[Row]) -> str:
             writer.writerow([row.method, *("" for _ in names), "", "", "", row.error])
             continue
         values = [
-            row.result["summary"][kind][name][part]
+            row.result["summary"][kind].get(name, untold)[part]
             for kind, name in columns
             for part in ("mean", "sd")
         ]
@@ -248,8 +259,10 @@ def write(folder: pathlib.Path, config: ConfigDict, rows: list[Row], line: str) 
         f"# {config.name}, {seeds}\n\n{markdown(rows)}\n\n"
         "Accuracies after the last task, averaged over tasks; mean ± standard deviation over\n"
         "seeds. told: the task's mode is active; masked: the same, restricted to the task's\n"
-        "classes; inferred: nobody tells the task. Bytes per task: what must be kept to answer\n"
-        "it; examples kept: what a memory needs to go on learning.\n\n"
+        "classes; inferred: nobody tells the task. Last: of all test examples together; anytime:\n"
+        "the mean over steps of the accuracy on all classes seen so far. Bytes per task: what\n"
+        "must be kept to answer it; bytes to answer: all that answers all tasks, the network\n"
+        "included; examples kept: what a memory needs to go on learning.\n\n"
         f"{figure}    {line}\n"
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,8 @@ import optax
 from flax import struct
 
 from bpnjax import importance, modes
+from bpnjax.evaluation.mappers import Mapper
+from bpnjax.evaluation.task_inference import ANSWERS, Guess, choose
 from bpnjax.importance import kronecker, per_example
 from bpnjax.methods import Batch, Context, Method, Setup, TaskData
 from bpnjax.methods.inputs import checked_batch, checked_data, checked_examples, checked_losses
@@ -136,6 +138,7 @@ class Learner:
             "_step": jax.jit(self._counted_step, donate_argnums=0),
             "_end_task": jax.jit(self._end_of_arrays, donate_argnums=0),
             "_apply": jax.jit(self.answer),
+            "_scores": jax.jit(self._scored, static_argnums=(2, 4)),
         }
         for name, function in jitted.items():
             object.__setattr__(self, name, function)
@@ -254,6 +257,70 @@ class Learner:
         if task.ndim and task.shape != (x.shape[0],):
             raise UserError(f"task: {task.shape} ids for {x.shape[0]} examples; give one each")
         return self._apply(self._checked(state), x, task)  # type: ignore[attr-defined]
+
+    def infer(
+        self,
+        state: State,
+        x: Any,
+        rule: str | Mapper = "entropy",
+        kept: Any = None,
+        *,
+        features: str = "core",
+        per: str = "example",
+        tasks: int | None = None,
+    ) -> Guess:
+        """Guesses which task each example is of, and answers in that task's mode.
+
+        Args:
+          state: between two tasks.
+          x: examples ``[n, ...]``.
+          rule: ``"entropy"`` or ``"max_logit"``, or a mapper of `bpnjax.evaluation.mappers`.
+          kept: what the mapper keeps, fitted to `features` of each task.
+          features: of a mapper: ``"core"`` or ``"mode"``, as it was fitted.
+          per: ``"example"``, or ``"batch"``: all examples are of one task.
+          tasks: how many tasks were learned so far, which are the first ones; all by default.
+
+        Returns:
+          `Guess`: task int32 ``[n]``, outputs int32 ``[n]``, scores f32 ``[n, tasks]``.
+
+        Raises:
+          UserError: an unknown rule, or ``tasks`` that the learner does not have.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, flax.linen as nn, optax
+          >>> import bpnjax
+          >>> from bpnjax import methods, networks
+          >>> from bpnjax.evaluation import mappers
+          >>> x, y = jnp.eye(4), jnp.array([0, 1, 0, 1])
+          >>> network = networks.from_linen(nn.Dense(2), x)
+          >>> learner = bpnjax.learner(network, methods.psp(), optax.sgd(0.1), num_tasks=2)
+          >>> state = learner.init(jax.random.key(0))
+          >>> mapper = mappers.nearest_mean(clusters=4)
+          >>> kept = mapper.empty(2, learner.width("nearest_mean"))
+          >>> for task in range(2):
+          ...     shown = x + task  # inputs of the second task are larger
+          ...     state = learner.end_task(learner.begin_task(state, task), (shown, y))
+          ...     z = learner.features(state, shown)
+          ...     kept = mapper.fit(kept, task, jax.random.key(task), z, y, jnp.ones(4))
+          >>> learner.infer(state, x + 1.0, mapper, kept).task.tolist()
+          [1, 1, 1, 1]
+        """
+        if isinstance(rule, str) and rule not in ANSWERS:
+            raise UserError(
+                f"rule: {rule!r} needs what is kept of the tasks; give one of "
+                f"{', '.join(ANSWERS)}, or a mapper of bpnjax.evaluation.mappers and kept="
+            )
+        learned = self.num_tasks if tasks is None else tasks
+        if not 1 <= learned <= self.num_tasks:
+            raise UserError(f"tasks: {learned}; this learner has 1 to {self.num_tasks}")
+        if features not in ("core", "mode"):
+            raise UserError(f"features: unknown value {features!r}; choose from: core, mode")
+        x, state = checked_examples(self.setup, x), self._checked(state)
+        scores = self._scores(state, x, rule, kept, features)  # type: ignore[attr-defined]
+        scores = np.asarray(scores)[:, :learned]
+        task = choose(scores, per)
+        outputs = self.apply(state, x, task)
+        return Guess(task, np.argmax(outputs, -1).astype(np.int32), scores)
 
     # The same before jax.jit.
 
@@ -438,6 +505,51 @@ class Learner:
         current = None if between_tasks else state.task
         return self._outputs(state, state.params, x, jnp.asarray(task, jnp.int32), current)
 
+    def features(self, state: State, x: jax.Array, task: Any = None) -> jax.Array:
+        """What enters the network's output layer, between two tasks; before `jax.jit`.
+
+        Args:
+          state: between two tasks.
+          x: examples ``[n, ...]``.
+          task: int scalar, may be traced: in the mode of this task; None for the shared network
+            without any mode.
+
+        Returns:
+          f32 ``[n, d]``.
+
+        Raises:
+          ValueError: the network does not show what goes into its layers.
+        """
+        own, variables = state.params, state.variables
+        mode: dict[str, Any] = {}
+        if task is not None:
+            task = jnp.asarray(task, jnp.int32)
+            own, mode = self.method.forward(
+                own, state.task_params, state.method, Context(self.setup, task, None, False)
+            )
+            variables = self._variables(state, task, None)
+        path = next(reversed(self.network.layers), "")
+        found = self.network.features(own, mode, x, (path,), variables=variables)[path]
+        return found.reshape(x.shape[0], -1).astype(jnp.float32)
+
+    def width(self, who: str) -> int:
+        """How many numbers `features` has of an example.
+
+        Args:
+          who: asks, for the message.
+
+        Returns:
+          d.
+
+        Raises:
+          UserError: the network does not show what goes into its layers.
+        """
+        abstract = jax.eval_shape(self.first, jax.random.key(0))
+        try:
+            return int(jax.eval_shape(self.features, abstract, self.network.example).shape[1])
+        except ValueError as error:
+            raise UserError(f"{who}: {error}") from error
+
     # Later tasks, files.
 
     def grow(self, state: State, num_tasks: int, classes: Any = None) -> tuple["Learner", State]:
@@ -527,6 +639,18 @@ class Learner:
 
     # What the functions above are made of.
 
+    def _scored(self, state: State, x: Any, rule: Any, kept: Any, features: str) -> jax.Array:
+        """How well each task fits each example, f32 [n, T], one task after another."""
+
+        def one(task: jax.Array) -> jax.Array:
+            if isinstance(rule, Mapper):
+                entering = self.features(state, x, task if features == "mode" else None)
+                return rule.score(kept, task, entering)
+            logits = self.answer(state, x, task, between_tasks=True)
+            return ANSWERS[rule](self._head(logits, task))
+
+        return jax.lax.map(one, jnp.arange(self.num_tasks)).T
+
     def _start_of_task_optimizer(self, task_params: Any) -> Any:
         # Optimizers with a tree of labels have none for no parameters.
         return self.task_optimizer.init(task_params) if jax.tree.leaves(task_params) else ()
@@ -558,6 +682,12 @@ class Learner:
         ctx = Context(self.setup, task, current, train, key)
         own, mode = self.method.forward(params, state.task_params, state.method, ctx)
         variables = state.variables if train else self._variables(state, task, current)
+        if self.method.output_layer is not None and not train:
+            path = next(reversed(self.network.layers))
+            entering = self.network.features(own, mode, x, (path,), variables=variables)[path]
+            return self.method.output_layer(
+                state.method, entering.astype(jnp.float32), ctx
+            ), variables
         outputs, variables = self.network.apply(
             own, mode, x, variables=variables, train=train, key=key,
             freeze_statistics=self.batch_statistics == "frozen",
@@ -658,7 +788,7 @@ class Learner:
 
     def _measures(
         self, state: State, take: Any, size: int, count: Any, ctx: Context, axis: str | None
-    ) -> tuple[Any, Any, Any, Any]:
+    ) -> tuple[Any, Any, Any, Any, Any]:
         """The functions of `bpnjax.importance`, bound to the data and the mode of a task."""
         task = ctx.current
         # Of the network as it was trained, before its mode goes into the bank.
@@ -737,7 +867,18 @@ class Learner:
             like = {path: jnp.zeros(layer.outputs, jnp.float32) for path, layer in covered.items()}
             return mean(one, like)
 
-        return fisher, factors, sensitivity, neurons
+        def sums(of_batch: Callable[..., Any], like: Any) -> Any:
+            # Blocks of one size, so that the sums do not depend on how long other tasks are.
+            def add(i: Any, total: Any) -> Any:
+                places = i * _IMPORTANCE_BATCH + jnp.arange(_IMPORTANCE_BATCH)
+                x, y = take(jnp.minimum(places, size - 1))
+                weights = (places < count).astype(jnp.float32)
+                return jax.tree.map(jnp.add, total, of_batch(places, x, y, weights))
+
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+            return collectives.sum_loop(axis, -(-count // _IMPORTANCE_BATCH), add, zeros)
+
+        return fisher, factors, sensitivity, neurons, sums
 
     def _counted_step(
         self, state: State, x: Any, y: Any, weight: Any, task: Any
@@ -935,7 +1076,7 @@ def learner(
         task_optimizer=optax.with_extra_args_support(
             method.optimizer(following_rate(task_optimizer))
         ),
-        batch_statistics=batch_statistics,
+        batch_statistics="frozen" if method.output_layer is not None else batch_statistics,
         reset_optimizer=reset_optimizer,
         axis=axis,
     )

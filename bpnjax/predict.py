@@ -35,8 +35,8 @@ USAGE = """usage: bpnjax predict --model=DIR --input=FILE.npz --output=FILE.csv
                      class, probability
   --task=N           one task, from 1, for all examples
   --seed=N           of a run with several seeds, the model of this one
-  --rule=NAME        infers tasks by entropy, max_logit or statistics (default:
-                     as the run did)
+  --rule=NAME        infers tasks by entropy or max_logit, or by what the run
+                     kept of them (default: as the run did)
   --per=batch        all examples are of one task; else it is inferred for each
   --config=FILE      the config file of the run, where it registers the method"""
 
@@ -155,11 +155,8 @@ def _answered(arguments: list[str]) -> str:
         configuration.load_file(values.config)
     predictor = load(values.model, values.seed)
     task = None if task is None else np.asarray(task) - 1
-    if values.rule == "statistics" and predictor.statistics is None:
-        raise UserError(
-            f"--rule: {values.model} kept no statistics; train it with "
-            "--config.evaluate.rule=statistics"
-        )
+    if values.rule and (complaint := predictor.cannot_infer_by(values.rule)):
+        raise UserError(f"--rule: {values.model} {complaint}")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")

@@ -17,7 +17,9 @@ METHODS = {
     "bd_ewc": methods.bd_ewc(hidden_dim=4, strength=0.1),
     "er": methods.er(memory_size=9, batch_size=4),
     "gem": methods.gem(memories=6),
+    "ranpac": methods.ranpac(features=7),
     "si": methods.si(strength=1.0),
+    "slda": methods.slda(shrinkage=0.1),
 }
 
 

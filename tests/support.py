@@ -22,6 +22,8 @@ PARTS = ("bd", "gd", "gd_matched", "plain_bias", "random_bias")
 COMPOSED = (
     *PARTS, "bd_ewc_kfac", "bd_psp_ewc", "bd_psp_ewc_kfac", "gd_ewc", "gd_matched_ewc", "xdg_ewc",
 )  # fmt: skip
+# Answer from the features of a network that never moves: their steps change nothing.
+ANALYTIC = ("fecam", "joint_ridge", "ncm", "ranpac", "slda")
 
 
 def whole_registry(*costly):
@@ -57,6 +59,7 @@ def digits_config(method, **changes):
     config.ebll.code = 8
     config.ebll.epochs = 2
     config.gem.memories = 40
+    config.ranpac.features = 100
     config.replay.memory_size = 60
     config.replay.batch_size = 24
     config.method = method

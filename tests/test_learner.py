@@ -669,7 +669,9 @@ def test_seeds_under_vmap_are_single_seeds(method):
         learner.apply(states, X, 0)
 
 
-@pytest.mark.parametrize("chosen", [("bd_ewc", "er"), slow(("agem", "gem", "si"))])
+@pytest.mark.parametrize(
+    "chosen", [("bd_ewc", "er", "ranpac", "slda"), slow(("agem", "gem", "si"))]
+)
 def test_four_devices_are_one(chosen):
     """In a process of its own, since the number of devices is fixed at the start."""
     flags = f"{XLA_FLAGS} --xla_force_host_platform_device_count=4"

@@ -7,6 +7,8 @@ import dataclasses
 from typing import Any
 
 from bpnjax import models
+from bpnjax.evaluation.mappers import FEATURES
+from bpnjax.evaluation.task_inference import RULES
 from bpnjax.methods import REGISTRY, Range, Setting
 from bpnjax.optim import OPTIMIZERS
 
@@ -197,11 +199,21 @@ COMMON = {
         choices=("example", "batch"),
     ),
     "evaluate.rule": _of(
-        "entropy", "by lowest entropy, max_logit, or statistics (kept per task)",
-        choices=("entropy", "max_logit", "statistics"),
+        "entropy", "by lowest entropy, max_logit, or what is kept per task: statistics, gmm, "
+        "nearest_mean, mahalanobis",
+        choices=RULES,
     ),
     "evaluate.statistics": _of(
-        32, "projections of the input that statistics keeps a Gaussian of", at_least=1
+        32, "projections of the input that statistics keeps a Gaussian of, and other rules with "
+        "evaluate.features=input look at", at_least=1,
+    ),
+    "evaluate.features": _of(
+        "core", "what gmm, nearest_mean and mahalanobis look at: what enters the output layer, of "
+        "the shared network or in each task's mode, or projections of the input",
+        choices=FEATURES,
+    ),
+    "evaluate.clusters": _of(
+        10, "components of gmm, means of nearest_mean, per task", at_least=1
     ),
     "evaluate.inferred_rows": _of(
         "all", "after which tasks task_inferred is measured (T^2 passes)",

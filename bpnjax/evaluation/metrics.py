@@ -11,9 +11,11 @@ from numpy.typing import ArrayLike
 
 __all__ = [
     "average_accuracy",
+    "average_incremental_accuracy",
     "backward_transfer",
     "first_task_accuracy",
     "forgetting",
+    "last_accuracy",
     "mean_and_sd",
     "summarise",
 ]
@@ -114,6 +116,68 @@ def forgetting(matrix: ArrayLike) -> float:
     return float(np.mean(np.nanmax(earlier, axis=0) - last))
 
 
+def _accuracy_so_far(row: np.ndarray, count: np.ndarray) -> float:
+    """Accuracy on the test examples of all tasks that a row covers."""
+    return float(row @ count / count.sum())
+
+
+def _counts(matrix: np.ndarray, count: ArrayLike | None) -> np.ndarray:
+    return np.ones(len(matrix)) if count is None else np.asarray(count, float)
+
+
+def last_accuracy(matrix: ArrayLike, count: ArrayLike | None = None) -> float:
+    r"""Accuracy on all classes after the last task, of all test examples together.
+
+    .. math:: A_T = \frac{1}{\sum_j n_j} \sum_j n_j R_{T,j}
+
+    It is `average_accuracy` where all tasks have as many test examples.
+
+    Args:
+      matrix: R, float ``[T, T]``.
+      count: n, test examples of each task, ``[T]``; by default all tasks have as many.
+
+    Returns:
+      A float, a share from 0 to 1; NaN if the last row was not tested.
+
+    Example:
+      >>> from bpnjax.evaluation import metrics
+      >>> metrics.last_accuracy([[1.0, float("nan")], [0.5, 0.75]], count=[30, 10])
+      0.5625
+
+    Source: Rebuffi et al. 2017 (iCaRL, arXiv 1611.07725), Sec. 4; the name of Zhou et al. 2024
+    (TPAMI, arXiv 2302.03648).
+    """
+    matrix = np.asarray(matrix, float)
+    return _accuracy_so_far(matrix[-1], _counts(matrix, count))
+
+
+def average_incremental_accuracy(matrix: ArrayLike, count: ArrayLike | None = None) -> float:
+    r"""Mean over the steps of the accuracy on all classes that were seen so far.
+
+    .. math:: \bar A = \frac{1}{T} \sum_i A_i, \quad
+              A_i = \frac{1}{\sum_{j \le i} n_j} \sum_{j \le i} n_j R_{i,j}
+
+    Args:
+      matrix: R, float ``[T, T]``: row i holds the accuracies on all tasks after task i.
+      count: n, test examples of each task, ``[T]``; by default all tasks have as many.
+
+    Returns:
+      A float, a share from 0 to 1; NaN unless all tasks so far were tested after each task.
+
+    Example:
+      >>> from bpnjax.evaluation import metrics
+      >>> metrics.average_incremental_accuracy([[1.0, float("nan")], [0.5, 0.75]], count=[30, 10])
+      0.78125
+
+    Source: Rebuffi et al. 2017 (iCaRL, arXiv 1611.07725), Sec. 4, there "average incremental
+    accuracy". Variant: with the first step, as most papers since; iCaRL leaves it out.
+    """
+    matrix = np.asarray(matrix, float)
+    n = _counts(matrix, count)
+    steps = [_accuracy_so_far(matrix[i, : i + 1], n[: i + 1]) for i in range(len(matrix))]
+    return float(np.mean(steps))
+
+
 SUMMARIES = {
     "average_accuracy": average_accuracy,
     "first_task_accuracy": first_task_accuracy,
@@ -147,15 +211,25 @@ def mean_and_sd(values: ArrayLike) -> dict[str, float | None]:
     }
 
 
-def summarise(matrices: Iterable[ArrayLike]) -> dict[str, dict[str, float | None]]:
+# Of the classes so far, whose tasks weigh as much as they have test examples.
+ANYTIME = {
+    "last_accuracy": last_accuracy,
+    "average_incremental_accuracy": average_incremental_accuracy,
+}
+
+
+def summarise(
+    matrices: Iterable[ArrayLike], count: ArrayLike | None = None
+) -> dict[str, dict[str, float | None]]:
     """All summaries of one kind of accuracy over seeds.
 
     Args:
       matrices: float ``[seeds, T, T]``.
+      count: test examples of each task, ``[T]``; by default all tasks have as many.
 
     Returns:
       ``{name: {"mean", "sd"}}`` for `average_accuracy`, `first_task_accuracy`,
-      `backward_transfer` and `forgetting`.
+      `backward_transfer`, `forgetting`, `last_accuracy` and `average_incremental_accuracy`.
 
     Example:
       >>> from bpnjax.evaluation import metrics
@@ -163,4 +237,6 @@ def summarise(matrices: Iterable[ArrayLike]) -> dict[str, dict[str, float | None
       >>> found["average_accuracy"]["mean"], found["forgetting"]["mean"]
       (0.875, 0.25)
     """
-    return {name: mean_and_sd([f(m) for m in matrices]) for name, f in SUMMARIES.items()}
+    kept = list(matrices)
+    found = {name: mean_and_sd([f(m) for m in kept]) for name, f in SUMMARIES.items()}
+    return found | {name: mean_and_sd([f(m, count) for m in kept]) for name, f in ANYTIME.items()}

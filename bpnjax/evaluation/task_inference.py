@@ -6,6 +6,8 @@ projections of the input (`directions`), fitted when the task ends (`gaussian`),
 `log_likelihood`. It looks at what goes into the network and not into deeper layers, which move
 as the network goes on learning, and before any key, so that all tasks are compared in one space.
 
+Further rules of this kind are in `bpnjax.evaluation.mappers`.
+
 A batch whose examples are of one task has the sum of their scores (`choose`).
 """
 
@@ -18,7 +20,9 @@ from numpy.typing import ArrayLike
 
 __all__ = [
     "ANSWERS",
+    "MAPPERS",
     "RULES",
+    "Guess",
     "Statistics",
     "choose",
     "directions",
@@ -29,7 +33,7 @@ __all__ = [
     "max_logit",
 ]
 
-EXAMPLES = 5000  # of a task, at most, that its Gaussian is fitted to
+EXAMPLES = 5000  # of a task, at most, that its mapper is fitted to
 
 
 def entropy(logits: jax.Array) -> jax.Array:
@@ -78,7 +82,16 @@ def max_logit(logits: jax.Array) -> jax.Array:
 
 
 ANSWERS = {"entropy": entropy, "max_logit": max_logit}  # rules on the answers in each mode
-RULES = (*ANSWERS, "statistics")
+MAPPERS = ("statistics", "gmm", "nearest_mean", "mahalanobis")  # rules on what is kept per task
+RULES = (*ANSWERS, *MAPPERS)
+
+
+class Guess(NamedTuple):
+    """Answers where nobody told the task."""
+
+    task: np.ndarray  # int32 [n], of the mode taken, from 0
+    outputs: np.ndarray  # int32 [n], the answers in that mode
+    scores: np.ndarray  # f32 [n, T], of each mode by the rule; the highest is taken
 
 
 class Statistics(NamedTuple):

@@ -25,14 +25,18 @@ from bpnjax.methods.ebll import ebll
 from bpnjax.methods.er import der, derpp, er
 from bpnjax.methods.ewc import ewc, ewc_online
 from bpnjax.methods.ewc_kfac import ewc_kfac
+from bpnjax.methods.fecam import fecam
 from bpnjax.methods.gem import agem, gem
 from bpnjax.methods.imm import imm_mean, imm_mode
 from bpnjax.methods.joint import joint
 from bpnjax.methods.lwf import lwf
 from bpnjax.methods.mas import mas
+from bpnjax.methods.ncm import ncm
 from bpnjax.methods.psp import psp
+from bpnjax.methods.ranpac import joint_ridge, ranpac
 from bpnjax.methods.sgd import sgd
 from bpnjax.methods.si import si
+from bpnjax.methods.slda import slda
 from bpnjax.methods.slnid import slnid
 from bpnjax.methods.stl import stl
 from bpnjax.methods.xdg import xdg
@@ -55,9 +59,9 @@ random_bias_ewc = compose("random_bias_ewc", random_bias, ewc, paper="control")
 # In the order in which help and tables list them, whatever imported what first.
 _ORDER = (
     sgd, stl, joint, ewc, ewc_online, ewc_kfac, si, mas, slnid, imm_mean, imm_mode, lwf, ebll, gem,
-    agem, er, der, derpp, psp, xdg, bd_ewc, bd_psp, bd_psp_ewc, bd_ewc_kfac, bd_psp_ewc_kfac,
-    gd_ewc, xdg_ewc, ewc_masked, gd_matched_ewc, bias_ewc, random_bias_ewc, bd, gd, gd_matched,
-    plain_bias, random_bias,
+    agem, er, der, derpp, ncm, slda, fecam, ranpac, joint_ridge, psp, xdg, bd_ewc, bd_psp,
+    bd_psp_ewc, bd_ewc_kfac, bd_psp_ewc_kfac, gd_ewc, xdg_ewc, ewc_masked, gd_matched_ewc, bias_ewc,
+    random_bias_ewc, bd, gd, gd_matched, plain_bias, random_bias,
 )  # fmt: skip
 for _factory in _ORDER:
     REGISTRY[_factory.name] = REGISTRY.pop(_factory.name)
@@ -92,6 +96,7 @@ __all__ = [
     "ewc_kfac",
     "ewc_masked",
     "ewc_online",
+    "fecam",
     "gd",
     "gd_ewc",
     "gd_matched",
@@ -100,18 +105,22 @@ __all__ = [
     "imm_mean",
     "imm_mode",
     "joint",
+    "joint_ridge",
     "lwf",
     "mas",
+    "ncm",
     "output_leaves",
     "output_mask",
     "plain_bias",
     "psp",
     "random_bias",
     "random_bias_ewc",
+    "ranpac",
     "register",
     "replay",
     "sgd",
     "si",
+    "slda",
     "slnid",
     "stl",
     "xdg",

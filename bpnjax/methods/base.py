@@ -110,6 +110,9 @@ class TaskData:
         params None for those at the end of training, as of the others.
       sensitivity: ``() -> tree``, as `bpnjax.importance.sensitivity`.
       neurons: ``(of) -> {path: f32 [outputs]}``, as `bpnjax.importance.neurons`.
+      sums: ``(of_batch, like) -> tree``, sums over all examples in one pass, shared by the devices:
+        ``of_batch(places int32 [n], x, y, weights) -> tree`` gives those of a batch, whose examples
+        of weight 0 must add nothing; ``like`` is a tree of their shapes.
     """
 
     take: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
@@ -119,6 +122,7 @@ class TaskData:
     factors: Callable[..., Any]
     sensitivity: Callable[[], Any]
     neurons: Callable[[str], dict[str, jax.Array]]
+    sums: Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +228,9 @@ class Method:
         parameters before and after its step, and the gradient of the mean loss of the batch.
       end_task: ``(params, task_params, state, data, ctx) -> (params, state)``: freezes the mode,
         measures importance, keeps examples. ``data`` is a `TaskData`.
+      output_layer: ``(state, features, ctx) -> f32 [n, C]``, the answers from what enters the
+        network's output layer, f32 ``[n, d]``, in place of that layer; None for the network's own.
+        The running statistics of such a network stay those of ``init``.
       optimizer: ``tx -> tx``, from the learner's optimizer to that of ``task_params``.
       learning_rate: of ``task_params``, where the optimizer is given as a function of a rate; None
         for that of the shared parameters.
@@ -248,6 +255,7 @@ class Method:
     end_task: Callable[[Any, Any, Any, TaskData, Context], tuple[Any, Any]] = (
         lambda params, task_params, state, data, ctx: (params, state)
     )
+    output_layer: Callable[[Any, jax.Array, Context], jax.Array] | None = None
     optimizer: Callable[[optax.GradientTransformation], optax.GradientTransformation] = lambda tx: (
         tx
     )
@@ -269,8 +277,9 @@ def chain(*methods: Method, name: str = "", paper: str = "") -> Method:
       A `Method`. It is told the task if one part is.
 
     Raises:
-      UserError: two parts that cannot go together: an upper bound with anything, or two parts that
-        ask for learning rates of their own for their task parameters.
+      UserError: two parts that cannot go together: an upper bound or a method with an output layer
+        of its own with anything, or two parts that ask for learning rates of their own for their
+        task parameters.
 
     Example:
       >>> from bpnjax import methods
@@ -285,6 +294,12 @@ def chain(*methods: Method, name: str = "", paper: str = "") -> Method:
         raise UserError(
             f"chain: {bounds[0]} is an upper bound that trains its networks by itself and cannot "
             "be a part of another method; leave it out"
+        )
+    heads = [m.name for m in methods if m.output_layer is not None]
+    if heads and len(methods) > 1:
+        raise UserError(
+            f"chain: {heads[0]} answers by itself from the features of a network that does not "
+            "move and cannot be a part of another method; leave it out"
         )
     rates = {m.learning_rate for m in methods if m.learning_rate is not None}
     if len(rates) > 1:
@@ -366,6 +381,7 @@ def chain(*methods: Method, name: str = "", paper: str = "") -> Method:
         gradient=gradient,
         end_step=end_step,
         end_task=end_task,
+        output_layer=methods[0].output_layer if len(methods) == 1 else None,
         optimizer=optimizer,
         learning_rate=next(iter(rates), None),
     )

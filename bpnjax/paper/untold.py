@@ -26,6 +26,7 @@ SEQUENCES: tuple[tuple[str, str, dict[str, Any], int], ...] = (
     ("100 permuted MNIST", "permuted_mnist.py", {}, 200),
 )
 METHODS = ("bd_psp", "bd_ewc", "psp")
+RULES = (*task_inference.ANSWERS, "statistics")  # that one trained model can try
 BATCH = 10  # examples of one task, where it is inferred for all of them together
 _TEXT = f"""Which task is it, and what is the answer, if nobody says? Accuracy after all tasks, on
 500 test images of each task (200 of CIFAR-100 and where there are 100 tasks). Told: the mode is
@@ -46,9 +47,7 @@ def shares(predictor: bpnjax.Predictor, sequence: TaskSequence, examples: int) -
       ``{"told": share, rule: {"example": (guess, answer), "batch": (guess, answer)}}``, each the
       mean over tasks.
     """
-    found: dict[str, dict[str, list[Any]]] = {
-        rule: {"example": [], "batch": []} for rule in task_inference.RULES
-    }
+    found: dict[str, dict[str, list[Any]]] = {rule: {"example": [], "batch": []} for rule in RULES}
     told = []
     for task in range(predictor.num_tasks):
         rows = sequence.test.index[task, : sequence.test.count[task]][:examples]
@@ -101,7 +100,7 @@ def _row(run: runs.Run, found: list[dict[str, Any]], rule: str) -> list[str]:
 def _bars(axis: Any, title: str, measured: dict[str, Any]) -> None:
     """Answers told and by each rule, for each image; a group of bars per method."""
     bars: dict[str, Callable[[Any], float]] = {"told": lambda f: f["told"]}
-    for rule in task_inference.RULES:
+    for rule in RULES:
         bars[rule] = lambda f, rule=rule: f[rule]["example"][1]  # type: ignore[misc]
     for k, (label, value) in enumerate(bars.items()):
         found = [mean_and_sd([value(f) for f in shares]) for shares in measured.values()]
@@ -138,7 +137,7 @@ def untold(runner: runs.Runner) -> Report:
                 evaluate__inferred_rows="last", evaluate__inferred_examples=examples,
             )  # fmt: skip
             found, took = _measured(run, examples)
-            rows += [_row(run, found, rule) for rule in task_inference.RULES]
+            rows += [_row(run, found, rule) for rule in RULES]
             measured[title][method] = found
             done.append(run)
             seconds += took

@@ -36,6 +36,8 @@ def report(experiment: Experiment) -> dict[str, int]:
         each further task: mode biases, running statistics of BatchNorm, a whole network for stl,
         the statistics by which a task is told from others. Keys come from one seed for all tasks
         and cost nothing per task.
+      - answering_bytes: all that is needed to answer the tasks there are, the shared parameters and
+        what analytic heads keep per class included.
       - training_bytes: everything alive during training: shared and task parameters, optimizer
         states, importance, anchors, banks, examples in memories.
       - replay_bytes: of those the memories of earlier examples (gem, agem, er, der, derpp), with
@@ -51,6 +53,7 @@ def report(experiment: Experiment) -> dict[str, int]:
         "core_parameters": _elements(jax.tree.leaves(state.learner.params)),
         "parameters_per_task": _elements(then) - _elements(now),
         "bytes_per_task": _bytes(then) - _bytes(now),
+        "answering_bytes": _bytes(now),
         "training_bytes": _bytes(jax.tree.leaves(state)),
         "replay_bytes": _bytes(jax.tree.leaves(kept)),
     }

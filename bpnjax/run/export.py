@@ -30,7 +30,7 @@ def answering_arrays(experiment: Experiment, state: RunState) -> dict[str, np.nd
     needed = jax.tree.leaves(experiment.learner.answering())
     flat = arrays.flatten(state.learner)
     found = {name: a for (name, a), n in zip(flat.items(), needed, strict=True) if n}
-    if experiment.statistics:
+    if experiment.mapper:
         named = arrays.flatten(state.statistics._asdict())
         found |= {f"statistics/{name}": array for name, array in named.items()}
     return found

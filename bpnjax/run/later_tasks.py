@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from bpnjax.config import differences, flatten
 from bpnjax.data import TaskSequence
+from bpnjax.evaluation import task_inference
 from bpnjax.methods import REGISTRY
 from bpnjax.run import checkpoint, predictor
 from bpnjax.training import epochs, hosts
@@ -116,14 +117,20 @@ def _check_fields(earlier: Earlier, config: ConfigDict) -> None:
             f"({'; '.join(found)}); set them as they were there"
         )
     told = REGISTRY[new.method].from_config(new).told_task
-    if new.evaluate.rule == "statistics" and told:
-        kept = old.evaluate.statistics if old.evaluate.rule == "statistics" else 0
-        if kept != new.evaluate.statistics:
+    if new.evaluate.rule in task_inference.MAPPERS and told:
+        if new.evaluate.rule != old.evaluate.rule:
             raise UserError(
-                f"--resume_from: {earlier.path} kept {kept or 'no'} statistics of its tasks, and "
-                f"evaluate.rule=statistics asks for {new.evaluate.statistics}; set evaluate.rule "
-                "and evaluate.statistics as they were there"
+                f"--resume_from: {earlier.path} kept no {new.evaluate.rule} of its tasks; set "
+                f"evaluate.rule as it was there, {old.evaluate.rule}"
             )
+        alone = new.evaluate.rule == "statistics"
+        for field in ("statistics",) if alone else ("features", "clusters", "statistics"):
+            if new.evaluate[field] != old.evaluate[field]:
+                raise UserError(
+                    f"--resume_from: {earlier.path} kept {new.evaluate.rule} of its tasks with "
+                    f"evaluate.{field}={old.evaluate[field]}, and this run asks for "
+                    f"{new.evaluate[field]}; set it as it was there"
+                )
     of_file = int(earlier.metadata["seed"])
     first, last = of_file, of_file
     if pathlib.Path(earlier.path).is_dir():

@@ -28,6 +28,7 @@ import numpy as np
 
 from bpnjax.config import flatten
 from bpnjax.config.fields import entries
+from bpnjax.evaluation import task_inference
 from bpnjax.modes.keys import key_of_task
 from bpnjax.run import predictor as models
 from bpnjax.run.predictor import Predictor
@@ -41,7 +42,10 @@ FORMAT = "bpnjax-pack-1"
 _SAID = ("agreement", "shared", "fields", "input_range")  # of a pack, in its metadata
 _PROBES = 4  # examples on which a merged model must answer as the one that a task comes from
 # Common fields on which answers depend, beside those of the method; of the network's all but these.
-_FIELDS = ("sequence.kind", "sequence.heads", "evaluate.rule", "evaluate.statistics")
+_FIELDS = (
+    "sequence.kind", "sequence.heads", "evaluate.rule", "evaluate.statistics",
+    "evaluate.features", "evaluate.clusters",
+)  # fmt: skip
 _TRAINING = ("model.pretrained", "model.dropout", "model.kernel_init")
 
 
@@ -117,8 +121,8 @@ def pack(
       tasks: numbers from 0; None for all.
       out: the file to write.
       seed: of a run with several seeds, the model of this one.
-      statistics: whether the statistics that ``evaluate.rule=statistics`` keeps go along; without
-        them the merged model tells tasks apart by entropy.
+      statistics: whether what the run's ``evaluate.rule`` keeps of each task goes along; without
+        it the merged model tells tasks apart by entropy.
 
     Returns:
       `Pack`, as `unpack` reads it.
@@ -163,6 +167,11 @@ def pack(
         raise UserError(
             f"{file}: {metadata['method']} keeps a whole network for each task, and packs hold "
             "what tasks add to a shared one; use another method"
+        )
+    if statistics and source.statistics is not None and source.rule == "mahalanobis":
+        raise UserError(
+            f"{file}: evaluate.rule=mahalanobis keeps one precision of all tasks, which belongs to "
+            "no single one; pack without statistics (statistics=False), or train by another rule"
         )
     if not statistics or source.statistics is None:
         found = {n: a for n, a in found.items() if not n.startswith("statistics/")}
@@ -353,7 +362,7 @@ def _task(
 def _fields(source: Predictor, statistics: bool) -> dict[str, Any]:
     """The fields of a configuration on which answers depend, with their values."""
     config = models.with_all_fields(json.loads(source.metadata["config"]))
-    if not statistics and config.evaluate.rule == "statistics":
+    if not statistics and config.evaluate.rule in task_inference.MAPPERS:
         config.evaluate.rule = "entropy"
     known, values = entries(), flatten(config)
     kept = {"method": config.method}
@@ -381,7 +390,9 @@ def _agreement(
             owned[name] = f"{found[name].dtype}{shape}"
     kept = None
     if (mean := found.get("statistics/mean")) is not None:
-        kept = {"seed": int(source.metadata["seed"]), "projections": mean.shape[1]}
+        # Only directions on which inputs are projected come from the seed.
+        seed = int(source.metadata["seed"]) if source.features == "input" else 0
+        kept = {"seed": seed, "projections": mean.shape[-1]}
     return {
         "method": source.metadata["method"],
         "sequence.heads": "multi" if multi else "single",

@@ -29,8 +29,11 @@ from bpnjax.config import BEFORE, default, flatten
 from bpnjax.data.permutation import pixel_order
 from bpnjax.data.sequence import Split, TaskSequence
 from bpnjax.evaluation import task_inference
+from bpnjax.evaluation.mappers import Mapper
+from bpnjax.evaluation.task_inference import Guess
 from bpnjax.learner import Learner, State
 from bpnjax.methods import REGISTRY
+from bpnjax.training.epochs import vectors_of
 from bpnjax.training.experiment import Experiment, make_experiment
 from bpnjax.utils import arrays, prng
 from bpnjax.utils.errors import UserError
@@ -39,14 +42,6 @@ from bpnjax.utils.heads import within_head
 BATCH = 1000
 FORMATS = ("bpnjax-3",)
 _KEYS = 2**26  # bytes of keys that are drawn once; where there are more, each answer draws its own
-
-
-class Guess(NamedTuple):
-    """Answers of a model that nobody told the task."""
-
-    task: np.ndarray  # int32 [n], of the mode taken, from 0
-    outputs: np.ndarray  # int32 [n], the answers in that mode
-    scores: np.ndarray  # f32 [n, T], of each mode by the rule; the highest is taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +62,10 @@ class Predictor:
         theirs.
       metadata: of the file: method, seed, configuration, ...
       rule: of `bpnjax.evaluation.task_inference.RULES`, by which the run inferred the task.
-      statistics: `bpnjax.evaluation.task_inference.Statistics`, where the run kept them.
-      directions: f32 ``[inputs, r]``, on which they project the input.
+      mapper: `bpnjax.evaluation.mappers.Mapper` of the run's rule, where it has one.
+      features: what it looks at, of `bpnjax.evaluation.mappers.FEATURES`.
+      statistics: what it kept of the tasks.
+      directions: f32 ``[inputs, r]``, on which the input is projected where it looks at that.
       extract: ``images -> features``, the frozen layers before the network; None where it reads
         images itself.
     """
@@ -83,6 +80,8 @@ class Predictor:
     orders: Any
     metadata: dict[str, str]
     rule: str = "entropy"
+    mapper: Mapper | None = None
+    features: str = ""
     statistics: Any = None
     directions: Any = None
     extract: Any = None
@@ -191,15 +190,20 @@ class Predictor:
         rule = rule or self.rule
         if rule not in task_inference.RULES:
             raise ValueError(f"unknown rule {rule!r}; use one of {', '.join(task_inference.RULES)}")
-        if rule == "statistics" and self.statistics is None:
-            raise ValueError(
-                "this model has no statistics; train it with --config.evaluate.rule=statistics"
-            )
+        if complaint := self.cannot_infer_by(rule):
+            raise ValueError(f"this model {complaint}")
         x, _ = self._checked(x, 0)
         scores = _in_batches(lambda x, _: _scores(self, rule, x), x, np.int32(0))
         _refuse_not_finite(scores.T, np.arange(self.num_tasks))
         task = task_inference.choose(scores, per)
         return Guess(task, self(x, task), scores)
+
+    def cannot_infer_by(self, rule: str) -> str:
+        """Why a rule cannot tell this model's tasks apart; empty where it can."""
+        kept = "" if self.mapper is None or self.statistics is None else self.mapper.name
+        if rule not in task_inference.MAPPERS or rule == kept:
+            return ""
+        return f"has no {rule} of its tasks; train it with --config.evaluate.rule={rule}"
 
     def __call__(self, x: Any, task: Any = None) -> np.ndarray:
         """The answers, int32 ``[n]``, numbers in `class_names`; ``task`` None: it is inferred."""
@@ -275,18 +279,27 @@ def _run(learner: Learner, state: State, outputs: Any, x: Any, task: Any) -> jax
 
 def _scores(predictor: Predictor, rule: str, x: Any) -> Any:
     p, x = predictor, predictor._features(x)
-    if rule == "statistics":
-        return _compare(p.learner, p.statistics, p.directions, x)
+    if rule in task_inference.MAPPERS:
+        return _compare(
+            p.learner, p.mapper, p.features, p.answering_state, p.statistics, p.directions, x
+        )
     return _try_all(p.learner, task_inference.ANSWERS[rule], p.answering_state, p.outputs, x)
 
 
-@partial(jax.jit, static_argnums=0)
-def _compare(learner: Learner, statistics: Any, directions: Any, x: Any) -> jax.Array:
-    """Log-densities f32 [n, T] of the network's inputs under each task's."""
-    x = learner.network.prepare(x)
-    z = x.reshape(x.shape[0], -1) @ directions
-    scores = jax.vmap(task_inference.log_likelihood, (0, 0, None), 1)
-    return scores(statistics.mean, statistics.whitener, z)
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _compare(
+    learner: Learner, mapper: Any, features: str, state: State, kept: Any, directions: Any, x: Any
+) -> jax.Array:
+    """Scores f32 [n, T] of a mapper, one task after another."""
+    same = None
+    if features != "mode":
+        same = vectors_of(learner, features, state, x, None, directions)
+
+    def one(task: Any) -> jax.Array:
+        z = vectors_of(learner, features, state, x, task, None) if same is None else same
+        return mapper.score(kept, task, z)
+
+    return jax.lax.map(one, jnp.arange(learner.num_tasks)).T
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -445,14 +458,16 @@ def _predictor_of(file: Any, metadata: dict[str, str], found: dict[str, np.ndarr
     inputs = int(np.prod(trained_shape))
     key = prng.key(int(metadata["seed"]))
     rule, statistics, directions = config.evaluate.rule, None, None
-    if rule == "statistics" and not experiment.told_task:
+    if rule in task_inference.MAPPERS and not experiment.told_task:
         rule = "entropy"  # all modes are the same network
-    if kept := group(found, "statistics"):
-        statistics = task_inference.Statistics(
-            *(jnp.asarray(kept[n]) for n in task_inference.Statistics._fields)
-        )
-        r = statistics.mean.shape[1]
-        directions = task_inference.directions(prng.fold(key, prng.STATISTICS), inputs, r)
+    mapper = experiment.mapper
+    if (kept := group(found, "statistics")) and mapper is not None:
+        empty = jax.eval_shape(partial(mapper.empty, len(outputs), experiment.width))
+        statistics = type(empty)(**{n: jnp.asarray(kept[n]) for n in empty._fields})
+        if experiment.features == "input":
+            directions = task_inference.directions(
+                prng.fold(key, prng.STATISTICS), inputs, experiment.width
+            )
     orders: Any = found.get("orders")
     if orders is None and config.sequence.kind == "permuted":
         pixels, first_identity = prng.fold(key, prng.PIXELS), config.sequence.first_identity
@@ -471,6 +486,8 @@ def _predictor_of(file: Any, metadata: dict[str, str], found: dict[str, np.ndarr
         orders=orders,
         metadata=metadata,
         rule=rule,
+        mapper=mapper,
+        features=experiment.features,
         statistics=statistics,
         directions=directions,
         extract=extract,

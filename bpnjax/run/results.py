@@ -231,7 +231,10 @@ def make(
         "versions": versions(),
         "device": device_name(),
         "accuracy": record["accuracy"],
-        "summary": {k: metrics.summarise(m) for k, m in record["accuracy"].items()},
+        "summary": {
+            kind: metrics.summarise(matrices, sequence.test.count)
+            for kind, matrices in record["accuracy"].items()
+        },
         "inference": _inference(config, experiment, record["task_guess"]),
         "memory": byte_counts.report(experiment),
         "paper": dict(config.paper.get(config.method, {})),

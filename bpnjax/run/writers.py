@@ -173,6 +173,10 @@ def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 def table(result: dict[str, Any], class_names: list[list[str]]) -> str:
     """The three accuracies per task after the last one, as text.
 
+    Below are their mean over tasks, the accuracy on all test examples (``last``) and the mean over
+    steps of the accuracy on all classes seen so far (``anytime``); see
+    `bpnjax.evaluation.metrics`.
+
     Args:
       result: of a complete run, from memory or from ``result.json``.
       class_names: of each task.
@@ -192,14 +196,44 @@ def table(result: dict[str, Any], class_names: list[list[str]]) -> str:
 
     cells = [[cell(k[:, t]) for k in kinds.values()] for t in range(len(class_names))]
     means = [cell(k.mean(axis=1)) for k in kinds.values()]
-    widths = [max(map(len, column)) for column in zip(kinds, means, *cells, strict=True)]
-    left = max(12, WIDTH - len("task") - 2 * (1 + len(kinds)) - sum(widths))
+    below = [["mean", "", *means]]
+    for name, of in (("last", "last_accuracy"), ("anytime", "average_incremental_accuracy")):
+        # Results of earlier versions do not have them.
+        found = [result["summary"][kind].get(of) for kind in kinds]
+        if any(found):
+            below.append([name, "", *(mean_and_sd(entry) for entry in found)])
+    widths = [
+        max(map(len, column))
+        for column in zip(kinds, *(row[2:] for row in below), *cells, strict=True)
+    ]
+    left = max(12, WIDTH - len("anytime") - 2 * (1 + len(kinds)) - sum(widths))
     rows = []
     for task, names in enumerate(class_names):
         shown = names if len(names) < 5 else [*names[:4], "..."]
         rows.append([str(task + 1), listed(shown, left), *cells[task]])
-    *text, last = aligned(["task", "classes", *kinds], [*rows, ["mean", "", *means]])
-    return "\n".join([*text, text[1], last])
+    text = aligned(["task", "classes", *kinds], [*rows, *below])
+    return "\n".join([*text[: -len(below)], text[1], *text[-len(below) :]])
+
+
+def mean_and_sd(entry: dict[str, Any] | None, digits: int = 4) -> str:
+    """An entry of a result's summary as text.
+
+    Args:
+      entry: ``{"mean", "sd"}``, either of which may be None; None itself for none.
+      digits: after the point.
+
+    Returns:
+      Such as ``"0.9800 ± 0.0100"``; ``"-"`` where there is no mean.
+
+    Example:
+      >>> from bpnjax.run.writers import mean_and_sd
+      >>> mean_and_sd({"mean": 0.98, "sd": 0.01}, 2), mean_and_sd(None)
+      ('0.98 ± 0.01', '-')
+    """
+    if entry is None or entry["mean"] is None:
+        return "-"
+    sd = "" if entry["sd"] is None else f" ± {entry['sd']:.{digits}f}"
+    return f"{entry['mean']:.{digits}f}{sd}"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -29,8 +29,8 @@ class RunState:
 
     Attributes:
       learner: the state of the learner.
-      statistics: `bpnjax.evaluation.task_inference.Statistics` of each task, where the rule asks
-        for them; else ().
+      statistics: what the mapper of the rule keeps of the tasks, as `bpnjax.evaluation.mappers`
+        says; () where the rule needs nothing.
     """
 
     learner: State
@@ -65,8 +65,8 @@ def init_state(experiment: Experiment, key: jax.Array) -> RunState:
       `RunState`; what the method keeps is allocated for all tasks.
     """
     statistics: Any = ()
-    if experiment.statistics:
-        statistics = task_inference.empty(experiment.num_tasks, experiment.statistics)
+    if experiment.mapper:
+        statistics = experiment.mapper.empty(experiment.num_tasks, experiment.width)
     return RunState(experiment.learner.first(key), statistics)
 
 
@@ -184,44 +184,72 @@ def end_task(
         state.learner, take, slots.shape[0], count, clock, axis
     )
     statistics = state.statistics
-    if experiment.statistics:
-        found = _input_statistics(experiment, key, take, slots.shape[0], count, axis)
-        statistics = jax.tree.map(lambda kept, new: kept.at[task].set(new), statistics, found)
+    if experiment.mapper:
+        z, group, weight = _vectors(experiment, learner, task, take, slots.shape[0], count, axis)
+        own = prng.fold(key, prng.STATISTICS, task)
+        statistics = experiment.mapper.fit(statistics, task, own, z, group, weight)
     return RunState(learner, statistics)
 
 
-def input_directions(experiment: Experiment, key: jax.Array) -> jax.Array:
-    """The directions of the statistics of a seed, f32 ``[inputs, r]``."""
+def input_directions(experiment: Experiment, key: jax.Array) -> jax.Array | None:
+    """The directions f32 ``[inputs, r]`` of a seed, where the mapper looks at inputs; else None."""
+    if experiment.features != "input":
+        return None
     example = experiment.learner.network.example
     assert example is not None
     inputs = math.prod(example.shape)
-    return task_inference.directions(prng.fold(key, prng.STATISTICS), inputs, experiment.statistics)
+    return task_inference.directions(prng.fold(key, prng.STATISTICS), inputs, experiment.width)
 
 
-def project(experiment: Experiment, x: jax.Array, directions: jax.Array) -> jax.Array:
-    """Examples times `input_directions`, as the network sees them, f32 ``[n, r]``."""
-    x = experiment.learner.network.prepare(x)
-    return x.reshape(x.shape[0], -1) @ directions
+def vectors_of(
+    learner: Any, features: str, state: State, x: Any, task: Any, directions: Any
+) -> Any:
+    """What a mapper looks at, f32 ``[n, d]``.
+
+    Args:
+      learner: of the run.
+      features: of `bpnjax.evaluation.mappers.FEATURES`.
+      state: of the learner, between two tasks.
+      x: examples as they are stored.
+      task: whose mode is looked through, where features are those of modes.
+      directions: of `input_directions`.
+
+    Returns:
+      f32 ``[n, d]``.
+    """
+    if features == "input":
+        x = learner.network.prepare(x)
+        return x.reshape(x.shape[0], -1) @ directions
+    return learner.features(state, x, task if features == "mode" else None)
 
 
-def _input_statistics(
-    experiment: Experiment, key: Any, take: Any, size: int, count: Any, axis: str | None
-) -> task_inference.Statistics:
-    """The Gaussian of a task's projected inputs, of the first examples of its last epoch."""
-    r = experiment.statistics
-    directions = input_directions(experiment, key)
+def _vectors(
+    experiment: Experiment, state: State, task: Any, take: Any, size: int, count: Any,
+    axis: str | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
+    """What the mapper is fitted to, of the first examples of a task's last epoch.
+
+    The vectors f32 [n, d], the number of each one's class among those of the task, and weights.
+    """
+    directions = input_directions(experiment, state.key)
     limit = min(task_inference.EXAMPLES, size)
     batch, count = min(512, limit), jnp.minimum(count, limit)
+    room = -(-limit // batch) * batch
+    classes = jnp.asarray(experiment.learner.setup.known_classes("evaluate.rule"))[task]
+    number = jnp.cumsum(classes) - 1
 
     def add(i: Any, sums: Any) -> Any:
         within = i * batch + jnp.arange(batch)
-        x, _ = take(jnp.minimum(within, limit - 1))
-        mine = jnp.where((within < count)[:, None], project(experiment, x, directions), 0.0)
-        return sums[0] + mine.sum(0), sums[1] + mine.T @ mine
+        x, y = take(jnp.minimum(within, limit - 1))
+        z = vectors_of(experiment.learner, experiment.features, state, x, task, directions)
+        # Each device fills in its own blocks; their sum is the whole.
+        kept = (within < count)[:, None]
+        vectors = sums[0].at[within].set(jnp.where(kept, z, 0.0), mode="drop")
+        return vectors, sums[1].at[within].set(number[y], mode="drop")
 
-    zeros = (jnp.zeros(r, jnp.float32), jnp.zeros((r, r), jnp.float32))
-    sums = collectives.sum_loop(axis, -(-count // batch), add, zeros)
-    return task_inference.Statistics(*task_inference.gaussian(count.astype(jnp.float32), *sums))
+    zeros = (jnp.zeros((room, experiment.width), jnp.float32), jnp.zeros(room, number.dtype))
+    z, group = collectives.sum_loop(axis, -(-count // batch), add, zeros)
+    return z, group, jnp.asarray(jnp.arange(room) < count, jnp.float32)
 
 
 def steps_per_epoch(experiment: Experiment, sequence: TaskSequence, task: int) -> int:

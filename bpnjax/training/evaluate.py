@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from bpnjax.evaluation import task_inference
 from bpnjax.evaluation.accuracy import Correct
-from bpnjax.training.epochs import RunState, input_directions, project
+from bpnjax.training.epochs import RunState, input_directions, vectors_of
 from bpnjax.training.experiment import Experiment
 from bpnjax.training.task_data import Data, Reader, make_reader
 from bpnjax.utils import collectives
@@ -72,8 +72,11 @@ def evaluate(
 
     limit = min(config.evaluate.inferred_examples or width, width)
     infer_batch = min(batch, limit)
-    rule = config.evaluate.rule
-    directions = input_directions(experiment, key) if experiment.statistics else None
+    rule, mapper, features = config.evaluate.rule, experiment.mapper, experiment.features
+    directions = input_directions(experiment, key)
+
+    def vectors(x: Any, mode_task: Any) -> Any:
+        return vectors_of(learner, features, state.learner, x, mode_task, directions)
 
     def inferred(task: Any, correct_of: jax.Array) -> jax.Array:
         reader = make_reader(experiment, key, data, task)
@@ -81,16 +84,17 @@ def evaluate(
 
         def one(i: Any, correct: jax.Array) -> jax.Array:
             x, y, real = chunk(reader, task, i, count, infer_batch)
-            z = None if directions is None else project(experiment, x, directions)
+            # Where they do not depend on the mode, once for all modes.
+            same = None if mapper is None or features == "mode" else vectors(x, None)
 
             def try_mode(mode_task: Any, best: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
                 score, guess, answer = best
                 logits = logits_of(mode_task, x)
                 if learner.setup.multi_head:  # to try a mode is to try its head
                     logits = within_head(logits, data.classes[mode_task])
-                if z is not None:
-                    of_task = jax.tree.map(lambda leaf: leaf[mode_task], state.statistics)
-                    its = task_inference.log_likelihood(of_task.mean, of_task.whitener, z)
+                if mapper is not None:
+                    z = vectors(x, mode_task) if same is None else same
+                    its = mapper.score(state.statistics, mode_task, z)
                 else:
                     its = task_inference.ANSWERS[rule](logits)
                 if config.evaluate.infer == "batch":

@@ -12,6 +12,8 @@ import optax
 
 from bpnjax import models, networks, optim
 from bpnjax.data.sequence import TaskSequence
+from bpnjax.evaluation import mappers, task_inference
+from bpnjax.evaluation.mappers import Mapper
 from bpnjax.learner import Learner, learner
 from bpnjax.methods import REGISTRY, Method
 from bpnjax.models import pretrained
@@ -33,15 +35,19 @@ class Experiment:
       learner: network, method and optimizers.
       epochs: of each task.
       permuted: whether each task sees the input's elements in an order of its own.
-      statistics: how many projections of the input the statistics of `bpnjax.evaluation.
-        task_inference` are of; 0 where nobody asks which task it is.
+      mapper: which tells tasks apart by what it keeps of each; None where nobody asks which task it
+        is, or the answers say it.
+      features: what the mapper looks at, of `bpnjax.evaluation.mappers.FEATURES`.
+      width: numbers in it.
     """
 
     config: Any
     learner: Learner
     epochs: tuple[int, ...]
     permuted: bool
-    statistics: int
+    mapper: Mapper | None
+    features: str
+    width: int
 
     @property
     def num_tasks(self) -> int:
@@ -191,23 +197,31 @@ def make_experiment(
     )
     jointly = method.trains == "jointly"
     inputs = math.prod(sequence.train.images.shape[1:])
+    mapper, features, width = _mapper(config, made, inputs)
     return Experiment(
         config=config,
         learner=made,
         epochs=tuple(schedule.epochs_per_task(config, sequence.num_tasks, jointly)),
         permuted=sequence.permuted,
-        statistics=_projections(config, made.told_task, inputs),
+        mapper=mapper,
+        features=features,
+        width=width,
     )
 
 
-def _projections(config: Any, told_task: bool, inputs: int) -> int:
-    """How many projections the statistics are of; 0 where nobody asks which task it is."""
-    wanted = config.evaluate.statistics if config.evaluate.rule == "statistics" else 0
-    if not told_task:
-        return 0
-    if wanted > inputs:
+def _mapper(config: Any, made: Learner, inputs: int) -> tuple[Mapper | None, str, int]:
+    """The mapper that the rule asks for, what it looks at, and how many numbers these are."""
+    wanted, rule = config.evaluate, config.evaluate.rule
+    if not made.told_task or rule not in task_inference.MAPPERS:
+        return None, "", 0
+    classes = made.setup.known_classes("evaluate.rule").sum(1).max()
+    mapper = mappers.make(rule, wanted.clusters, int(classes))
+    features = "input" if rule == "statistics" else wanted.features
+    if features != "input":
+        return mapper, features, made.width(f"evaluate.features={features}")
+    if wanted.statistics > inputs:
         raise UserError(
-            f"evaluate.statistics: {wanted} projections of an input of {inputs} numbers; give at "
-            f"most {inputs}"
+            f"evaluate.statistics: {wanted.statistics} projections of an input of {inputs} "
+            f"numbers; give at most {inputs}"
         )
-    return int(wanted)
+    return mapper, features, int(wanted.statistics)

@@ -360,7 +360,13 @@ def test_stdout_is_the_table_only(finished):
     shown = dict(zip(lines[0].split()[2:], lines[6].split()[1:], strict=True))
     for kind in KINDS:
         assert shown[kind] == f"{result['summary'][kind]['average_accuracy']['mean']:.4f}"
-    assert lines[7:] == [f"results in {finished.workdir.relative_to(finished.cwd)}"]
+    for line, name in zip(lines[7:9], ("last", "anytime"), strict=True):
+        assert line.split()[0] == name
+        shown = dict(zip(lines[0].split()[2:], line.split()[1:], strict=True))
+        entry = {"last": "last_accuracy", "anytime": "average_incremental_accuracy"}[name]
+        for kind in KINDS:
+            assert shown[kind] == f"{result['summary'][kind][entry]['mean']:.4f}"
+    assert lines[9:] == [f"results in {finished.workdir.relative_to(finished.cwd)}"]
     assert not set("\r\x1b\b") & set(finished.out)
 
 
@@ -406,6 +412,7 @@ def test_result_json(finished):
         summary = result["summary"][kind]
         assert set(summary) == {
             "average_accuracy", "first_task_accuracy", "backward_transfer", "forgetting",
+            "last_accuracy", "average_incremental_accuracy",
         }  # fmt: skip
         assert all(set(entry) == {"mean", "sd"} for entry in summary.values())
         assert all(entry["sd"] is None for entry in summary.values())  # of one seed
@@ -413,8 +420,8 @@ def test_result_json(finished):
         assert summary["first_task_accuracy"]["mean"] == matrix[0][2][0]
 
     assert set(result["memory"]) == {
-        "core_parameters", "parameters_per_task", "bytes_per_task", "training_bytes",
-        "replay_bytes",
+        "core_parameters", "parameters_per_task", "bytes_per_task", "answering_bytes",
+        "training_bytes", "replay_bytes",
     }  # fmt: skip
     assert result["memory"]["core_parameters"] == (64 * 16 + 16) + (16 * 16 + 16) + (16 * 6 + 6)
     assert result["memory"]["parameters_per_task"] == 16 + 16 + 6

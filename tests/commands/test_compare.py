@@ -31,6 +31,9 @@ def test_table_figure_and_files(flags, tmp_path, capsys):
         told["mean"], abs=1e-6
     )
     assert float(rows[1]["task_told_average_accuracy_sd"]) == pytest.approx(told["sd"], abs=1e-6)
+    anytime = result["summary"]["task_inferred"]["average_incremental_accuracy"]
+    column = "task_inferred_average_incremental_accuracy_mean"
+    assert float(rows[1][column]) == pytest.approx(anytime["mean"], abs=1e-6)
     assert f"{told['mean']:.3f} ± {told['sd']:.3f}" in out
     table = out.splitlines()[:-1]
     assert table[0].split()[:5] == ["method", "told", "masked", "inferred", "forgetting"]
@@ -121,7 +124,10 @@ def test_all_is_every_method_of_the_readme(tiny_flags, tmp_path, monkeypatch):
 
 def row(method, sd):
     entry = {"mean": 0.98769, "sd": sd}
-    names = ("average_accuracy", "first_task_accuracy", "backward_transfer", "forgetting")
+    names = (
+        "average_accuracy", "first_task_accuracy", "backward_transfer", "forgetting",
+        "average_incremental_accuracy", "last_accuracy",
+    )  # fmt: skip
     return compare.Row(
         method,
         {
@@ -134,7 +140,11 @@ def row(method, sd):
 
 @pytest.mark.parametrize(
     ("method", "sd", "last"),
-    [("psp", None, "task 1"), ("psp", 0.01, "bytes/task"), ("bd_psp_ewc_kfac", 0.01, "forgetting")],
+    [
+        ("psp", None, "training s"),
+        ("psp", 0.01, "bytes/task"),
+        ("bd_psp_ewc_kfac", 0.01, "forgetting"),
+    ],
 )
 def test_the_printed_table_fits_80_columns(method, sd, last):
     """Columns at its end are left out; compare.md has them."""
@@ -160,3 +170,16 @@ def test_a_full_disk_leaves_the_earlier_table(flags, tmp_path, monkeypatch, caps
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("bpnjax: [Errno 28] No space left") and "goes on" in error
     assert (folder / "compare.md").read_text() == before
+
+
+def test_results_of_earlier_versions_have_no_anytime_accuracy():
+    old = row("psp", 0.01)
+    for summary in old.result["summary"].values():
+        del summary["average_incremental_accuracy"], summary["last_accuracy"]
+    cells = dict(
+        zip(compare.HEADER, compare.markdown([old]).splitlines()[2].split("|")[1:-1], strict=True)
+    )
+    assert cells["anytime inferred"].strip() == cells["last inferred"].strip() == "-"
+    table = list(csv.DictReader(compare.comma_separated([old]).splitlines()))
+    assert table[0]["task_inferred_last_accuracy_mean"] == ""
+    assert table[0]["task_inferred_average_accuracy_mean"] == "0.987690"

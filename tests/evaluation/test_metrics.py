@@ -22,6 +22,23 @@ def test_summaries_by_hand():
     assert metrics.forgetting(MATRIX) == pytest.approx(((0.9 - 0.6) + (0.8 - 0.4)) / 2)
 
 
+def test_anytime_accuracies_are_those_of_all_test_examples_so_far():
+    """By counting right answers among the test examples of all classes seen after each task."""
+    count = np.array([10, 30, 20])
+    right = np.array([[9, 0, 0], [5, 24, 0], [6, 12, 14]])
+    matrix = [[9 / 10, NAN, NAN], [5 / 10, 24 / 30, NAN], [6 / 10, 12 / 30, 14 / 20]]
+    steps = [right[i].sum() / count[: i + 1].sum() for i in range(3)]
+    assert metrics.last_accuracy(matrix, count) == pytest.approx(steps[-1])
+    assert metrics.average_incremental_accuracy(matrix, count) == pytest.approx(np.mean(steps))
+    summary = metrics.summarise([matrix, matrix], count)
+    assert summary["last_accuracy"]["mean"] == pytest.approx(steps[-1])
+    assert summary["average_incremental_accuracy"]["mean"] == pytest.approx(np.mean(steps))
+    # Tasks of one size.
+    assert metrics.last_accuracy(MATRIX) == pytest.approx(metrics.average_accuracy(MATRIX))
+    wanted = np.mean([0.9, (0.5 + 0.8) / 2, (0.6 + 0.4 + 0.7) / 3])
+    assert metrics.average_incremental_accuracy(MATRIX) == pytest.approx(wanted)
+
+
 def test_forgetting_takes_the_best_earlier_row_and_not_the_diagonal():
     matrix = [[0.5, NAN, NAN], [0.9, 0.8, NAN], [0.7, 0.9, 0.7]]
     assert metrics.forgetting(matrix) == pytest.approx(((0.9 - 0.7) + (0.8 - 0.9)) / 2)
@@ -32,7 +49,8 @@ def test_one_task_and_untested_rows_have_no_transfer():
     assert math.isnan(metrics.backward_transfer([[0.5]]))
     assert math.isnan(metrics.forgetting([[0.5]]))
     only_last = [[NAN, NAN], [0.4, 0.6]]
-    assert metrics.average_accuracy(only_last) == 0.5
+    assert metrics.average_accuracy(only_last) == metrics.last_accuracy(only_last) == 0.5
+    assert math.isnan(metrics.average_incremental_accuracy(only_last))
     assert math.isnan(metrics.backward_transfer(only_last))
     assert metrics.summarise(np.array([only_last]))["forgetting"] == {"mean": None, "sd": None}
 
@@ -58,8 +76,24 @@ def test_what_is_stored_per_task(method, floats):
     floats = core if floats is None else floats
     assert report["parameters_per_task"] == floats
     assert report["bytes_per_task"] == 4 * floats
+    kept = 5 * floats + (0 if method == "stl" else core)
+    assert report["answering_bytes"] - 4 * kept in range(100)  # seeds of keys
     assert report["training_bytes"] >= 3 * 4 * core  # parameters and Adam's two moments
     assert report["replay_bytes"] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "floats"),
+    [("ncm", 10 * 301), ("fecam", 10 * (300 + 300**2 + 1) + 1), ("ranpac", 10 * 2001 + 2)],
+)
+def test_what_an_analytic_head_stores(method, floats):
+    """In place of the output layer, and nothing more with more tasks of the same classes."""
+    config = configuration.default()
+    config.method, config.dataset.name, config.train.batch_size = method, "digits", 32
+    report = byte_counts.report(make_experiment(config, load_sequence(config)))
+    hidden = 64 * 300 + 4 * 300**2 + 5 * 300
+    assert report["answering_bytes"] == 4 * (hidden + floats)
+    assert report["bytes_per_task"] == 0
 
 
 def test_what_a_memory_keeps():

@@ -30,7 +30,9 @@ def test_scores_of_answers():
     np.testing.assert_array_equal(task_inference.max_logit(logits), logits.max(1))
     far = jnp.array([0.0, -1e9])  # outside a head
     assert float(task_inference.entropy(far)) == 0.0
-    assert set(task_inference.RULES) == {"entropy", "max_logit", "statistics"}
+    assert set(task_inference.RULES) == {
+        "entropy", "max_logit", "statistics", "gmm", "nearest_mean", "mahalanobis",
+    }  # fmt: skip
 
 
 def test_gaussian_and_density_equal_scipy():
@@ -117,7 +119,9 @@ def test_refusals(tmp_path):
     train.train_and_evaluate(digits_config("bd_psp", train__epochs=1), tmp_path)
     predictor = bpnjax.load(tmp_path)
     images = np.tile(np.array([0, 16], np.uint8), (2, 8, 4))[..., None]
-    with pytest.raises(ValueError, match="no statistics; train it with --config.evaluate.rule=st"):
+    with pytest.raises(
+        ValueError, match="no statistics of its tasks; train it with --config.evaluate.rule=st"
+    ):
         predictor.infer(images, "statistics")
     with pytest.raises(ValueError, match="unknown rule 'surest'; use one of entropy, max_logit"):
         predictor.infer(images, "surest")

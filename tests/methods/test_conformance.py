@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from command import ROOT
-from support import PARTS, Jitted, digits_config, marked_slow, whole_registry
+from support import ANALYTIC, PARTS, Jitted, digits_config, marked_slow, whole_registry
 
 import bpnjax
 from bpnjax.methods import REGISTRY
@@ -23,7 +23,8 @@ pytestmark = pytest.mark.usefixtures("compile_once")
 
 @pytest.fixture(scope="module", params=marked_slow(*PARTS))
 def trained(request):
-    jitted = Jitted(digits_config(request.param))
+    wide = {"model__hidden": (100,)} if request.param in ANALYTIC else {}
+    jitted = Jitted(digits_config(request.param, **wide))
     stages = [2] if jitted.experiment.jointly else None
     state, sums = jitted.train(jax.random.key(0), stages, epochs=12 if stages else None)
     return jitted, state, sums
@@ -33,7 +34,8 @@ def test_learns_three_tasks(trained):
     jitted, state, sums = trained
     found = jitted.test(state, 2)
     name = jitted.config.method
-    assert float(sums.correct / sums.examples) > 0.7  # the task just learned
+    if name not in ANALYTIC:  # whose steps learn nothing
+        assert float(sums.correct / sums.examples) > 0.7  # the task just learned
     if not name.startswith("imm"):  # answers with a merge of three networks
         assert found["task_told"][2] > 0.9
     assert found["task_masked"][2] >= found["task_told"][2]

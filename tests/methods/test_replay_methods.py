@@ -209,7 +209,7 @@ def test_gem_keeps_the_last_examples_of_the_stream(per):
     def take(places):
         return places + 100, labels[places]
 
-    data = TaskData(take, 12, jnp.int32(9), *[None] * 4)
+    data = TaskData(take, 12, jnp.int32(9), *[None] * 5)
     x, y, real = last_examples(data, 4, 2 if per == "class" else 0, 10)
     chosen = np.asarray(x)[np.asarray(real) > 0].tolist()
     # Per class the last two of class 0 and of class 1; per task simply the last four.

@@ -160,9 +160,16 @@ def test_the_command_goes_on(done, base, tmp_path, capsys, monkeypatch, method, 
     assert "resume_from" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("file", [pytest.param("", marks=pytest.mark.slow), "model.safetensors"])
-def test_statistics_of_the_earlier_tasks_go_on(done, file):
-    same = {"evaluate__rule": "statistics", "evaluate__statistics": 8}
+@pytest.mark.parametrize(
+    ("file", "rule"),
+    [
+        pytest.param("", "statistics", marks=pytest.mark.slow),
+        ("model.safetensors", "statistics"),
+        ("model.safetensors", "mahalanobis"),
+    ],
+)
+def test_statistics_of_the_earlier_tasks_go_on(done, file, rule):
+    same = {"evaluate__rule": rule, "evaluate__statistics": 8}
     first, whole = done("bd_psp", TWO, **same), done("bd_psp", THREE, **same)
     assert_continues(done("bd_psp", THREE, resume_from=str(first / file), **same), whole)
 
@@ -384,6 +391,9 @@ def test_what_does_not_fit_is_refused(done, base, refused, tmp_path):
     refused(base("bd_psp", THREE, seed=5, **later), "has seed 3", "pass --config.seed=3")
     refused(base("bd_psp", THREE, num_seeds=2, **later), "has seed 3", "--config.num_seeds=1")
     refused(base("bd_psp", THREE, evaluate__rule="statistics", **later), "kept no statistics")
+    kept = str(done("bd_psp", TWO, evaluate__rule="statistics", evaluate__statistics=8))
+    other = {"resume_from": kept, "evaluate__rule": "statistics", "evaluate__statistics": 9}
+    refused(base("bd_psp", THREE, **other), "evaluate.statistics=8, and this run asks for 9")
     refused(base("joint", THREE, **later), "joint trains on all tasks at once")
     refused(base("bd_psp", THREE, resume_from=str(tmp_path)), "no model", "of a complete run")
     refused(base("bd_psp", THREE, resume_from="nowhere"), "no model nowhere")

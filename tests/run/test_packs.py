@@ -188,22 +188,36 @@ def test_tasks_of_a_merged_model_are_packed_again(two, network, tmp_path):
 
 
 KEPT = {"evaluate__rule": "statistics", "evaluate__statistics": 6}
+MIXTURES = {"evaluate__rule": "gmm", "evaluate__clusters": 2}
 
 
 @pytest.mark.parametrize(
     ("method", "fields"),
-    [("er", {}), ("xdg_ewc", {"xdg__gated": 0.5}), ("imm_mean", {}), ("bd_ewc", KEPT)],
+    [
+        ("er", {}),
+        ("xdg_ewc", {"xdg__gated": 0.5}),
+        ("imm_mean", {}),
+        ("bd_ewc", KEPT),
+        ("bd_ewc", MIXTURES),
+    ],
 )
 def test_other_methods(make_run, network, tmp_path, method, fields):
     runs = make_run(method, ADA, **fields), make_run(method, BOB, **fields)
     base = runs[0] if method == "imm_mean" else network  # whose shared network is its own
     merged = packs.merge(base, pack_all(runs, tmp_path), tmp_path / "all.safetensors")
     assert_answers_as(merged, runs)
-    if fields is KEPT:
+    if fields in (KEPT, MIXTURES):
         x = examples()
         scores = merged.infer(x).scores
         each = [bpnjax.load(run).infer(x).scores for run in runs]
         np.testing.assert_allclose(scores, np.concatenate(each, 1), rtol=1e-5)
+
+
+def test_a_precision_that_tasks_share_goes_into_no_pack(make_run, tmp_path):
+    run = make_run("bd_ewc", ADA, evaluate__rule="mahalanobis")
+    with pytest.raises(UserError, match="evaluate.rule=mahalanobis keeps one precision of all"):
+        packs.pack(run, 0, tmp_path / "one.pack")
+    packs.pack(run, 0, tmp_path / "one.pack", statistics=False)
 
 
 def test_a_network_that_is_all_frozen(make_run, network, tmp_path):

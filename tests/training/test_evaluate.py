@@ -27,7 +27,7 @@ def trained(method="bd_psp", epochs=3, **changes):
 
 def densities(jitted, key, x, rows):
     """Log-densities [modes, n] of inputs under the Gaussians of the tasks, by SciPy."""
-    sequence, r, scores = jitted.sequence, jitted.experiment.statistics, []
+    sequence, r, scores = jitted.sequence, jitted.experiment.width, []
     directions = task_inference.directions(prng.fold(key, prng.STATISTICS), 64, r)
     for task in range(rows):
         index = sequence.train.index[task, : sequence.train.count[task]]

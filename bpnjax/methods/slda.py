@@ -1,0 +1,149 @@
+r"""SLDA, streaming linear discriminant analysis: class means under one covariance of all classes.
+
+.. math:: \hat y = \arg\max_c \; z^T \Lambda \mu_c - \tfrac12 \mu_c^T \Lambda \mu_c, \quad
+          \Lambda = \big((1 - \varepsilon) \Sigma + \varepsilon I\big)^{-1}, \quad
+          \Sigma = \frac1n \sum_i (z_i - \mu_{y_i}) (z_i - \mu_{y_i})^T
+
+with the features z of a network that stays as it is (`bpnjax.methods.analytic`). Classes are held
+to be equally likely.
+
+Source: Hayes and Kanan 2020 (arXiv 1909.01520), Eq. 1-4. Variant: the paper updates the covariance
+example by example, with the mean as it is then, and so depends on the order; here it is the exact
+covariance within classes of all examples so far, from running sums, which does not.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bpnjax.methods.analytic import (
+    AnalyticState,
+    ClassSums,
+    LinearHead,
+    analytic,
+    apart,
+    apply_linear,
+    class_sums,
+    empty_linear,
+    guessed_means,
+    linear_head,
+    product,
+)
+from bpnjax.methods.base import Method
+from bpnjax.methods.settings import Range, Setting, register
+
+
+class SldaSums(NamedTuple):
+    """Sums per class, and the scatter of all features around the means of their classes."""
+
+    classes: ClassSums
+    scatter: jax.Array  # f32 [d, d]
+
+
+def joined(old: SldaSums, new: SldaSums) -> SldaSums:
+    r"""The sums of two sets of examples together; classes may be in both.
+
+    .. math:: S = S_a + S_b + \sum_c \frac{n_{ac} n_{bc}}{n_{ac} + n_{bc}} \,
+              (\mu_{bc} - \mu_{ac}) (\mu_{bc} - \mu_{ac})^T
+
+    Args:
+      old: of the examples so far.
+      new: of others.
+
+    Returns:
+      `SldaSums`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.methods.analytic import ClassSums
+      >>> from bpnjax.methods.slda import SldaSums, joined
+      >>> one, other = (
+      ...     SldaSums(ClassSums(jnp.ones(1), jnp.array([[z]])), jnp.zeros((1, 1)))
+      ...     for z in (1.0, 5.0)
+      ... )
+      >>> joined(one, other).scatter.tolist()  # 2^2 + 2^2
+      [[8.0]]
+    """
+    weight, delta = apart(old.classes, new.classes)
+    between = product((weight[:, None] * delta).T, delta)
+    return SldaSums(
+        jax.tree.map(jnp.add, old.classes, new.classes), old.scatter + new.scatter + between
+    )
+
+
+def discriminant(sums: SldaSums, shrinkage: jax.Array | float) -> LinearHead:
+    r"""The linear discriminant of the sums.
+
+    .. math:: w_c = \Lambda (\mu_c - m), \quad b_c = -\tfrac12 (\mu_c + m)^T w_c, \quad
+              \Lambda = \big((1 - \varepsilon) \Sigma + \varepsilon I\big)^{-1}
+
+    with the mean m of all examples; it changes the outputs by one number for all classes.
+
+    Args:
+      sums: of all examples.
+      shrinkage: epsilon, above 0, at most 1.
+
+    Returns:
+      `LinearHead`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.methods.analytic import ClassSums, apply_linear
+      >>> from bpnjax.methods.slda import SldaSums, discriminant
+      >>> classes = ClassSums(jnp.array([1.0, 1.0]), jnp.array([[1.0], [3.0]]))
+      >>> head = discriminant(SldaSums(classes, jnp.array([[2.0]])), shrinkage=0.5)
+      >>> apply_linear(head, jnp.array([[3.0]])).tolist()  # around m = 2: -1 x 1 - 1/2, 1 - 1/2
+      [[-1.5, 0.5]]
+
+    Source: Hayes and Kanan 2020 (arXiv 1909.01520), Eq. 2-4.
+    """
+    # By its eigenvalues, which rounding may have made negative and the identity then does not mend.
+    covariance = sums.scatter / jnp.maximum(sums.classes.examples.sum(), 1.0)
+    values, vectors = jnp.linalg.eigh(covariance)
+    values = (1.0 - shrinkage) * jnp.maximum(values, 0.0) + shrinkage
+    # Around the mean of all: what the classes have in common takes no digits.
+    middle = sums.classes.total.sum(0) / jnp.maximum(sums.classes.examples.sum(), 1.0)
+    means = sums.classes.means - middle
+    kernel = product(vectors, product(vectors.T, means.T) / values[:, None])
+    bias = -jnp.sum((0.5 * means + middle) * kernel.T, 1)
+    return linear_head(kernel, bias, sums.classes.examples)
+
+
+@register("slda", paper="Hayes and Kanan 2020, arXiv 1909.01520")
+def slda(
+    shrinkage: Annotated[
+        float,
+        Setting(
+            "epsilon, the identity's share of the covariance", above=0, below=1,
+            search=(Range(1e-6, 0.9),),
+        ),
+    ] = 1e-4,
+) -> Method:  # fmt: skip
+    """SLDA; see the top of this file for the formula."""
+
+    def init(key: Any, inputs: int, classes: int) -> AnalyticState:
+        del key
+        sums = SldaSums(ClassSums.empty(classes, inputs), jnp.zeros((inputs, inputs)))
+        return AnalyticState(sums, empty_linear(inputs, classes), jnp.float32(shrinkage))
+
+    def learn(
+        state: AnalyticState, sums: Callable[..., Any], first: Callable[[], Any]
+    ) -> AnalyticState:
+        guess = guessed_means(*first())
+
+        def of_batch(places: Any, z: jax.Array, classes: jax.Array) -> SldaSums:
+            del places
+            away = z - product(classes, guess)
+            return SldaSums(class_sums(away, classes), product(away.T, away))
+
+        away, products = sums(of_batch, state.sums)
+        found = SldaSums(
+            ClassSums(away.examples, away.total + away.examples[:, None] * guess),
+            products - product(away.means.T, away.total),
+        )
+        both = joined(state.sums, found)
+        return state._replace(sums=both, head=discriminant(both, state.settings))
+
+    return analytic("slda", init, learn, lambda state, z: apply_linear(state.head, z))
