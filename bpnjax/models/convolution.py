@@ -205,7 +205,8 @@ def _one_by_one(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads:
     @jax.checkpoint
     def one(x: jax.Array, weights: list[jax.Array]) -> jax.Array:
         parts = _slices(x[None], kernel.shape, strides, pads)
-        return sum(p[0] * w for p, w in zip(parts, weights, strict=True)).astype(x.dtype)
+        total: Any = sum(p[0] * w for p, w in zip(parts, weights, strict=True))
+        return total.astype(x.dtype)
 
     return lax.map(lambda x: one(x, weights), x)
 

@@ -28,7 +28,7 @@ __all__ = ["REGISTRY", "Factory", "build", "find", "load_function", "parse_optio
 
 F = TypeVar("F", bound=Callable[..., Any])
 _RANDOM = ("rngs", "key")  # arguments of an NNX network
-_OF_IMAGES = ("convnet", "alexnet", "resnet18", "vit")
+_OF_IMAGES = ("convnet", "alexnet", "resnet18", "vit", "efficientnet_lite0")
 _GIVEN = ("num_classes", "input_shape", *_RANDOM)
 # Fields of config.model that a factory may ask for, and what they are as arguments.
 _FIELDS: dict[str, Callable[[Any], Any]] = {

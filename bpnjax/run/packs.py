@@ -439,7 +439,7 @@ _MENDS = {
     "sequence.heads": "train both with the same",
     "inputs": "train both on examples of one dtype and shape (dataset.resize)",
     "dataset.normalize": "each run measured its own data; train both with dataset.normalize=unit, "
-    "none or imagenet",
+    "symmetric, none or imagenet",
     "classes": "tasks that share their outputs need the same classes; train both with "
     "sequence.heads=multi",
     "permuted": "train both on sequences of one kind (sequence.kind)",
