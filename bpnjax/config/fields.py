@@ -159,7 +159,7 @@ COMMON = {
         "", "of layers, as factors on it: 'conv_.*=0;output=10', first match; 0 freezes"
     ),
     "train.features_once": _of(
-        False, "small_alexnet: run its convolutions, frozen by train.rates, once"
+        False, "run the first layers of a pretrained network, frozen by train.rates, once"
     ),
     "train.rate_decay": _of(
         0.0, "d: in task t = 0, 1, ... that rate is divided by 1 + d t", at_least=0

@@ -46,7 +46,7 @@ class Split:
 class Extractor(NamedTuple):
     """The frozen layers whose answers stand in a sequence for its images."""
 
-    params: dict[str, Any]  # of those layers
+    arrays: dict[str, np.ndarray]  # of those layers, by path
     shape: tuple[int, ...]  # of an image
     scale: np.ndarray  # f32 [channels], of images
     shift: np.ndarray

@@ -214,7 +214,9 @@ def test_refused_options(name, options, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["convnet", "alexnet", "resnet18", "vit", "efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "name", ["convnet", "alexnet", "small_alexnet", "resnet18", "vit", "efficientnet_lite0"]
+)
 def test_tables_are_no_images(name):
     model = configuration.default().model
     model.name = name
