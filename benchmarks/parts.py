@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch_loop
 from accelerator import accelerator
+from backbone import backbone
 from machine import FLOPS, make_matrix_product
 from mixed import mixed
 from pipeline import pipeline
@@ -214,5 +215,5 @@ def _seconds(run) -> float:
 PARTS = {
     "steps": steps, "torch": against_torch, "avalanche": against_avalanche, "passes": passes,
     "tasks": tasks, "seeds": seeds, "classes": classes, "sizes": sizes, "startup": startup,
-    "pipeline": pipeline, "mixed": mixed, "accelerator": accelerator,
+    "pipeline": pipeline, "mixed": mixed, "backbone": backbone, "accelerator": accelerator,
 }  # fmt: skip

@@ -544,7 +544,7 @@ class Learner:
         Raises:
           UserError: the network does not show what goes into its layers.
         """
-        abstract = jax.eval_shape(self.first, jax.random.key(0))
+        abstract = jax.eval_shape(self.first, prng.key(0))
         try:
             return int(jax.eval_shape(self.features, abstract, self.network.example).shape[1])
         except ValueError as error:

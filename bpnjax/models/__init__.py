@@ -2,6 +2,7 @@
 
 from bpnjax.models.alexnet import AlexNet
 from bpnjax.models.convnet import ConvNet
+from bpnjax.models.efficientnet import EfficientNetLite0
 from bpnjax.models.mlp import MLP
 from bpnjax.models.registry import REGISTRY, build, find, register
 from bpnjax.models.resnet import ResNet18
@@ -13,6 +14,7 @@ __all__ = [
     "REGISTRY",
     "AlexNet",
     "ConvNet",
+    "EfficientNetLite0",
     "ResNet18",
     "SmallAlexNet",
     "ViT",
@@ -28,3 +30,4 @@ register("alexnet", fields=("channels", "hidden", "dropout", *_EACH))(AlexNet)
 register("small_alexnet", fields=("channels", "hidden", "dropout", *_EACH))(SmallAlexNet)
 register("resnet18", fields=_EACH)(ResNet18)
 register("vit", fields=_EACH)(ViT)
+register("efficientnet_lite0", fields=_EACH)(EfficientNetLite0)

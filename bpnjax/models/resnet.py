@@ -42,7 +42,8 @@ class ResNet18(nn.Module):
     in eight blocks, two of each stage, with 1, 2, 4 and 8 times ``width`` channels; s is a 1x1
     convolution with BatchNorm where shapes differ, else the identity. Then the mean over rows and
     columns, and the output. Convolutions have no bias. Layers are named ``conv_0``,
-    ``block_<stage>_<i>/conv_0``, ``.../conv_1``, ``.../shortcut`` and ``output``.
+    ``block_<stage>_<i>/conv_0``, ``.../conv_1``, ``.../shortcut`` and ``output``. What goes into
+    the output may be computed once (``features=True``, [n, 8 width]) and be the input later.
 
     Args:
       num_classes: outputs.
@@ -69,18 +70,21 @@ class ResNet18(nn.Module):
     kernel_init: Callable[..., Any] = nn.initializers.he_normal()
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, features: bool = False) -> jax.Array:
         options: dict[str, Any] = {"dtype": self.dtype, "kernel_init": self.kernel_init}
         layer: Callable[..., Any] = partial(_conv, **options)
         # PyTorch's momentum 0.1 is Flax's 0.9.
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
-        x = nn.relu(norm(name="norm_0")(layer(self.width, (3, 3), 1, 1, name="conv_0")(x)))
-        for stage in range(_STAGES):
-            for i in range(_BLOCKS):
-                stride = 2 if stage and not i else 1
-                channels = self.width << stage
-                x = _Block(channels, stride, layer, norm, name=f"block_{stage}_{i}")(x)
-        x = x.mean((1, 2))
+        if x.ndim > 2:
+            x = nn.relu(norm(name="norm_0")(layer(self.width, (3, 3), 1, 1, name="conv_0")(x)))
+            for stage in range(_STAGES):
+                for i in range(_BLOCKS):
+                    stride = 2 if stage and not i else 1
+                    channels = self.width << stage
+                    x = _Block(channels, stride, layer, norm, name=f"block_{stage}_{i}")(x)
+            x = x.mean((1, 2))
+        if features:
+            return x
         return nn.Dense(self.num_classes, name="output", **options)(x)
 
 

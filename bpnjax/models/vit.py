@@ -41,7 +41,8 @@ class ViT(nn.Module):
     in each block; x is first a linear map of each patch plus a learned position. Then a norm, the
     mean over the patches, and the output. Layers are named ``embed``,
     ``block_<i>/attention/query|key|value|out``, ``block_<i>/mlp_0``, ``.../mlp_1`` and ``output``.
-    Dropout acts where the call is given ``rngs={"dropout": key}``.
+    Dropout acts where the call is given ``rngs={"dropout": key}``. Without dropout what goes into
+    the output may be computed once (``features=True``, [n, dim]) and be the input later.
 
     Args:
       num_classes: outputs.
@@ -81,7 +82,19 @@ class ViT(nn.Module):
     kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, features: bool = False) -> jax.Array:
+        if features and self.dropout:
+            raise ValueError(
+                f"with dropout={self.dropout} its features differ from step to step; leave it out "
+                "(model.options)"
+            )
+        options: dict[str, Any] = {"dtype": self.dtype, "kernel_init": self.kernel_init}
+        if x.shape[1:] != (self.dim,):
+            x = self._features(x, **options)
+        return x if features else nn.Dense(self.num_classes, name="output", **options)(x)
+
+    def _features(self, x: jax.Array, **options: Any) -> jax.Array:
+        """What goes into the output, of images."""
         if x.ndim != 4 or x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(
                 f"it needs images whose sides are multiples of patch={self.patch}, not "
@@ -92,7 +105,6 @@ class ViT(nn.Module):
                 f"heads={self.heads} has to divide dim={self.dim}, pool={self.pool!r} to be 'mean' "
                 f"or 'token', and dropout={self.dropout} to be below 1; mend model.options"
             )
-        options: dict[str, Any] = {"dtype": self.dtype, "kernel_init": self.kernel_init}
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
         size = (self.patch, self.patch)
         x = nn.Conv(
@@ -108,5 +120,4 @@ class ViT(nn.Module):
             hidden = round(self.mlp * self.dim)
             x = _Block(self.heads, hidden, drop, name=f"block_{i}", **options)(x)
         x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
-        x = x.mean(1) if self.pool == "mean" else x[:, 0]
-        return nn.Dense(self.num_classes, name="output", **options)(x)
+        return x.mean(1) if self.pool == "mean" else x[:, 0]

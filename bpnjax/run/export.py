@@ -82,7 +82,7 @@ def save_models(
         one = state if num_seeds == 1 else jax.tree.map(lambda leaf, s=seed: leaf[s], state)
         found = answering_arrays(experiment, one)
         if before:
-            found |= {f"extractor/{name}": a for name, a in arrays.flatten(before.params).items()}
+            found |= {f"extractor/{name}": array for name, array in before.arrays.items()}
         name = "model" if seed == 0 else f"model_seed_{config.seed + seed}"
         written.append(workdir / f"{name}.safetensors")
         arrays.write(written[-1], found, metadata | {"seed": str(config.seed + seed)})

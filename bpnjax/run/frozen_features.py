@@ -1,9 +1,9 @@
-"""Frozen convolutions run once: what they give takes the images' place in a sequence.
+"""Frozen layers run once: what they give takes the images' place in a sequence.
 
-A network whose convolutions start from pretrained weights and have a learning rate of 0 computes
+A network whose first layers start from pretrained weights and have a learning rate of 0 computes
 the same features of an image in every epoch, method and seed. With ``train.features_once`` they
 are computed before training, kept in the cache folder, and the network that is trained begins
-behind them.
+behind them. The network says where they end (`bpnjax.models.features`).
 """
 
 import dataclasses
@@ -24,10 +24,13 @@ from bpnjax.data import TaskSequence, cache, load_sequence
 from bpnjax.data.sequence import Extractor, Split
 from bpnjax.methods import REGISTRY
 from bpnjax.models import pretrained
+from bpnjax.models.features import has_features, make_extractor
+from bpnjax.models.registry import said
 from bpnjax.utils import prng
+from bpnjax.utils.arrays import flatten, names_of
 from bpnjax.utils.errors import UserError
 
-_BATCH = 500
+_PIXELS = 500 * 32 * 32  # of a batch: larger images, fewer of them
 
 
 def load(config: ConfigDict) -> tuple[ConfigDict, TaskSequence]:
@@ -41,13 +44,13 @@ def load(config: ConfigDict) -> tuple[ConfigDict, TaskSequence]:
       and are gone, and its `TaskSequence`.
 
     Raises:
-      UserError: the sets cannot be had, or the convolutions do not stay as they are.
+      UserError: the sets cannot be had, or the layers do not stay as they are.
     """
     return once(config, load_sequence(config))
 
 
 def once(config: ConfigDict, sequence: TaskSequence) -> tuple[ConfigDict, TaskSequence]:
-    """Replaces the images of a sequence by the features of frozen convolutions, if so asked.
+    """Replaces the images of a sequence by the features of frozen layers, if so asked.
 
     Args:
       config: a validated run configuration.
@@ -58,7 +61,7 @@ def once(config: ConfigDict, sequence: TaskSequence) -> tuple[ConfigDict, TaskSe
       ``[n, d]``, to be taken as they are, and what made them in ``extractor``.
 
     Raises:
-      UserError: the network has no features, or its convolutions may change.
+      UserError: the network has no features, or the layers before them may change.
     """
     if not config.train.features_once:
         return config, sequence
@@ -72,39 +75,26 @@ def once(config: ConfigDict, sequence: TaskSequence) -> tuple[ConfigDict, TaskSe
             f"train.features_once: with dataset.augment={config.dataset.augment} an image differs "
             "from epoch to epoch; leave one of the two out"
         )
-    shape = sequence.train.images.shape[1:]
-    x = jnp.zeros((1, *shape), jnp.float32)
-    name = models.find(config.model).name
-    if name != "small_alexnet" or len(shape) != 3:
+    shape, factory = sequence.train.images.shape[1:], models.find(config.model)
+    model = models.build(config.model, sequence.num_classes, shape)
+    if not has_features(type(model)) or len(shape) != 3:
+        known = (name for name, found in models.REGISTRY.items() if has_features(found.make))
         raise UserError(
-            f"train.features_once: model.name={name} on {shape} has no features; it "
-            "is for small_alexnet on images"
+            f"train.features_once: {factory.field}={factory.name} on {shape} has no features; it "
+            f"is for networks on images whose __call__ takes features=True: {', '.join(known)}"
         )
-    model = models.build(config.model, sequence.num_classes)
     if not config.model.pretrained:
         raise UserError(
             "train.features_once: model.pretrained is empty; name the model.safetensors of python "
             "-m bpnjax.pretrain"
         )
-    params = jax.eval_shape(partial(model.init, features=True), prng.key(0), x)["params"]
-    _check_frozen(config, params, sequence)
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
-    try:
-        params, _ = pretrained.start_from(params, pretrained.load(config.model))
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"model.pretrained: {error}") from error
+    x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    frozen, behind = _parts(model, x, f"{factory.field}: {factory.name}")
+    _check_frozen(config, frozen, behind, sequence)
     extractor = Extractor(
-        jax.tree.map(np.asarray, params), shape, sequence.scale, sequence.shift,
-        sequence.train.images.dtype,
-    )  # fmt: skip
-
-    @jax.jit
-    def features_of(images: Any) -> jax.Array:
-        x = images.astype(jnp.float32) * sequence.scale + sequence.shift
-        found: Any = model.apply({"params": params}, x, features=True)
-        return found.astype(jnp.float32)
+        _weights(config, frozen), shape, sequence.scale, sequence.shift, sequence.train.images.dtype
+    )
+    features_of = make_extractor(model, extractor.arrays, sequence.scale, sequence.shift)
 
     def replaced(split: Split) -> Split:
         folder = _folder(config, extractor, split.images)
@@ -116,31 +106,81 @@ def once(config: ConfigDict, sequence: TaskSequence) -> tuple[ConfigDict, TaskSe
         return dataclasses.replace(split, images=found["features"])
 
     config = config.copy_and_resolve_references()
-    rules = optim.parse_rates(config.train.rates)
-    left = [(p, c) for p, c in rules if not any(re.fullmatch(p, layer) for layer in params)]
-    config.train.rates = ";".join(f"{pattern}={factor}" for pattern, factor in left)
+    config.train.rates = ";".join(
+        f"{pattern}={factor}"
+        for pattern, factor in optim.parse_rates(config.train.rates)
+        if _matches(pattern, _layers(behind)) or not _matches(pattern, _layers(frozen["params"]))
+    )
     return config, dataclasses.replace(
         sequence, train=replaced(sequence.train), test=replaced(sequence.test), extractor=extractor,
         scale=np.ones(1, np.float32), shift=np.zeros(1, np.float32),
     )  # fmt: skip
 
 
-def _check_frozen(config: ConfigDict, layers: Iterable[str], sequence: TaskSequence) -> None:
+def _parts(model: Any, x: jax.ShapeDtypeStruct, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Shapes of the variables before the features, and of the parameters behind them."""
+    before = partial(model.init, features=True)
+    try:
+        frozen = jax.eval_shape(before, prng.key(0), x)
+        features = jax.eval_shape(partial(model.apply, features=True), frozen, x)
+        behind = jax.eval_shape(model.init, prng.key(0), features)["params"]
+    except ValueError as error:  # images too small for it, say
+        raise UserError(f"{name}: {said(error)}") from error
+    return frozen, behind
+
+
+def _weights(config: ConfigDict, frozen: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The pretrained arrays of the frozen layers, by path."""
+    arrays = pretrained.load(config.model)
+    try:
+        params, statistics = pretrained.start_from(
+            frozen["params"], arrays, statistics=frozen.get("batch_stats")
+        )
+    except ValueError as error:
+        raise UserError(f"model.pretrained: {error}") from error
+    found = flatten(params)
+    if statistics is not None:
+        found |= flatten({"batch_stats": statistics})
+    return found
+
+
+def _layers(params: dict[str, Any]) -> list[str]:
+    """The paths of what owns parameters."""
+    paths = jax.tree.leaves(names_of(params))
+    return list(dict.fromkeys(path.rpartition("/")[0] for path in paths))
+
+
+def _matches(pattern: str, layers: Iterable[str]) -> bool:
+    return any(re.fullmatch(pattern, layer) for layer in layers)
+
+
+def _check_frozen(
+    config: ConfigDict, frozen: dict[str, Any], behind: dict[str, Any], sequence: TaskSequence
+) -> None:
     rules = optim.parse_rates(config.train.rates)
-    for layer in layers:
+    # The parts behind the features as a pattern, to name in what mends it.
+    layers = _layers(behind)
+    rest = [name if name in layers else f"{name}/.*" for name in behind]
+    for layer in _layers(frozen["params"]):
         rate = next((c for pattern, c in rules if re.fullmatch(pattern, layer)), 1.0)
         if rate:
             raise UserError(
                 f"train.features_once: {layer} learns; freeze it with "
-                "--config.train.rates='conv_.*=0'"
+                f"--config.train.rates='(?!{'|'.join(behind)}).*=0'"
             )
         for field, found in REGISTRY[config.method].fields.items():
             group, name = field.split(".")
             if found.setting.pattern and re.fullmatch(config[group][name], layer):
                 raise UserError(
                     f"train.features_once: {field}={config[group][name]!r} gives {layer} a part in "
-                    f"the tasks; leave it out, as --config.{field}='fc6|fc7|output'"
+                    f"the tasks; leave it out, as --config.{field}='{'|'.join(rest)}'"
                 )
+    if frozen.get("batch_stats") and config.model.batch_statistics != "frozen":
+        raise UserError(
+            f"model.batch_statistics: with {config.model.batch_statistics!r} the norms before the "
+            "features learn (train.features_once); freeze them with "
+            "--config.model.batch_statistics=frozen"
+        )
     if sequence.permuted:
         raise UserError(
             "train.features_once: permuted pixels give each task features of its own; set it to "
@@ -150,18 +190,21 @@ def _check_frozen(config: ConfigDict, layers: Iterable[str], sequence: TaskSeque
 
 def _folder(config: ConfigDict, extractor: Extractor, images: Any) -> pathlib.Path:
     """Where features are kept: by the images and all that makes the one of the other."""
-    digest = hashlib.blake2b(config.model.dtype.encode(), digest_size=12)
-    parts = [*jax.tree.leaves(extractor.params), extractor.scale, extractor.shift, images]
-    for part in parts:
+    network = f"{models.find(config.model).described(config.model)} {config.model.dtype}"
+    digest = hashlib.blake2b(network.encode(), digest_size=12)
+    for name, array in sorted(extractor.arrays.items()):
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    for part in (extractor.scale, extractor.shift, images):
         digest.update(str(part.shape).encode() + np.ascontiguousarray(part).tobytes())
     return cache.cache_root(config.dataset.cache_dir) / "features" / digest.hexdigest()
 
 
 def _in_batches(function: Callable[[np.ndarray], jax.Array], images: Any) -> np.ndarray:
     """Rows in batches of one size, the last one padded, so that one program serves all."""
+    batch = max(1, _PIXELS // int(np.prod(images.shape[1:3])))
     found = []
-    for start in range(0, len(images), _BATCH):
-        part = np.asarray(images[start : start + _BATCH])
-        padded = np.pad(part, [(0, _BATCH - len(part)), *[(0, 0)] * (part.ndim - 1)])
+    for start in range(0, len(images), batch):
+        part = np.asarray(images[start : start + batch])
+        padded = np.pad(part, [(0, batch - len(part)), *[(0, 0)] * (part.ndim - 1)])
         found.append(np.asarray(function(padded))[: len(part)])
     return np.concatenate(found)

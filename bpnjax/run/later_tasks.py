@@ -23,6 +23,7 @@ from bpnjax.config import differences, flatten
 from bpnjax.data import TaskSequence
 from bpnjax.evaluation import task_inference
 from bpnjax.methods import REGISTRY
+from bpnjax.models.features import name_in_state
 from bpnjax.run import checkpoint, predictor
 from bpnjax.training import epochs, hosts
 from bpnjax.training.epochs import RunState
@@ -235,7 +236,7 @@ def _from_model(earlier: Earlier, abstract: RunState, seed: int) -> RunState:
     file = predictor.find_file(earlier.path, seed)
     found, _ = arrays.read(file)
     # Layers that the earlier run computed once (train.features_once) are parameters like others.
-    found |= {f"params/{n.partition('/')[2]}": a for n, a in found.items() if _of_extractor(n)}
+    found |= {name_in_state(n.partition("/")[2]): a for n, a in found.items() if _of_extractor(n)}
 
     def filled(tree: Any, prefix: str) -> Any:
         """The tree whose leaves are the arrays of these names; keys as their numbers."""

@@ -29,6 +29,7 @@ import numpy as np
 from bpnjax.config import flatten
 from bpnjax.config.fields import entries
 from bpnjax.evaluation import task_inference
+from bpnjax.models.features import name_in_state
 from bpnjax.modes.keys import key_of_task
 from bpnjax.run import predictor as models
 from bpnjax.run.predictor import Predictor
@@ -450,7 +451,7 @@ _MENDS = {
     "sequence.heads": "train both with the same",
     "inputs": "train both on examples of one dtype and shape (dataset.resize)",
     "dataset.normalize": "each run measured its own data; train both with dataset.normalize=unit, "
-    "none or imagenet",
+    "symmetric, none or imagenet",
     "classes": "tasks that share their outputs need the same classes; train both with "
     "sequence.heads=multi",
     "permuted": "train both on sequences of one kind (sequence.kind)",
@@ -500,11 +501,10 @@ def _shared_arrays(file: pathlib.Path, read: Sequence[Pack]) -> dict[str, np.nda
     models.read_metadata(file)
     found, _ = arrays.read(file)
     shared, wrong = {}, []
+    # Frozen layers that a run computed once are kept beside those it trained.
+    whole = {_whole_name(n): array for n, array in found.items()}
     for name, digest in read[0].shared.items():
-        start, _, rest = name.partition("/")
-        # Frozen layers that a run computed once are kept beside those it trained.
-        other = {"params": "extractor", "extractor": "params"}.get(start, start)
-        array = found.get(name, found.get(f"{other}/{rest}"))
+        array = whole.get(_whole_name(name))
         if array is None or _digest(array) != digest:
             wrong.append(f"{name} ({'missing' if array is None else 'other numbers'})")
         else:
@@ -515,6 +515,12 @@ def _shared_arrays(file: pathlib.Path, read: Sequence[Pack]) -> dict[str, np.nda
             f"{_list(wrong)}; {_FREEZE}"
         )
     return shared
+
+
+def _whole_name(name: str) -> str:
+    """The name of an array in a model of a run that trained the whole network."""
+    start, _, rest = name.partition("/")
+    return name_in_state(rest) if start == "extractor" else name
 
 
 def _metadata(tasks: Sequence[Task], read: Sequence[Pack]) -> dict[str, str]:

@@ -20,19 +20,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
 
 from bpnjax import models, modes
 from bpnjax.config import BEFORE, default, flatten
 from bpnjax.data.permutation import pixel_order
-from bpnjax.data.sequence import Split, TaskSequence
+from bpnjax.data.sequence import Extractor, Split, TaskSequence
 from bpnjax.evaluation import task_inference
 from bpnjax.evaluation.mappers import Mapper
 from bpnjax.evaluation.task_inference import Guess
 from bpnjax.learner import Learner, State
 from bpnjax.methods import REGISTRY
+from bpnjax.models.features import make_extractor
 from bpnjax.training.epochs import vectors_of
 from bpnjax.training.experiment import Experiment, make_experiment
 from bpnjax.utils import arrays, prng
@@ -436,13 +436,16 @@ def experiment_of(
       before it or None.
     """
     config, outputs, names, shape, dtype, scale, shift = description
-    extract = None
+    extract = before = None
     if extractor:
-        extract, shape = _extractor(config, extractor, len(names), shape, scale, shift)
-        dtype = np.dtype(np.float32)
+        before = Extractor(extractor, shape, scale, shift, dtype)
+        module = models.build(config.model, len(names), shape)
+        extract = make_extractor(module, extractor, scale, shift)
+        images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        shape, dtype = jax.eval_shape(extract, images).shape[1:], np.dtype(np.float32)
         scale, shift = np.ones(1, np.float32), np.zeros(1, np.float32)
     config.evaluate.statistics = min(config.evaluate.statistics, int(np.prod(shape)))
-    sequence = _empty_sequence(outputs, names, shape, dtype, scale, shift)
+    sequence = _empty_sequence(outputs, names, shape, dtype, scale, shift, before)
     return make_experiment(config, sequence), shape, extract
 
 
@@ -512,28 +515,6 @@ def group(found: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     return {n.removeprefix(start): a for n, a in found.items() if n.startswith(start)}
 
 
-def _extractor(
-    config: ConfigDict,
-    params: dict[str, np.ndarray],
-    num_classes: int,
-    shape: tuple[int, ...],
-    scale: np.ndarray,
-    shift: np.ndarray,
-) -> Any:
-    """The frozen layers before the network, compiled, and the shape of what they give."""
-    module = models.build(config.model, num_classes)
-    params = traverse_util.unflatten_dict(params, sep="/")
-
-    @jax.jit
-    def extract(images: Any) -> jax.Array:
-        x = images.astype(jnp.float32) * scale + shift
-        features: Any = module.apply({"params": params}, x, features=True)
-        return features.astype(jnp.float32)
-
-    found = jax.eval_shape(extract, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    return extract, found.shape[1:]
-
-
 def _empty_sequence(
     outputs: np.ndarray,
     names: Sequence[str],
@@ -541,6 +522,7 @@ def _empty_sequence(
     dtype: Any,
     scale: np.ndarray,
     shift: np.ndarray,
+    extractor: Extractor | None,
 ) -> TaskSequence:
     """A sequence without examples: what a learner must know of the one that it was trained on."""
     tasks = len(outputs)
@@ -549,7 +531,10 @@ def _empty_sequence(
         np.zeros((tasks, 1), np.int32), np.zeros(tasks, np.int32),
     )  # fmt: skip
     columns = np.zeros((tasks, 1), np.int32)
-    return TaskSequence(split, split, outputs, tuple(names), scale, shift, columns, permuted=False)
+    return TaskSequence(
+        split, split, outputs, tuple(names), scale, shift, columns, permuted=False,
+        extractor=extractor,
+    )  # fmt: skip
 
 
 def _answering_state(

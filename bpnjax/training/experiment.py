@@ -84,7 +84,8 @@ def make_network(config: Any, sequence: TaskSequence) -> Network:
     # What others wrote may raise anything.
     raised: Any = ValueError if factory.ours else Exception
     try:
-        network = _adapted(factory(config.model, classes, x.shape[1:]), x)
+        made = factory(config.model, classes, x.shape[1:], sequence.extractor is not None)
+        network = _adapted(made, x)
         params, variables = jax.eval_shape(network.init, prng.key(0))
 
         def run(params: Any, variables: Any, key: jax.Array, x: Any) -> Any:

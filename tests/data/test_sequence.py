@@ -70,14 +70,14 @@ def test_validation_part_is_stratified_disjoint_and_never_the_test_set():
     assert (abs(share - 0.2) < 0.01).all()
 
 
-@pytest.mark.parametrize("how", ["standard", "unit", "none"])
+@pytest.mark.parametrize("how", ["standard", "unit", "symmetric", "none"])
 def test_normalisation(how):
     sequence = load_sequence(config_for(dataset__normalize=how))
     x = sequence.train.images * sequence.scale + sequence.shift
     if how == "standard":
         np.testing.assert_allclose([x.mean(), x.std()], [0, 1], atol=1e-5)
     else:
-        assert x.max() == (1.0 if how == "unit" else 16.0) and x.min() == 0
+        assert (x.min(), x.max()) == {"unit": (0, 1), "symmetric": (-1, 1), "none": (0, 16)}[how]
 
 
 @pytest.mark.parametrize("on", ["test", "validation"])

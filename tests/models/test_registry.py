@@ -214,7 +214,9 @@ def test_refused_options(name, options, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["convnet", "alexnet", "resnet18", "vit"])
+@pytest.mark.parametrize(
+    "name", ["convnet", "alexnet", "small_alexnet", "resnet18", "vit", "efficientnet_lite0"]
+)
 def test_tables_are_no_images(name):
     model = configuration.default().model
     model.name = name
@@ -269,7 +271,9 @@ def test_the_search_path_is_left_as_it_was(folder, monkeypatch):
 def test_every_network_of_the_package_has_the_shape_of_its_classes():
     widths = {"alexnet": (2, 2, 2, 2, 2), "small_alexnet": (2, 2, 2, 2, 2)}
     options = {"resnet18": "width=2", "vit": "dim=4, heads=2, depth=1"}
-    for name in ("mlp", "convnet", "alexnet", "small_alexnet", "resnet18", "vit"):
+    for name in (
+        "mlp", "convnet", "alexnet", "small_alexnet", "resnet18", "vit", "efficientnet_lite0",
+    ):  # fmt: skip
         model = configuration.default().model
         model.name, model.options = name, options.get(name, "")
         model.channels, model.hidden = widths.get(name, (2, 2)), (3, 3)

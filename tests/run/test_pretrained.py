@@ -3,13 +3,14 @@
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 from support import digits_config
 
 import bpnjax
 from bpnjax import pretrain
 from bpnjax.data import load_sequence
-from bpnjax.models import SmallAlexNet, pretrained
+from bpnjax.models import EfficientNetLite0, ResNet18, SmallAlexNet, pretrained
 from bpnjax.run import frozen_features, train
 from bpnjax.training.experiment import make_experiment
 from bpnjax.utils.errors import UserError
@@ -97,6 +98,79 @@ def test_a_model_of_features_is_a_whole_model_to_others(model_file, tmp_path):
     assert not np.isnan(found["accuracy"]["task_told"][0, 2]).any()
 
 
+def random_weights(path, model, shape):
+    """A model of this package with random parameters and statistics."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, *shape), np.float32))
+    rng, found = np.random.default_rng(3), {}
+    for name, leaf in flatten_dict(shapes, sep="/").items():
+        array = rng.normal(size=leaf.shape) / np.sqrt(max(1, np.prod(leaf.shape[:-1])))
+        array = 1 + array**2 if name.endswith(("scale", "var")) else array
+        found[name.replace("batch_stats/", "variables/batch_stats/")] = array.astype(np.float32)
+    save_file(found, path, {"format": "bpnjax-3"})
+    return str(path)
+
+
+def test_the_running_statistics_of_frozen_norms_go_along(tmp_path):
+    file = random_weights(tmp_path / "w.safetensors", ResNet18(6, width=2), (8, 8, 1))
+    fields = {
+        "model__name": "resnet18", "model__options": "width=2", "model__pretrained": file,
+        "train__epochs": 1, "train__rates": "(?!output).*=0;output=3", "psp__layers": "output",
+        "sequence__num_tasks": 2, "sequence__heads": "multi",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="model.batch_statistics: with 'task' the norms before"):
+        frozen_features.load(digits_config("psp", train__features_once=True, **fields))
+    fields |= {"model__batch_statistics": "frozen"}
+    whole = train.train_and_evaluate(digits_config("psp", **fields), tmp_path / "whole")
+    config = digits_config("psp", train__features_once=True, **fields)
+    assert frozen_features.load(config)[0].train.rates == "output=3.0"
+    once = train.train_and_evaluate(config, tmp_path / "once")
+    np.testing.assert_allclose(
+        once["accuracy"]["task_told"], whole["accuracy"]["task_told"], atol=0.02
+    )
+    images = load_sequence(config).test.images[:20]
+    logits = [bpnjax.load(tmp_path / run).logits(images, 1) for run in ("whole", "once")]
+    np.testing.assert_allclose(*logits, atol=1e-3)
+    found, given = (pretrained.read(f) for f in (tmp_path / "once" / "model.safetensors", file))
+    assert found.keys() == given.keys()
+    name = "batch_stats/block_3_1/norm_1/var"
+    np.testing.assert_array_equal(found[name], given[name])
+
+
+def test_features_of_any_cut_are_kept_by_content(tmp_path, monkeypatch):
+    model = EfficientNetLite0(6, folded=True, cut="block_14")
+    file = random_weights(tmp_path / "w.safetensors", model, (8, 8, 1))
+    config = digits_config(
+        "bd_ewc", model__name="efficientnet_lite0", model__pretrained=file,
+        model__options="folded=True, cut='block_14'", dataset__cache_dir=str(tmp_path / "cache"),
+        train__features_once=True, train__rates="stem|block_([0-9]|1[0-3])/.*=0;output=2",
+        bd__layers="block_1[45]/.*|head|output",
+    )  # fmt: skip
+    trained, sequence = frozen_features.load(config)
+    assert trained.train.rates == "output=2.0"
+    images = load_sequence(config).normalise(load_sequence(config).test.images[:40])
+    given = unflatten_dict(pretrained.read(file), sep="/")
+    expected = jax.jit(lambda p, x: model.apply({"params": p}, x, features=True))(given, images)
+    np.testing.assert_allclose(sequence.test.images[:40], expected, atol=1e-5)
+    layers = list(make_experiment(trained, sequence).learner.network.layers)
+    assert layers[0] == "block_14/expand" and layers[-1] == "output"
+
+    def computed(*_):
+        raise AssertionError("the features are there")
+
+    monkeypatch.setattr(frozen_features, "_in_batches", computed)
+    np.testing.assert_array_equal(frozen_features.load(config)[1].test.images, sequence.test.images)
+    config.model.options = "folded=True"
+    message = r"block_14/.* learns; freeze it with --config.train.rates='\(\?!output\)\.\*=0'"
+    with pytest.raises(UserError, match=message):
+        frozen_features.load(config)
+    config.train.rates = "(?!output).*=0"
+    with pytest.raises(UserError, match="head.* gives block_14/.* a part .*bd.layers='output'"):
+        frozen_features.load(config)
+    config.bd.layers = "output"
+    with pytest.raises(AssertionError, match="the features are there"):  # others: another cut
+        frozen_features.load(config)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -106,7 +180,12 @@ def test_a_model_of_features_is_a_whole_model_to_others(model_file, tmp_path):
         ({"sequence__kind": "permuted"}, "train.features_once: permuted pixels"),
         (
             {"model__name": "mlp", "bd__layers": ".*", "train__rates": ""},
-            "train.features_once: model.name=mlp on (8, 8, 1) has no features",
+            "train.features_once: model.name=mlp on (8, 8, 1) has no features; it is for networks "
+            "on images whose __call__ takes features=True: convnet, alexnet, small_alexnet, ",
+        ),
+        (
+            {"model__name": "vit", "model__options": "dropout=0.5", "train__rates": ""},
+            "model.name: vit: with dropout=0.5 its features differ from step to step",
         ),
         ({"model__channels": (5, 4, 6, 4, 4)}, "model.pretrained: conv_0/"),
     ],
