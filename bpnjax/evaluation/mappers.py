@@ -148,8 +148,10 @@ def gmm(clusters: int) -> Mapper:
     """
 
     def empty(num_tasks: int, width: int) -> Mixture:
-        room = jnp.zeros((num_tasks, clusters, width))
-        return Mixture(room, jnp.ones_like(room), jnp.full((num_tasks, clusters), 1.0 / clusters))
+        room = jnp.zeros((num_tasks, clusters, width), jnp.float32)
+        return Mixture(
+            room, jnp.ones_like(room), jnp.full((num_tasks, clusters), 1.0 / clusters, jnp.float32)
+        )
 
     def fit(kept: Mixture, task: Any, key: Any, z: Any, group: Any, weight: Any) -> Mixture:
         del group
@@ -177,7 +179,7 @@ def nearest_mean(clusters: int) -> Mapper:
     """
 
     def empty(num_tasks: int, width: int) -> Means:
-        return Means(jnp.zeros((num_tasks, clusters, width)))
+        return Means(jnp.zeros((num_tasks, clusters, width), jnp.float32))
 
     def fit(kept: Means, task: Any, key: Any, z: Any, group: Any, weight: Any) -> Means:
         del group
@@ -211,13 +213,16 @@ def mahalanobis(classes: int) -> Mapper:
 
     def empty(num_tasks: int, width: int) -> TiedMeans:
         return TiedMeans(
-            jnp.zeros((num_tasks, classes, width)), jnp.zeros((num_tasks, classes)),
-            jnp.zeros((width, width)), jnp.float32(0), jnp.eye(width),
-        )  # fmt: skip
+            jnp.zeros((num_tasks, classes, width), jnp.float32),
+            jnp.zeros((num_tasks, classes), jnp.float32),
+            jnp.zeros((width, width), jnp.float32),
+            jnp.float32(0),
+            jnp.eye(width, dtype=jnp.float32),
+        )
 
     def fit(kept: TiedMeans, task: Any, key: Any, z: Any, group: Any, weight: Any) -> TiedMeans:
         del key
-        own = jax.nn.one_hot(group, classes) * weight[:, None]
+        own = jax.nn.one_hot(group, classes, dtype=jnp.float32) * weight[:, None]
         number = own.sum(0)
         mean = own.T @ z / jnp.maximum(number, 1.0)[:, None]
         away = jnp.where(weight[:, None] > 0, z - own @ mean, 0.0)
@@ -225,14 +230,16 @@ def mahalanobis(classes: int) -> Mapper:
         width = z.shape[1]
         covariance, share = scatter / count, width / (width + count)
         size = jnp.maximum(jnp.trace(covariance) / width, 1e-12)
-        shrunk = (1 - share) * covariance + (share + 1e-6) * size * jnp.eye(width)
+        shrunk = (1 - share) * covariance + (share + 1e-6) * size * jnp.eye(
+            width, dtype=jnp.float32
+        )
         factor = jax.scipy.linalg.cho_factor(shrunk)
         return TiedMeans(
             kept.mean.at[task].set(mean),
             kept.there.at[task].set(jnp.asarray(number > 0, jnp.float32)),
             scatter,
             count,
-            jax.scipy.linalg.cho_solve(factor, jnp.eye(width)),
+            jax.scipy.linalg.cho_solve(factor, jnp.eye(width, dtype=jnp.float32)),
         )
 
     def score(kept: TiedMeans, task: Any, z: jax.Array) -> jax.Array:
@@ -290,7 +297,7 @@ def spread_means(key: Any, z: jax.Array, weight: jax.Array, clusters: int) -> ja
         away = jnp.sum((z - z[place]) ** 2, 1)
         return means.at[i].set(z[place]), jnp.where(i > 0, jnp.minimum(nearest, away), away)
 
-    start = (jnp.zeros((clusters, z.shape[1])), jnp.zeros(z.shape[0]))
+    start = (jnp.zeros((clusters, z.shape[1]), jnp.float32), jnp.zeros(z.shape[0], jnp.float32))
     return jax.lax.fori_loop(0, clusters, take, start)[0]
 
 
@@ -318,7 +325,7 @@ def k_means(z: jax.Array, weight: jax.Array, mean: jax.Array, rounds: int = _ROU
 
     def one(_: Any, mean: jax.Array) -> jax.Array:
         nearest = jnp.argmin(squared_distances(z, mean), 1)
-        own = jax.nn.one_hot(nearest, mean.shape[0]) * weight[:, None]
+        own = jax.nn.one_hot(nearest, mean.shape[0], dtype=jnp.float32) * weight[:, None]
         number = own.sum(0)[:, None]
         return jnp.where(number > 0, own.T @ z / jnp.maximum(number, 1e-12), mean)
 
@@ -367,7 +374,9 @@ def mixture(
     def one(_: Any, now: Mixture) -> Mixture:
         return maximise(jax.nn.softmax(_log_shares(now, z), 1))
 
-    start = maximise(jax.nn.one_hot(jnp.argmin(squared_distances(z, mean), 1), clusters))
+    start = maximise(
+        jax.nn.one_hot(jnp.argmin(squared_distances(z, mean), 1), clusters, dtype=jnp.float32)
+    )
     return jax.lax.fori_loop(0, rounds, one, start)
 
 

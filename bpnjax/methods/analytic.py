@@ -79,7 +79,7 @@ class ClassSums(NamedTuple):
     @staticmethod
     def empty(classes: int, inputs: int) -> "ClassSums":
         """No examples of C classes with d features."""
-        return ClassSums(jnp.zeros(classes), jnp.zeros((classes, inputs)))
+        return ClassSums(jnp.zeros(classes, jnp.float32), jnp.zeros((classes, inputs), jnp.float32))
 
 
 def class_sums(features: jax.Array, classes: jax.Array) -> ClassSums:
@@ -158,7 +158,9 @@ def empty_linear(inputs: int, classes: int) -> LinearHead:
     Returns:
       `LinearHead`.
     """
-    return LinearHead(jnp.zeros((inputs, classes)), jnp.full(classes, FAR_BELOW, jnp.float32))
+    return LinearHead(
+        jnp.zeros((inputs, classes), jnp.float32), jnp.full(classes, FAR_BELOW, jnp.float32)
+    )
 
 
 def linear_head(kernel: jax.Array, bias: jax.Array, count: jax.Array) -> LinearHead:
@@ -261,7 +263,7 @@ def analytic(
 
         def entering(x: Any, y: Any, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
             features = ctx.features(params, x, ctx.current, (path,))[path]
-            classes = jax.nn.one_hot(y, ctx.setup.num_outputs) * weights[:, None]
+            classes = jax.nn.one_hot(y, ctx.setup.num_outputs, dtype=jnp.float32) * weights[:, None]
             return jnp.where(weights[:, None] > 0, features, 0.0), classes
 
         def sums(of_batch: Callable[..., Any], like: Any) -> Any:

@@ -104,7 +104,7 @@ def normalised_covariance(covariance: jax.Array, shrinkage: jax.Array | float) -
     Source: Goswami et al. 2023 (arXiv 2309.14062), Eq. 6 and 8, with gamma_1 = gamma_2.
     """
     d = covariance.shape[0]
-    eye = jnp.eye(d)
+    eye = jnp.eye(d, dtype=jnp.float32)
     variance = jnp.maximum(jnp.trace(covariance) / d, 1e-12)
     others = jnp.sum(covariance * (1.0 - eye)) / max(d * (d - 1), 1)
     shrunk = covariance + shrinkage * (variance * eye + others * (1.0 - eye))
@@ -181,9 +181,11 @@ def fecam(
 
     def init(key: Any, inputs: int, classes: int) -> AnalyticState:
         del key
-        square = jnp.zeros((classes, inputs, inputs))
+        square = jnp.zeros((classes, inputs, inputs), jnp.float32)
         sums = FecamSums(ClassSums.empty(classes, inputs), square)
-        head = FecamHead(jnp.zeros((classes, inputs)), square, jnp.zeros(classes))
+        head = FecamHead(
+            jnp.zeros((classes, inputs), jnp.float32), square, jnp.zeros(classes, jnp.float32)
+        )
         return AnalyticState(sums, head, _Settings(jnp.float32(shrinkage), jnp.float32(power)))
 
     def learn(
@@ -201,7 +203,7 @@ def fecam(
                 return jax.lax.cond(
                     own.sum() > 0,
                     lambda: product(away.T, away * own[:, None]),
-                    lambda: jnp.zeros((away.shape[1], away.shape[1])),
+                    lambda: jnp.zeros((away.shape[1], away.shape[1]), jnp.float32),
                 )
 
             return FecamSums(class_sums(away, classes), jax.lax.map(of_class, classes.T))

@@ -96,7 +96,7 @@ def random_features(seed: Any, features: jax.Array, number: int) -> jax.Array:
     if not number:
         return features
     inputs = features.shape[1]
-    projection = jax.random.normal(seed, (inputs, number)) * inputs**-0.5
+    projection = jax.random.normal(seed, (inputs, number), jnp.float32) * jnp.float32(inputs**-0.5)
     return jax.nn.relu(product(features, projection))
 
 
@@ -124,7 +124,7 @@ def solve_ridge(gram: jax.Array, targets: jax.Array, ridge: jax.Array | float) -
     """
     size = gram.shape[0]
     unit = jnp.maximum(jnp.trace(gram) / size, 1e-30)
-    factor = jax.scipy.linalg.cho_factor(gram / unit + ridge * jnp.eye(size))
+    factor = jax.scipy.linalg.cho_factor(gram / unit + ridge * jnp.eye(size, dtype=jnp.float32))
     return jax.scipy.linalg.cho_solve(factor, targets / unit)
 
 
@@ -147,7 +147,7 @@ def held_out_errors(gram: jax.Array, targets: jax.Array, squares: jax.Array) -> 
         w = solve_ridge(gram[0], targets[0], ridge)
         return jnp.sum(w * (product(gram[1], w) - 2.0 * targets[1])) + squares
 
-    errors = jax.lax.map(one, jnp.array(RIDGES))
+    errors = jax.lax.map(one, jnp.array(RIDGES, jnp.float32))
     return jnp.where(jnp.isfinite(errors), errors, jnp.inf)
 
 
@@ -155,9 +155,11 @@ def _ridge(name: str, features: int, ridge: float | None, trains: str) -> Method
     def init(key: Any, inputs: int, classes: int) -> AnalyticState:
         size = features or inputs
         sums = RidgeSums(
-            jnp.zeros((size, size)), jnp.zeros((size, classes)), jnp.zeros(classes),
-            jnp.zeros(len(RIDGES)),
-        )  # fmt: skip
+            jnp.zeros((size, size), jnp.float32),
+            jnp.zeros((size, classes), jnp.float32),
+            jnp.zeros(classes, jnp.float32),
+            jnp.zeros(len(RIDGES), jnp.float32),
+        )
         return AnalyticState(sums, empty_linear(size, classes), key)
 
     def learn(state: AnalyticState, sums: Callable[..., Any], first: Any) -> AnalyticState:
@@ -183,12 +185,12 @@ def _ridge(name: str, features: int, ridge: float | None, trains: str) -> Method
         errors = before.errors
         if ridge is None:
             errors = errors + held_out_errors(found.gram, found.targets, found.squares)
-            chosen = jnp.array(RIDGES)[jnp.argmin(errors)]
+            chosen = jnp.array(RIDGES, jnp.float32)[jnp.argmin(errors)]
         else:
             chosen = jnp.float32(ridge)
         both = RidgeSums(gram, targets, before.examples + found.examples, errors)
         kernel = solve_ridge(gram, targets, chosen)
-        head = linear_head(kernel, jnp.zeros(kernel.shape[1]), both.examples)
+        head = linear_head(kernel, jnp.zeros(kernel.shape[1], jnp.float32), both.examples)
         return state._replace(sums=both, head=head)
 
     def outputs(state: AnalyticState, z: jax.Array) -> jax.Array:

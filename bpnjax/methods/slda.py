@@ -125,7 +125,7 @@ def slda(
 
     def init(key: Any, inputs: int, classes: int) -> AnalyticState:
         del key
-        sums = SldaSums(ClassSums.empty(classes, inputs), jnp.zeros((inputs, inputs)))
+        sums = SldaSums(ClassSums.empty(classes, inputs), jnp.zeros((inputs, inputs), jnp.float32))
         return AnalyticState(sums, empty_linear(inputs, classes), jnp.float32(shrinkage))
 
     def learn(
