@@ -52,7 +52,7 @@ QUICK = ("ewc", "derpp", "gem", "bd_psp", "slda")
 )  # fmt: skip
 def test_states_stay_32_bits_wide(methods):
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *methods], capture_output=True, text=True, cwd=ROOT / "tests",
+        [sys.executable, "-c", SCRIPT, *methods], capture_output=True, text=True,
         env=os.environ | {"JAX_ENABLE_X64": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
