@@ -20,8 +20,11 @@ from bpnjax.training.task_data import make_reader, put_on_device
 PARTS = ("bd", "gd", "gd_matched", "plain_bias", "random_bias")
 # With compositions whose every part is in another method: what has nothing of its own.
 COMPOSED = (
-    *PARTS, "bd_ewc_kfac", "bd_psp_ewc", "bd_psp_ewc_kfac", "gd_ewc", "gd_matched_ewc", "xdg_ewc",
+    *PARTS, "bd_ewc_kfac", "bd_frozen", "bd_psp_ewc", "bd_psp_ewc_kfac", "bias_frozen", "gd_ewc",
+    "gd_matched_ewc", "xdg_ewc",
 )  # fmt: skip
+# Their network stays as it is, here at random weights: it has to be wider.
+FROZEN = ("bd_frozen", "bias_frozen", "frozen")
 # Answer from the features of a network that never moves: their steps change nothing.
 ANALYTIC = ("fecam", "joint_ridge", "ncm", "ranpac", "slda")
 

@@ -26,6 +26,7 @@ from bpnjax.methods.er import der, derpp, er
 from bpnjax.methods.ewc import ewc, ewc_online
 from bpnjax.methods.ewc_kfac import ewc_kfac
 from bpnjax.methods.fecam import fecam
+from bpnjax.methods.frozen import frozen
 from bpnjax.methods.gem import agem, gem
 from bpnjax.methods.imm import imm_mean, imm_mode
 from bpnjax.methods.joint import joint
@@ -54,6 +55,9 @@ xdg_ewc = compose("xdg_ewc", xdg, ewc, paper="Masse et al. 2018, arXiv 1802.0156
 ewc_masked = compose("ewc_masked", ewc, paper="control", join=output_mask)
 gd_matched_ewc = compose("gd_matched_ewc", gd_matched, ewc, paper="control")
 bias_ewc = compose("bias_ewc", plain_bias, ewc, paper="control")
+SKILL = "Ge et al. 2023, arXiv 2305.15591"
+bd_frozen = compose("bd_frozen", bd, frozen, paper=SKILL)
+bias_frozen = compose("bias_frozen", plain_bias, frozen, paper=SKILL)
 random_bias_ewc = compose("random_bias_ewc", random_bias, ewc, paper="control")
 
 # In the order in which help and tables list them, whatever imported what first.
@@ -62,6 +66,7 @@ _ORDER = (
     agem, er, der, derpp, ncm, slda, fecam, ranpac, joint_ridge, psp, xdg, bd_ewc, bd_psp,
     bd_psp_ewc, bd_ewc_kfac, bd_psp_ewc_kfac, gd_ewc, xdg_ewc, ewc_masked, gd_matched_ewc, bias_ewc,
     random_bias_ewc, bd, gd, gd_matched, plain_bias, random_bias,
+    frozen, bd_frozen, bias_frozen,
 )  # fmt: skip
 for _factory in _ORDER:
     REGISTRY[_factory.name] = REGISTRY.pop(_factory.name)
@@ -82,10 +87,12 @@ __all__ = [
     "bd",
     "bd_ewc",
     "bd_ewc_kfac",
+    "bd_frozen",
     "bd_psp",
     "bd_psp_ewc",
     "bd_psp_ewc_kfac",
     "bias_ewc",
+    "bias_frozen",
     "chain",
     "compose",
     "der",
@@ -97,6 +104,7 @@ __all__ = [
     "ewc_masked",
     "ewc_online",
     "fecam",
+    "frozen",
     "gd",
     "gd_ewc",
     "gd_matched",

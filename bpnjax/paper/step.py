@@ -288,10 +288,10 @@ def _picture(runner: runs.Runner, settings: Sequence[Setting], found: Any) -> pa
                     label = method if own == rule else f"{method}, {own.split(', ')[1]}"
                     drawing.band(axis, np.array(row.values), told, label)
             axis.set_xscale("log")
-            axis.set_ylim(0.4, 1.02)
+            axis.set_ylim(0.2, 1.02)
             axis.set_title(setting.name)
             axis.set_xlabel(f"epsilon, {rule}")
         axes[0].set_ylabel("average accuracy (task_told)")
         axes[0].legend(loc="lower left", frameon=False, fontsize=8)
-        axes[1].legend(loc="lower left", frameon=False, fontsize=8)
+        axes[1].legend(loc="lower right", frameon=False, fontsize=8)
     return path

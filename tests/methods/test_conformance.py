@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from command import ROOT
-from support import ANALYTIC, PARTS, Jitted, digits_config, marked_slow, whole_registry
+from support import ANALYTIC, FROZEN, PARTS, Jitted, digits_config, marked_slow, whole_registry
 
 import bpnjax
 from bpnjax.methods import REGISTRY
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("compile_once")
 
 @pytest.fixture(scope="module", params=marked_slow(*PARTS))
 def trained(request):
-    wide = {"model__hidden": (100,)} if request.param in ANALYTIC else {}
+    wide = {"model__hidden": (100,)} if request.param in (*ANALYTIC, *FROZEN) else {}
     jitted = Jitted(digits_config(request.param, **wide))
     stages = [2] if jitted.experiment.jointly else None
     state, sums = jitted.train(jax.random.key(0), stages, epochs=12 if stages else None)
