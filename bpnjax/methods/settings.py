@@ -123,9 +123,7 @@ class Setting:
         return ", ".join(f"{word} {_exactly(x)}" for word, x in named if x is not None)
 
     def _range(self, value: float) -> str | None:
-        if isinstance(value, int) and not -(2**31) <= value < 2**31:
-            return f"{value} is beyond 32 bits; give a smaller number"
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             return f"{value} is not finite; give a number"
         if self.at_least is not None and value < self.at_least:
             least = _exactly(self.at_least)
@@ -134,6 +132,8 @@ class Setting:
             return f"{value} is not above {_exactly(self.above)}; give a larger number"
         if self.below is not None and value >= self.below:
             return f"{value} is not below {_exactly(self.below)}; give a smaller number"
+        if isinstance(value, int) and not -(2**31) <= value < 2**31:
+            return f"{value} is beyond 32 bits; give a smaller number"
         return None
 
 

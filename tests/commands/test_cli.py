@@ -310,7 +310,7 @@ def test_help_shows_the_fields_of_the_chosen_method_first(run):
     found = sections(run(["--help"])[1])
     groups = [
         "bd_ewc, the chosen method", "the run", "dataset", "sequence", "model", "train",
-        "parallel", "evaluate", "checkpoint",
+        "parallel", "evaluate", "search", "checkpoint",
     ]  # fmt: skip
     assert list(found)[: len(groups)] == groups
     assert sorted(itertools.chain(*found.values())) == sorted(entries())
@@ -390,8 +390,9 @@ def test_result_json(finished):
         "name", "method", "seed", "num_seeds", "config", "versions", "device", "accuracy",
         "summary", "memory", "time",
         # Beyond DESIGN: what the paper reports, names for tables, how often the task was guessed,
-        # which data it was.
-        "paper", "class_names", "inference", "data_version",
+        # which data, configuration and random numbers it was, what to doubt, hashes of the models.
+        "paper", "class_names", "inference", "data_version", "config_hash", "draws", "doubts",
+        "models",
     }  # fmt: skip
     assert (result["name"], result["method"]) == ("tiny", "bd_ewc")
     assert (result["seed"], result["num_seeds"]) == (0, 1)
