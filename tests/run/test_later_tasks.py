@@ -435,6 +435,7 @@ def test_without_the_protection_a_method_is_refused(done, base, refused, tmp_pat
 # Methods whose model holds all that goes on to later tasks.
 ALONE = {
     "sgd", "stl", "psp", "xdg", "bd", "gd", "gd_matched", "plain_bias", "random_bias", "bd_psp",
+    "frozen", "bd_frozen", "bias_frozen",
 }  # fmt: skip
 
 
