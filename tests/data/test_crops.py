@@ -167,7 +167,7 @@ def test_memories_keep_what_was_trained_on_or_the_middles(
     run, _ = fed(config)
     states = []
     monkeypatch.setattr(plots, "draw", lambda workdir, result: [])
-    monkeypatch.setattr(results.export, "save_models", lambda *args: states.append(args[2]))
+    monkeypatch.setattr(results.export, "save_models", lambda *args: states.append(args[2]) or [])
     train.train_and_evaluate(config, tmp_path)
     kept_by_run = states[0].learner.method
     examples, train_split = list(source(mixed, "train")), run.sequence.train

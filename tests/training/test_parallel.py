@@ -89,7 +89,7 @@ from bpnjax.utils import arrays
 save_models = export.save_models
 
 def with_state(workdir, experiment, state, *more):
-    save_models(workdir, experiment, state, *more)
+    return save_models(workdir, experiment, state, *more)
     save_file(arrays.flatten(state.learner), workdir / "state.safetensors")
 
 export.save_models = with_state

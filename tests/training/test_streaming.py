@@ -18,7 +18,9 @@ def run(config, workdir, **fields):
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
     states = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.results.export, "save_models", lambda *args: states.append(args[2]))
+        patch.setattr(
+            train.results.export, "save_models", lambda *args: states.append(args[2]) or []
+        )
         result = train.train_and_evaluate(config, workdir)
     return result["accuracy"], prng.to_numbers(states[0])
 
