@@ -89,8 +89,9 @@ from bpnjax.utils import arrays
 save_models = export.save_models
 
 def with_state(workdir, experiment, state, *more):
-    return save_models(workdir, experiment, state, *more)
+    written = save_models(workdir, experiment, state, *more)
     save_file(arrays.flatten(state.learner), workdir / "state.safetensors")
+    return written
 
 export.save_models = with_state
 for flags in json.loads(sys.argv[1]):
