@@ -282,5 +282,5 @@ def entries() -> dict[str, Entry]:
 
 def _limits(setting: Setting) -> dict[str, Any]:
     """What a setting allows, of what is not as usual."""
-    usual = Setting(setting.meaning, field=setting.field)
+    usual = Setting(setting.meaning, field=setting.field, search=setting.search)
     return {k: v for k, v in vars(setting).items() if v != getattr(usual, k)}

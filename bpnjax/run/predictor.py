@@ -610,6 +610,8 @@ def read_metadata(file: pathlib.Path) -> dict[str, str]:
 def _metadata(file: pathlib.Path) -> dict[str, str]:
     try:
         with safe_open(file, "np") as tensors:
-            return tensors.metadata() or {}
+            metadata = dict(tensors.metadata() or {})
+            metadata.pop(arrays.CHECKSUM, None)  # of that file, which `arrays.read` compares
+            return metadata
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is no safetensors file ({error}); train again") from error

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -165,8 +165,10 @@ def _open(optuna: Any, address: str, workdir: pathlib.Path) -> Any:
     url = address or f"sqlite:///{workdir / 'search.db'}"
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     try:
-        return optuna.storages.RDBStorage(
-            url, engine_kwargs=options, heartbeat_interval=_BEAT, grace_period=_GRACE
+        return _made_once(
+            lambda: optuna.storages.RDBStorage(
+                url, engine_kwargs=options, heartbeat_interval=_BEAT, grace_period=_GRACE
+            )
         )
     except ImportError as error:
         raise UserError(f"--storage: {' '.join(str(error).split())}; install its driver") from error
@@ -176,6 +178,25 @@ def _open(optuna: Any, address: str, workdir: pathlib.Path) -> Any:
             f"--storage: cannot use {url!r} ({why}); give an address such as "
             "postgresql://user@host/name, journal, or nothing"
         ) from error
+
+
+def _made_once(make: Callable[[], Any]) -> Any:
+    """Makes a storage; where another worker makes the same tables at this moment, tries again."""
+    for left in range(40, -1, -1):
+        try:
+            return make()
+        except Exception as error:
+            words = (
+                "UNIQUE constraint",
+                "already exists",
+                "duplicate key",
+                "locked",
+                "no such table",
+            )
+            if not left or not any(word in str(error) for word in words):
+                raise
+            time.sleep(0.25)
+    raise AssertionError("unreachable")
 
 
 def _fingerprint(made: Plan, name: str) -> dict[str, str]:

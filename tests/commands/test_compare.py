@@ -109,14 +109,14 @@ def test_no_method_is_run_unless_all_folders_can_be_used(flags, tmp_path, monkey
     assert contents(folder) == before
 
 
-def test_all_is_every_method_of_the_readme(tiny_flags, tmp_path, monkeypatch):
+def test_all_is_every_method_of_the_table(tiny_flags, tmp_path, monkeypatch):
     """Bare parts, which protect nothing and are in no table, are run by name only."""
     asked = []
     monkeypatch.setattr(compare, "run_all", lambda c, names, *_: asked.append(names) or [])
     monkeypatch.setattr(compare, "write", lambda *_: None)
     monkeypatch.setattr(compare, "printed", lambda *_: "")
     assert compare.run([*tiny_flags(), "--methods=all", f"--workdir={tmp_path}"]) == 0
-    table = (ROOT / "README.md").read_text().partition("\n## Methods\n")[2].partition("\nEWC's")[0]
+    table = (ROOT / "docs" / "methods.md").read_text().partition("\nEWC's")[0]
     first = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     listed = {name for cell in first for name in re.findall(r"`(\w+)`", cell)} & set(REGISTRY)
     assert set(asked[0]) == listed == set(REGISTRY) - set(compare.PARTS)

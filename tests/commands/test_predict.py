@@ -364,7 +364,7 @@ def test_refusals(trained, tmp_path, capsys):
     refused("is what --input names", output=tmp_path / "in.npz")
     refused("is no file that can be replaced", output="/dev/null")
     refused("is no flag", "extra")
-    refused("value should be one of <entropy|max_logit|statistics>", "--rule=surest")
+    refused("value should be one of <entropy|max_logit|statistics|", "--rule=surest")
     refused("--config: no file 'none.py'", "--config=none.py")
     assert (tmp_path / "in.npz").read_bytes() == whole
     with pytest.raises(UserError, match="no model .* name the folder of a complete run"):

@@ -203,7 +203,9 @@ def alexnet_config(**changes):
 def images(classes):
     """A sequence without examples."""
     split = SimpleNamespace(images=np.zeros((0, 80, 80, 3), np.uint8))
-    return SimpleNamespace(train=split, num_classes=classes, scale=np.ones(1), shift=np.zeros(1))
+    return SimpleNamespace(
+        train=split, num_classes=classes, scale=np.ones(1), shift=np.zeros(1), extractor=None
+    )
 
 
 def test_pretrained_weights_but_a_fresh_output(tmp_path):

@@ -59,14 +59,14 @@ def two_tasks(method, **changes):
     )  # fmt: skip
     jitted = Jitted(config)
     key = jax.random.key(0)
-    state = jitted.begin_task(key, jitted.init(key), 0)
-    start = state.core
-    state, _ = jitted.run_steps(key, state, jitted.data, 0, 0, 0, STEPS)
-    state = jitted.end_task(key, state, jitted.data, 0)
-    state = jitted.begin_task(key, state, 1)
-    state, _ = jitted.run_steps(key, state, jitted.data, 1, 0, 0, STEPS)
+    state = jitted.begin_task(jitted.init(key), 0)
+    start = state.learner.params
+    state, _ = jitted.run_steps(state, jitted.data, 0, 0, 0, STEPS)
+    state = jitted.end_task(state, jitted.data, 0)
+    state = jitted.begin_task(state, 1)
+    state, _ = jitted.run_steps(state, jitted.data, 1, 0, 0, STEPS)
     batches = [[tensors(*b) for b in jitted.epoch(key, task, 0)] for task in (0, 1)]
-    return start, batches, state.core
+    return start, batches, state.learner.params
 
 
 def assert_same(core, reference):

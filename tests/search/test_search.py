@@ -75,7 +75,7 @@ def test_equal_budgets_and_files_that_other_commands_take(tmp_path, capsys):
     assert command.run(arguments) == 0
     said = capsys.readouterr()
     assert "Each method had 3 trials and" in said.out
-    assert max(map(len, said.out.splitlines())) <= 80
+    assert max(map(len, said.out.splitlines()[:-1])) <= 80  # the last names the folder
     result = json.loads((tmp_path / "search.json").read_text())
     assert result["budget"]["equal"] and result["protocol"] == "two_phase"
     for name in ("sgd", "psp"):
