@@ -1,9 +1,11 @@
 """What the tests share: JAX on the CPU, caches of their own, a configuration that runs at once, and
 the command run with it."""
 
+import gc
 import os
 import shutil
 import socket
+import sys
 import types
 
 import pytest
@@ -31,6 +33,18 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BPNJAX_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Lets go of a module's compiled programs: of all modules together a worker holds gigabytes.
+
+    They also take a place each in the process's map of memory, whose number the system limits.
+    """
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

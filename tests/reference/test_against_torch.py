@@ -55,7 +55,7 @@ def two_tasks(method, **changes):
     """Runs ours over a task switch; returns start, the batches of both tasks, and the end."""
     config = digits_config(
         method, train__optimizer="sgd", train__learning_rate=RATE, train__batch_size=24,
-        ewc__form="gradient", train__epochs=1, **changes,
+        ewc__form="gradient", mas__form="gradient", si__form="gradient", train__epochs=1, **changes,
     )  # fmt: skip
     jitted = Jitted(config)
     key = jax.random.key(0)
@@ -65,7 +65,13 @@ def two_tasks(method, **changes):
     state = jitted.end_task(state, jitted.data, 0)
     state = jitted.begin_task(state, 1)
     state, _ = jitted.run_steps(state, jitted.data, 1, 0, 0, STEPS)
-    batches = [[tensors(*b) for b in jitted.epoch(key, task, 0)] for task in (0, 1)]
+    batches = [
+        [
+            tensors(jitted.sequence.normalise(np.asarray(x)), y)
+            for x, y in jitted.epoch(key, task, 0)
+        ]
+        for task in (0, 1)
+    ]
     return start, batches, state.learner.params
 
 
@@ -208,7 +214,7 @@ def test_agem():
     memory = x[-50:], y[-50:]
     conflicts = 0
     for i, (x, y) in enumerate(second[:STEPS]):
-        key = prng.fold(jax.random.key(0), prng.STEP, 1, 0, i)
+        key = prng.fold(jax.random.key(0), prng.STEP, 1, i)
         # Three tasks, of which the first has its memory: its places with the largest lots.
         lots = np.asarray(jax.random.uniform(key, (3 * 50,)))[:50]
         places = np.argsort(-lots)[:size].tolist()
