@@ -281,40 +281,34 @@ def run(arguments: list[str]) -> int:
     Returns:
       The exit code: 0, 1 if a method failed or the run was interrupted, 2 for a wrong argument.
     """
+    if command.asks_for_help(arguments):
+        command.print_help(USAGE, arguments)
+        return 0
+    return command.guarded(lambda: _compared(arguments))
+
+
+def _compared(arguments: list[str]) -> int:
+    """Does what the arguments say; returns the exit code."""
     from bpnjax.methods import REGISTRY
 
-    try:
-        if command.asks_for_help(arguments):
-            command.print_help(USAGE, arguments)
-            return 0
-        more = {"methods": "", "num_seeds": ""}
-        config, values, changed = command.parse_flags(arguments, more)
-        if values.num_seeds:
-            if not values.num_seeds.isdecimal():
-                raise UserError(f"--num_seeds: {values.num_seeds!r} is no number; give one")
-            config.num_seeds = int(values.num_seeds)
-        names = [name.strip() for name in values.methods.split(",") if name.strip()]
-        every = [name for name in REGISTRY if name not in PARTS]
-        names = every if names == ["all"] else list(dict.fromkeys(names))
-        if not names:
-            raise UserError(f"--methods: missing; name some of: all, {', '.join(REGISTRY)}")
-        place = os.path.join("runs", config.name + command.suffix(changed))
-        folder = pathlib.Path(values.workdir or place)
-        rows = run_all(config, names, folder, values.overwrite, changed)
-        line = "python -m bpnjax.compare " + " ".join(
-            a for a in arguments if not a.lstrip("-").startswith(("workdir", "config.dataset."))
-        )
-        write(folder, config, rows, line)
-    except UserError as error:
-        print(f"bpnjax: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        why = " ".join(str(error).split())
-        print(f"bpnjax: {why}; the same command goes on where it was", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("bpnjax: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 1
+    more = {"methods": "", "num_seeds": ""}
+    config, values, changed = command.parse_flags(arguments, more)
+    if values.num_seeds:
+        if not values.num_seeds.isdecimal():
+            raise UserError(f"--num_seeds: {values.num_seeds!r} is no number; give one")
+        config.num_seeds = int(values.num_seeds)
+    names = [name.strip() for name in values.methods.split(",") if name.strip()]
+    every = [name for name in REGISTRY if name not in PARTS]
+    names = every if names == ["all"] else list(dict.fromkeys(names))
+    if not names:
+        raise UserError(f"--methods: missing; name some of: all, {', '.join(REGISTRY)}")
+    place = os.path.join("runs", config.name + command.suffix(changed))
+    folder = pathlib.Path(values.workdir or place)
+    rows = run_all(config, names, folder, values.overwrite, changed)
+    line = "python -m bpnjax.compare " + " ".join(
+        a for a in arguments if not a.lstrip("-").startswith(("workdir", "config.dataset."))
+    )
+    write(folder, config, rows, line)
     print(printed(rows))
     print(f"results in {folder} (all columns: compare.md)")
     return 1 if any(row.result is None for row in rows) else 0

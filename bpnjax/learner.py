@@ -804,18 +804,24 @@ class Learner:
             def loss(outputs: Any, y: Any) -> jax.Array:
                 return self._losses(outputs, y, task)
 
+        def added(of_batch: Any, zeros: Any, batch: int, limit: int, most: Any) -> Any:
+            def add(i: Any, total: Any) -> Any:
+                places = i * batch + jnp.arange(batch)
+                x, y = take(jnp.minimum(places, limit - 1))
+                weights = (places < most).astype(jnp.float32)
+                return jax.tree.map(jnp.add, total, of_batch(i, places, x, y, weights))
+
+            return collectives.sum_loop(axis, -(-most // batch), add, zeros)
+
         def mean(sum_of_batch: Any, like: Any, examples: int = 0) -> Any:
             limit = min(examples or size, size)
             most = jnp.minimum(count, limit)
 
-            def add(i: Any, sums: Any) -> Any:
-                within = i * batch + jnp.arange(batch)
-                x, y = take(jnp.minimum(within, limit - 1))
-                weights = (within < most).astype(jnp.float32)
-                return jax.tree.map(jnp.add, sums, sum_of_batch(i, x, y, weights))
+            def one(i: Any, places: Any, *of_batch: Any) -> Any:
+                return sum_of_batch(i, *of_batch)
 
             zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), like)
-            sums = collectives.sum_loop(axis, -(-most // batch), add, zeros)
+            sums = added(one, zeros, batch, limit, most)
             # By hand: XLA does this in some programs of the same function and not in others.
             reciprocal = 1.0 / most
             return jax.tree.map(lambda s: s * reciprocal, sums)
@@ -868,15 +874,12 @@ class Learner:
             return mean(one, like)
 
         def sums(of_batch: Callable[..., Any], like: Any) -> Any:
-            # Blocks of one size, so that the sums do not depend on how long other tasks are.
-            def add(i: Any, total: Any) -> Any:
-                places = i * _IMPORTANCE_BATCH + jnp.arange(_IMPORTANCE_BATCH)
-                x, y = take(jnp.minimum(places, size - 1))
-                weights = (places < count).astype(jnp.float32)
-                return jax.tree.map(jnp.add, total, of_batch(places, x, y, weights))
+            def one(i: Any, *of_examples: Any) -> Any:
+                return of_batch(*of_examples)
 
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-            return collectives.sum_loop(axis, -(-count // _IMPORTANCE_BATCH), add, zeros)
+            # Blocks of one size, so that the sums do not depend on how long other tasks are.
+            return added(one, zeros, _IMPORTANCE_BATCH, size, count)
 
         return fisher, factors, sensitivity, neurons, sums
 

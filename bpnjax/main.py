@@ -195,11 +195,10 @@ def suffix(changed: Mapping[str, Any]) -> str:
       >>> suffix({"dataset.name": "mnist,kmnist"}), suffix({"method": "sgd"})
       ('-9f9ed4eb', '')
     """
-    without = (*configuration.FREE_FIELDS, "name", "method", "num_seeds")
     shown = [
         f"-{field}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}"
         for field, v in sorted(changed.items())
-        if not any(field == f or field.startswith(f"{f}.") for f in without)
+        if field not in ("name", "method", "num_seeds") and not configuration.is_free(field)
     ]
     text = "".join(shown)
     if len(text) > 60 or not re.fullmatch(r"[\w.=+-]*", text, re.ASCII):
@@ -352,6 +351,34 @@ def run(arguments: list[str]) -> int:
         print(writers.table(result, result["class_names"]))
         print(f"results in {folder}")
     return 0
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Does a command's work of several runs, and says in one line what ended it.
+
+    Args:
+      work: returns the exit code.
+
+    Returns:
+      The exit code: that of ``work``, 2 for a wrong request, 1 for an interrupt or a failing disk.
+
+    Example:
+      >>> from bpnjax.main import guarded
+      >>> guarded(lambda: 0)
+      0
+    """
+    try:
+        return work()
+    except UserError as error:
+        print(f"bpnjax: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        why = " ".join(str(error).split())
+        print(f"bpnjax: {why}; the same command goes on where it was", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bpnjax: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 1
 
 
 def leave(run: Callable[[list[str]], int]) -> NoReturn:

@@ -105,7 +105,7 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     own = {
         field: list(value) if isinstance(value, tuple) else value
         for field, value in flatten(config).items()
-        if field != "num_seeds" and not _is_free(field)
+        if field != "num_seeds" and not is_free(field)
     }
     own = {
         field: value
@@ -115,7 +115,20 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _is_free(field: str) -> bool:
+def is_free(field: str) -> bool:
+    """Whether a field changes no result; see `FREE_FIELDS`.
+
+    Args:
+      field: its name, ``"dataset.data_dir"``.
+
+    Returns:
+      True for the fields listed there and for those of a group that is.
+
+    Example:
+      >>> from bpnjax import config
+      >>> config.is_free("checkpoint.keep"), config.is_free("train.epochs")
+      (True, False)
+    """
     return any(field == free or field.startswith(f"{free}.") for free in FREE_FIELDS)
 
 
@@ -336,7 +349,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """
     found = []
     for field in sorted(set(old) | set(new)):
-        if _is_free(field):
+        if is_free(field):
             continue
         a, b = old.get(field, "absent"), new.get(field, "absent")
         if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):

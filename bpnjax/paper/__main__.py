@@ -138,39 +138,34 @@ def run(arguments: list[str]) -> int:
     Returns:
       The exit code: 0, 1 if it was interrupted or the disk failed, 2 for a wrong argument.
     """
-    try:
-        if command.asks_for_help(arguments):
-            print(USAGE)
-            return 0
-        if {a.lstrip("-") for a in arguments} & {"pages", "check"}:
-            return _pages(arguments)
-        names, whole, runner = _parse(arguments)
-        from bpnjax.paper import pages, report
-        from bpnjax.run.checkpoint import write_atomically
-        from bpnjax.run.writers import markdown_table
+    if command.asks_for_help(arguments):
+        print(USAGE)
+        return 0
+    return command.guarded(lambda: _made(arguments))
 
-        folder, made = runner.folder, []
-        for name in names:
-            print(f"[{name}]", file=sys.stderr, flush=True)
-            made.append(artefacts()[name](runner))
-            path = report.write(folder / name, made[-1])
-            pages.save(folder / name / f"{name}.json", made[-1], runner.num_seeds)
-            for header, rows in made[-1].tables:
-                print(markdown_table(header, rows))
-            print(f"{path} and the figure beside it")
-        if whole:
-            (folder / "report").mkdir(exist_ok=True)
-            write_atomically(folder / "report" / "index.html", report.page(made))
-            print(folder / "report" / "index.html")
-    except UserError as error:
-        print(f"bpnjax: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"bpnjax: {error}; the same command goes on where it was", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("bpnjax: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 1
+
+def _made(arguments: list[str]) -> int:
+    """Does what the arguments say; returns the exit code."""
+    if {a.lstrip("-") for a in arguments} & {"pages", "check"}:
+        return _pages(arguments)
+    names, whole, runner = _parse(arguments)
+    from bpnjax.paper import pages, report
+    from bpnjax.run.checkpoint import write_atomically
+    from bpnjax.run.writers import markdown_table
+
+    folder, made = runner.folder, []
+    for name in names:
+        print(f"[{name}]", file=sys.stderr, flush=True)
+        made.append(artefacts()[name](runner))
+        path = report.write(folder / name, made[-1])
+        pages.save(folder / name / f"{name}.json", made[-1], runner.num_seeds)
+        for header, rows in made[-1].tables:
+            print(markdown_table(header, rows))
+        print(f"{path} and the figure beside it")
+    if whole:
+        (folder / "report").mkdir(exist_ok=True)
+        write_atomically(folder / "report" / "index.html", report.page(made))
+        print(folder / "report" / "index.html")
     return 0
 
 

@@ -7,7 +7,8 @@ from safetensors.numpy import load_file
 
 from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.paper import drawing, runs
-from bpnjax.paper.report import Report, number
+from bpnjax.paper.report import Report
+from bpnjax.run.writers import number
 
 SEQUENCES: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
     ("MNIST", "mnist.py", 5, {}),

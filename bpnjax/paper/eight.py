@@ -8,7 +8,8 @@ import numpy as np
 
 from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.paper import drawing, runs
-from bpnjax.paper.report import Report, number
+from bpnjax.paper.report import Report
+from bpnjax.run.writers import number
 
 SEEDS = 3
 # Rows: what tables call a method, its name, and its values for the eight small domains, each

@@ -7,7 +7,8 @@ import numpy as np
 
 from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.paper import drawing, runs
-from bpnjax.paper.report import Report, number
+from bpnjax.paper.report import Report
+from bpnjax.run.writers import number
 
 SETS = (
     ("CIFAR-10, 5 x 2", "online_cifar10.py"),

@@ -14,7 +14,6 @@ rows and columns it is whole.
     bpnjax paper --pages --check    says which differ
 """
 
-import hashlib
 import json
 import pathlib
 import re
@@ -25,7 +24,7 @@ from typing import Any
 from bpnjax.paper.report import Report, markdown
 from bpnjax.paper.report import page as html_page
 from bpnjax.run import results
-from bpnjax.run.checkpoint import write_atomically
+from bpnjax.run.checkpoint import sha256, write_atomically
 from bpnjax.run.writers import markdown_table, plain
 from bpnjax.utils.errors import UserError
 
@@ -62,7 +61,7 @@ def record(report: Report, num_seeds: int = 0) -> dict[str, Any]:
             name: {"header": header, "rows": rows}
             for name, (header, rows) in report.ledger.items()
         },
-        "figures": {path.name: _sha256(path) for path in report.figures},
+        "figures": {path.name: sha256(path) for path in report.figures},
         "command": report.command,
         "runs": report.runs,
         "seconds": report.seconds,
@@ -128,7 +127,7 @@ def render(root: pathlib.Path, check: bool, order: Sequence[str] = ()) -> list[s
         different += _put(root, page, markdown(report), check)
         for name, digest in found["figures"].items():
             figure = page.parent / name
-            if not figure.is_file() or _sha256(figure) != digest:
+            if not figure.is_file() or sha256(figure) != digest:
                 different.append(f"{figure.relative_to(root)} (not the figure of its result file)")
     index = root / "docs" / "paper" / "index.html"
     if index.is_file():
@@ -191,10 +190,6 @@ def _report(found: dict[str, Any], folder: pathlib.Path) -> Report:
         [folder / name for name in found["figures"]],
         found["command"], found["runs"], found["seconds"],
     )  # fmt: skip
-
-
-def _sha256(path: pathlib.Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _commit() -> str:

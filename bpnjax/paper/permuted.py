@@ -10,7 +10,8 @@ from scipy import stats
 
 from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.paper import drawing, runs
-from bpnjax.paper.report import Cell, Report, beside_paper, number
+from bpnjax.paper.report import Cell, Report, beside_paper
+from bpnjax.run.writers import number
 
 GROUP = 10  # tasks
 

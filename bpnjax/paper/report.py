@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from bpnjax.run.checkpoint import write_atomically
-from bpnjax.run.writers import markdown_table
+from bpnjax.run.writers import markdown_table, number
 
 CLOSE = 0.02  # a figure is reproduced within this, or above
 
@@ -61,27 +61,6 @@ def state(mean: float | None, paper: float | None) -> str:
     if abs(mean - paper) <= CLOSE:
         return "reproduced"
     return "reproduced, higher" if mean > paper > 0 else "differs"
-
-
-def number(mean: float | None, sd: float | None, digits: int = 3) -> str:
-    """A figure as the tables have it.
-
-    Args:
-      mean: of the seeds; None where it was not measured.
-      sd: None for one seed.
-      digits: after the point.
-
-    Returns:
-      ``mean ± sd``, or ``-``.
-
-    Example:
-      >>> from bpnjax.paper.report import number
-      >>> number(0.98, 0.004), number(0.98, None, digits=2)
-      ('0.980 ± 0.004', '0.98')
-    """
-    if mean is None:
-        return "-"
-    return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
 
 
 def beside_paper(cells: list[Cell], what: str) -> tuple[list[str], list[list[str]]]:

@@ -11,9 +11,8 @@ from ml_collections import ConfigDict
 
 from bpnjax import config as configuration
 from bpnjax.evaluation.accuracy import KINDS
-from bpnjax.paper.report import number
 from bpnjax.run import train, workdir
-from bpnjax.run.writers import plain_nan
+from bpnjax.run.writers import number, plain_nan
 from bpnjax.utils.errors import UserError
 
 

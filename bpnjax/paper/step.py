@@ -11,7 +11,8 @@ import numpy as np
 
 from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.paper import drawing, permuted, runs, sweeps
-from bpnjax.paper.report import Report, number
+from bpnjax.paper.report import Report
+from bpnjax.run.writers import number
 
 DEFAULT = 0.2  # of bd.epsilon, relative
 STRENGTH = 0.02  # of ewc.strength, relative

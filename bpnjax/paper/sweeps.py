@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 from bpnjax.config import fingerprint
 from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.paper import drawing, runs
-from bpnjax.paper.report import Report, number
+from bpnjax.paper.report import Report
 from bpnjax.run import sweep, writers
 from bpnjax.run.checkpoint import write_atomically
+from bpnjax.run.writers import number
 from bpnjax.training import compilation
 
 HIDDEN_DIMS = ((1, 5, 25, 100), (300, 900), (2500,))

@@ -16,8 +16,9 @@ from bpnjax.data import TaskSequence, load_sequence
 from bpnjax.evaluation import task_inference
 from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.paper import drawing, permuted, runs
-from bpnjax.paper.report import Report, number
+from bpnjax.paper.report import Report
 from bpnjax.run.checkpoint import write_atomically
+from bpnjax.run.writers import number
 
 SEQUENCES: tuple[tuple[str, str, dict[str, Any], int], ...] = (
     ("10 permuted MNIST", "permuted_mnist.py", {"sequence__num_tasks": 10}, 500),

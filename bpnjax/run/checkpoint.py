@@ -199,6 +199,22 @@ def restore_at(folder: pathlib.Path, position: Position, abstract: Any) -> Any:
         ) from error
 
 
+def sha256(path: pathlib.Path) -> str:
+    """The SHA-256 of a file.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      64 hexadecimal digits.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Writes a file so that at any moment either the old or the new content is there.
 

@@ -1,6 +1,5 @@
 """What a run knows besides its state while it lasts, and what it says of itself at its end."""
 
-import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -18,6 +17,7 @@ from bpnjax.data import TaskSequence
 from bpnjax.evaluation import metrics
 from bpnjax.evaluation.accuracy import KINDS
 from bpnjax.run import byte_counts, doubts, export, writers
+from bpnjax.run.checkpoint import sha256
 from bpnjax.training.epochs import RunState
 from bpnjax.training.experiment import Experiment
 from bpnjax.utils import prng
@@ -188,19 +188,6 @@ def write_all(
         print(f"bpnjax: no figures ({why}); draw them with bpnjax plots {workdir}", file=sys.stderr)
     writers.write_result(workdir, result)
     return result
-
-
-def sha256(path: pathlib.Path) -> str:
-    """The SHA-256 of a file.
-
-    Args:
-      path: of the file.
-
-    Returns:
-      64 hexadecimal digits.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make(

@@ -1,6 +1,5 @@
 """The folder of a run: may it be used, and for this configuration?"""
 
-import hashlib
 import json
 import os
 import pathlib
@@ -13,7 +12,7 @@ from ml_collections import ConfigDict
 
 from bpnjax.config import BEFORE, default, differences, fingerprint, flatten
 from bpnjax.run import log_copies
-from bpnjax.run.checkpoint import write_atomically
+from bpnjax.run.checkpoint import sha256, write_atomically
 from bpnjax.run.writers import plain
 from bpnjax.utils import locks
 from bpnjax.utils.errors import UserError
@@ -130,9 +129,8 @@ def _lacks(workdir: pathlib.Path, config: ConfigDict) -> str:
         path = workdir / name
         if not path.is_file():
             return f"{name} is missing"
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                return f"{name} is not what was written"
+        if sha256(path) != digest:
+            return f"{name} is not what was written"
     return ""
 
 

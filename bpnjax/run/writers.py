@@ -230,10 +230,28 @@ def mean_and_sd(entry: dict[str, Any] | None, digits: int = 4) -> str:
       >>> mean_and_sd({"mean": 0.98, "sd": 0.01}, 2), mean_and_sd(None)
       ('0.98 ± 0.01', '-')
     """
-    if entry is None or entry["mean"] is None:
+    return "-" if entry is None else number(entry["mean"], entry["sd"], digits)
+
+
+def number(mean: float | None, sd: float | None = None, digits: int = 3) -> str:
+    """A mean over seeds and its standard deviation as text.
+
+    Args:
+      mean: of the seeds; None where it was not measured.
+      sd: None for one seed.
+      digits: after the point.
+
+    Returns:
+      ``mean ± sd``, or ``-``.
+
+    Example:
+      >>> from bpnjax.run.writers import number
+      >>> number(0.98, 0.004), number(0.98, None, digits=2)
+      ('0.980 ± 0.004', '0.98')
+    """
+    if mean is None:
         return "-"
-    sd = "" if entry["sd"] is None else f" ± {entry['sd']:.{digits}f}"
-    return f"{entry['mean']:.{digits}f}{sd}"
+    return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

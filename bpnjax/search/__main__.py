@@ -4,7 +4,6 @@ bpnjax search --config=mnist --methods=bd_ewc,ewc,psp --trials=32 --workdir=runs
 """
 
 import os
-import sys
 
 from bpnjax import main as command
 from bpnjax.utils.errors import UserError
@@ -48,48 +47,42 @@ def run(arguments: list[str]) -> int:
     Returns:
       The exit code: 0, 1 if it was interrupted or a disk is full, 2 for a wrong argument.
     """
-    try:
-        if command.asks_for_help(arguments):
-            command.print_help(USAGE, arguments)
-            return 0
-        space, rest = _space(arguments)
-        config, values, _ = command.parse_flags(rest, _FLAGS)
-        numbers = {}
-        for name in ("trials", "at_once", "num_seeds"):
-            text = values[name].value
-            if text and not (text.isdecimal() and int(text) > 0):
-                raise UserError(f"--{name}: {text!r} is no number above 0; give one")
-            numbers[name] = int(text or 0)
-        if numbers["num_seeds"]:
-            config.num_seeds = numbers["num_seeds"]
-        names = list(dict.fromkeys(n.strip() for n in values.methods.split(",") if n.strip()))
-        if not names:
-            raise UserError("--methods: missing; name some, as --methods=bd_ewc,ewc")
-        if values.overwrite:
-            raise UserError("--overwrite: a search is never overwritten; name another --workdir")
-        # Imported late: a wrong flag need not wait for them.
-        from bpnjax.search import outcome, study
+    if command.asks_for_help(arguments):
+        command.print_help(USAGE, arguments)
+        return 0
+    return command.guarded(lambda: _searched(arguments))
 
-        if values.dry_run:
-            print(_described(study.plan(config, names, numbers["trials"], space), values.report))
-            return 0
-        folder = values.workdir or os.path.join("runs", config.name, "search")
-        result = study.search(
-            config, names, folder, numbers["trials"], space, values.storage, numbers["at_once"],
-            values.prune, values.report,
-        )  # fmt: skip
-        print(outcome.printed(result))
-        print(f"results in {folder}")
-    except UserError as error:
-        print(f"bpnjax: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        why = " ".join(str(error).split())
-        print(f"bpnjax: {why}; the same command goes on where it was", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("bpnjax: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 1
+
+def _searched(arguments: list[str]) -> int:
+    """Does what the arguments say; returns the exit code."""
+    space, rest = _space(arguments)
+    config, values, _ = command.parse_flags(rest, _FLAGS)
+    numbers = {}
+    for name in ("trials", "at_once", "num_seeds"):
+        text = values[name].value
+        if text and not (text.isdecimal() and int(text) > 0):
+            raise UserError(f"--{name}: {text!r} is no number above 0; give one")
+        numbers[name] = int(text or 0)
+    if numbers["num_seeds"]:
+        config.num_seeds = numbers["num_seeds"]
+    names = list(dict.fromkeys(n.strip() for n in values.methods.split(",") if n.strip()))
+    if not names:
+        raise UserError("--methods: missing; name some, as --methods=bd_ewc,ewc")
+    if values.overwrite:
+        raise UserError("--overwrite: a search is never overwritten; name another --workdir")
+    # Imported late: a wrong flag need not wait for them.
+    from bpnjax.search import outcome, study
+
+    if values.dry_run:
+        print(_described(study.plan(config, names, numbers["trials"], space), values.report))
+        return 0
+    folder = values.workdir or os.path.join("runs", config.name, "search")
+    result = study.search(
+        config, names, folder, numbers["trials"], space, values.storage, numbers["at_once"],
+        values.prune, values.report,
+    )  # fmt: skip
+    print(outcome.printed(result))
+    print(f"results in {folder}")
     return 0
 
 

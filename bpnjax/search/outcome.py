@@ -15,7 +15,7 @@ import numpy as np
 from bpnjax import config as configuration
 from bpnjax.run import plots, results, train
 from bpnjax.run.checkpoint import write_atomically
-from bpnjax.run.writers import aligned, markdown_table, plain
+from bpnjax.run.writers import aligned, markdown_table, mean_and_sd, number, plain
 from bpnjax.utils.errors import UserError
 
 __all__ = ["method_record", "printed", "read", "tuned_file", "write"]
@@ -118,11 +118,11 @@ def method_record(axes: Sequence[Any], trials: Sequence[Any]) -> dict[str, Any]:
       trials, and after how many trials 99% of the best value was reached.
     """
     records = []
-    for number, trial in enumerate(trials):
+    for place, trial in enumerate(trials):
         diverged = trial.user_attrs.get("diverged", False)
         stopped = trial.state.name == "PRUNED"
         records.append({
-            "number": number + 1,
+            "number": place + 1,
             "settings": dict(trial.params),
             "value": None if diverged or stopped else trial.value,
             "state": "stopped early" if stopped else "diverged" if diverged else "complete",
@@ -215,8 +215,8 @@ def _trials(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     for name, record in result["methods"].items():
         spread = record["spread"]
         rows.append([
-            name, _text(record["best"]["value"]), _text(record["default"]),
-            _text(spread["mean"], spread["sd"]), str(record["trials_to_99_percent"] or "-"),
+            name, number(record["best"]["value"]), number(record["default"]),
+            number(spread["mean"], spread["sd"]), str(record["trials_to_99_percent"] or "-"),
         ])  # fmt: skip
     return ["trials of", "best", "default", "all of them", "number that reached 99%"], rows
 
@@ -230,16 +230,10 @@ def _reported(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             averages = [summary[kind]["average_accuracy"] for kind in ACCURACIES]
             bytes_per_task = record["report"]["memory"]["bytes_per_task"]
             rows.append([
-                name, *(_text(found["mean"], found["sd"]) for found in averages),
+                name, *(mean_and_sd(found, 3) for found in averages),
                 f"{bytes_per_task:,}",
             ])  # fmt: skip
     return ["reported", "told", "masked", "inferred", "bytes per task"], rows
-
-
-def _text(mean: float | None, sd: float | None = None) -> str:
-    if mean is None:
-        return "-"
-    return f"{mean:.3f}" + ("" if sd is None else f" ± {sd:.3f}")
 
 
 def _budget(result: Mapping[str, Any]) -> str:
@@ -306,9 +300,9 @@ def _by_trial(path: pathlib.Path, result: Mapping[str, Any]) -> pathlib.Path:
     )
     for axis, (name, record) in zip(axes[0], methods.items(), strict=True):
         values = [np.nan if t["value"] is None else t["value"] for t in record["trials"]]
-        number = np.arange(1, len(values) + 1)
-        axis.plot(number, values, "o", markersize=4, label="trial")
-        axis.step(number, np.fmax.accumulate(values), where="post", label="best so far")
+        numbers = np.arange(1, len(values) + 1)
+        axis.plot(numbers, values, "o", markersize=4, label="trial")
+        axis.step(numbers, np.fmax.accumulate(values), where="post", label="best so far")
         axis.set_title(name)
         axis.set_xlabel("trial")
     axes[0][0].set_ylabel(f"average accuracy ({result['objective']})")

@@ -12,11 +12,13 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from bpnjax import config as configuration
+from bpnjax.config.fields import entries
 from bpnjax.methods import REGISTRY
 from bpnjax.run.writers import plain
 from bpnjax.search import outcome
@@ -29,6 +31,10 @@ from bpnjax.utils.errors import UserError, suggest
 __all__ = ["Plan", "plan", "search"]
 
 _BEAT, _GRACE = 5, 30  # seconds: a worker's sign of life, and when it counts as gone
+# What databases say where another worker makes the same tables.
+_AT_THE_SAME_TIME = (
+    "UNIQUE constraint", "already exists", "duplicate key", "locked", "no such table",
+)  # fmt: skip
 _WAIT = 0.5  # seconds between two looks at trials of other workers
 
 
@@ -121,17 +127,18 @@ def search(
     workdir.mkdir(parents=True, exist_ok=True)
     stored = _open(optuna, storage, workdir)
     studies = {name: _study(optuna, stored, made, name) for name in methods}
+    workers = []
     for name in methods:
-        runner = Trials(
-            made.protocols[name].tune, made.axes[name], workdir / "trials" / name, at_once > 1
+        folder = workdir / "trials" / name
+        trial_runs = Trials(made.protocols[name].tune, made.axes[name], folder, at_once > 1)
+        workers.append(
+            _Worker(optuna, stored, studies[name], made, name, trial_runs, at_once, prune)
         )
-        worker = _Worker(optuna, stored, studies[name], made, name, runner, at_once, prune)
+    for worker in workers:
         worker.work()
-    for name in methods:  # what other workers have begun
-        runner = Trials(
-            made.protocols[name].tune, made.axes[name], workdir / "trials" / name, at_once > 1
-        )
-        _Worker(optuna, stored, studies[name], made, name, runner, at_once, prune).wait()
+        worker.trials.forget()  # the programs and data of one method at a time
+    for worker in workers:
+        worker.wait()
     found = {name: _finished(optuna, studies[name]) for name in methods}
     try:
         with locks.held(workdir / outcome.LOCK, f"--workdir: {workdir}"):
@@ -186,14 +193,7 @@ def _made_once(make: Callable[[], Any]) -> Any:
         try:
             return make()
         except Exception as error:
-            words = (
-                "UNIQUE constraint",
-                "already exists",
-                "duplicate key",
-                "locked",
-                "no such table",
-            )
-            if not left or not any(word in str(error) for word in words):
+            if not left or not any(word in str(error) for word in _AT_THE_SAME_TIME):
                 raise
             time.sleep(0.25)
     raise AssertionError("unreachable")
@@ -202,23 +202,14 @@ def _made_once(make: Callable[[], Any]) -> Any:
 def _fingerprint(made: Plan, name: str) -> dict[str, str]:
     """What a search is of, as texts by field."""
     one = made.protocols[name]
-    flat = configuration.flatten(one.tune)
-    free = ("num_seeds", *configuration.FREE_FIELDS)
-    own = REGISTRY[name].fields
+    known = entries()
+    others = {field for field, entry in known.items() if entry.methods} - set(REGISTRY[name].fields)
     kept = {
         field: repr(plain(value))
-        for field, value in flat.items()
-        if not any(field == f or field.startswith(f"{f}.") for f in free)
-        and (field in own or not _of_methods(field))
+        for field, value in configuration.flatten(one.tune).items()
+        if field != "num_seeds" and field not in others and not configuration.is_free(field)
     }
     return kept | {f"space.{axis.field}": axis.described() for axis in made.axes[name]}
-
-
-def _of_methods(field: str) -> bool:
-    from bpnjax.config.fields import entries
-
-    entry = entries().get(field)
-    return bool(entry and entry.methods)
 
 
 def _study(optuna: Any, storage: Any, made: Plan, name: str) -> Any:
@@ -256,12 +247,11 @@ class _Worker:
         self.axes, self.wanted, self.name = made.axes[name], made.trials[name], name
         self.trials, self.at_once = trials, at_once
         self.seed = made.config.seed
-        self.pruner = None
+        self.prune = prune
         if prune:
-            self.pruner = optuna.pruners.SuccessiveHalvingPruner(
+            study.pruner = optuna.pruners.SuccessiveHalvingPruner(
                 min_resource=1, reduction_factor=2, bootstrap_count=0
             )
-            study.pruner = self.pruner
         self.me = locks.me()
 
     def work(self) -> None:
@@ -376,11 +366,9 @@ class _Worker:
         values = [{axis.field: axis.suggest(trial) for axis in self.axes} for trial in batch]
         done = 0
         try:
-            on_task = None
-            if self.pruner is not None:
-                on_task = self._judge(batch[0])
+            hopeless = partial(_hopeless, batch[0]) if self.prune else None
             try:
-                found = self.trials.measure(values, places, on_task)
+                found = self.trials.measure(values, places, hopeless)
             except Stopped as stopped:
                 self._note(batch[0], Measured(None, stopped.steps, 0.0))
                 self.study.tell(batch[0], state=states.PRUNED)
@@ -398,16 +386,6 @@ class _Worker:
                 with contextlib.suppress(Exception):
                     self.study.tell(trial, state=states.FAIL)
 
-    def _judge(self, trial: Any) -> Any:
-        steps = 0
-
-        def on_task(tasks: int, value: float) -> None:
-            trial.report(value, tasks)
-            if trial.should_prune():
-                raise Stopped(steps)
-
-        return on_task
-
     def _note(self, trial: Any, measured: Measured) -> None:
         trial.set_user_attr("steps", measured.steps)
         trial.set_user_attr("seconds", measured.seconds)
@@ -418,6 +396,12 @@ class _Worker:
                           for f, v in values.items())  # fmt: skip
         print(f"{self.name}  trial {place + 1}/{self.wanted}  {shown}  {given}",
               file=sys.stderr, flush=True)  # fmt: skip
+
+
+def _hopeless(trial: Any, tasks: int, value: float) -> bool:
+    """Whether a trial is not among the better half of those that learned so many tasks."""
+    trial.report(value, tasks)
+    return trial.should_prune()
 
 
 def _finished(optuna: Any, study: Any) -> list[Any]:

@@ -18,14 +18,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bpnjax.config import validate
-from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.run import sweep, train
 from bpnjax.search.spaces import Axis
 from bpnjax.training import compilation
 
 __all__ = ["Measured", "Stopped", "Trials"]
 
-OnTask = Callable[[int, float], None]
+Hopeless = Callable[[int, float], bool]
 
 
 class Measured(NamedTuple):
@@ -67,6 +66,10 @@ class Trials:
         self._programs: dict[Any, sweep.WholeRuns] = {}
         self._whole = True
 
+    def forget(self) -> None:
+        """Lets go of compiled programs and of the data that they hold."""
+        self._programs.clear()
+
     def configured(self, values: Mapping[str, Any]) -> ConfigDict:
         """The configuration of a trial.
 
@@ -85,30 +88,31 @@ class Trials:
         return config
 
     def measure(
-        self, several: Sequence[Mapping[str, Any]], places: Sequence[int], on_task: OnTask | None
+        self, several: Sequence[Mapping[str, Any]], places: Sequence[int], hopeless: Hopeless | None
     ) -> list[Measured]:
         """Runs trials.
 
         Args:
           several: the values ``{field: value}`` of each.
           places: the number of each, which names its folder.
-          on_task: called with the number of tasks learned and the average accuracy on them; only
-            ordinary runs can, so it asks for one. `Stopped` raised by it passes through.
+          hopeless: called with the number of tasks learned and the average accuracy on them; True
+            ends the trial. Only ordinary runs can ask it, so that it asks for one.
 
         Returns:
           `Measured` of each.
 
         Raises:
           UserError: a trial cannot be run.
+          Stopped: ``hopeless`` said so.
         """
         for values in several:
             self.configured(values)
-        if on_task is None and self._whole:
+        if hopeless is None and self._whole:
             try:
                 return self._measure_whole(several)
             except sweep.NotWhole:
                 self._whole = False
-        return [self._run(v, n, on_task) for v, n in zip(several, places, strict=True)]
+        return [self._run(v, n, hopeless) for v, n in zip(several, places, strict=True)]
 
     def _measure_whole(self, several: Sequence[Mapping[str, Any]]) -> list[Measured]:
         """By programs of whole runs; those that share one are run together."""
@@ -146,10 +150,10 @@ class Trials:
             )  # fmt: skip
         return self._programs[static]
 
-    def _run(self, values: Mapping[str, Any], place: int, on_task: OnTask | None) -> Measured:
+    def _run(self, values: Mapping[str, Any], place: int, hopeless: Hopeless | None) -> Measured:
         """As an ordinary run, which goes on where it was cut."""
         config = self.configured(values)
-        if on_task is not None:
+        if hopeless is not None:
             config.evaluate.every_tasks = 1
         kind, steps = config.search.objective, 0
         folder = self._folder / f"{place:04d}"
@@ -157,21 +161,17 @@ class Trials:
         def look(line: dict[str, Any]) -> None:
             nonlocal steps
             steps = line.get("total_steps", steps)
-            if on_task is not None and line["kind"] == "evaluate" and line["task_finished"]:
+            if hopeless is not None and line["kind"] == "evaluate" and line["task_finished"]:
                 told = np.asarray(line[kind], float)
                 if np.isnan(told).all():  # task_inferred is measured at the end only
                     told = np.asarray(line["task_told"], float)
-                try:
-                    on_task(line["task"], float(np.nanmean(told)))
-                except Stopped:
-                    raise Stopped(steps) from None
+                if hopeless(line["task"], float(np.nanmean(told))):
+                    raise Stopped(steps)
 
         started = time.perf_counter()
         try:
             result = train.train_and_evaluate(config, folder, on_log=look)
-            value: float | None = mean_and_sd(
-                np.asarray(result["accuracy"][kind], float)[:, -1].mean(-1)
-            )["mean"]
+            value: float | None = float(np.asarray(result["accuracy"][kind], float)[:, -1].mean())
             lines = (folder / "metrics.jsonl").read_text().splitlines()
             steps = json.loads(lines[-1])["total_steps"]
         except train.LossNotFinite:

@@ -120,6 +120,8 @@ def test_all_is_every_method_of_the_table(tiny_flags, tmp_path, monkeypatch):
     first = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     listed = {name for cell in first for name in re.findall(r"`(\w+)`", cell)} & set(REGISTRY)
     assert set(asked[0]) == listed == set(REGISTRY) - set(compare.PARTS)
+    for page in ("README.md", "docs/index.md"):
+        assert f"compared with, {len(listed)} in all" in (ROOT / page).read_text()
 
 
 def row(method, sd):
