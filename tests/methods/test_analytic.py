@@ -13,6 +13,7 @@ from sklearn.neighbors import NearestCentroid
 
 import bpnjax
 from bpnjax import methods, networks
+from bpnjax.methods.analytic import ClassSums, apart
 from bpnjax.methods.fecam import normalised_covariance
 from bpnjax.methods.ranpac import RIDGES, held_out_errors, random_features
 from bpnjax.utils.errors import UserError
@@ -290,3 +291,16 @@ def test_networks_that_they_cannot_serve(name):
 def test_settings_that_cannot_be(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_what_two_means_add_to_a_scatter():
+    """Scatters of parts and what lies between their means are the scatter of the whole."""
+    draw = np.random.default_rng(0)
+    one, other = draw.normal(1.0, 1.0, (7, 3)), draw.normal(-2.0, 1.0, (12, 3))
+    whole = np.concatenate([one, other])
+    sums = [ClassSums(jnp.array([float(len(z))]), jnp.asarray(z.sum(0, keepdims=True), jnp.float32))
+            for z in (one, other)]  # fmt: skip
+    weight, delta = apart(*sums)
+    between = np.asarray(weight[0] * jnp.outer(delta[0], delta[0]))
+    scatter = [(z - z.mean(0)).T @ (z - z.mean(0)) for z in (one, other, whole)]
+    np.testing.assert_allclose(scatter[0] + scatter[1] + between, scatter[2], rtol=1e-5, atol=1e-5)

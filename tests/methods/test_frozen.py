@@ -82,3 +82,20 @@ def test_classes_must_be_known():
     network = networks.from_linen(nn.Dense(4), jnp.ones((1, 6)))
     with pytest.raises(UserError, match="classes: frozen needs to know which outputs belong"):
         bpnjax.learner(network, methods.frozen(), optax.sgd(0.1), 2)
+
+
+def test_an_optimizer_that_moves_without_a_gradient_moves_nothing_frozen():
+    """Weight decay pulls at parameters whose gradient is zero, and momentum keeps them going."""
+    network = networks.from_linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(4)]),
+                                  jnp.ones((1, 6)))  # fmt: skip
+    learner = bpnjax.learner(
+        network, methods.frozen(), optax.adamw(0.1, weight_decay=0.5), 2, classes=[[0, 1], [2, 3]]
+    )
+    state = learner.begin_task(learner.init(jax.random.key(0)), 0)
+    before = jax.tree.map(np.asarray, state.params)
+    for _ in range(3):
+        state, _ = learner.step(state, (jnp.ones((5, 6)), jnp.zeros(5, jnp.int32)))
+    after = jax.tree.map(np.asarray, state.params)
+    np.testing.assert_array_equal(after["layers_0"]["kernel"], before["layers_0"]["kernel"])
+    moved = (after["layers_2"]["kernel"] != before["layers_2"]["kernel"]).any(0)
+    np.testing.assert_array_equal(moved, [True, True, False, False])
