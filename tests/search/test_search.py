@@ -216,6 +216,9 @@ def test_a_record_by_hand():
     assert found["spread"]["mean"] == pytest.approx(0.7716667)
     assert found["spread"]["sd"] == pytest.approx(np.std([0.5, 0.905, 0.91], ddof=1))
     assert found["steps"] == 50
+    # 0.85 is near, not within 1%.
+    near = outcome.method_record((), [trial(0.85), trial(0.905), trial(0.91)])
+    assert near["trials_to_99_percent"] == 2
 
 
 @pytest.mark.parametrize(
