@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import textwrap
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -384,7 +385,7 @@ def guarded(work: Callable[[], int]) -> int:
 def leave(run: Callable[[list[str]], int]) -> NoReturn:
     """Runs a command on the arguments of the process and exits with its code.
 
-    SIGTERM ends it as Ctrl-C does.
+    SIGTERM ends it as Ctrl-C does. Once the command has returned, either ends the process at once.
 
     Args:
       run: of the arguments without the program's name; returns the exit code.
@@ -393,6 +394,16 @@ def leave(run: Callable[[list[str]], int]) -> NoReturn:
     def terminated(number: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt
 
+    def dropped(what: Any) -> None:
+        # Python drops what is raised in some places, as in callbacks of the garbage collector; an
+        # interrupt is raised again outside of them.
+        if issubclass(what.exc_type, KeyboardInterrupt):
+            main = threading.main_thread().ident
+            threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
+        else:
+            sys.__unraisablehook__(what)
+
+    sys.unraisablehook = dropped
     signal.signal(signal.SIGTERM, terminated)
     try:
         code = run(sys.argv[1:])
@@ -402,6 +413,9 @@ def leave(run: Callable[[list[str]], int]) -> NoReturn:
     except Exception:
         traceback.print_exc()
         code = 1
+    # An interrupt of what Python does at its end would print a traceback.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     jax = sys.modules.get("jax")
     if code and jax and jax.distributed.is_initialized():
         # At a usual exit this host would wait for the others, and they for its part of the work.
