@@ -196,7 +196,7 @@ def test_a_task_compiles_nothing_that_another_did():
 
     def apply(params, mode, x):
         traces.append(1)
-        return networks.add_bias(x @ params, mode.get("out", {}))
+        return networks.modulate(x @ params, mode.get("out", {}))
 
     network = networks.from_function(apply, lambda key: jnp.ones((5, 4)), {"out": 4}, x=X)
     learner = make(network=network, num_tasks=3)
@@ -511,7 +511,10 @@ def test_other_losses_and_labels(kind, method):
         np.testing.assert_allclose(metrics["accuracy"], right, rtol=1e-5)
     mode = {}
     if method == "bd_ewc":
-        mode = {p: {"bias": (f["M"] @ f["W"])[0]} for p, f in state.task_params[0].items()}
+        mode = {
+            p: {"bias": (f["bias"]["M"] @ f["bias"]["W"])[0]}
+            for p, f in state.task_params[0].items()
+        }
     params, path = copied(state.params), copied(state.method) if method == "si" else None
     state = learner.end_task(state, (x, y))
 

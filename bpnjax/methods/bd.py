@@ -2,6 +2,9 @@ r"""BD, the beneficial perturbation: a bias per task and layer, learned as a pro
 
 .. math:: y = W_{shared} x + b + M W, \quad M \in R^{1 \times H}, \quad W \in R^{H \times K}
 
+``modulation`` names other vectors in the place of the bias, learned in the same way
+(`bpnjax.modes.MODULATIONS`): their value is what the plain network has, plus M W.
+
 While the task is learned, W follows its gradient and M takes steps against the sign of its
 gradient. Afterwards the product is frozen in a bank ``[T, K]`` and the factors are dropped. M
 starts at zero, so the network starts as it was; W starts uniform in +-1/sqrt(H), since both at zero
@@ -9,7 +12,8 @@ would never move. How long the steps of M are is ``step``:
 
 - ``"relative"`` (default): epsilon / sqrt(1 + t) times the root mean square of the layer's outputs,
   with t the steps of the task so far (`bpnjax.optim.relative_step`). Epsilon has no unit, and one
-  value serves all networks; docs/paper/step/step.md has the measurements.
+  value serves all networks; docs/paper/step/step.md has the measurements. Vectors that multiply
+  have no unit either: their steps are epsilon / sqrt(1 + t).
 - ``"absolute"``: epsilon, the paper's (`bpnjax.optim.beneficial_sign`), to be found for each
   network.
 
@@ -18,10 +22,13 @@ gradient's direction with steps of the length of BD's, epsilon * sqrt(H).
 
 Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V, Alg. 1 and 2. Variant: the relative step is
 ours; the step of M is its whole update, no learning rate multiplies it (the paper does not say what
-it is handed to); every
-layer gets a bias, convolutions too, unless ``layers`` chooses (the paper: fully connected layers
-only, the output layer among them); initial values are those of the lab's prototype of a later
-paper.
+it is handed to); every layer gets a bias, convolutions too, unless ``layers`` chooses (the paper:
+fully connected layers only, the output layer among them); initial values are those of the lab's
+prototype of a later paper. Of the other modulations ``gain`` is that of (IA)^3 (Liu et al. 2022,
+arXiv 2205.05638), ``bias+gain`` FiLM (Perez et al. 2018, arXiv 1709.07871), ``rank1`` that of
+BatchEnsemble (Wen et al. 2020, arXiv 2002.06715; here the layer's own bias is multiplied, too),
+``depthwise`` that of CLR (Ge et al. 2023, arXiv 2307.11386), ``mask`` a hard gate per unit as in
+Piggyback (Mallya et al. 2018, arXiv 1801.06519, which has one per weight).
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +38,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bpnjax import modes, optim
+from bpnjax import modes, networks, optim
 from bpnjax.methods.base import Context, Method, Setup, TaskData
 from bpnjax.methods.psp import checks_layers
 from bpnjax.methods.settings import Range, Setting, register
@@ -40,7 +47,7 @@ from bpnjax.optim.beneficial import STEPS
 from bpnjax.utils import arrays, prng
 from bpnjax.utils.errors import UserError
 
-Factors = dict[str, dict[str, jax.Array]]
+Factors = dict[str, dict[str, dict[str, jax.Array]]]
 Epsilon = Annotated[
     float,
     Setting(
@@ -61,6 +68,16 @@ Step = Annotated[
     ),
 ]
 HiddenDim = Annotated[int, Setting("H, the inner width of the product M W", at_least=1)]
+Kind = Annotated[
+    str,
+    Setting(
+        "what each task has of a layer: bias, gain (on its outputs), bias+gain, rank1 (key on its "
+        "inputs and gain), depthwise (a 3 x 3 kernel per channel behind a convolution), mask (a "
+        "bit per unit)",
+        choices=tuple(modes.MODULATIONS),
+        field="bd.modulation",
+    ),
+]
 LayerPattern = Annotated[
     str, Setting("which layers get a bias per task, a pattern for their path", pattern=True)
 ]
@@ -70,15 +87,19 @@ Rate = Annotated[
 ]
 
 
-def empty_bank(layers: Mapping[str, Layer], num_tasks: int) -> dict[str, dict[str, jax.Array]]:
-    """A bank of zero biases: every task's mode is the plain network until it is frozen.
+def empty_bank(
+    layers: Mapping[str, Layer], num_tasks: int, modulation: str = "bias"
+) -> dict[str, dict[str, jax.Array]]:
+    """A bank with which every task's mode is the plain network until it is stored.
 
     Args:
       layers: ``{path: Layer}`` as `bpnjax.networks.Network.layers`, or a part of it.
       num_tasks: T.
+      modulation: what a task has of each layer, a name of `bpnjax.modes.MODULATIONS`.
 
     Returns:
-      ``{path: {"bias": f32 [T, K]}}``, K the outputs of a layer.
+      ``{path: {"bias": f32 [T, K]}}``, K the outputs of a layer, and likewise for other vectors; of
+      ``"mask"`` uint8 ``[T, ceil(K / 8)]``.
 
     Example:
       >>> from bpnjax.networks.layers import Layer
@@ -87,14 +108,15 @@ def empty_bank(layers: Mapping[str, Layer], num_tasks: int) -> dict[str, dict[st
       >>> empty_bank(layers, num_tasks=2)["out"]["bias"].shape
       (2, 3)
     """
-    return {
-        path: {"bias": jnp.zeros((num_tasks, layer.outputs), jnp.float32)}
-        for path, layer in layers.items()
-    }
+    return modes.MODULATIONS[modulation].bank(layers, num_tasks)
 
 
 def init_factors(
-    key: Any, layers: Mapping[str, Layer], hidden_dim: int, measure: bool = False
+    key: Any,
+    layers: Mapping[str, Layer],
+    hidden_dim: int,
+    measure: bool = False,
+    modulation: str = "bias",
 ) -> Factors:
     r"""Factors for a new task: M zero, W uniform in +-1/sqrt(H).
 
@@ -109,11 +131,13 @@ def init_factors(
       key: typed PRNG key.
       layers: ``{path: Layer}`` as `bpnjax.networks.Network.layers`.
       hidden_dim: H.
-      measure: whether each layer gets a leaf ``measure``, f32 ``[2]``, for a relative step.
+      measure: whether each has a leaf ``measure``, f32 ``[2]``, for a relative step.
+      modulation: what a task learns of each layer, a name of `bpnjax.modes.MODULATIONS`.
 
     Returns:
-      ``{path: {"M": f32 [1, H], "W": f32 [H, K]}}``; ``bpnjax.optim.beneficial_perturbation`` is
-      the transform that trains them, `product` the biases they stand for.
+      ``{path: {"bias": {"M": f32 [1, H], "W": f32 [H, K]}}}``, or the names of other vectors with
+      W ``[H, *shape]``; ``bpnjax.optim.beneficial_perturbation`` is the transform that trains them,
+      `product` the vectors they stand for.
 
     Example:
       >>> import jax
@@ -121,7 +145,7 @@ def init_factors(
       >>> from bpnjax.methods.bd import init_factors, product
       >>> layers = {"out": Layer("dense", 4, 3, 1, 2, (1, 3))}
       >>> factors = init_factors(jax.random.key(0), layers, hidden_dim=16)
-      >>> factors["out"]["M"].shape, factors["out"]["W"].shape
+      >>> factors["out"]["bias"]["M"].shape, factors["out"]["bias"]["W"].shape
       ((1, 16), (16, 3))
       >>> product(factors)["out"]["bias"].tolist()
       [0.0, 0.0, 0.0]
@@ -130,26 +154,30 @@ def init_factors(
     start; these are the values of the lab's prototype of a later paper.
     """
     bound = hidden_dim**-0.5
-    factors = {}
-    for layer_key, (path, layer) in zip(
-        jax.random.split(key, len(layers)), layers.items(), strict=True
-    ):
-        shape = (hidden_dim, layer.outputs)
-        factors[path] = {
-            "M": jnp.zeros((1, hidden_dim), jnp.float32),
-            "W": jax.random.uniform(layer_key, shape, jnp.float32, -bound, bound),
-            **({"measure": jnp.zeros(2, jnp.float32)} if measure else {}),
+
+    def one(key: Any, shape: tuple[int, ...]) -> dict[str, jax.Array]:
+        w = jax.random.uniform(key, (hidden_dim, *shape), jnp.float32, -bound, bound)
+        factors = {"M": jnp.zeros((1, hidden_dim), jnp.float32), "W": w}
+        return factors | ({"measure": jnp.zeros(2, jnp.float32)} if measure else {})
+
+    shapes = modes.MODULATIONS[modulation].shapes(layers)
+    return {
+        path: {
+            name: one(jax.random.fold_in(own, i) if i else own, shape)
+            for i, (name, shape) in enumerate(shapes[path].items())
         }
-    return factors
+        for own, path in zip(jax.random.split(key, len(layers)), layers, strict=True)
+    }
 
 
-def product(factors: Factors) -> dict[str, dict[str, jax.Array]]:
-    r"""The biases that factors stand for.
+def product(factors: Factors, modulation: str = "bias") -> dict[str, dict[str, jax.Array]]:
+    r"""The vectors that factors stand for.
 
-    .. math:: bias = M W
+    .. math:: bias = M W, \quad gain = 1 + M W
 
     Args:
-      factors: ``{path: {"M": [1, H], "W": [H, K]}}`` as `init_factors` gives.
+      factors: ``{path: {"bias": {"M": [1, H], "W": [H, K]}}}`` as `init_factors` gives.
+      modulation: of which they are.
 
     Returns:
       A mode, ``{path: {"bias": [K]}}``, differentiable for the factors.
@@ -157,47 +185,84 @@ def product(factors: Factors) -> dict[str, dict[str, jax.Array]]:
     Example:
       >>> import jax.numpy as jnp
       >>> from bpnjax.methods.bd import product
-      >>> factors = {"out": {"M": jnp.array([[1.0, -1.0]]), "W": jnp.array([[3.0], [1.0]])}}
-      >>> product(factors)["out"]["bias"].tolist()
+      >>> own = {"M": jnp.array([[1.0, -1.0]]), "W": jnp.array([[3.0], [1.0]])}
+      >>> product({"out": {"bias": own}})["out"]["bias"].tolist()
       [2.0]
 
     Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V.
     """
-    # As a matrix product its gradient for W would be written out before W's optimizer reads it.
-    return {path: {"bias": jnp.sum(f["M"].T * f["W"], 0)} for path, f in factors.items()}
+
+    def one(name: str, own: dict[str, jax.Array]) -> jax.Array:
+        m = own["M"].reshape(-1, *(1,) * (own["W"].ndim - 1))
+        # As a matrix product its gradient for W would be written out before W's optimizer reads it.
+        return in_units_of(name, jnp.sum(m * own["W"], 0), own)
+
+    changes = {
+        path: {name: one(name, own) for name, own in vectors.items()}
+        for path, vectors in factors.items()
+    }
+    return modes.MODULATIONS[modulation].values(changes)
 
 
-def biases(
-    layers: str, fresh: Callable[..., Any], of: Callable[[Any], Any], measure: bool = False
+def in_units_of(name: str, change: jax.Array, own: Mapping[str, jax.Array]) -> jax.Array:
+    """A learned change whose step is relative to the layer's outputs (bias) or to 1 (all others).
+
+    Args:
+      name: of the vector.
+      change: any array.
+      own: the task parameters of the vector, a ``measure`` among them or not.
+
+    Returns:
+      ``change``.
+    """
+    if name == "bias" or "measure" not in own:
+        return change
+    return networks.in_own_units(change, own["measure"])
+
+
+def modulated(
+    layers: str,
+    modulation: str,
+    fresh: Callable[[Any, Mapping[str, Layer]], Any],
+    of: Callable[[Any], Any],
+    measure: bool = False,
 ) -> dict[str, Any]:
-    """The hooks of a method that learns a bias per task and layer and keeps it in a bank.
+    """The hooks of a method that learns vectors per task and layer and keeps them in a bank.
 
     Args:
       layers: a pattern for the paths of the layers.
-      fresh: ``(key, layers) -> task_params``, ``{path: {...}}``.
-      of: ``task_params -> {path: {"bias": [K]}}``, the biases they stand for.
-      measure: whether the task parameters have a leaf ``measure`` for each layer.
+      modulation: which vectors, a name of `bpnjax.modes.MODULATIONS`.
+      fresh: ``(key, layers) -> task_params``, ``{path: {name: {...}}}``.
+      of: ``task_params -> {path: {name: [...]}}``, the vectors they stand for.
+      measure: whether the task parameters of each vector have a leaf ``measure``.
 
     Returns:
-      Arguments of `Method`; its state is the bank ``{path: {"bias": f32 [T, K]}}``.
+      Arguments of `Method`; its state is the bank, see `empty_bank`.
     """
+    kind = modes.MODULATIONS[modulation]
+
+    def chosen(setup: Setup) -> dict[str, Layer]:
+        found = matching(setup.network.layers, layers)
+        return {path: layer for path, layer in found.items() if kind.acts_on(layer)}
 
     def init(key: Any, params: Any, setup: Setup) -> Any:
         del key, params
-        return empty_bank(matching(setup.network.layers, layers), setup.num_tasks)
+        return kind.bank(chosen(setup), setup.num_tasks)
 
     def begin_task(key: Any, params: Any, state: Any, ctx: Context) -> tuple[Any, Any, Any]:
-        return params, state, fresh(key, matching(ctx.setup.network.layers, layers))
+        return params, state, fresh(key, chosen(ctx.setup))
 
     def forward(params: Any, task_params: Any, state: Any, ctx: Context) -> tuple[Any, Any]:
         if ctx.training and jnp.ndim(ctx.task) == 0:
             measures = {
-                path: {"measure": own["measure"]}
-                for path, own in task_params.items()
-                if "measure" in own
+                path: {"measure": vectors["bias"]["measure"]}
+                for path, vectors in task_params.items()
+                if "measure" in vectors.get("bias", ())
             }
             return params, modes.merge(of(task_params), measures)
-        stored = modes.select(state, ctx.task)
+        task = jnp.asarray(ctx.task)
+        known = (task >= 0) & (task < ctx.setup.num_tasks)
+        stored = kind.decoded(modes.select(state, task), chosen(ctx.setup), known)
         if ctx.current is None:
             return params, stored
         return params, ctx.stored_or_current(of(task_params), stored)
@@ -206,12 +271,21 @@ def biases(
         params: Any, task_params: Any, state: Any, data: TaskData, ctx: Context
     ) -> tuple[Any, Any]:
         del data
-        return params, modes.store(state, of(task_params), ctx.current)
+        return params, modes.store(state, kind.encoded(of(task_params)), ctx.current)
 
     def check(setup: Setup) -> None:
         checks_layers("bd", layers)(setup)
-        if measure:
-            _check_measured(setup, layers)
+        if not chosen(setup):
+            raise UserError(
+                f"bd.modulation: {modulation} acts on the outputs of convolutions, and none is "
+                f"among the layers of bd.layers={layers!r}; choose gain"
+            )
+        try:
+            kind.shapes(chosen(setup))
+        except ValueError as error:
+            raise UserError(f"bd.modulation: {modulation}: {error}") from error
+        if measure or modulation != "bias":
+            _check_read(setup, chosen(setup), kind, measure)
 
     return {
         "told_task": True,
@@ -223,28 +297,37 @@ def biases(
     }
 
 
-def _check_measured(setup: Setup, pattern: str) -> None:
-    """Refuses a plain function that does not let the outputs of its layers be measured."""
+def _check_read(
+    setup: Setup, chosen: Mapping[str, Layer], kind: modes.Modulation, measure: bool
+) -> None:
+    """Refuses a plain function that leaves a part of the mode alone, or does not measure."""
     network = setup.network
-    chosen = matching(network.layers, pattern)
     if all(layer.kind != "function" for layer in chosen.values()):
         return
     setup.stored_example("a step relative to the outputs of layers (bd.step)")
+    measures = {"measure": jnp.zeros(2)} if measure and "bias" in kind.names else {}
     mode = {
-        path: {"bias": jnp.zeros(layer.outputs, jnp.float32), "measure": jnp.zeros(2, jnp.float32)}
-        for path, layer in chosen.items()
+        path: {name: jnp.zeros(shape, jnp.float32) for name, shape in own.items()} | measures
+        for path, own in kind.shapes(chosen).items()
     }
     params, variables = jax.eval_shape(network.init, prng.key(0))
     read = arrays.used(
         lambda mode, params, variables, x: network.apply(params, mode, x, variables=variables)[0],
         mode, params, variables, network.example,
     )  # fmt: skip
-    missing = [path for path, vectors in read.items() if not vectors["measure"]]
+    how = "pass them through networks.modulate(y, mode.get({!r}, {{}}))"
+    unread = [path for path, own in read.items() if not all(own[name] for name in kind.names)]
+    if unread:
+        raise UserError(
+            f"bd.modulation: the network is a function that does not read all of "
+            f"{', '.join(kind.names)} of {', '.join(unread)}; {how.format(unread[0])} and multiply "
+            "the inputs by a key"
+        )
+    missing = [path for path, own in read.items() if not own.get("measure", True)]
     if missing:
         raise UserError(
             f"bd.step: the network is a function that does not show the size of the outputs of "
-            f"{', '.join(missing)}; add the bias with networks.add_bias(y, mode.get("
-            f"{missing[0]!r}, {{}})), or choose step='absolute'"
+            f"{', '.join(missing)}; {how.format(missing[0])}, or choose step='absolute'"
         )
 
 
@@ -253,12 +336,16 @@ def _factored(
     layers: str,
     learning_rate: float | None,
     optimizer: Callable[[optax.GradientTransformation], optax.GradientTransformation],
+    modulation: str,
     measure: bool = False,
 ) -> Method:
     def fresh(key: Any, chosen: Mapping[str, Layer]) -> Factors:
-        return init_factors(key, chosen, hidden_dim, measure)
+        return init_factors(key, chosen, hidden_dim, measure, modulation)
 
-    hooks = biases(layers, fresh, product, measure)
+    def of(factors: Factors) -> Any:
+        return product(factors, modulation)
+
+    hooks = modulated(layers, modulation, fresh, of, measure)
     return Method(**hooks, optimizer=optimizer, learning_rate=learning_rate)
 
 
@@ -269,20 +356,25 @@ def bd(
     layers: LayerPattern = ".*",
     learning_rate: Rate = None,
     step: Step = "relative",
+    modulation: Kind = "bias",
 ) -> Method:
     """BD; see the top of this file for the formula and the two steps."""
     return _factored(
         hidden_dim, layers, learning_rate,
-        lambda tx: optim.beneficial_perturbation(tx, epsilon, step=step), step == "relative",
+        lambda tx: optim.beneficial_perturbation(tx, epsilon, step=step),
+        modulation, step == "relative",
     )  # fmt: skip
 
 
 @register("gd", group="bd", paper="Wen et al. 2020, arXiv 2009.13954")
 def gd(
-    hidden_dim: HiddenDim = 100, layers: LayerPattern = ".*", learning_rate: Rate = None
+    hidden_dim: HiddenDim = 100,
+    layers: LayerPattern = ".*",
+    learning_rate: Rate = None,
+    modulation: Kind = "bias",
 ) -> Method:
     """BD with M following its gradient, the paper's control."""
-    return _factored(hidden_dim, layers, learning_rate, lambda tx: tx)
+    return _factored(hidden_dim, layers, learning_rate, lambda tx: tx, modulation)
 
 
 @register("gd_matched", group="bd", paper="control")
@@ -292,10 +384,11 @@ def gd_matched(
     layers: LayerPattern = ".*",
     learning_rate: Rate = None,
     step: Step = "relative",
+    modulation: Kind = "bias",
 ) -> Method:
     """BD with steps along the gradient that are as long as BD's."""
     return _factored(
         hidden_dim, layers, learning_rate,
         lambda tx: optim.beneficial_perturbation(tx, epsilon, step=step, direction="gradient"),
-        step == "relative",
+        modulation, step == "relative",
     )  # fmt: skip

@@ -3,7 +3,8 @@
 .. math:: y = W x + b + bias_t
 
 - `plain_bias`: one plain bias per task and layer, zero at first, trained by its gradient, or by
-  BD's relative step on the bias itself (``step="relative"``).
+  BD's relative step on the bias itself (``step="relative"``); or other vectors of ``bd.modulation``
+  in its place.
 - `random_bias`: one random bias per task and layer, never trained, uniform among the vectors of
   the norm ``norm``.
 - `output_mask`: a method without modes, told the task when it answers, by a mask on its outputs.
@@ -20,9 +21,9 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
-from bpnjax import optim
+from bpnjax import modes, optim
 from bpnjax.methods.base import Context, Method, Setup
-from bpnjax.methods.bd import biases
+from bpnjax.methods.bd import Kind, in_units_of, modulated
 from bpnjax.methods.psp import checks_layers, from_bank
 from bpnjax.methods.settings import Range, Setting, register
 from bpnjax.networks import Layer, matching
@@ -64,22 +65,31 @@ def plain_bias(
             search=(Range(0.02, 2.0, when=("plain_bias.step", "relative")),),
         ),
     ] = 0.2,
+    modulation: Kind = "bias",
 ) -> Method:
     """A bias per task and layer that follows its gradient, or takes BD's steps itself."""
-    relative = step == "relative"
+    relative, kind = step == "relative", modes.MODULATIONS[modulation]
 
     def fresh(key: Any, chosen: Mapping[str, Layer]) -> Any:
         del key
         measure = {"measure": jnp.zeros(2, jnp.float32)} if relative else {}
         return {
-            path: {"bias": jnp.zeros(own.outputs, jnp.float32), **measure}
-            for path, own in chosen.items()
+            path: {
+                name: {"change": jnp.zeros(shape, jnp.float32), **measure}
+                for name, shape in own.items()
+            }
+            for path, own in kind.shapes(chosen).items()
         }
 
-    def of(own: Any) -> Any:
-        return {path: {"bias": vectors["bias"]} for path, vectors in own.items()}
+    def of(task_params: Any) -> Any:
+        changes = {
+            path: {name: in_units_of(name, own["change"], own) for name, own in vectors.items()}
+            for path, vectors in task_params.items()
+        }
+        return kind.values(changes)
 
-    method = Method(**biases(layers, fresh, of, relative), learning_rate=learning_rate)
+    hooks = modulated(layers, modulation, fresh, of, relative)
+    method = Method(**hooks, learning_rate=learning_rate)
     if not relative:
         return method
     return dataclasses.replace(

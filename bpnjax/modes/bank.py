@@ -1,15 +1,15 @@
-"""Modes: one network, switched from task to task by a key and a bias per layer.
+"""Modes: one network, switched from task to task by a few vectors per layer.
 
-A **mode** is a dict keyed by layer path that holds at most two vectors per layer::
+A **mode** is a dict keyed by layer path that holds a few vectors per layer, each optional::
 
-    mode = {"hidden_0": {"key": f32[inputs], "bias": f32[outputs]}, ...}
+    mode = {"hidden_0": {"key": f32[inputs], "gain": f32[outputs], "bias": f32[outputs]}, ...}
 
-    y = W (x * key) + b + bias
+    y = (W (x * key) + b) * gain + bias
 
 ``key`` is the context of PSP (parameter superposition), ``bias`` the beneficial perturbation of
-BPN. A **bank** is the same tree with a leading task axis, ``[T, ...]``; `select` indexes it with
-one task or with one task id per example. Networks know nothing of this: `bpnjax.networks` runs
-them in a mode.
+BPN; `bpnjax.modes.vectors` has the table of all. A **bank** is the same tree with a leading task
+axis, ``[T, ...]``; `select` indexes it with one task or with one task id per example. Banks are no
+concern of networks: `bpnjax.networks` runs them in a mode.
 """
 
 from typing import Any
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpnjax.modes.keys import is_seed
+from bpnjax.modes.vectors import VECTORS
 
 __all__ = ["merge", "select", "store"]
 
@@ -33,7 +34,7 @@ def select(bank: Any, task: Any) -> dict[str, Any]:
 
     Returns:
       A mode with leaves ``[width]``, or ``[n, width]`` for task ids. A traced task outside the bank
-      gives NaN biases instead of silently those of another task.
+      gives NaN biases (integers: 0) instead of silently those of another task.
 
     Raises:
       ValueError: the task is concrete and the bank does not have it.
@@ -57,15 +58,16 @@ def select(bank: Any, task: Any) -> dict[str, Any]:
             return leaf.row(task) if task.ndim == 0 else jax.vmap(leaf.row)(task)
         # Negative numbers would count from the end.
         outside = (task < 0) | (task >= leaf.shape[0])
-        return leaf.at[jnp.where(outside, leaf.shape[0], task)].get(mode="fill", fill_value=jnp.nan)
+        missing = jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0
+        return leaf.at[jnp.where(outside, leaf.shape[0], task)].get(mode="fill", fill_value=missing)
 
     return jax.tree.map(take, bank, is_leaf=is_seed)
 
 
 def merge(*modes: Any) -> dict[str, Any]:
-    r"""Joins modes: biases of one layer add up, keys of one layer multiply.
+    r"""Joins modes: biases of one layer add up, keys and gains of one layer multiply.
 
-    .. math:: key = \prod_i key_i, \quad bias = \sum_i bias_i
+    .. math:: key = \prod_i key_i, \quad gain = \prod_i gain_i, \quad bias = \sum_i bias_i
 
     Args:
       *modes: modes as in `modulated_apply`.
@@ -74,6 +76,7 @@ def merge(*modes: Any) -> dict[str, Any]:
       One mode, of all layers that one of them names.
 
     Raises:
+      ValueError: two modes have a depthwise kernel for one layer.
       AssertionError: vectors of one layer differ in width.
 
     Example:
@@ -92,7 +95,14 @@ def merge(*modes: Any) -> dict[str, Any]:
                     layer[name] = vector
                 else:  # of which one may be for all examples and one per example
                     chex.assert_equal_shape_suffix([layer[name], vector], 1)
-                    layer[name] = layer[name] * vector if name == "key" else layer[name] + vector
+                    # A measure is none of the table; the sum lets each mode read it.
+                    join = VECTORS[name].join if name in VECTORS else jnp.add
+                    if join is None:
+                        raise ValueError(
+                            f"two modes have a {name} kernel for layer {path!r}, and only one can "
+                            "act; leave one out"
+                        )
+                    layer[name] = join(layer[name], vector)
     return merged
 
 

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from bpnjax.modes.vectors import VECTORS
+
 __all__ = ["GateSeeds", "KeySeeds", "drawn", "gate_bank", "is_seed", "key_bank", "key_of_task"]
 
 
@@ -144,12 +146,8 @@ def _rows(seeds: Any, num_tasks: int) -> jax.Array:
 
 
 def _inputs(path: str, layer: Any) -> int:
-    if not layer.inputs:
-        raise ValueError(
-            f"a key lies on the inputs of layer {path!r}, and their number is not known; pass "
-            f"networks.from_function(..., layers={{{path!r}: (inputs, {layer.outputs})}})"
-        )
-    return int(layer.inputs)
+    (width,) = VECTORS["key"].shape(path, layer)
+    return width
 
 
 def _layer_seed(seed: jax.Array, path: str) -> jax.Array:

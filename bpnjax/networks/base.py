@@ -14,9 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bpnjax.modes.vectors import VECTORS
 from bpnjax.networks.layers import Layer, Layers
 
-__all__ = ["Biases", "Network", "add_bias", "align", "from_function", "measured", "one_example"]
+__all__ = [
+    "Network",
+    "Outputs",
+    "align",
+    "from_function",
+    "in_own_units",
+    "measured",
+    "modulate",
+    "one_example",
+]
 
 Params = Any
 Variables = dict[str, Any]
@@ -77,91 +87,175 @@ _with_statistic.defvjp(
 )
 
 
-def add_bias(y: jax.Array, vectors: Mapping[str, jax.Array]) -> jax.Array:
-    """The output of a layer with the bias of a mode, for networks that are plain functions.
+def in_own_units(vector: jax.Array, measure: jax.Array) -> jax.Array:
+    """An array as it is, whose root mean square counts as 1 where `measured` would take it.
 
     Args:
-      y: the output, ``[n, K]``.
-      vectors: what the mode has for the layer, ``mode.get(path, {})``: a ``"bias"`` ``[K]`` and a
-        ``"measure"`` (see `measured`), both optional.
+      vector: any array, as what a task learns of a gain, whose unit is 1 and not the layer's.
+      measure: f32 ``[2]``, of any value.
 
     Returns:
-      ``y``, with the bias added where there is one.
+      ``vector``; the gradient for ``measure`` is ``[1, 1]``. Derivatives in reverse mode only.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpnjax.networks import in_own_units
+      >>> jax.grad(lambda m: jnp.sum(in_own_units(jnp.array([3.0]), m)))(jnp.zeros(2)).tolist()
+      [1.0, 1.0]
+    """
+    return _with_statistic(vector, measure, jnp.ones(2, jnp.float32))
+
+
+def modulate(
+    y: jax.Array,
+    vectors: Mapping[str, jax.Array],
+    path: str = "",
+    features: int = 1,
+    contracts_batch: bool = False,
+) -> jax.Array:
+    r"""The output of a layer in a mode.
+
+    .. math:: y' = (D * y) \odot gain + bias
+
+    Networks that are plain functions call it for each layer; the adapters do it for networks of
+    Flax. `bpnjax.modes.VECTORS` says what each entry is.
+
+    Args:
+      y: the output, ``[n, ..., K]``.
+      vectors: what the mode has for the layer, ``mode.get(path, {})``: a ``"depthwise"`` kernel, a
+        ``"gain"``, a ``"bias"`` and a ``"measure"`` (see `measured`: the array that the bias is
+        added to), all optional; a ``"key"`` is left alone, it belongs on the layer's input.
+      path: of the layer, for messages.
+      features: how many of the last axes of ``y`` the vectors lie on.
+      contracts_batch: whether the layer contracts its input's first axis.
+
+    Returns:
+      An array like ``y``.
+
+    Raises:
+      ValueError: a vector of another shape.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from bpnjax.networks import add_bias
-      >>> add_bias(jnp.ones((1, 2)), {"bias": jnp.array([0.0, 1.0])}).tolist()
+      >>> from bpnjax.networks import modulate
+      >>> modulate(jnp.ones((1, 2)), {"bias": jnp.array([0.0, 1.0])}).tolist()
       [[1.0, 2.0]]
     """
-    if "measure" in vectors:
-        y = measured(y, vectors["measure"], vectors.get("weight"))
-    return y + vectors["bias"] if "bias" in vectors else y
+    axes = tuple(range(y.ndim - features, y.ndim))
+    for name, vector in VECTORS.items():
+        if vector.on_input:
+            continue
+        if name == "bias" and "measure" in vectors:
+            y = measured(y, vectors["measure"], vectors.get("weight"))
+        if name not in vectors:
+            continue
+        if name == "depthwise":
+            own = _kernel_per_channel(path, vectors[name], y)
+        else:
+            own = align(path, name, vectors[name], y, axes, contracts_batch)
+        y = vector.act(y, own)
+    return y
 
 
-_NONE: Mapping[str, Any] = {}
+def _kernel_per_channel(path: str, kernel: jax.Array, y: jax.Array) -> jax.Array:
+    """The depthwise kernel of a mode, refused where it does not fit the output."""
+    fits = y.ndim == 4 and kernel.shape[-3:] == (3, 3, y.shape[-1]) and kernel.ndim in (3, 4)
+    if not fits or (kernel.ndim == 4 and kernel.shape[0] not in (1, y.shape[0])):
+        raise ValueError(
+            f"the depthwise kernel of layer {path!r} has shape {kernel.shape}; its outputs "
+            f"{y.shape} take [3, 3, channels], or [n, 3, 3, channels] for one mode per example, "
+            "and must be images"
+        )
+    return kernel
 
 
-class Biases:
-    r"""The biases of one forward pass, added behind the BatchNorm that follows a layer directly.
+def check_mode(mode: Mapping[str, Any]) -> None:
+    """Refuses a mode with entries that no layer has.
 
-    .. math:: y = \mathrm{norm}(W x + b) + bias
+    Args:
+      mode: ``{path: {name: vector}}``.
 
-    BatchNorm subtracts the mean of each channel, hence any bias before it: the network would answer
-    as without one, and the gradient that the bias gets would be the rounding error.
+    Raises:
+      ValueError: names the layer and the entries.
+
+    Example:
+      >>> from bpnjax.networks.base import check_mode
+      >>> check_mode({"out": {"biases": 0.0}})
+      Traceback (most recent call last):
+      ...
+      ValueError: the mode of layer 'out' has ['biases']; a layer has key, depthwise, gain, bias
+    """
+    for path, vectors in mode.items():
+        if wrong := set(vectors) - {*VECTORS, "measure", "weight"}:
+            raise ValueError(
+                f"the mode of layer {path!r} has {sorted(wrong)}; a layer has {', '.join(VECTORS)}"
+            )
+
+
+class Outputs:
+    r"""The outputs of one forward pass in a mode, which acts behind a BatchNorm that follows.
+
+    .. math:: y = \mathrm{norm}(W x + b) \odot gain + bias
+
+    BatchNorm subtracts the mean of each channel and divides by its deviation, hence undoes any bias
+    and gain before it: the network would answer as without one, and the gradient that the bias gets
+    would be the rounding error.
 
     Source: ours; the paper's networks have no BatchNorm.
     """
 
     def __init__(self) -> None:
-        self._added: dict[int, tuple[jax.Array, jax.Array, jax.Array, Any]] = {}
+        self._acted: dict[int, tuple[jax.Array, jax.Array, Callable[..., jax.Array]]] = {}
 
-    def add(self, y: jax.Array, bias: jax.Array, vectors: Mapping[str, Any] = _NONE) -> jax.Array:
-        """The output of a layer with its bias.
+    def act(self, y: jax.Array, vectors: Mapping[str, Any], *options: Any) -> jax.Array:
+        """The output of a layer in the mode.
 
         Args:
           y: the output without.
-          bias: as `align` gives it.
-          vectors: what the mode has for the layer: a ``"measure"`` and a ``"weight"`` as of
-            `measured`, both optional; measured is the array that the bias is added to.
+          vectors: as of `modulate`.
+          *options: the further arguments of `modulate`.
 
         Returns:
-          Their sum.
+          An array like ``y``.
         """
-        biased = add_bias(y, _measuring(vectors)) + bias
+        acting = {name: own for name, own in vectors.items() if name in VECTORS}
+        if all(VECTORS[name].on_input for name in acting):
+            return y
+
+        def acts(y: jax.Array) -> jax.Array:
+            return modulate(y, vectors, *options)
+
+        acted = acts(y)
         # Kept alive, so that no other array can take over its identity in this pass.
-        self._added[id(biased)] = (biased, y, bias, vectors)
-        return biased
+        self._acted[id(acted)] = (acted, y, acts)
+        return acted
 
     def behind(self, norm: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-        """The output of a BatchNorm, with the bias of the layer whose output it normalises.
+        """The output of a BatchNorm, in the mode of the layer whose output it normalises.
 
         Args:
           norm: the call of the BatchNorm.
           x: its input.
 
         Returns:
-          ``norm(y) + bias`` where ``x`` is what `add` returned for ``y``; else ``norm(x)``.
+          What `act` makes of ``norm(y)`` where ``x`` is what it returned for ``y``; else
+          ``norm(x)``.
         """
-        if id(x) not in self._added:
+        if id(x) not in self._acted:
             return norm(x)
-        _, y, bias, vectors = self._added[id(x)]
-        out = add_bias(norm(y), _measuring(vectors))
-        return out + bias.astype(out.dtype)
-
-
-def _measuring(vectors: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: vector for name, vector in vectors.items() if name in ("measure", "weight")}
+        _, y, acts = self._acted[id(x)]
+        return acts(norm(y))
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
     """Pure functions of a network that can run in the mode of a task.
 
-    A mode is ``{layer path: {"key": [inputs], "bias": [outputs]}}``; the empty mode ``{}`` is the
-    plain network. In training a layer with a bias may have a ``"measure"`` and a ``"weight"``
-    beside it, see `measured`. Variables are what a network keeps beside its parameters, such as the
-    running statistics of BatchNorm: a dict of collections, ``{}`` for most networks.
+    A mode is ``{layer path: {"key": [inputs], "gain": [outputs], "bias": [outputs]}}``, see
+    `bpnjax.modes.VECTORS`; the empty mode ``{}`` is the plain network. In training a layer with a
+    bias may have a ``"measure"`` and a ``"weight"`` beside it, see `measured`. Variables are what a
+    network keeps beside its parameters, such as the running statistics of BatchNorm: a dict of
+    collections, ``{}`` for most networks.
 
     Attributes:
       init: ``key -> (params, variables)``.
@@ -314,10 +408,9 @@ def from_function(
     """A network given as a plain function, from any framework or none.
 
     Args:
-      apply: ``(params, mode, x) -> outputs [n, ...]``. It adds ``mode[path]["bias"]`` to the output
-        of layer ``path`` and multiplies its input by ``mode[path]["key"]``, where they are there;
-        both are vectors, the same for the whole batch. `add_bias` does the former, and measures
-        the output where a method asks for it, as BD with its relative step.
+      apply: ``(params, mode, x) -> outputs [n, ...]``. It passes the output of layer ``path``
+        through ``modulate(y, mode.get(path, {}))`` and multiplies its input by
+        ``mode[path]["key"]`` where that is there.
       init: ``key -> params``.
       layers: ``{path: outputs}`` or ``{path: (inputs, outputs)}``, the layers for which ``apply``
         reads a mode; none by default.
@@ -330,7 +423,7 @@ def from_function(
       >>> import jax, jax.numpy as jnp
       >>> from bpnjax import networks
       >>> def apply(params, mode, x):
-      ...     return networks.add_bias(x @ params["w"], mode.get("out", {}))
+      ...     return networks.modulate(x @ params["w"], mode.get("out", {}))
       >>> network = networks.from_function(apply, lambda key: {"w": jnp.ones((2, 1))}, {"out": 1})
       >>> params, variables = network.init(jax.random.key(0))
       >>> network.apply(params, {"out": {"bias": jnp.ones(1)}}, jnp.ones((1, 2)))[0].tolist()
@@ -437,7 +530,7 @@ def align(
 
     Args:
       path: of the layer, for messages.
-      name: of the vector, ``"key"`` or ``"bias"``.
+      name: of the vector, as ``"key"`` or ``"bias"``.
       vector: ``[width]`` for the whole batch, or ``[n, width]`` for one mode per example.
       array: the layer's input or output, ``[n, ...]``.
       axes: of the array that the vector lies on; their lengths multiply to its width.

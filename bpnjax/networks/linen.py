@@ -23,7 +23,15 @@ from flax.errors import (
     ScopeVariableNotFoundError,
 )
 
-from bpnjax.networks.base import Biases, Network, abstract, align, batch_axis, one_example
+from bpnjax.networks.base import (
+    Network,
+    Outputs,
+    abstract,
+    align,
+    batch_axis,
+    check_mode,
+    one_example,
+)
 from bpnjax.networks.layers import KERNELS, Layer, Layers, Other
 from bpnjax.utils import prng
 
@@ -177,11 +185,7 @@ def _check(model: Any, mode: Mapping[str, Any]) -> None:
             "modes are added by intercepting the calls of Linen layers"
             + ("; use networks.from_nnx" if nnx else "")
         )  # fmt: skip
-    for path, vectors in mode.items():
-        if wrong := set(vectors) - {"key", "bias", "measure", "weight"}:
-            raise ValueError(
-                f"the mode of layer {path!r} has {sorted(wrong)}; a layer has a 'key' and a 'bias'"
-            )
+    check_mode(mode)
 
 
 def _run(
@@ -201,7 +205,7 @@ def _run(
     collections = _variables(params)
     unused = set(mode)
     outside, batch = current_trace(), batch_axis(args[0])
-    biases = Biases()
+    outputs = Outputs()
 
     def intercept(
         next_call: Callable[..., Any],
@@ -223,7 +227,7 @@ def _run(
                     )
                 return next_call(x, *rest, **call_kwargs)
 
-            return biases.behind(norm, x)
+            return outputs.behind(norm, x)
         if context.method_name != "__call__" or not (call_args or "inputs" in call_kwargs):
             return next_call(*call_args, **call_kwargs)
         x, *rest = call_args or (call_kwargs["inputs"],)
@@ -246,10 +250,7 @@ def _run(
         y = next_call(x, *rest, **call_kwargs)
         if probes is not None and path in probes:
             y = y + probes[path].astype(y.dtype)
-        if "bias" in layer_mode:
-            axes = tuple(range(y.ndim - call.features, y.ndim))
-            bias = align(path, "bias", layer_mode["bias"], y, axes, 0 in call.contracted)
-            y = biases.add(y, bias, layer_mode)
+        y = outputs.act(y, layer_mode, path, call.features, 0 in call.contracted)
         if record is not None:
             kernel = context.module.get_variable("params", "kernel")
             own = kernel is own_kernel(collections["params"], path)
@@ -292,11 +293,11 @@ def modulated_apply(
     For every layer that the mode names, of the classes `KINDS` (Dense, DenseGeneral,
     Conv, ConvLocal, ConvTranspose),
 
-    .. math:: y = W (x \odot key) + b + bias
+    .. math:: y = (W (x \odot key) + b) \odot gain + bias
 
     and for every other layer the ordinary forward pass. The empty mode ``{}`` is the plain network.
-    The bias of a layer that a BatchNorm follows directly is added behind the norm, which would
-    subtract it (`bpnjax.networks.base.Biases`). A layer that is called several times gets its
+    Gain and bias of a layer that a BatchNorm follows directly act behind the norm, which would undo
+    them (`bpnjax.networks.base.Outputs`). A layer that is called several times gets its
     vectors at each call, and so does one within `flax.linen.scan`, whose iterations share the
     vectors as they share the path. For DenseGeneral, as in the attention of `flax.linen`, the key
     lies on all axes that its kernel contracts and the bias on all axes of its features, both as one
@@ -305,8 +306,9 @@ def modulated_apply(
     Args:
       model: any Linen module; its layers are found by path at trace time.
       params: its parameter collection, or a dict of collections with a ``"params"`` entry.
-      mode: ``{path: {"key": [inputs] or [n, inputs], "bias": [outputs] or [n, outputs]}}``; both
-        entries optional, any float dtype (cast to that of the layer). With a leading axis ``n``
+      mode: ``{path: {"key": [inputs] or [n, inputs], "bias": [outputs] or [n, outputs]}}``, or
+        other entries of `bpnjax.modes.VECTORS`; all optional, any float dtype (cast to that of the
+        layer). With a leading axis ``n``
         each example of the batch has a mode of its own.
       x: the batch, ``[n, ...]``.
       *args: further arguments of the module's call.
@@ -383,7 +385,7 @@ def find_layers(model: nn.Module, params: Any, x: Any, *args: Any, **kwargs: Any
 def from_linen(module: nn.Module, x: Any, *, train: str | None = "", **kwargs: Any) -> Network:
     r"""Adapts a network written with `flax.linen`.
 
-    .. math:: y = W (x \odot key) + b + bias
+    .. math:: y = (W (x \odot key) + b) \odot gain + bias
 
     in every layer of the classes `KINDS` that a mode names. The network may be nested, share layers
     and use attention, norms, dropout and embeddings; see `modulated_apply` for what takes a mode.

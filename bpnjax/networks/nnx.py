@@ -23,7 +23,15 @@ from flax import nnx, traverse_util
 from flax.core.tracers import current_trace
 from flax.nnx.statelib import FlatState
 
-from bpnjax.networks.base import Biases, Network, abstract, align, batch_axis, one_example
+from bpnjax.networks.base import (
+    Network,
+    Outputs,
+    abstract,
+    align,
+    batch_axis,
+    check_mode,
+    one_example,
+)
 from bpnjax.networks.layers import KERNELS, Layer, Layers, Other
 from bpnjax.utils import prng
 
@@ -69,7 +77,7 @@ def from_nnx(
 ) -> Network:
     r"""Adapts a network written with `flax.nnx`.
 
-    .. math:: y = W (x \odot key) + b + bias
+    .. math:: y = (W (x \odot key) + b) \odot gain + bias
 
     in every layer of the classes `KINDS` that a mode names: Linear, LinearGeneral (hence the
     projections of MultiHeadAttention), Conv, ConvTranspose, and Einsum where it is a linear layer:
@@ -78,10 +86,11 @@ def from_nnx(
     embeddings, nnx.scan, nnx.vmap, nnx.remat and nnx.jit. A layer at several attributes has the
     path of the first, in alphabetical order, and is called several times.
 
-    The bias of a layer that a BatchNorm follows directly is added behind the norm, which would
-    subtract it. A subclass of a layer takes the mode where its call reaches ``super().__call__``.
-    For a layer that contracts several axes the key lies on all of them, in their order in the
-    input, and the bias on all feature axes, both as one flat vector.
+    Gain and bias of a layer that a BatchNorm follows directly act behind the norm, which would undo
+    them; `bpnjax.modes.VECTORS` has all that a mode may hold. A subclass of a layer takes the mode
+    where its call reaches ``super().__call__``. For a layer that contracts several axes the key
+    lies on all of them, in their order in the input, and gain and bias on all feature axes, each as
+    one flat vector.
 
     Args:
       module: a module, whose parameters ``init`` then returns whatever its key; or a function
@@ -206,15 +215,6 @@ def _mark_data(module: nnx.Module) -> None:
                 setattr(node, name, nnx.data(value))
 
 
-def _check_mode(mode: Mode) -> None:
-    """Refuses entries of a layer's mode that are no key and no bias."""
-    for path, vectors in mode.items():
-        if wrong := set(vectors) - {"key", "bias", "measure", "weight"}:
-            raise ValueError(
-                f"the mode of layer {path!r} has {sorted(wrong)}; a layer has a 'key' and a 'bias'"
-            )
-
-
 # ------------------------------------------------------------------------------------------
 # A module as arrays, and back.
 # ------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ class _Pass:
     reached: set[str] = dataclasses.field(default_factory=set)
     batch: tuple[int, ...] = ()
     outside: Any = dataclasses.field(default_factory=current_trace)
-    biases: Biases = dataclasses.field(default_factory=Biases)
+    outputs: Outputs = dataclasses.field(default_factory=Outputs)
 
     def layer(
         self,
@@ -374,10 +374,7 @@ class _Pass:
             tuple(y.shape),
             plain and (before is None or before.plain),
         )
-        if "bias" in vectors:
-            bias = align(path, "bias", vectors["bias"], y, last, contracts_batch=0 in contracted)
-            y = self.biases.add(y, bias, vectors)
-        return y
+        return self.outputs.act(y, vectors, path, features, 0 in contracted)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -414,7 +411,7 @@ def _normalises(base: type) -> Callable[..., Any]:
         site = vars(self).get(_SITE)
         if site is None:
             return base.__call__(self, x, use_running_average, **kwargs)
-        behind = site.run.biases.behind
+        behind = site.run.outputs.behind
         if site.run.frozen:
             return behind(lambda x: base.__call__(self, x, True, **kwargs), x)
         running = self.use_running_average if use_running_average is None else use_running_average
@@ -697,7 +694,7 @@ class _Adapter:
         self, run: _Pass, params: Params, variables: Variables, x: Any, key: jax.Array | None
     ) -> tuple[Any, nnx.Module]:
         """One pass of a copy of the network made from the arrays; returns the copy too."""
-        _check_mode(run.mode)
+        check_mode(run.mode)
         run.batch = batch_axis(x)
         seeds = _seeds(key)
         module = self._assembled(params, variables, seeds)

@@ -243,14 +243,14 @@ def hidden_dim(state: RunState, value: Any) -> RunState:
       >>> network = networks.from_linen(nn.Dense(1), jnp.ones((1, 3)))
       >>> learner = bpnjax.learner(network, methods.bd(hidden_dim=4), optax.sgd(0.1), num_tasks=2)
       >>> state = learner.begin_task(learner.init(jax.random.key(0)), 0)
-      >>> W = sweep.hidden_dim(RunState(state), 1).learner.task_params[""]["W"][:, 0]
+      >>> W = sweep.hidden_dim(RunState(state), 1).learner.task_params[""]["bias"]["W"][:, 0]
       >>> [bool(w) for w in W]
       [True, False, False, False]
     """
 
     def cut(factors: dict[str, jax.Array]) -> dict[str, jax.Array]:
         widest = factors["W"].shape[0]
-        within = jnp.arange(widest)[:, None] < value
+        within = jnp.arange(widest).reshape(-1, *(1,) * (factors["W"].ndim - 1)) < value
         # Uniform in +-1/sqrt(H), by the H that is left.
         return factors | {"W": within * factors["W"] * jnp.sqrt(widest / value)}
 

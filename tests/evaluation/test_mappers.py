@@ -181,7 +181,7 @@ def test_a_user_s_own_loop_infers():
 
 def test_a_network_that_does_not_show_its_features():
     network = networks.from_function(
-        lambda p, mode, x: networks.add_bias(x @ p, mode.get("out", {})),
+        lambda p, mode, x: networks.modulate(x @ p, mode.get("out", {})),
         lambda key: jnp.ones((3, 2)), {"out": 2}, Z[:1],
     )  # fmt: skip
     learner = bpnjax.learner(network, methods.plain_bias(), optax.sgd(0.1), num_tasks=2)

@@ -195,9 +195,9 @@ def test_a_plain_bias_follows_its_gradient_and_is_frozen(method):
     zero = {"hidden_0": jnp.zeros(16), "output": jnp.zeros(6)}
     learned = own(moved.learner.task_params)
     for path, g in jax.grad(loss)(zero).items():
-        np.testing.assert_allclose(learned[path]["bias"], -0.5 * g, rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(learned[path]["bias"]["change"], -0.5 * g, rtol=1e-4, atol=1e-7)
     ended = jitted.end_task(moved, jitted.data, 0)
     _, kept = mode_of(jitted, ended, 0)
     for path, layer in learned.items():
-        np.testing.assert_array_equal(kept[path]["bias"], layer["bias"])
-        assert not own(ended.learner.task_params)[path]["bias"].any()
+        np.testing.assert_array_equal(kept[path]["bias"], layer["bias"]["change"])
+        assert not own(ended.learner.task_params)[path]["bias"]["change"].any()

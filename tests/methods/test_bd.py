@@ -19,9 +19,16 @@ FACTORED = ["bd", "bd_ewc", "bd_psp", "gd", "gd_ewc", "gd_matched"]
 
 
 def factors_of(state):
-    """``{layer: {"M", "W"}}`` of the task in training."""
+    """``{layer: {"M", "W"}}`` of the biases of the task in training."""
     own = state.learner.task_params
-    return own if isinstance(own, dict) else own[0]
+    return {
+        path: layer["bias"] for path, layer in (own if isinstance(own, dict) else own[0]).items()
+    }
+
+
+def biases_for(factors):
+    """The mode that such factors stand for."""
+    return product({path: {"bias": own} for path, own in factors.items()})
 
 
 def biases_of(state):
@@ -46,7 +53,7 @@ def test_dropping_the_factors_leaves_answers_unchanged(method):
     state = jitted.begin_task(jitted.init(jax.random.key(0)), 1)
     state, _ = jitted.run_steps(state, jitted.data, 1, 0, 0, 5)
     x = jnp.asarray(jitted.sequence.test.images[:50])
-    before = product(factors_of(state))
+    before = biases_for(factors_of(state))
     assert all(np.abs(layer["bias"]).max() > 0 for layer in before.values())
     ended = jitted.end_task(state, jitted.data, 1)
     after = modes.select(biases_of(ended), 1)
@@ -118,7 +125,7 @@ def test_bd_factor_gradients_by_hand(kind):
     moved, _ = jitted.run_steps(state, jitted.data, 0, 0, 1, 2)
     x, y = jitted.epoch(key, 0, 0)[1]
     old, new = factors_of(state), factors_of(moved)
-    mode = modes.merge(product(old), modes.select(state.learner.method[1], 0))
+    mode = modes.merge(biases_for(old), modes.select(state.learner.method[1], 0))
 
     def loss(shift):
         shifted = {p: {**v, "bias": v["bias"] + shift[p]} for p, v in mode.items()}
@@ -179,12 +186,12 @@ def test_in_a_loop_bd_is_bd_under_any_optimizer(optimizer):
     learner = bpnjax.learner(network, method, optimizer, 2)
     state = learner.begin_task(learner.init(jax.random.key(0)), 0)
     for step in range(1, 3):
-        before = np.array(state.task_params[""]["W"])
+        before = np.array(state.task_params[""]["bias"]["W"])
         state, _ = learner.step(state, (x, y))
-        sizes = np.abs(state.task_params[""]["M"])
+        sizes = np.abs(state.task_params[""]["bias"]["M"])
         # After one step all are epsilon; after two 0 or twice that.
         np.testing.assert_allclose(np.minimum(sizes, np.abs(0.25 * step - sizes)), 0, atol=1e-6)
-    assert (before != state.task_params[""]["W"]).any()
+    assert (before != state.task_params[""]["bias"]["W"]).any()
 
 
 def test_factors_have_a_measure_where_a_step_asks_for_it():
@@ -193,10 +200,11 @@ def test_factors_have_a_measure_where_a_step_asks_for_it():
         init_factors(jax.random.key(0), network.layers, 8, **more)
         for more in ({}, {"measure": True})
     )
-    for path, factors in measured.items():
+    for path, vectors in measured.items():
+        factors, own = vectors["bias"], plain[path]["bias"]
         assert (factors["measure"].shape, factors["measure"].dtype) == ((2,), jnp.float32)
-        assert set(plain[path]) == {"M", "W"}
-        for name, leaf in plain[path].items():
+        assert set(own) == {"M", "W"}
+        for name, leaf in own.items():
             np.testing.assert_array_equal(factors[name], leaf)
     jax.tree.map(np.testing.assert_array_equal, product(measured), product(plain))
 
@@ -211,10 +219,10 @@ def test_in_a_loop_relative_steps_fall_within_a_task_and_start_anew_with_the_nex
     for task in range(2):
         state = learner.begin_task(state, task)
         for t in range(4):
-            before = np.array(state.task_params[""]["M"])
+            before = np.array(state.task_params[""]["bias"]["M"])
             outputs = np.asarray(network.apply(state.params, {}, x)[0], np.float64)
             state, _ = learner.step(state, (x, y))
-            moved = np.abs(state.task_params[""]["M"] - before)
+            moved = np.abs(state.task_params[""]["bias"]["M"] - before)
             expected = 0.5 / (1 + t) ** 0.5 * np.sqrt(np.mean(outputs**2))
             np.testing.assert_allclose(moved, expected, rtol=1e-4)
         state = learner.end_task(state, (x, y))
@@ -328,8 +336,8 @@ def test_plain_biases_with_relative_steps_move_against_the_sign():
             by_hand[path] = by_hand[path] - 0.3 / (1 + t) ** 0.5 * size * np.sign(g[path])
         state, _ = learner.step(state, (x, y))
         for path, bias in by_hand.items():
-            own = state.task_params[path]
-            np.testing.assert_allclose(own["bias"], bias, rtol=1e-4, atol=1e-6)
+            own = state.task_params[path]["bias"]
+            np.testing.assert_allclose(own["change"], bias, rtol=1e-4, atol=1e-6)
             np.testing.assert_array_equal(own["measure"], [0.0, 0.0])
     state = learner.end_task(state, (x, y))
     for path, bias in by_hand.items():
@@ -343,11 +351,11 @@ def test_plain_biases_follow_the_optimizer_by_default():
     network = networks.from_linen(nn.Dense(2), x)
     learner = bpnjax.learner(network, methods.plain_bias(learning_rate=0.5), optax.sgd(0.1), 1)
     state = learner.begin_task(learner.init(jax.random.key(0)), 0)
-    assert set(state.task_params[""]) == {"bias"}
+    assert set(state.task_params[""]["bias"]) == {"change"}
     logits, _ = network.apply(state.params, {}, x)
     g = (jax.nn.softmax(logits) - jax.nn.one_hot(y, 2)).mean(0)
     state, _ = learner.step(state, (x, y))
-    np.testing.assert_allclose(state.task_params[""]["bias"], -0.5 * g, rtol=1e-5)
+    np.testing.assert_allclose(state.task_params[""]["bias"]["change"], -0.5 * g, rtol=1e-5)
 
 
 def test_two_parts_that_measure_a_layer_see_the_same_outputs():
@@ -361,14 +369,14 @@ def test_two_parts_that_measure_a_layer_see_the_same_outputs():
     state = learner.begin_task(learner.init(jax.random.key(0)), 0)
     for t in range(2):
         before = jax.tree.map(np.array, state.task_params)
-        both = modes.merge(
-            {path: {"bias": own["bias"]} for path, own in before[0].items()}, product(before[1])
-        )
+        plain = {path: {"bias": own["bias"]["change"]} for path, own in before[0].items()}
+        both = modes.merge(plain, product(before[1]))
         sizes = output_sizes(network, state.params, both, x)
         state, _ = learner.step(state, (x, y))
         for path, size in sizes.items():
-            for part, leaf, epsilon in ((0, "bias", 0.3), (1, "M", 0.2)):
-                moved = np.abs(state.task_params[part][path][leaf] - before[part][path][leaf])
+            for part, leaf, epsilon in ((0, "change", 0.3), (1, "M", 0.2)):
+                now, then = (each[part][path]["bias"][leaf] for each in (state.task_params, before))
+                moved = np.abs(now - then)
                 expected = epsilon / (1 + t) ** 0.5 * size
                 np.testing.assert_allclose(moved, expected, rtol=1e-4, err_msg=f"{path} {leaf}")
 

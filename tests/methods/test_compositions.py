@@ -166,7 +166,7 @@ def test_parts_do_not_share_random_numbers():
     assert (np.asarray(first.y) != second.y).any()
     both = learner_of(methods.chain(methods.bd(), methods.bd()))
     own = both.begin_task(both.init(jax.random.key(0)), 0).task_params
-    assert (own[0]["output"]["W"] != own[1]["output"]["W"]).any()
+    assert (own[0]["output"]["bias"]["W"] != own[1]["output"]["bias"]["W"]).any()
 
 
 def test_biases_add_up_and_keys_multiply():
@@ -178,11 +178,12 @@ def test_biases_add_up_and_keys_multiply():
         state, _ = learner.step(state, (X, Y))
     ((bd, bias), _, _), (_, keys, gates) = state.task_params, state.method
     keys, gates, made = modes.select(keys, 1), modes.select(gates, 1), product(bd)
-    assert np.abs(bias["output"]["bias"]).max() > 0
+    bias = {path: own["bias"]["change"] for path, own in bias.items()}
+    assert np.abs(bias["output"]).max() > 0
 
     def layer(name, x):
         p = state.params[name]
-        return x @ p["kernel"] + p["bias"] + made[name]["bias"] + bias[name]["bias"]
+        return x @ p["kernel"] + p["bias"] + made[name]["bias"] + bias[name]
 
     hidden = jax.nn.relu(layer("hidden_0", X * keys["hidden_0"]["key"]))
     expected = layer("output", hidden * keys["output"]["key"] * gates["output"]["key"])

@@ -88,7 +88,7 @@ def mode_of(method, state):
     parts = zip(method.split("_"), state.task_params, state.method, strict=True)
     found = {
         "bd": lambda own, kept: product(own),
-        "bias": lambda own, kept: own,
+        "bias": lambda own, kept: {p: {"bias": v["bias"]["change"]} for p, v in own.items()},
         "psp": lambda own, kept: modes.select(kept, state.task),
         "xdg": lambda own, kept: modes.select(kept, state.task),
         "ewc": lambda own, kept: {},

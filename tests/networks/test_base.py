@@ -41,7 +41,7 @@ def by_hand(params, mode, x):
     for path in ("hidden_0", "output"):
         vectors = mode.get(path, {})
         x = (x * vectors.get("key", 1.0)) @ params[path]["kernel"] + params[path]["bias"]
-        x = networks.add_bias(x, vectors)
+        x = networks.modulate(x, vectors)
         x = jax.nn.relu(x) if path == "hidden_0" else x
     return x
 
@@ -297,15 +297,15 @@ def test_weights_of_examples_in_arrays_of_other_shapes():
     np.testing.assert_allclose(found(jnp.float32(3.0), [1.0, 0.0]), [9.0, 1.0])
 
 
-def test_add_bias_adds_and_measures_what_it_is_given():
+def test_modulate_adds_and_measures_what_it_is_given():
     y = jax.random.normal(jax.random.key(0), (4, 3))
     bias = jnp.arange(3.0)
-    np.testing.assert_array_equal(networks.add_bias(y, {}), y)
-    np.testing.assert_array_equal(networks.add_bias(y, {"key": jnp.ones(5)}), y)
-    np.testing.assert_array_equal(networks.add_bias(y, {"bias": bias}), y + bias)
+    np.testing.assert_array_equal(networks.modulate(y, {}), y)
+    np.testing.assert_array_equal(networks.modulate(y, {"key": jnp.ones(5)}), y)
+    np.testing.assert_array_equal(networks.modulate(y, {"bias": bias}), y + bias)
 
     def loss(vectors):
-        return jnp.sum(jnp.square(networks.add_bias(y, vectors)))
+        return jnp.sum(jnp.square(networks.modulate(y, vectors)))
 
     found = jax.grad(loss)({"bias": bias, "measure": jnp.zeros(2)})
     np.testing.assert_allclose(found["measure"], squares_of(y), rtol=1e-5)  # without the bias
@@ -314,7 +314,7 @@ def test_add_bias_adds_and_measures_what_it_is_given():
     np.testing.assert_allclose(only, squares_of(y), rtol=1e-5)
     some = {"measure": jnp.zeros(2), "weight": jnp.array([1.0, 1.0, 0.0, 0.0])}
     np.testing.assert_allclose(jax.grad(loss)(some)["measure"], squares_of(y[:2]), rtol=1e-5)
-    np.testing.assert_array_equal(networks.add_bias(y, {"weight": some["weight"]}), y)
+    np.testing.assert_array_equal(networks.modulate(y, {"weight": some["weight"]}), y)
 
 
 def test_a_function_is_measured_like_a_module():
@@ -353,7 +353,7 @@ def test_bd_on_a_function_is_bd_on_the_module():
 
 def silent(params, mode, x):
     """It adds the biases, but shows the size of the hidden layer's outputs only."""
-    hidden = networks.add_bias(x @ params["hidden_0"]["kernel"], mode.get("hidden_0", {}))
+    hidden = networks.modulate(x @ params["hidden_0"]["kernel"], mode.get("hidden_0", {}))
     out = jax.nn.relu(hidden) @ params["output"]["kernel"]
     return out + mode.get("output", {}).get("bias", 0.0)
 
@@ -369,7 +369,7 @@ def test_a_function_that_does_not_show_the_size_of_its_outputs_is_refused(method
     network = networks.from_function(silent, lambda key: params, WIDTHS, x=X)
     words = (
         r"bd\.step: the network is a function that does not show the size of the outputs of "
-        r"output; add the bias with networks\.add_bias\(y, mode\.get\('output', {}\)\), or choose "
+        r"output; pass them through networks\.modulate\(y, mode\.get\('output', {}\)\), or choose "
         r"step='absolute'"
     )
     for given in (network, network.with_input(lambda x: 2.0 * x)):

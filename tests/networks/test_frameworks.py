@@ -47,7 +47,7 @@ def function(params, mode, x):
     """The same, by hand."""
 
     def biased(path, y):
-        return networks.add_bias(y + params[path]["bias"], mode.get(path, {}))
+        return networks.modulate(y + params[path]["bias"], mode.get(path, {}))
 
     def key(path):
         return mode.get(path, {}).get("key", 1.0)

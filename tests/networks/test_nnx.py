@@ -701,7 +701,7 @@ def test_bd_has_relative_steps_on_a_network_of_nnx():
     state, _ = learner.step(state, (np.asarray(x), np.array([0, 1, 0, 1, 1])))
     assert set(state.task_params) == set(found)
     for path, (square, size) in found.items():
-        moved = np.abs(state.task_params[path]["M"])
+        moved = np.abs(state.task_params[path]["bias"]["M"])
         np.testing.assert_allclose(moved, 0.5 * (square / size) ** 0.5, rtol=1e-4)
 
 

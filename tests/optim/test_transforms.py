@@ -246,7 +246,7 @@ class MeasuredFactored(nnx.Module):
 
     def __call__(self, x):
         vectors = {"bias": (self.M[...] @ self.W[...])[0], "measure": self.measure[...]}
-        return networks.add_bias(x @ jnp.eye(2, 3), vectors)
+        return networks.modulate(x @ jnp.eye(2, 3), vectors)
 
 
 def test_in_an_nnx_optimizer_the_step_may_be_relative():

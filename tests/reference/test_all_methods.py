@@ -919,7 +919,7 @@ class Drawn(Watcher):
         self.width, self.part, self.layers, self.starts = width, part, layers, []
 
     def begun(self, state, ref, task):
-        factors = at(state.task_params, self.part)
+        factors = {l: own["bias"] for l, own in at(state.task_params, self.part).items()}
         assert set(factors) == set(self.layers)
         for both in factors.values():
             w = np.asarray(both["W"])
@@ -931,7 +931,7 @@ class Drawn(Watcher):
 
     def compared(self, state, ref, batch):
         for layer, (m, w) in ref.parts[0].factors[ref.task].items():
-            ours = at(state.task_params, self.part)[layer]
+            ours = at(state.task_params, self.part)[layer]["bias"]
             same(ours["M"], m, f"M of {layer}")
             same(ours["W"], w, f"W of {layer}")
 
@@ -1129,7 +1129,7 @@ class PlainBiases(Watcher):
 
     def compared(self, state, ref, batch):
         for layer, bias in ref.parts[self.place].mode(ref.task).bias.items():
-            same(state.task_params[0][layer]["bias"], bias, f"bias of {layer}")
+            same(state.task_params[0][layer]["bias"]["change"], bias, f"bias of {layer}")
 
     def ended(self, state, ref, task, data):
         for layer, bias in ref.parts[self.place].mode(task).bias.items():
