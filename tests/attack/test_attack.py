@@ -4,6 +4,7 @@ What is allowed, whatever comes in: exit 0 with the right result, or one line an
 failure). Never a traceback, another number, or a file outside the folder.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,11 +12,13 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
 from attacks import NUMBER, ODD_TEXTS, cases, damage, files_of, odd_array, outcome
 from command import ROOT, contents
+from forks import Forks
 
 from bpnjax import compare, main, packs, predict
 from bpnjax import config as configuration
@@ -29,6 +32,14 @@ TRY = ["--config=digits", "--config.sequence.num_tasks=2", "--config.model.hidde
        "--config.train.epochs=1", "--dry_run"]  # fmt: skip
 # Fields that name a network, data or machines: their values are other tests' business.
 APART = ("dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir", "devices")
+
+# A run that takes seconds, of any method.
+SHORT = {
+    "sequence__num_tasks": 2, "model__hidden": "(8,)", "train__epochs": 1,
+    "checkpoint__every_steps": 4, "ebll__code": 8, "ebll__epochs": 1, "gem__memories": 20,
+    "ranpac__features": 50, "replay__memory_size": 30, "replay__batch_size": 8,
+}  # fmt: skip
+KILLS = 3  # of each method
 
 
 @pytest.mark.parametrize("seed", cases("fields", 24))
@@ -160,30 +171,87 @@ def test_odd_arguments(seed, finished, tmp_path, monkeypatch):
         assert code == 2 or (tmp_path / "p").exists(), said
 
 
-@pytest.mark.parametrize("seed", cases("kills", 2))
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+ENDED = (0, 1, *(-number for number in SIGNALS))
+
+
+def told(folder):
+    """What a complete run found: its accuracies and the bytes of its models."""
+    found = json.loads((folder / "result.json").read_text())["accuracy"]
+    return found, {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("seed", cases("kills", 1))
 def test_kills(seed, finished, tmp_path):
     """A signal at a random moment; the same command then gives the same numbers, bit for bit."""
     random = np.random.default_rng(seed)
     folder = tmp_path / "run"
     line = [sys.executable, "-m", "bpnjax.main", *finished.flags, f"--workdir={folder}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    truth = json.loads((finished.workdir / "result.json").read_text())["accuracy"]
-    model = (finished.workdir / "model.safetensors").read_bytes()
     for _ in range(2):
         running = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True,
                                    stdout=subprocess.DEVNULL)  # fmt: skip
         time.sleep(random.uniform(0.5, 9.0))
-        number = random.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-        running.send_signal(int(number))
+        running.send_signal(int(random.choice(SIGNALS)))
         _, said = running.communicate(timeout=120)
-        ended = (0, 1, -signal.SIGKILL, -signal.SIGINT, -signal.SIGTERM)
-        assert running.returncode in ended, said
+        assert running.returncode in ENDED, said
         assert "Traceback" not in said, said
     last = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
     assert last.returncode == 0, last.stderr
-    assert json.loads((folder / "result.json").read_text())["accuracy"] == truth
-    assert (folder / "model.safetensors").read_bytes() == model
+    assert told(folder) == told(finished.workdir)
     assert not (folder / "run.lock").exists()
+
+
+@pytest.fixture(scope="module")
+def forks(compile_once):
+    started = Forks()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def uncut(forks, tmp_path_factory, tiny_flags):
+    """Of a method the flags of a small run, what it finds, and how many seconds it takes."""
+    known = {}
+
+    def run(method):
+        if method not in known:
+            flags = tiny_flags(method=method, **SHORT)
+            folder = tmp_path_factory.mktemp(method) / "run"
+            for _ in range(2):  # the first time it compiles
+                started = time.perf_counter()
+                forks.start(
+                    folder.with_name("said"), [*flags, f"--workdir={folder}", "--overwrite"]
+                )
+                assert forks.wait() == 0, folder.with_name("said").read_text()
+            known[method] = flags, told(folder), time.perf_counter() - started, names(folder)
+        return known[method]
+
+    return run
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", REGISTRY)
+def test_kills_of_every_method(method, uncut, forks, tmp_path, record_property):
+    """Signals at random moments of a run of each method, from its first file to its last."""
+    record_property("cases", KILLS)
+    flags, truth, seconds, files = uncut(method)
+    folder, said = tmp_path / "run", tmp_path / "said"
+    random = np.random.default_rng(zlib.crc32(method.encode()))
+    for _ in range(KILLS):
+        child = forks.start(said, [*flags, f"--workdir={folder}"])
+        time.sleep(random.uniform(0, seconds))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, int(random.choice(SIGNALS)))
+        code = forks.wait()
+        assert code in ENDED and "Traceback" not in said.read_text(), said.read_text()
+    forks.start(said, [*flags, f"--workdir={folder}"])
+    assert forks.wait() == 0, said.read_text()
+    assert told(folder) == truth and names(folder) == files
 
 
 def test_two_processes_in_one_folder(finished, tmp_path):
