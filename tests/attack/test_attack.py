@@ -254,26 +254,31 @@ def test_kills_of_every_method(method, uncut, forks, tmp_path, record_property):
     assert told(folder) == truth and names(folder) == files
 
 
+_HOLDS = """
+import pathlib, sys
+from bpnjax.utils import locks
+with locks.held(pathlib.Path(sys.argv[1]), "--workdir: it"):
+    print("held", flush=True)
+    input()
+"""
+
+
 def test_two_processes_in_one_folder(finished, tmp_path):
     """The second is told who works there, and touches nothing."""
     folder = tmp_path / "run"
-    line = [sys.executable, "-m", "bpnjax.main", *finished.flags, f"--workdir={folder}",
-            "--config.train.epochs=200"]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    first = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True)
-    try:
-        for _ in range(600):
-            if (folder / "run.lock").exists():
-                break
-            time.sleep(0.1)
-        for more in ([], ["--overwrite"]):
-            second = subprocess.run([*line, *more], env=environment, capture_output=True, text=True)
-            assert second.returncode == 2, second.stderr
-            assert f"is in use by process {first.pid} of" in second.stderr
-    finally:
-        first.send_signal(signal.SIGTERM)
-        _, said = first.communicate(timeout=120)
-    assert first.returncode == 1 and "the same command goes on" in said
+    line = [*finished.flags, f"--workdir={folder}"]
+    holds = subprocess.Popen(
+        [sys.executable, "-c", _HOLDS, str(folder / "run.lock")], text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert holds.stdout.readline() == "held\n"
+    before = contents(tmp_path)
+    for more in ([], ["--overwrite"]):
+        code, _, said = outcome(main.run, [*line, *more])
+        assert code == 2 and f"is in use by process {holds.pid} of" in said
+        assert contents(tmp_path) == before
+    holds.communicate("\n")
+    assert not (folder / "run.lock").exists()
 
 
 def test_all_settings_are_attacked():

@@ -8,7 +8,9 @@ import json
 import os
 import pathlib
 import shutil
+import threading
 import types
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -17,7 +19,7 @@ from attacks import cases, damage, files_of, outcome
 from command import ROOT
 from PIL import Image
 
-from bpnjax import compare, main, packs
+from bpnjax import compare, deploy, main, packs
 from bpnjax.data import cache, load_sequence
 from bpnjax.run import later_tasks
 from bpnjax.search import __main__ as search
@@ -290,3 +292,63 @@ def test_without_a_home(monkeypatch, learned):
     assert outcome(main.run, [*flags, "--dry_run"])[0] == 0
     code, _, said = outcome(main.run, [*flags, "--dry_run", "--config.dataset.path=~me/x"])
     assert code == 2 and "dataset.path: '~me/x' names no home folder" in said
+
+
+def test_two_processes_in_one_cache(pictures, tmp_path, monkeypatch):
+    """Both decode, both write, one is first: the other takes what is there, which is the same."""
+    folder, truth = pictures
+    config = _of_pictures(folder)
+    config.dataset.cache_dir = str(tmp_path / "cache")
+    both, save = threading.Barrier(2, timeout=60), np.save
+
+    def together(*arguments):
+        both.wait()
+        save(*arguments)
+
+    with monkeypatch.context() as patch, futures.ThreadPoolExecutor(2) as pool:
+        patch.setattr(np, "save", together)
+        found = [done.result() for done in [pool.submit(load_sequence, config) for _ in range(2)]]
+    for sequence in (*found, load_sequence(config)):
+        assert np.array_equal(sequence.train.images, truth.train.images)
+        assert np.array_equal(sequence.train.labels, truth.train.labels)
+    assert not [path for path in tmp_path.rglob("*") if ".partial" in path.name]
+
+
+@pytest.mark.parametrize("place", ["export.save_models", "plots.draw", "writers.write_result"])
+def test_an_interrupt_while_results_are_written(place, learned, tmp_path, monkeypatch):
+    """Nothing says that the run is complete, and the same command writes them."""
+    whole, flags = learned["sgd"]
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / "result.json").unlink()
+    flags = [*flags, "--config.sequence.num_tasks=2", f"--workdir={folder}"]
+
+    def pressed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"bpnjax.run.{place}", pressed)
+        code, _, said = outcome(main.run, flags)
+    assert code == 1 and "interrupted; the same command goes on at the last checkpoint" in said
+    assert not (folder / "result.json").exists()
+    assert outcome(main.run, flags)[0] == 0
+    one, other = (json.loads((p / "result.json").read_text()) for p in (folder, whole))
+    assert one["accuracy"] == other["accuracy"] and one["models"] == other["models"]
+
+
+def test_an_interrupted_export_leaves_the_earlier_program(learned, tmp_path, monkeypatch):
+    """The process that runs the command tells the interrupt in a line."""
+    file = tmp_path / "program"
+    flags = [f"--model={learned['sgd'][0]}", f"--output={file}", "--platforms=cpu"]
+    file.write_bytes(b"earlier")
+
+    def pressed(number):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            deploy.run(flags)
+    assert file.read_bytes() == b"earlier"
+    assert outcome(deploy.run, flags)[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["program", "program.json"]
