@@ -210,16 +210,19 @@ def _check_file(path: pathlib.Path) -> None:
         with contextlib.closing(sqlite3.connect(path, timeout=60)) as database:
             ((why, *_), *_) = database.execute("PRAGMA integrity_check")
     except sqlite3.Error as error:
-        raise _damaged(str(path), str(error)) from error
+        locked = isinstance(error, sqlite3.OperationalError)
+        raise _damaged(str(path), error if locked else str(error)) from error
     if why != "ok":
         raise _damaged(str(path), why)
 
 
 def _damaged(what: str, error: Exception | str) -> UserError:
-    why = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    state, why = "is damaged", str(error)
+    if isinstance(error, Exception):  # it may be damaged, or another process may hold it
+        state, why = "cannot be read", f"{type(error).__name__}: {error}"
+    why = " ".join(why.split())[:200]
     return UserError(
-        f"--workdir: {what} is damaged ({' '.join(why.split())[:200]}); bring it back, or delete "
-        "it to search anew"
+        f"--workdir: {what} {state} ({why}); bring it back, or delete it to search anew"
     )
 
 

@@ -54,7 +54,7 @@ def pytest_sessionfinish():
         rows = {row[0]: row for row in table["rows"]}
         for name, found in _FOUND.items():
             seeds = found["names"]
-            which = f"{min(seeds)} to {max(seeds)}" if seeds else "of the test"
+            which = f"{min(seeds)} to {max(seeds)}" if seeds else "fixed"
             rows[f"`{name}`"] = [
                 f"`{name}`", found["what"], f"{found['cases']:,}", str(found["failed"]), which,
             ]  # fmt: skip

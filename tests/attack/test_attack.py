@@ -90,7 +90,7 @@ def test_data(seed, tmp_path, monkeypatch):
     assert code in (0, 2) and (code or "steps" in out), said
 
 
-@pytest.mark.parametrize("seed", cases("folder", 10))
+@pytest.mark.parametrize("seed", cases("folder", 6))
 def test_a_damaged_folder(seed, finished, copied):
     """A file of a complete run: the run is whole again, with the same numbers, or it is refused."""
     random = np.random.default_rng(seed)
@@ -188,7 +188,7 @@ def test_kills(seed, finished, tmp_path):
     folder = tmp_path / "run"
     line = [sys.executable, "-m", "bpnjax.main", *finished.flags, f"--workdir={folder}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    for _ in range(2):
+    for _ in range(2 if NUMBER else 1):
         running = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True,
                                    stdout=subprocess.DEVNULL)  # fmt: skip
         time.sleep(random.uniform(0.5, 9.0))

@@ -15,7 +15,7 @@ from concurrent import futures
 import jax
 import numpy as np
 import pytest
-from attacks import cases, damage, files_of, outcome
+from attacks import NUMBER, cases, damage, files_of, outcome
 from command import ROOT
 from PIL import Image
 
@@ -49,12 +49,15 @@ def damaged(folder, random, only=lambda path: True):
     return f"{path.name} {damage(path, random)}"
 
 
+STORAGES = ("", "journal") if NUMBER else ("",)
+
+
 @pytest.fixture(scope="module")
 def searches(tmp_path_factory, tiny_flags):
-    """Two finished searches, one in a database and one in a journal: flags and folder of each."""
+    """Finished searches in a database and, in the long form, a journal: flags and folder."""
     pytest.importorskip("optuna")
     made = {}
-    for storage in ("", "journal"):
+    for storage in STORAGES:
         folder = tmp_path_factory.mktemp("search") / "it"
         flags = tiny_flags(sequence__num_tasks=2, model__hidden="(8,)", train__epochs=1)
         flags += ["--methods=sgd", "--trials=2", f"--storage={storage}", "--num_seeds=1"]
@@ -68,11 +71,11 @@ def trials_of(folder):
     return [(trial["settings"], trial["value"]) for trial in found]
 
 
-@pytest.mark.parametrize("seed", cases("search", 4))
+@pytest.mark.parametrize("seed", cases("search", 3))
 def test_a_damaged_search(seed, searches, tmp_path, monkeypatch):
     """A file of a search, its trials or what it found: the same trials again, or a refusal."""
     random = np.random.default_rng(seed)
-    flags, whole = searches[random.choice(["", "journal"])]
+    flags, whole = searches[random.choice(STORAGES)]
     truth = trials_of(whole)
     folder = tmp_path / "it"
     shutil.copytree(whole, folder)
@@ -208,7 +211,7 @@ def test_a_damaged_pack(seed, packed, tmp_path, monkeypatch):
         assert code == 2 and not pathlib.Path("merged.safetensors").exists(), said
 
 
-@pytest.mark.parametrize("seed", cases("compare", 3))
+@pytest.mark.parametrize("seed", cases("compare", 2))
 def test_a_damaged_comparison(seed, learned, tmp_path):
     """A file of a run that is compared: the same row, or a row that says that it failed."""
     random = np.random.default_rng(seed)
@@ -230,7 +233,7 @@ FAULTS = (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EACCES, errno.ENOENT)
 CALLS = ("open", "replace", "rename", "mkdir", "fsync", "link")  # of the module os
 
 
-@pytest.mark.parametrize("seed", cases("disk", 3))
+@pytest.mark.parametrize("seed", cases("disk", 2))
 def test_a_failing_disk(seed, learned, tmp_path, monkeypatch):
     """A call that writes fails, by a full disk or a vanished folder; the run then goes on."""
     random = np.random.default_rng(seed)
