@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import zlib
 
 import numpy as np
@@ -40,6 +41,15 @@ SHORT = {
     "ranpac__features": 50, "replay__memory_size": 30, "replay__batch_size": 8,
 }  # fmt: skip
 KILLS = 3  # of each method
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_flags, compile_once):
+    """A complete run, in this process."""
+    flags = tiny_flags(method="bd_ewc", checkpoint__every_steps=7)
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    assert outcome(main.run, [*flags, f"--workdir={workdir}"])[0] == 0
+    return types.SimpleNamespace(flags=flags, workdir=workdir)
 
 
 @pytest.mark.parametrize("seed", cases("fields", 24))
@@ -90,7 +100,7 @@ def test_data(seed, tmp_path, monkeypatch):
     assert code in (0, 2) and (code or "steps" in out), said
 
 
-@pytest.mark.parametrize("seed", cases("folder", 6))
+@pytest.mark.parametrize("seed", cases("folder", 4))
 def test_a_damaged_folder(seed, finished, copied):
     """A file of a complete run: the run is whole again, with the same numbers, or it is refused."""
     random = np.random.default_rng(seed)
@@ -181,14 +191,15 @@ def told(folder):
     return found, {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
 
-@pytest.mark.parametrize("seed", cases("kills", 1))
+@pytest.mark.slow  # of a method and a signal each there is one in tests/run that is quicker
+@pytest.mark.parametrize("seed", cases("kills", 2))
 def test_kills(seed, finished, tmp_path):
     """A signal at a random moment; the same command then gives the same numbers, bit for bit."""
     random = np.random.default_rng(seed)
     folder = tmp_path / "run"
     line = [sys.executable, "-m", "bpnjax.main", *finished.flags, f"--workdir={folder}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    for _ in range(2 if NUMBER else 1):
+    for _ in range(2):
         running = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True,
                                    stdout=subprocess.DEVNULL)  # fmt: skip
         time.sleep(random.uniform(0.5, 9.0))
