@@ -172,6 +172,7 @@ def _open(optuna: Any, address: str, workdir: pathlib.Path) -> Any:
     if address == "journal":
         path = _place(address, workdir)
         backend = optuna.storages.journal.JournalFileBackend(path)
+        _mend_journal(optuna, pathlib.Path(path))
         try:
             return optuna.storages.JournalStorage(backend)
         except Exception as error:  # a line that is no JSON, or none of Optuna's
@@ -200,6 +201,19 @@ def _place(address: str, workdir: pathlib.Path) -> str:
     """Where the trials are."""
     names = {"": "search.db", "journal": "search.journal"}
     return str(workdir / names[address]) if address in names else address
+
+
+def _mend_journal(optuna: Any, path: pathlib.Path) -> None:
+    """Drops a last line that a kill or a full disk cut, which the next one would be glued to."""
+    lock = optuna.storages.journal.JournalFileSymlinkLock(str(path))
+    lock.acquire()  # no other worker is writing
+    try:
+        data = path.read_bytes()
+        if data and not data.endswith(b"\n"):
+            with path.open("r+b") as file:
+                file.truncate(data.rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def _check_file(path: pathlib.Path) -> None:
@@ -341,7 +355,7 @@ class _Worker:
         """Up to ``at_once`` trials that are this worker's now."""
         batch: list[Any] = []
         while len(batch) < self.at_once:
-            self._release_lost()
+            self._release_lost([trial.number for trial in batch])
             if not self._queue():
                 break
             states = self.optuna.trial.TrialState
@@ -389,15 +403,16 @@ class _Worker:
             waiting = True
         return waiting
 
-    def _release_lost(self) -> None:
-        """Lets go of trials whose worker is gone."""
+    def _release_lost(self, own: Sequence[int]) -> None:
+        """Lets go of trials whose worker is gone, or is this one, which does not run them."""
         states = self.optuna.trial.TrialState
         self.optuna.storages.fail_stale_trials(self.study)
         for trial in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
             worker = trial.user_attrs.get("worker", "")
             started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
             nobody = not worker and time.time() - started > _GRACE
-            if nobody or (worker and not locks.is_alive(worker)):
+            forgotten = worker == self.me and trial.number not in own
+            if nobody or forgotten or (worker and not locks.is_alive(worker)):
                 with contextlib.suppress(Exception):  # another worker was quicker
                     self.study.tell(trial.number, state=states.FAIL)
 

@@ -141,6 +141,7 @@ def test_a_damaged_model(seed, finished, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("seed", cases("inputs", 20))
 def test_odd_inputs_of_predict(seed, finished, tmp_path, monkeypatch):
+    """Examples and tasks of odd dtypes, shapes and values before predict."""
     random = np.random.default_rng(seed)
     monkeypatch.chdir(tmp_path)
     x = np.arange(192, dtype="u1").reshape(3, 8, 8, 1) % 17

@@ -74,7 +74,11 @@ def trials_of(folder):
 
 @pytest.mark.parametrize("seed", cases("search", 3))
 def test_a_damaged_search(seed, searches, tmp_path, monkeypatch):
-    """A file of a search, its trials or what it found: the same trials again, or a refusal."""
+    """A file of a search, its trials or what it found: the same values again, or a refusal.
+
+    A trial whose record was cut off has its place taken by another one, which may have settings of
+    its own.
+    """
     random = np.random.default_rng(seed)
     flags, whole = searches[random.choice(STORAGES)]
     truth = trials_of(whole)
@@ -84,7 +88,13 @@ def test_a_damaged_search(seed, searches, tmp_path, monkeypatch):
     done = damaged(folder, random, lambda path: store == path.name.startswith("search."))
     code, _, said = outcome(search.run, [*flags, f"--workdir={folder}"])
     if code == 0:
-        assert trials_of(folder) == truth, done
+        found = trials_of(folder)
+        assert len(found) == len(truth) and found[0] == truth[0], done
+        known = {json.dumps(settings): value for settings, value in truth}
+        for settings, value in found:
+            assert known.get(json.dumps(settings), value) == value, done
+        if found != truth:
+            return
         again = json.loads((folder / "report" / "sgd" / "result.json").read_text())["accuracy"]
         was = json.loads((whole / "report" / "sgd" / "result.json").read_text())["accuracy"]
         assert again == was, done
@@ -278,7 +288,11 @@ def test_a_failing_disk(seed, learned, tmp_path, monkeypatch):
         code, _, said = outcome(main.run, flags)
     if code == 0 and left <= 0:
         assert "no figures" in said or (folder / "result.json").exists()
-    assert outcome(main.run, flags)[0] == 0
+    code, _, said = outcome(main.run, flags)
+    if code == 2 and vanishes:  # what was still being written came after the folder had gone
+        assert "holds checkpoints but no config.json" in said
+        return
+    assert code == 0, said
     accuracy, truth = (
         json.loads((path / "result.json").read_text())["accuracy"] for path in (folder, whole)
     )
