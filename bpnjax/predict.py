@@ -111,14 +111,15 @@ def answers(
     return text.getvalue()
 
 
-def _check_output(output: pathlib.Path, source: str) -> None:
+def _check_output(output: pathlib.Path, source: str, model: str) -> None:
     """Refuses a place where the answers would destroy something else, or cannot go."""
     if not output.absolute().parent.is_dir():
         raise UserError(f"--output: no folder {output.parent}; make it first")
     if output.exists() and not output.is_file():
         raise UserError(f"--output: {output} is no file that can be replaced; name another")
-    if output.resolve() == pathlib.Path(source).resolve():
-        raise UserError(f"--output: {output} is what --input names; name another file")
+    for flag, given in (("--input", source), ("--model", model)):
+        if output.resolve() == pathlib.Path(given).resolve():
+            raise UserError(f"--output: {output} is what {flag} names; name another file")
 
 
 def run(arguments: list[str]) -> int:
@@ -147,7 +148,7 @@ def _answered(arguments: list[str]) -> str:
         if not values[name].value:
             raise UserError(f"--{name}: missing; see --help")
     output = pathlib.Path(values.output)
-    _check_output(output, values.input)
+    _check_output(output, values.input, values.model)
     x, task = _read_examples(values.input)
     if values.task is not None:
         task = values.task

@@ -168,3 +168,13 @@ def test_wrong_requests_for_pages(arguments, message, capsys):
     paper = importlib.import_module("bpnjax.paper.__main__")
     assert paper.run(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_tests_that_the_page_of_attacks_names_are_there():
+    named = 0
+    for row in (ROOT / "docs" / "attacks.md").read_text().splitlines():
+        path = None
+        for file, name in re.findall(r"`(?:(tests/[\w/]+\.py)::)?(test_\w+)`", row):
+            path, named = file or path, named + 1
+            assert f"def {name}(" in (ROOT / path).read_text(), name
+    assert named > 40

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 
 from bpnjax.utils.errors import UserError
+from bpnjax.utils.paths import expanded
 
 Path = str | os.PathLike[str]
 
@@ -82,7 +83,7 @@ def find(
     Raises:
         UserError: The folder or an archive is missing, or an archive is not the official one.
     """
-    folder = pathlib.Path(manual_dir).expanduser()
+    folder = expanded(manual_dir, "dataset.manual_dir")
     paths = {archive.filename: folder / archive.filename for archive in archives}
     if missing := [a for a in archives if not paths[a.filename].is_file()]:
         raise UserError(

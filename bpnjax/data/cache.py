@@ -12,6 +12,7 @@ import zlib
 import numpy as np
 
 from bpnjax.utils.errors import UserError
+from bpnjax.utils.paths import expanded
 
 _ABANDONED = 86400.0  # seconds: a folder in the making that is older is nobody's any more
 
@@ -26,17 +27,20 @@ def cache_root(cache_dir: str = "") -> pathlib.Path:
       A path with ``~`` expanded; it need not exist. The user's is ``bpnjax`` in XDG_CACHE_HOME or
       in ``~/.cache``.
 
+    Raises:
+      UserError: there is no home folder.
+
     Example:
       >>> from bpnjax.data.cache import cache_root
       >>> cache_root("decoded").name
       'decoded'
     """
     if cache_dir:
-        return pathlib.Path(cache_dir).expanduser()
-    if os.environ.get("BPNJAX_CACHE_DIR"):
-        return pathlib.Path(os.environ["BPNJAX_CACHE_DIR"]).expanduser()
+        return expanded(cache_dir, "dataset.cache_dir")
+    if own := os.environ.get("BPNJAX_CACHE_DIR"):
+        return expanded(own, "BPNJAX_CACHE_DIR")
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(base).expanduser() / "bpnjax"
+    return expanded(base, "BPNJAX_CACHE_DIR is not set, and") / "bpnjax"
 
 
 def fingerprint(folder: pathlib.Path) -> str:

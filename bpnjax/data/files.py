@@ -12,6 +12,7 @@ from bpnjax.data import crops, image_folders
 from bpnjax.data.arrays import Arrays, Source, from_pairs
 from bpnjax.utils import memory
 from bpnjax.utils.errors import UserError
+from bpnjax.utils.paths import expanded
 
 TABLES = (".csv", ".parquet")
 SUFFIXES = (".npz", *TABLES)
@@ -35,7 +36,7 @@ def paths_in(text: str) -> list[str]:
       >>> paths_in("one.csv, two.csv"), paths_in("")
       (['one.csv', 'two.csv'], [])
     """
-    if text and pathlib.Path(text).expanduser().exists():
+    if text and expanded(text, "dataset.path").exists():
         return [text]
     return [path.strip() for path in text.split(",") if path.strip()]
 
@@ -49,7 +50,7 @@ def complaint(path: str) -> str | None:
     Returns:
       A text that begins with the path, or None.
     """
-    there = pathlib.Path(path).expanduser()
+    there = expanded(path, "dataset.path")
     if not there.exists():
         return f"{path!r} does not exist; name {_KINDS}"
     if not there.is_dir() and there.suffix.lower() not in SUFFIXES:
@@ -79,7 +80,7 @@ def load(
     """
     found, columns = [], None
     for path in paths:
-        there, source = pathlib.Path(path).expanduser(), Source(field, repr(path))
+        there, source = expanded(path, "dataset.path"), Source(field, repr(path))
         if wrong := complaint(path):
             raise UserError(f"{field}: {wrong}")
         if there.is_dir():

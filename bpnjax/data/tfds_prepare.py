@@ -8,7 +8,6 @@ import difflib
 import http.client
 import io
 import os
-import pathlib
 import queue
 import ssl
 import threading
@@ -31,6 +30,7 @@ from bpnjax.data.tfds_read import (
     versions_in,
 )
 from bpnjax.utils.errors import UserError
+from bpnjax.utils.paths import expanded
 
 PROBE_SECONDS = 10.0
 _PROBED_HOSTS = 4
@@ -123,7 +123,9 @@ def _check_sources(builder: Any, root: Any, manual_dir: Path) -> None:
     """Raises UserError where the archives of a set are neither on disk nor reachable."""
     from tensorflow_datasets.core.download import resource
 
-    folder = pathlib.Path(manual_dir).expanduser() if manual_dir else root / "downloads" / "manual"
+    folder = root / "downloads" / "manual"
+    if manual_dir:
+        folder = expanded(manual_dir, "dataset.manual_dir")
     cache = root / "downloads" / builder.name
     infos, named = builder.url_infos or {}, _archives(builder)
     absent = {

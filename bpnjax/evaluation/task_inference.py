@@ -207,14 +207,14 @@ def choose(scores: ArrayLike, per: str = "example") -> np.ndarray:
     """The task of the highest score.
 
     Args:
-      scores: f32 ``[n, T]``.
+      scores: f32 ``[n, T]``; NaN is never the highest.
       per: ``"example"``, or ``"batch"``: all n are of one task, whose scores are summed.
 
     Returns:
       int32 ``[n]``.
 
     Raises:
-      ValueError: another ``per``.
+      ValueError: another ``per``, or an example whose every score is NaN.
 
     Example:
       >>> from bpnjax.evaluation import task_inference
@@ -227,4 +227,7 @@ def choose(scores: ArrayLike, per: str = "example") -> np.ndarray:
         raise ValueError(f"per {per!r}; tasks are inferred per 'example' or per 'batch'")
     if per == "batch":
         scores = np.broadcast_to(scores.sum(0), scores.shape)
-    return scores.argmax(1).astype(np.int32)
+    broken = np.isnan(scores)
+    if (nowhere := broken.all(1)).any():
+        raise ValueError(f"the scores of example {int(nowhere.argmax())} are NaN in every mode")
+    return np.where(broken, -np.inf, scores).argmax(1).astype(np.int32)

@@ -357,10 +357,10 @@ class _Run:
             self.progress.line(f"tasks 1 to {k} are those of {path}; going on at task {k + 1}")
         if found is not None:
             task, epoch, step = self.position
-            self.progress.line(
-                f"going on at task {min(task + 1, self.sequence.num_tasks)}, epoch {epoch + 1}, "
-                f"step {step} (checkpoint in {self.workdir / 'checkpoints'})"
-            )
+            where = f"going on at task {task + 1}, epoch {epoch + 1}, step {step}"
+            if task >= self.sequence.num_tasks:
+                where = "all tasks are trained; making the results"
+            self.progress.line(f"{where} (checkpoint in {self.workdir / 'checkpoints'})")
 
     def take_over(self, earlier: later_tasks.Earlier) -> None:
         """Puts what was learned before into the first places of the state."""

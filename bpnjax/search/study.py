@@ -6,7 +6,10 @@ for each place.
 """
 
 import contextlib
+import hashlib
+import json
 import pathlib
+import sqlite3
 import sys
 import threading
 import time
@@ -126,7 +129,7 @@ def search(
     optuna = _optuna()
     workdir.mkdir(parents=True, exist_ok=True)
     stored = _open(optuna, storage, workdir)
-    studies = {name: _study(optuna, stored, made, name) for name in methods}
+    studies = _studies(optuna, stored, made, _place(storage, workdir))
     workers = []
     for name in methods:
         folder = workdir / "trials" / name
@@ -167,9 +170,16 @@ def _optuna() -> Any:
 def _open(optuna: Any, address: str, workdir: pathlib.Path) -> Any:
     """The storage of all trials."""
     if address == "journal":
-        backend = optuna.storages.journal.JournalFileBackend(str(workdir / "search.journal"))
-        return optuna.storages.JournalStorage(backend)
-    url = address or f"sqlite:///{workdir / 'search.db'}"
+        path = _place(address, workdir)
+        backend = optuna.storages.journal.JournalFileBackend(path)
+        _mend_journal(optuna, pathlib.Path(path))
+        try:
+            return optuna.storages.JournalStorage(backend)
+        except Exception as error:  # a line that is no JSON, or none of Optuna's
+            raise _damaged(path, error) from error
+    url = address or f"sqlite:///{_place(address, workdir)}"
+    if not address:
+        _check_file(workdir / "search.db")
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     try:
         return _made_once(
@@ -185,6 +195,56 @@ def _open(optuna: Any, address: str, workdir: pathlib.Path) -> Any:
             f"--storage: cannot use {url!r} ({why}); give an address such as "
             "postgresql://user@host/name, journal, or nothing"
         ) from error
+
+
+def _place(address: str, workdir: pathlib.Path) -> str:
+    """Where the trials are."""
+    names = {"": "search.db", "journal": "search.journal"}
+    return str(workdir / names[address]) if address in names else address
+
+
+def _mend_journal(optuna: Any, path: pathlib.Path) -> None:
+    """Drops a last line that a kill or a full disk cut, which the next one would be glued to."""
+    lock = optuna.storages.journal.JournalFileSymlinkLock(str(path))
+    lock.acquire()  # no other worker is writing
+    try:
+        data = path.read_bytes()
+        if data and not data.endswith(b"\n"):
+            with path.open("r+b") as file:
+                file.truncate(data.rfind(b"\n") + 1)
+    finally:
+        lock.release()
+
+
+def _check_file(path: pathlib.Path) -> None:
+    """Refuses a database of SQLite that is damaged: some of it would still be read."""
+    if not path.is_file():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=60)) as database:
+            ((why, *_), *_) = database.execute("PRAGMA integrity_check")
+    except sqlite3.Error as error:
+        locked = isinstance(error, sqlite3.OperationalError)
+        raise _damaged(str(path), error if locked else str(error)) from error
+    if why != "ok":
+        raise _damaged(str(path), why)
+
+
+def _damaged(what: str, error: Exception | str) -> UserError:
+    state, why = "is damaged", str(error)
+    if isinstance(error, Exception):  # it may be damaged, or another process may hold it
+        state, why = "cannot be read", f"{type(error).__name__}: {error}"
+    why = " ".join(why.split())[:200]
+    return UserError(
+        f"--workdir: {what} {state} ({why}); bring it back, or delete it to search anew"
+    )
+
+
+def _checksum(trial: Any, value: float | None) -> str:
+    """Of a trial's settings, of what is noted of it, and of what it found."""
+    noted = {k: v for k, v in trial.user_attrs.items() if k != "checksum"}
+    text = json.dumps([dict(trial.params), noted, value], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _made_once(make: Callable[[], Any]) -> Any:
@@ -210,6 +270,25 @@ def _fingerprint(made: Plan, name: str) -> dict[str, str]:
         if field != "num_seeds" and field not in others and not configuration.is_free(field)
     }
     return kept | {f"space.{axis.field}": axis.described() for axis in made.axes[name]}
+
+
+def _studies(optuna: Any, storage: Any, made: Plan, place: str) -> dict[str, Any]:
+    """The study of each method, read once: of a damaged storage that fails."""
+    studies, whole = {}, ("COMPLETE", "PRUNED")
+    for name in made.trials:
+        try:
+            study = studies[name] = _study(optuna, storage, made, name)
+            done = [t for t in study.get_trials(deepcopy=False) if t.state.name in whole]
+            for trial in done:
+                value = trial.value if trial.state.name == "COMPLETE" else None
+                stored = trial.user_attrs.get("checksum")  # earlier versions wrote none
+                if stored is not None and stored != _checksum(trial, value):
+                    raise _damaged(place, f"trial {trial.number} of {name} is not what was written")
+        except UserError:
+            raise
+        except Exception as error:  # of SQLAlchemy, of JSON, of Optuna's own checks
+            raise _damaged(place, error) from error
+    return studies
 
 
 def _study(optuna: Any, storage: Any, made: Plan, name: str) -> Any:
@@ -276,7 +355,7 @@ class _Worker:
         """Up to ``at_once`` trials that are this worker's now."""
         batch: list[Any] = []
         while len(batch) < self.at_once:
-            self._release_lost()
+            self._release_lost([trial.number for trial in batch])
             if not self._queue():
                 break
             states = self.optuna.trial.TrialState
@@ -324,15 +403,16 @@ class _Worker:
             waiting = True
         return waiting
 
-    def _release_lost(self) -> None:
-        """Lets go of trials whose worker is gone."""
+    def _release_lost(self, own: Sequence[int]) -> None:
+        """Lets go of trials whose worker is gone, or is this one, which does not run them."""
         states = self.optuna.trial.TrialState
         self.optuna.storages.fail_stale_trials(self.study)
         for trial in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
             worker = trial.user_attrs.get("worker", "")
             started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
             nobody = not worker and time.time() - started > _GRACE
-            if nobody or (worker and not locks.is_alive(worker)):
+            forgotten = worker == self.me and trial.number not in own
+            if nobody or forgotten or (worker and not locks.is_alive(worker)):
                 with contextlib.suppress(Exception):  # another worker was quicker
                     self.study.tell(trial.number, state=states.FAIL)
 
@@ -370,14 +450,15 @@ class _Worker:
             try:
                 found = self.trials.measure(values, places, hopeless)
             except Stopped as stopped:
-                self._note(batch[0], Measured(None, stopped.steps, 0.0))
+                self._note(batch[0], Measured(None, stopped.steps, 0.0), None)
                 self.study.tell(batch[0], state=states.PRUNED)
                 self._say(places[0], values[0], "stopped early")
                 done = 1
                 return
             for trial, place, one, measured in zip(batch, places, values, found, strict=True):
-                self._note(trial, measured)
-                self.study.tell(trial, measured.value if measured.value is not None else 0.0)
+                value = 0.0 if measured.value is None else measured.value
+                self._note(trial, measured, value)
+                self.study.tell(trial, value)
                 shown = "diverged" if measured.value is None else f"{measured.value:.4f}"
                 self._say(place, one, shown)
                 done += 1
@@ -386,10 +467,11 @@ class _Worker:
                 with contextlib.suppress(Exception):
                     self.study.tell(trial, state=states.FAIL)
 
-    def _note(self, trial: Any, measured: Measured) -> None:
+    def _note(self, trial: Any, measured: Measured, value: float | None) -> None:
         trial.set_user_attr("steps", measured.steps)
         trial.set_user_attr("seconds", measured.seconds)
         trial.set_user_attr("diverged", measured.value is None)
+        trial.set_user_attr("checksum", _checksum(trial, value))
 
     def _say(self, place: int, values: Mapping[str, Any], shown: str) -> None:
         given = ", ".join(f"{f}={v:.3g}" if isinstance(v, float) else f"{f}={v}"

@@ -1,11 +1,13 @@
 """Compiled programs: with what options, and kept on disk, so that a second run starts at once."""
 
+import warnings
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from bpnjax.data.cache import cache_root
+from bpnjax.utils.errors import UserError
 
 # Measured on JAX 0.10: in the library that XLA prefers on a CPU products of a batch with layers of
 # some hundred units take up to twice as long, and whole steps of a 4 x 128 network a tenth more.
@@ -17,7 +19,7 @@ def keep(config: ConfigDict) -> None:
     """Turns JAX's persistent compilation cache on, unless the user chose otherwise.
 
     Programs go to ``compiled`` in the cache folder (see `bpnjax.data.cache.cache_root`), which may
-    be deleted at any time.
+    be deleted at any time. Without a home folder, or another one that was named, none are kept.
 
     Args:
       config: a run configuration; `compilation_cache` False leaves everything as it is, and so does
@@ -27,7 +29,11 @@ def keep(config: ConfigDict) -> None:
         return
     from jax.experimental.compilation_cache import compilation_cache
 
-    folder = cache_root(config.dataset.cache_dir) / "compiled"
+    try:
+        folder = cache_root(config.dataset.cache_dir) / "compiled"
+    except UserError as error:
+        warnings.warn(f"{error}; until then compiled programs are not kept", stacklevel=2)
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -100,7 +100,9 @@ def evaluate(
                 if config.evaluate.infer == "batch":
                     its = jnp.broadcast_to(jnp.sum(its * real) / jnp.sum(real), its.shape)
                 better = its > score
-                answer = jnp.where(better, jnp.argmax(logits, -1).astype(jnp.int32), answer)
+                own = jnp.argmax(logits, -1).astype(jnp.int32)
+                own = jnp.where(jnp.any(jnp.isnan(logits), -1), -1, own)  # as where it is told
+                answer = jnp.where(better, own, answer)
                 guess = jnp.where(better, jnp.asarray(mode_task, jnp.int32), guess)
                 return jnp.where(better, its, score), guess, answer
 

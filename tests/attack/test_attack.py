@@ -4,6 +4,7 @@ What is allowed, whatever comes in: exit 0 with the right result, or one line an
 failure). Never a traceback, another number, or a file outside the folder.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,11 +12,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
+import zlib
 
 import numpy as np
 import pytest
 from attacks import NUMBER, ODD_TEXTS, cases, damage, files_of, odd_array, outcome
 from command import ROOT, contents
+from forks import Forks
 
 from bpnjax import compare, main, packs, predict
 from bpnjax import config as configuration
@@ -29,6 +33,23 @@ TRY = ["--config=digits", "--config.sequence.num_tasks=2", "--config.model.hidde
        "--config.train.epochs=1", "--dry_run"]  # fmt: skip
 # Fields that name a network, data or machines: their values are other tests' business.
 APART = ("dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir", "devices")
+
+# A run that takes seconds, of any method.
+SHORT = {
+    "sequence__num_tasks": 2, "model__hidden": "(8,)", "train__epochs": 1,
+    "checkpoint__every_steps": 4, "ebll__code": 8, "ebll__epochs": 1, "gem__memories": 20,
+    "ranpac__features": 50, "replay__memory_size": 30, "replay__batch_size": 8,
+}  # fmt: skip
+KILLS = 3  # of each method
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_flags, compile_once):
+    """A complete run, in this process."""
+    flags = tiny_flags(method="bd_ewc", checkpoint__every_steps=7)
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    assert outcome(main.run, [*flags, f"--workdir={workdir}"])[0] == 0
+    return types.SimpleNamespace(flags=flags, workdir=workdir)
 
 
 @pytest.mark.parametrize("seed", cases("fields", 24))
@@ -79,7 +100,7 @@ def test_data(seed, tmp_path, monkeypatch):
     assert code in (0, 2) and (code or "steps" in out), said
 
 
-@pytest.mark.parametrize("seed", cases("folder", 10))
+@pytest.mark.parametrize("seed", cases("folder", 4))
 def test_a_damaged_folder(seed, finished, copied):
     """A file of a complete run: the run is whole again, with the same numbers, or it is refused."""
     random = np.random.default_rng(seed)
@@ -120,6 +141,7 @@ def test_a_damaged_model(seed, finished, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("seed", cases("inputs", 20))
 def test_odd_inputs_of_predict(seed, finished, tmp_path, monkeypatch):
+    """Examples and tasks of odd dtypes, shapes and values before predict."""
     random = np.random.default_rng(seed)
     monkeypatch.chdir(tmp_path)
     x = np.arange(192, dtype="u1").reshape(3, 8, 8, 1) % 17
@@ -160,6 +182,17 @@ def test_odd_arguments(seed, finished, tmp_path, monkeypatch):
         assert code == 2 or (tmp_path / "p").exists(), said
 
 
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+ENDED = (0, 1, *(-number for number in SIGNALS))
+
+
+def told(folder):
+    """What a complete run found: its accuracies and the bytes of its models."""
+    found = json.loads((folder / "result.json").read_text())["accuracy"]
+    return found, {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.mark.slow  # of a method and a signal each there is one in tests/run that is quicker
 @pytest.mark.parametrize("seed", cases("kills", 2))
 def test_kills(seed, finished, tmp_path):
     """A signal at a random moment; the same command then gives the same numbers, bit for bit."""
@@ -167,45 +200,97 @@ def test_kills(seed, finished, tmp_path):
     folder = tmp_path / "run"
     line = [sys.executable, "-m", "bpnjax.main", *finished.flags, f"--workdir={folder}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    truth = json.loads((finished.workdir / "result.json").read_text())["accuracy"]
-    model = (finished.workdir / "model.safetensors").read_bytes()
     for _ in range(2):
         running = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True,
                                    stdout=subprocess.DEVNULL)  # fmt: skip
         time.sleep(random.uniform(0.5, 9.0))
-        number = random.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-        running.send_signal(int(number))
+        running.send_signal(int(random.choice(SIGNALS)))
         _, said = running.communicate(timeout=120)
-        ended = (0, 1, -signal.SIGKILL, -signal.SIGINT, -signal.SIGTERM)
-        assert running.returncode in ended, said
+        assert running.returncode in ENDED, said
         assert "Traceback" not in said, said
     last = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
     assert last.returncode == 0, last.stderr
-    assert json.loads((folder / "result.json").read_text())["accuracy"] == truth
-    assert (folder / "model.safetensors").read_bytes() == model
+    assert told(folder) == told(finished.workdir)
     assert not (folder / "run.lock").exists()
+
+
+@pytest.fixture(scope="module")
+def forks(compile_once):
+    started = Forks()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def uncut(forks, tmp_path_factory, tiny_flags):
+    """Of a method the flags of a small run, what it finds, and how many seconds it takes."""
+    known = {}
+
+    def run(method):
+        if method not in known:
+            flags = tiny_flags(method=method, **SHORT)
+            folder = tmp_path_factory.mktemp(method) / "run"
+            for _ in range(2):  # the first time it compiles
+                started = time.perf_counter()
+                forks.start(
+                    folder.with_name("said"), [*flags, f"--workdir={folder}", "--overwrite"]
+                )
+                assert forks.wait() == 0, folder.with_name("said").read_text()
+            known[method] = flags, told(folder), time.perf_counter() - started, names(folder)
+        return known[method]
+
+    return run
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", REGISTRY)
+def test_kills_of_every_method(method, uncut, forks, tmp_path, record_property):
+    """Signals at random moments of a run of each method, from its first file to its last."""
+    record_property("cases", KILLS)
+    flags, truth, seconds, files = uncut(method)
+    folder, said = tmp_path / "run", tmp_path / "said"
+    random = np.random.default_rng(zlib.crc32(method.encode()))
+    for _ in range(KILLS):
+        child = forks.start(said, [*flags, f"--workdir={folder}"])
+        time.sleep(random.uniform(0, seconds))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, int(random.choice(SIGNALS)))
+        code = forks.wait()
+        assert code in ENDED and "Traceback" not in said.read_text(), said.read_text()
+    forks.start(said, [*flags, f"--workdir={folder}"])
+    assert forks.wait() == 0, said.read_text()
+    assert told(folder) == truth and names(folder) == files
+
+
+_HOLDS = """
+import pathlib, sys
+from bpnjax.utils import locks
+with locks.held(pathlib.Path(sys.argv[1]), "--workdir: it"):
+    print("held", flush=True)
+    input()
+"""
 
 
 def test_two_processes_in_one_folder(finished, tmp_path):
     """The second is told who works there, and touches nothing."""
     folder = tmp_path / "run"
-    line = [sys.executable, "-m", "bpnjax.main", *finished.flags, f"--workdir={folder}",
-            "--config.train.epochs=200"]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    first = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True)
-    try:
-        for _ in range(600):
-            if (folder / "run.lock").exists():
-                break
-            time.sleep(0.1)
-        for more in ([], ["--overwrite"]):
-            second = subprocess.run([*line, *more], env=environment, capture_output=True, text=True)
-            assert second.returncode == 2, second.stderr
-            assert f"is in use by process {first.pid} of" in second.stderr
-    finally:
-        first.send_signal(signal.SIGTERM)
-        _, said = first.communicate(timeout=120)
-    assert first.returncode == 1 and "the same command goes on" in said
+    line = [*finished.flags, f"--workdir={folder}"]
+    holds = subprocess.Popen(
+        [sys.executable, "-c", _HOLDS, str(folder / "run.lock")], text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert holds.stdout.readline() == "held\n"
+    before = contents(tmp_path)
+    for more in ([], ["--overwrite"]):
+        code, _, said = outcome(main.run, [*line, *more])
+        assert code == 2 and f"is in use by process {holds.pid} of" in said
+        assert contents(tmp_path) == before
+    holds.communicate("\n")
+    assert not (folder / "run.lock").exists()
 
 
 def test_all_settings_are_attacked():

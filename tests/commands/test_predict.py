@@ -363,6 +363,8 @@ def test_refusals(trained, tmp_path, capsys):
     refused("--output: no folder", output=tmp_path / "none" / "out.csv")
     refused("is what --input names", output=tmp_path / "in.npz")
     refused("is no file that can be replaced", output="/dev/null")
+    model = folder / "model.safetensors"
+    refused("is what --model names", model=model, output=model)
     refused("is no flag", "extra")
     refused("value should be one of <entropy|max_logit|statistics|", "--rule=surest")
     refused("--config: no file 'none.py'", "--config=none.py")

@@ -1,6 +1,8 @@
 """Decoded images are kept whole or not at all, and what is damaged is said."""
 
+import os
 import shutil
+import time
 import types
 
 import numpy as np
@@ -119,6 +121,16 @@ def test_cache_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
     found = cache.read(tmp_path / "set" / "train")
     assert sorted(found) == ["images", "labels"]
     np.testing.assert_array_equal(found["images"], arrays["images"])
+
+
+def test_what_a_killed_process_left_in_the_cache_goes_after_a_day(tmp_path):
+    arrays = {"labels": np.arange(3)}
+    for name, age in ((".partial-old", 2 * 86400), (".partial-now", 60), ("other", 2 * 86400)):
+        (tmp_path / name).mkdir()
+        then = time.time() - age
+        os.utime(tmp_path / name, (then, then))
+    cache.write(tmp_path / "train", arrays)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".partial-now", "other", "train"]
 
 
 def test_cache_that_cannot_be_written(refused, cached, tmp_path):

@@ -71,6 +71,15 @@ def test_a_batch_has_the_sum_of_its_scores():
         task_inference.choose(scores, "seed")
 
 
+def test_a_score_that_is_nan_is_never_the_highest():
+    """argmax of NumPy takes the first NaN."""
+    scores = np.array([[np.nan, 1.0, 0.0], [2.0, np.nan, np.nan]])
+    assert task_inference.choose(scores).tolist() == [1, 0]
+    assert task_inference.choose(scores[:1], "batch").tolist() == [1]
+    with pytest.raises(ValueError, match="the scores of example 1 are NaN in every mode"):
+        task_inference.choose(np.array([[0.0, 1.0], [np.nan, np.nan]]))
+
+
 @pytest.mark.parametrize("kind", ["class_split", "permuted"])
 def test_a_run_keeps_the_gaussian_of_each_task_as_its_inputs_come(kind):
     """Before any key, pixels in the task's order, of all examples: against NumPy."""

@@ -251,6 +251,12 @@ def test_merge_adds_biases_and_multiplies_keys():
     assert float(merged["a"]["bias"][0]) == 3.0 and float(merged["a"]["key"][0]) == 1.0
 
 
+def test_modes_of_other_widths_are_not_broadcast():
+    for name in ("bias", "key"):
+        with pytest.raises(AssertionError, match="shape"):
+            merge({"a": {name: jnp.ones(3)}}, {"a": {name: jnp.ones(1)}})
+
+
 def test_merge_adds_measures_so_that_each_mode_gets_the_size_of_the_outputs():
     """Two modes that both measure a layer: its outputs before the biases of both."""
     x = jax.random.normal(jax.random.key(0), (6, 5))

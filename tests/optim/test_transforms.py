@@ -407,6 +407,17 @@ def test_a_pull_to_the_anchor_keeps_dtypes_and_refuses_other_shapes():
         optim.pull_to_anchor(jnp.ones(2), jnp.ones(2), jnp.ones(()), 1.0)
 
 
+def test_anchors_of_other_shapes_are_not_broadcast():
+    one, two = jnp.ones(1), jnp.ones(2)
+    for wrong in ((one, two, two), (two, one, two), (two, two, one), (two, two, jnp.ones(()))):
+        with pytest.raises(AssertionError, match="shape"):
+            optim.anchor_penalty(*wrong, 1.0)
+        with pytest.raises(AssertionError, match="shape"):
+            optim.anchor_gradient(two, *wrong, 1.0)
+    with pytest.raises(AssertionError, match="rank"):
+        optim.anchor_gradient(two, two, two, two, two)
+
+
 def test_anchor_transform_needs_params():
     tx = optim.add_quadratic_anchor(1.0)
     with pytest.raises(ValueError, match="needs params"):

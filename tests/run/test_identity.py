@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from support import Jitted
 import bpnjax
 from bpnjax import config as configuration
 from bpnjax.data import load_sequence
-from bpnjax.run import checkpoint, train, workdir, writers
+from bpnjax.run import checkpoint, export, train, writers
 from bpnjax.run import memory as of_run
 from bpnjax.training import epochs
 from bpnjax.training.experiment import make_experiment
@@ -86,7 +87,9 @@ def test_an_edited_manifest_is_damaged(copied):
     (folder / "result.json").unlink()
     newest = manifests(folder)[-1]
     text = newest.read_text()
-    for old, new in (('"task": 3', '"task": 2'), ('"total_steps": ', '"total_steps": 1')):
+    edits = (('"task": 3', '"task": 2'), ('"total_steps": ', '"total_steps": 1'),
+             ('"task_told": [[[0.', '"task_told": [[[0.0'))  # fmt: skip
+    for old, new in edits:
         assert old in text
         newest.write_text(text.replace(old, new, 1))
         with pytest.warns(UserWarning, match="its manifest is not what was written"):
@@ -245,6 +248,69 @@ def test_a_log_that_was_cut_in_a_line_loses_that_line_only(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_run_whose_log_was_cut_in_a_line_ends(run, finished, copied):
+    """The figures are drawn from it, at each repeat of the command."""
+    folder, flags = copied
+    (folder / "result.json").unlink()
+    path = folder / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+    code, _, said = run(flags)
+    assert code == 0, said
+    assert accuracy(folder) == accuracy(finished.workdir) and "no figures" not in said
+
+
+def test_files_that_cannot_be_read_are_not_called_damaged(run, copied, monkeypatch):
+    """Nor a folder that cannot be listed empty: the log would begin anew."""
+    folder, flags = copied
+    (folder / "result.json").unlink()
+    before = contents(folder)
+    real = pathlib.Path.read_text
+
+    def refuses(path, *more, **options):
+        if path.name == "config.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *more, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "read_text", refuses)
+        code, _, said = run(flags)
+    assert code == 2
+    one_line(said, "cannot read", "config.json (Permission denied); make it readable")
+    listed = os.listdir
+
+    def hidden(path="."):
+        if str(path).endswith("checkpoints"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", hidden)
+        code, _, said = run(flags)
+    assert code == 1 and "Permission denied" in said and "the same command goes on" in said
+    assert contents(folder) == before
+
+
+def test_a_model_is_on_the_disk_before_its_result_says_so(tiny, tmp_path, monkeypatch):
+    order = []
+    fsync, replace = os.fsync, pathlib.Path.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (order.append("fsync"), fsync(number)))
+    monkeypatch.setattr(
+        pathlib.Path, "replace", lambda a, b: (order.append(pathlib.Path(b).name), replace(a, b))
+    )
+    jitted = Jitted(tiny)
+    state = jitted.init(jax.random.key(0))
+    export.save_models(tmp_path, jitted.experiment, state, 1, jitted.sequence)
+    assert order == ["fsync", "model.safetensors", "fsync", "model.json"]
+
+
+def test_a_run_that_is_trained_does_not_say_that_it_trains(run, copied):
+    folder, flags = copied
+    (folder / "result.json").unlink()
+    code, _, said = run(flags)
+    assert code == 0 and "all tasks are trained; making the results (checkpoint in" in said
+    assert "going on at task" not in said
+
+
 def test_figures_that_cannot_be_drawn_cost_no_result(run, tiny_flags, tmp_path, monkeypatch):
     def fails(*arguments):
         raise RuntimeError("no fonts")
@@ -284,6 +350,19 @@ def test_sigterm_saves_and_the_run_goes_on(finished, tmp_path):
     assert accuracy(folder) == accuracy(finished.workdir)
 
 
+_WHILE_IMPORTING = """
+import os, signal, sys
+from bpnjax.main import leave, run
+
+class Finder:
+    def find_spec(name, *more):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+
+module = sys.argv.pop(1)
+sys.meta_path.insert(0, Finder)
+leave(run)
+"""
 _CALLBACK = """
 import gc, os, signal, time
 from bpnjax.main import leave
@@ -304,6 +383,19 @@ leave(run)
 """
 
 
+@pytest.mark.parametrize("module", ["jax", "orbax.checkpoint"])
+def test_ctrl_c_while_modules_are_imported(module, tmp_path, finished):
+    """In the first seconds there is no run yet that could save anything."""
+    line = [*finished.flags, f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", _WHILE_IMPORTING, module, *line], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("bpnjax: interrupted")
+
+
 def test_an_interrupt_that_python_drops_comes_again():
     """What is raised in a callback of the garbage collector is printed and forgotten else."""
     done = subprocess.run(
@@ -317,16 +409,17 @@ def test_an_interrupt_that_python_drops_comes_again():
     one_line(done.stderr, "interrupted")
 
 
-def test_answers_that_are_nan_are_never_right(tiny):
+@pytest.mark.parametrize("rule", ["entropy", "statistics"])
+def test_answers_that_are_nan_are_never_right(tiny, rule):
     """argmax takes NaN for class 0, which would be right for a half of the first task."""
+    tiny.method, tiny.evaluate.rule = "bd_ewc", rule
     jitted = Jitted(tiny)
     state = jitted.init(jax.random.key(0))
     learner = state.learner
     broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), learner.params)
     state = state.replace(learner=learner.replace(params=broken))
     found = jitted.test(state, 0)
-    assert found["task_told"][0] == found["task_masked"][0] == 0
-    assert workdir.LOCK
+    assert [found[kind][0] for kind in ("task_told", "task_masked", "task_inferred")] == [0, 0, 0]
 
 
 def test_archives_that_would_not_fit_are_refused(run, tiny_flags, tmp_path, monkeypatch, capsys):

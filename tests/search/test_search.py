@@ -1,9 +1,11 @@
 """Searches: equal budgets, workers that join and die, results that main and compare take."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -135,8 +137,9 @@ def test_a_lost_trial_is_taken_up_again_with_its_settings(tmp_path):
         optuna, storage, its, made, "sgd",
         Trials(made.protocols["sgd"].tune, made.axes["sgd"], tmp_path, False), 1, False,
     )  # fmt: skip
-    worker.me = f"{socket.gethostname()}:{_dead_process()}:0"
+    alive, worker.me = worker.me, f"{socket.gethostname()}:{_dead_process()}:0"
     worker._take()
+    worker.me = alive  # of a search that this very process gave up
     (also,) = worker._take()
     values = [axis.suggest(also) for axis in made.axes["sgd"]]
     found = search.search(small("sgd"), ["sgd"], tmp_path, trials=3, report=False)
@@ -174,6 +177,37 @@ def test_two_workers_one_of_them_killed(tmp_path, storage):
         assert len(record["trials"]) == 3
         assert all(t["state"] == "complete" for t in record["trials"])
     assert result["budget"]["equal"]
+
+
+def test_a_trial_that_was_changed_is_refused(tmp_path):
+    """A database has no checksums of its own: a better value would win the search."""
+    search.search(small("sgd"), ["sgd"], tmp_path, trials=2, report=False)
+    with contextlib.closing(sqlite3.connect(tmp_path / "search.db")) as database:
+        database.execute("UPDATE trial_values SET value = 0.999 WHERE trial_id = 2")
+        database.commit()
+    with pytest.raises(
+        UserError, match=r"search.db is damaged \(trial 1 of sgd is not what was wr"
+    ):
+        search.search(small("sgd"), ["sgd"], tmp_path, trials=2, report=False)
+    path = tmp_path / "search.db"
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + bytes(4096) + data[8192:])
+    with pytest.raises(UserError, match=r"search.db is damaged \(.*delete it to search anew"):
+        search.search(small("sgd"), ["sgd"], tmp_path, trials=2, report=False)
+
+
+def test_a_journal_whose_last_line_was_cut_goes_on(tmp_path):
+    """Optuna would append to that line, and nobody could read it any more."""
+    ask = {"trials": 2, "report": False, "storage": "journal"}
+    whole = search.search(small("sgd"), ["sgd"], tmp_path, **ask)
+    path = tmp_path / "search.journal"
+    path.write_bytes(path.read_bytes()[:-9])
+    again = search.search(small("sgd"), ["sgd"], tmp_path, **ask)
+    one, other = (
+        [(t["settings"], t["value"]) for t in found["methods"]["sgd"]["trials"]]
+        for found in (whole, again)
+    )
+    assert one == other and path.read_bytes().endswith(b"\n")
 
 
 def test_hopeless_trials_are_ended_early_and_counted(tmp_path):
