@@ -126,6 +126,7 @@ def _section(section: Section) -> str:
 def _inline(text: str) -> str:
     """Code, bold text and the words of links."""
     text = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", html.escape(text, quote=False))
+    text = text.replace(" ± ", "\u00a0±\u00a0")  # not at the end of a line
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
     return re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", text)
 
