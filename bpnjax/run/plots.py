@@ -218,7 +218,7 @@ def bars(path: pathlib.Path, results: Sequence[dict[str, Any]]) -> pathlib.Path:
     for axis, label in zip(axes, labels, strict=True):
         axis.set_xlabel(label)
         axis.grid(axis="x")
-    style.legend(figure, 3)
+    style.legend(figure, 3, "outside lower center")
     figure.suptitle(_titled(results))
     return style.save(figure, path)
 
@@ -329,6 +329,9 @@ def trade_off(
         axis.set_ylim(-0.03, 1.03)
         if max(costs) > 5 * min(costs) > 0:
             axis.set_xscale("log")
+        else:
+            axis.locator_params(axis="x", nbins=5)
+            axis.xaxis.set_major_formatter("{x:,g}")
         axis.set_xlabel(label)
         axis.grid()
     axes[0].set_ylabel("average accuracy after all tasks")

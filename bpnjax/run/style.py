@@ -84,7 +84,9 @@ KINDS = {
 }
 
 SETTINGS = {
-    "font.family": "DejaVu Sans",
+    "font.family": "sans-serif",
+    # Those that a reader of an SVG file may have instead.
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "Helvetica"],
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.labelsize": 9,
