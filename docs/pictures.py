@@ -106,8 +106,8 @@ def accuracies():
     in_mode_1 = [0.62, 0.29, 0.04, 0.02, 0.03]
     panels = [
         ("told\nmode 2, all classes", in_mode_2, range(5), "answer 4, wrong"),
-        ("told, own classes (masked)\nmode 2, classes of task 2", in_mode_2, (2, 3), "answer 2, right"),
-        ("not told (inferred)\nmode 1: entropy 0.97", in_mode_1, range(5), "surest: answer 0, wrong"),
+        ("told, masked\nmode 2, classes 2 and 3", in_mode_2, (2, 3), "answer 2, right"),
+        ("not told (inferred)\nmode 1: entropy 0.97", in_mode_1, range(5), "surest: 0, wrong"),
         ("not told (inferred)\nmode 2: entropy 1.30", in_mode_2, range(5), "not taken"),
     ]  # fmt: skip
     for axis, (title, shares, taking_part, answer) in zip(axes, panels, strict=True):
