@@ -1,4 +1,4 @@
-"""A sequence on the device, and the examples of its tasks."""
+"""A task sequence on the device, and access to the examples of its tasks."""
 
 import dataclasses
 import math
@@ -35,10 +35,10 @@ class Data:
 
 @jax.tree_util.register_static
 class HostImages:
-    """Images that stay on the host: what the device asks for by row is fetched when it asks.
+    """Images that stay on the host. Rows are copied to the device when a program asks for them.
 
-    Stands in for the array ``images`` of a `Split`. A program that indexes it waits for the host
-    at that point; training gets its images in chunks instead (see `bpnjax.training.streaming`).
+    It replaces the array ``images`` of a `Split`. A program that indexes it waits for the host at
+    that point. Training gets its images in chunks instead (see `bpnjax.training.streaming`).
     """
 
     def __init__(self, array: Any) -> None:
