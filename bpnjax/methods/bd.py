@@ -4,14 +4,14 @@ r"""BD, the beneficial perturbation: a bias per task and layer, learned as a pro
 
 While the task is learned, W follows its gradient and M takes steps against the sign of its
 gradient. Afterwards the product is frozen in a bank ``[T, K]`` and the factors are dropped. M
-starts at zero, so the network starts as it was; W starts uniform in +-1/sqrt(H), since both at zero
-would never move. How long the steps of M are is ``step``:
+starts at zero, so that the network starts as it was. W starts uniform in +-1/sqrt(H), because with
+both at zero neither would ever move. ``step`` says how long the steps of M are:
 
 - ``"relative"`` (default): epsilon / sqrt(1 + t) times the root mean square of the layer's outputs,
   with t the steps of the task so far (`bpnjax.optim.relative_step`). Epsilon has no unit, and one
   value serves all networks; docs/paper/step/step.md has the measurements.
-- ``"absolute"``: epsilon, the paper's (`bpnjax.optim.beneficial_sign`), to be found for each
-  network.
+- ``"absolute"``: epsilon, as in the paper (`bpnjax.optim.beneficial_sign`). It has to be found for
+  each network.
 
 `gd` is the same with M following its true gradient, the paper's control; `gd_matched` follows the
 gradient's direction with steps of the length of BD's, epsilon * sqrt(H).
@@ -71,7 +71,7 @@ Rate = Annotated[
 
 
 def empty_bank(layers: Mapping[str, Layer], num_tasks: int) -> dict[str, dict[str, jax.Array]]:
-    """A bank of zero biases: every task's mode is the plain network until it is frozen.
+    """Makes a bank of zero biases. Until a task is frozen, its mode is the plain network.
 
     Args:
       layers: ``{path: Layer}`` as `bpnjax.networks.Network.layers`, or a part of it.
@@ -96,7 +96,7 @@ def empty_bank(layers: Mapping[str, Layer], num_tasks: int) -> dict[str, dict[st
 def init_factors(
     key: Any, layers: Mapping[str, Layer], hidden_dim: int, measure: bool = False
 ) -> Factors:
-    r"""Factors for a new task: M zero, W uniform in +-1/sqrt(H).
+    r"""Makes the factors of a new task: M zero, W uniform in +-1/sqrt(H).
 
     .. math:: M = 0, \quad W_{ij} \sim U(-1 / \sqrt{H}, 1 / \sqrt{H})
 
@@ -144,7 +144,7 @@ def init_factors(
 
 
 def product(factors: Factors) -> dict[str, dict[str, jax.Array]]:
-    r"""The biases that factors stand for.
+    r"""The biases that are the product of the factors.
 
     .. math:: bias = M W
 
@@ -281,7 +281,7 @@ def bd(
 def gd(
     hidden_dim: HiddenDim = 100, layers: LayerPattern = ".*", learning_rate: Rate = None
 ) -> Method:
-    """BD with M following its gradient, the paper's control."""
+    """GD: M follows its gradient. This is the paper's control for BD."""
     return _factored(hidden_dim, layers, learning_rate, lambda tx: tx)
 
 

@@ -24,14 +24,14 @@ Mode = dict[str, dict[str, Any]]
 
 
 def measured(y: jax.Array, measure: jax.Array, weight: jax.Array | None = None) -> jax.Array:
-    r"""An array as it is, whose size comes out as the gradient of a loss for ``measure``.
+    r"""Returns an array unchanged, and gives its mean square as a gradient for ``measure``.
 
     .. math:: \frac{\partial L}{\partial measure} := \Big(\sum_j y_j^2, \; \mathrm{size}(y)\Big)
 
-    whatever the loss L is. So the mean square of a layer's outputs is known after any backward
-    pass, without another forward pass and without a second value to hand through the network. The
-    ratio of the two numbers stays right where gradients are summed or averaged, over micro-batches,
-    over devices or over several calls of a layer. `bpnjax.optim.relative_step` reads it.
+    for every loss L. So any backward pass also gives the mean square of a layer's outputs, without
+    another forward pass and without a second return value of the network. The ratio of the two
+    numbers stays right when gradients are summed or averaged over micro-batches, over devices or
+    over several calls of a layer. `bpnjax.optim.relative_step` reads it.
 
     Args:
       y: any array.
@@ -78,7 +78,7 @@ _with_statistic.defvjp(
 
 
 def add_bias(y: jax.Array, vectors: Mapping[str, jax.Array]) -> jax.Array:
-    """The output of a layer with the bias of a mode, for networks that are plain functions.
+    """Adds the bias of a mode to a layer's output, for networks that are plain functions.
 
     Args:
       y: the output, ``[n, K]``.
@@ -107,8 +107,8 @@ class Biases:
 
     .. math:: y = \mathrm{norm}(W x + b) + bias
 
-    BatchNorm subtracts the mean of each channel, hence any bias before it: the network would answer
-    as without one, and the gradient that the bias gets would be the rounding error.
+    BatchNorm subtracts the mean of each channel, and with it any bias before it. Such a bias would
+    change no answer, and its gradient would be rounding error.
 
     Source: ours; the paper's networks have no BatchNorm.
     """
@@ -117,10 +117,10 @@ class Biases:
         self._added: dict[int, tuple[jax.Array, jax.Array, jax.Array, Any]] = {}
 
     def add(self, y: jax.Array, bias: jax.Array, vectors: Mapping[str, Any] = _NONE) -> jax.Array:
-        """The output of a layer with its bias.
+        """Adds the bias to the output of a layer.
 
         Args:
-          y: the output without.
+          y: the output without the bias.
           bias: as `align` gives it.
           vectors: what the mode has for the layer: a ``"measure"`` and a ``"weight"`` as of
             `measured`, both optional; measured is the array that the bias is added to.
@@ -134,7 +134,7 @@ class Biases:
         return biased
 
     def behind(self, norm: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-        """The output of a BatchNorm, with the bias of the layer whose output it normalises.
+        """Calls a BatchNorm and adds the bias of the layer whose output it normalises.
 
         Args:
           norm: the call of the BatchNorm.
@@ -178,7 +178,7 @@ class Network:
         example.
       prepare: turns an example as it is stored into the input that ``apply`` expects; applied by
         ``apply`` and ``tapped`` themselves.
-      name: of the network's class, for messages.
+      name: the name of the network's class, for messages.
       example: shape and dtype of a batch of one example, ``[1, ...]``; None if it is not known.
     """
 
@@ -195,7 +195,7 @@ class Network:
         prepare: Callable[[jax.Array], jax.Array],
         example: jax.ShapeDtypeStruct | None = None,
     ) -> "Network":
-        """The same network behind a function that prepares its input.
+        """The same network, with a function that prepares its input.
 
         Args:
           prepare: applied to ``x`` first, for example a normalisation of uint8 images.
@@ -311,7 +311,7 @@ def from_function(
     layers: Mapping[str, int | tuple[int, int]] | None = None,
     x: Any = None,
 ) -> Network:
-    """A network given as a plain function, from any framework or none.
+    """Makes a network of a plain function, from any framework or none.
 
     Args:
       apply: ``(params, mode, x) -> outputs [n, ...]``. It adds ``mode[path]["bias"]`` to the output
@@ -369,7 +369,7 @@ def from_function(
 
 
 def abstract(x: Any) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of a batch, the dtype as JAX has it: no 64 bits unless they are switched on.
+    """The shape and dtype that a batch has in JAX, which has no 64 bits unless they are enabled.
 
     Args:
       x: an array, a list of numbers, or a shape and dtype.

@@ -56,8 +56,8 @@ def put_on_device(sequence: TaskSequence, most_bytes: int | None = None) -> Data
 
     Args:
       sequence: what `bpnjax.data.load_sequence` gives.
-      most_bytes: images of a split that take more stay on the host, as `HostImages`; None: all
-        go to the device.
+      most_bytes: images of a split that take more bytes stay on the host, as `HostImages`. With
+        None all images go to the device.
 
     Returns:
       `Data`; images in their own dtype (uint8 takes a quarter of f32), normalised by the network.
@@ -99,7 +99,7 @@ class Reader:
     orders: jax.Array | None = None
 
     def take(self, split: Split, slots: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Examples and labels of some slots.
+        """Takes the examples and labels of some slots.
 
         Args:
           split: of the data, training or test.
@@ -125,7 +125,7 @@ def make_reader(experiment: Any, key: jax.Array, data: Data, task: Any) -> Reade
     """Draws the order of the input's elements once, so that it stays out of the loops that use it.
 
     Args:
-      experiment: the static side of a run.
+      experiment: what does not change during the run.
       key: the seed's typed PRNG key.
       data: the sequence.
       task: int scalar, may be traced: all slots that are taken are of this task. None for slots of
