@@ -1,4 +1,4 @@
-"""What setup.cfg cannot say: the addresses, and that configs/ lies in the wheel as bpnjax/configs/."""
+"""What setup.cfg cannot say: the addresses, and that configs/ lies in the wheel."""
 
 import pathlib
 import re

@@ -1,4 +1,4 @@
-"""What a search leaves: ``search.json``, a table, pictures, and a configuration with what it found.
+"""What a search leaves: ``search.json``, a table, figures, and a configuration with what it found.
 
 Everything is made from the finished trials in the storage, so it can be made again.
 """
