@@ -2,7 +2,7 @@
 
 learner = bpnjax.learner(network, method, optimizer, num_tasks)   # any network, any loop
 predictor = bpnjax.load("runs/mnist/bd_ewc")                      # a run of the command
-bpnjax.export("runs/mnist/bd_ewc", "mnist.stablehlo")             # without bpnjax elsewhere
+bpnjax.export("runs/mnist/bd_ewc", "mnist.stablehlo")             # a program that needs only JAX
 """
 
 import importlib

@@ -3,9 +3,9 @@
     bpnjax compare --config=mnist --methods=bd_ewc,bd_psp,psp --num_seeds=5
 
 Runs each method in a folder of its own (one that is complete is not run again) and writes
-`compare.md`, `compare.csv` and `compare.png` from their result files. No method is run unless all
-folders can be used. A method that fails is reported in its row, the others go on, and the command
-ends with exit code 1.
+`compare.md`, `compare.csv`, `compare.html` and four figures from their result files. No method is
+run unless all folders can be used. A method that fails is reported in its row, the others go on,
+and the command ends with exit code 1.
 """
 
 import copy
@@ -25,12 +25,14 @@ from bpnjax.utils.errors import UserError
 
 USAGE = """usage: bpnjax compare --config=NAME --methods=A,B,... [--num_seeds=N]
                       [--config.FIELD=VALUE ...] [--workdir=DIR] [--overwrite]
+                      [--latex]
 
   --methods=A,B,...   names of methods; or all, which leaves out bare parts of
                       others: bd, gd, gd_matched, plain_bias, random_bias
   --num_seeds=N       short for --config.num_seeds=N
   --workdir=DIR       a folder for the table, with one for each method
-                      (default: runs/<name>, and the fields that were changed)"""
+                      (default: runs/<name>, and the fields that were changed)
+  --latex             also writes compare.tex, the table for \\input"""
 
 # They leave the shared parameters unprotected, and stand for nothing that others do not.
 PARTS = ("bd", "gd", "gd_matched", "plain_bias", "random_bias")
@@ -127,39 +129,69 @@ def _bytes_to_answer(result: dict[str, Any]) -> str:
     return "-" if found is None else f"{found:,}"
 
 
+FIGURES = {
+    "compare": "Accuracies and forgetting with their standard deviation over seeds, bytes and time",
+    "forgetting": "Accuracy of task 1, and of all tasks so far, after each task",
+    "bytes": "Average accuracy after all tasks against all bytes that are stored",
+    "time": "Average accuracy after all tasks against training time",
+}
+LEGEND = """Accuracies after the last task, averaged over tasks; mean ± standard deviation over
+seeds. told: the task's mode is active; masked: the same, restricted to the task's
+classes; inferred: nobody tells the task. Last: of all test examples together; anytime:
+the mean over steps of the accuracy on all classes seen so far. Bytes per task: what
+must be kept to answer it; bytes to answer: all that answers all tasks, the network
+included; examples kept: what a memory needs to go on learning."""
+
+
+def cells(rows: list[Row], displayed: bool = False) -> list[list[str]]:
+    """The table below `HEADER`: means ± standard deviations over seeds after all tasks.
+
+    Args:
+      rows: of all methods.
+      displayed: whether methods have their names in figures, ``"BD+EWC"`` for ``"`bd_ewc`"``.
+
+    Returns:
+      Texts; a method that failed has its error in the second column.
+    """
+    from bpnjax.run import style
+    from bpnjax.run.writers import mean_and_sd
+
+    lines = []
+    for row in rows:
+        name = style.display(row.method) if displayed else f"`{row.method}`"
+        if row.result is None:
+            failed = [name, f"failed: {row.error}".replace("|", "/")]
+            lines.append(failed + [""] * (len(HEADER) - len(failed)))
+            continue
+        summary = row.result["summary"]
+        lines.append([
+            name,
+            *(mean_and_sd(summary[kind]["average_accuracy"]) for kind in ACCURACIES),
+            mean_and_sd(summary["task_told"]["first_task_accuracy"]),
+            mean_and_sd(summary["task_told"]["forgetting"]),
+            # Results of earlier versions do not have these two.
+            mean_and_sd(summary["task_inferred"].get("last_accuracy")),
+            mean_and_sd(summary["task_inferred"].get("average_incremental_accuracy")),
+            f"{row.result['memory']['bytes_per_task']:,}",
+            _bytes_to_answer(row.result),
+            f"{row.result['memory']['replay_bytes']:,}",
+            f"{row.result['time']['train_seconds']:.0f}",
+        ])  # fmt: skip
+    return lines
+
+
 def markdown(rows: list[Row]) -> str:
-    """The table as Markdown: means ± standard deviations over seeds after all tasks.
+    """The table as Markdown.
 
     Args:
       rows: of all methods.
 
     Returns:
-      Lines of text; a method that failed has its error in the second column.
+      Lines of text; see `cells`.
     """
-    from bpnjax.run.writers import markdown_table, mean_and_sd
+    from bpnjax.run.writers import markdown_table
 
-    lines = []
-    for row in rows:
-        if row.result is None:
-            cells = [f"`{row.method}`", f"failed: {row.error}".replace("|", "/")]
-            cells += [""] * (len(HEADER) - len(cells))
-        else:
-            summary = row.result["summary"]
-            cells = [
-                f"`{row.method}`",
-                *(mean_and_sd(summary[kind]["average_accuracy"]) for kind in ACCURACIES),
-                mean_and_sd(summary["task_told"]["first_task_accuracy"]),
-                mean_and_sd(summary["task_told"]["forgetting"]),
-                # Results of earlier versions do not have these two.
-                mean_and_sd(summary["task_inferred"].get("last_accuracy")),
-                mean_and_sd(summary["task_inferred"].get("average_incremental_accuracy")),
-                f"{row.result['memory']['bytes_per_task']:,}",
-                _bytes_to_answer(row.result),
-                f"{row.result['memory']['replay_bytes']:,}",
-                f"{row.result['time']['train_seconds']:.0f}",
-            ]
-        lines.append(cells)
-    return markdown_table(HEADER, lines)
+    return markdown_table(HEADER, cells(rows))
 
 
 def printed(rows: list[Row]) -> str:
@@ -240,35 +272,38 @@ def comma_separated(rows: list[Row]) -> str:
     return text.getvalue()
 
 
-def write(folder: pathlib.Path, config: ConfigDict, rows: list[Row], line: str) -> None:
-    """Writes `compare.md`, `compare.csv` and `compare.png`.
+def write(
+    folder: pathlib.Path, config: ConfigDict, rows: list[Row], line: str, latex: bool = False
+) -> None:
+    """Writes `compare.md`, `compare.csv`, `compare.html` and the figures.
 
     Args:
       folder: where.
       config: the common configuration.
       rows: of all methods.
       line: the command, for the reader who wants to repeat it.
+      latex: write `compare.tex` as well.
     """
-    from bpnjax.run import plots
+    from bpnjax.run import html_page, plots
     from bpnjax.run.checkpoint import write_atomically
+    from bpnjax.run.writers import latex_table
 
     seeds = f"{config.num_seeds} seed" + ("s" if config.num_seeds > 1 else "")
+    title = f"{config.name}, {seeds}"
     done = [row.result for row in rows if row.result is not None]
-    figure = "![the three accuracies of each method](compare.png)\n\n" if done else ""
-    text = (
-        f"# {config.name}, {seeds}\n\n{markdown(rows)}\n\n"
-        "Accuracies after the last task, averaged over tasks; mean ± standard deviation over\n"
-        "seeds. told: the task's mode is active; masked: the same, restricted to the task's\n"
-        "classes; inferred: nobody tells the task. Last: of all test examples together; anytime:\n"
-        "the mean over steps of the accuracy on all classes seen so far. Bytes per task: what\n"
-        "must be kept to answer it; bytes to answer: all that answers all tasks, the network\n"
-        "included; examples kept: what a memory needs to go on learning.\n\n"
-        f"{figure}    {line}\n"
-    )
     folder.mkdir(parents=True, exist_ok=True)
-    if done:
-        plots.comparison(folder / "compare.png", done)
+    figures = plots.comparison(folder, done) if done else []
+    shown = [(path, FIGURES[path.stem]) for path in figures]
+    pictures = "".join(f"![{caption}]({path.name})\n\n" for path, caption in shown)
     write_atomically(folder / "compare.csv", comma_separated(rows))
+    if latex:
+        write_atomically(folder / "compare.tex", latex_table(HEADER, cells(rows, displayed=True)))
+    sections = [
+        html_page.Section("table", "Table", LEGEND, [(HEADER, cells(rows))], [], [line]),
+        html_page.Section("figures", "Figures", "", [], shown, []),
+    ]
+    write_atomically(folder / "compare.html", html_page.page(title, sections))
+    text = f"# {title}\n\n{markdown(rows)}\n\n{LEGEND}\n\n{pictures}    {line}\n"
     write_atomically(folder / "compare.md", text)
 
 
@@ -291,7 +326,7 @@ def _compared(arguments: list[str]) -> int:
     """Does what the arguments say; returns the exit code."""
     from bpnjax.methods import REGISTRY
 
-    more = {"methods": "", "num_seeds": ""}
+    more: dict[str, str | bool] = {"methods": "", "num_seeds": "", "latex": False}
     config, values, changed = command.parse_flags(arguments, more)
     if values.num_seeds:
         if not values.num_seeds.isdecimal():
@@ -308,9 +343,9 @@ def _compared(arguments: list[str]) -> int:
     line = "python -m bpnjax.compare " + " ".join(
         a for a in arguments if not a.lstrip("-").startswith(("workdir", "config.dataset."))
     )
-    write(folder, config, rows, line)
+    write(folder, config, rows, line, values.latex)
     print(printed(rows))
-    print(f"results in {folder} (all columns: compare.md)")
+    print(f"results in {folder} (all columns: compare.md, compare.html)")
     return 1 if any(row.result is None for row in rows) else 0
 
 

@@ -1,4 +1,4 @@
-"""The learner: a network, a method and an optimizer joined to pure functions over one state.
+"""The learner joins a network, a method and an optimizer to pure functions over one state.
 
     network = networks.from_linen(model, x[:1])
     learner = bpnjax.learner(network, methods.bd_ewc(), optax.adam(3e-4), num_tasks=5)
@@ -10,7 +10,7 @@
         state = learner.end_task(state, (x, y))
     logits = learner.apply(state, x, task=0)    # or one task id per example
 
-The command runs the same functions: whole epochs of `Learner.update` in one compiled loop.
+The command runs the same functions. It compiles whole epochs of `Learner.update` into one loop.
 """
 
 import dataclasses
@@ -45,15 +45,15 @@ _IMPORTANCE_BATCH = 512
 
 @struct.dataclass
 class State:
-    """All that a learner carries from step to step; any part may have a leading axis of seeds.
+    """All that a learner carries from step to step. Every part may have a leading axis of seeds.
 
     Attributes:
       params: the shared parameters.
       variables: what the network keeps beside them, such as the running statistics of BatchNorm.
-      task_variables: those of all tasks, leaves ``[T, ...]``, where each task has its own; else {}.
+      task_variables: those of all tasks, leaves ``[T, ...]``, if each task has its own; else {}.
       task_params: parameters of the task in training (the factors of BD); zeros between tasks.
-      optimizer: state of the optimizer of the shared parameters.
-      task_optimizer: state of that of the task parameters.
+      optimizer: the state of the optimizer of the shared parameters.
+      task_optimizer: the state of the optimizer of the task parameters.
       method: what the method keeps: banks, anchors, importance, replayed examples.
       step_size: tree of f32 scalars like the parameters, the learning rate of each leaf at the
         first step; where the optimizer has a schedule each step finds its own.
@@ -77,13 +77,14 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-    """Where a step is: what the command tells the learner about it.
+    """The place of a step in a run, which the command tells the learner.
 
     Attributes:
       task: int scalar.
       step: int scalar, steps of the task before this one.
-      rate: factor on the learning rate of the shared parameters.
-      task_rate: factor on that of the task parameters; epsilon of BD is no learning rate.
+      rate: a factor on the learning rate of the shared parameters.
+      task_rate: a factor on the learning rate of the task parameters. It does not
+        scale BD's epsilon.
     """
 
     task: Any
@@ -103,7 +104,7 @@ class Totals:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Learner:
-    """Pure functions over one `State`; made by `learner`.
+    """Pure functions over one `State`. The function `learner` makes it.
 
     `init`, `begin_task`, `step`, `end_task` and `apply` check what they are given and are compiled;
     ``begin_task``, ``step`` and ``end_task`` consume the state they are given (its buffers are
@@ -113,9 +114,9 @@ class Learner:
     Attributes:
       setup: network, number of tasks, classes and loss, as the method sees them.
       method: the method.
-      optimizer: of the shared parameters.
-      task_optimizer: of the task parameters.
-      batch_statistics: policy for the variables of the network.
+      optimizer: the one of the shared parameters.
+      task_optimizer: the one of the task parameters.
+      batch_statistics: how the running statistics of the network are kept, as in `learner`.
       reset_optimizer: whether a new task starts with a fresh state of the optimizer.
       axis: name of a mapped device axis over which a batch is split; None on one device.
       told_task: whether answers differ between tasks, by the method's modes or by running
@@ -176,17 +177,17 @@ class Learner:
         return self._init(key)  # type: ignore[attr-defined]
 
     def begin_task(self, state: State, task: int | jax.Array) -> State:
-        """Starts a task: fresh task parameters and optimizer; the shared parameters go on.
+        """Starts a task with new task parameters and a new optimizer state; shared parameters stay.
 
         Args:
-          state: before; consumed.
+          state: the state before the task; it is consumed.
           task: int scalar from 0; may be traced.
 
         Returns:
           `State`.
 
         Raises:
-          UserError: there is no such task, or a state of another learner.
+          UserError: there is no such task, or the state belongs to another learner.
         """
         task = self._task(task)
         if task.ndim:
@@ -197,7 +198,7 @@ class Learner:
         """One training step. Compiles once for all tasks; works under `jax.vmap` and `jax.pmap`.
 
         Args:
-          state: of a task in training; consumed.
+          state: the state of a task in training; it is consumed.
           batch: ``(x, y)``, or ``(x, y, weight)`` with weight f32 ``[n]``, 0 for padding. A fourth
             item, int32 ``[n]``, gives each example's task, for joint training with heads. The
             statistics of BatchNorm are those of all examples given, padding too.
@@ -214,10 +215,10 @@ class Learner:
         return self._step(state, *checked_batch(self.setup, batch))  # type: ignore[attr-defined]
 
     def end_task(self, state: State, data: Any) -> State:
-        """Ends a task: its mode is frozen, importance is measured, examples are kept.
+        """Ends a task: freezes its mode, measures importance and keeps examples.
 
         Args:
-          state: after the task's last step; consumed.
+          state: the state after the task's last step; it is consumed.
           data: ``(x, y)``, the task's examples in the order of training, or an iterable of such
             batches, which are joined; of a batch ``(x, y, weight)`` examples of weight 0 are left
             out. Importance is the mean over all of them; memories keep the last ones. Under
@@ -269,7 +270,7 @@ class Learner:
         per: str = "example",
         tasks: int | None = None,
     ) -> Guess:
-        """Guesses which task each example is of, and answers in that task's mode.
+        """Guesses the task of each example, and answers in the mode of that task.
 
         Args:
           state: between two tasks.
@@ -277,8 +278,8 @@ class Learner:
           rule: ``"entropy"`` or ``"max_logit"``, or a mapper of `bpnjax.evaluation.mappers`.
           kept: what the mapper keeps, fitted to `features` of each task.
           features: of a mapper: ``"core"`` or ``"mode"``, as it was fitted.
-          per: ``"example"``, or ``"batch"``: all examples are of one task.
-          tasks: how many tasks were learned so far, which are the first ones; all by default.
+          per: ``"example"``, or ``"batch"`` if all examples belong to one task.
+          tasks: how many tasks, from the first one, were learned so far; all by default.
 
         Returns:
           `Guess`: task int32 ``[n]``, outputs int32 ``[n]``, scores f32 ``[n, tasks]``.
@@ -325,7 +326,7 @@ class Learner:
     # The same before jax.jit.
 
     def first(self, key: jax.Array) -> State:
-        """`init` before `jax.jit`."""
+        """`init` without `jax.jit`."""
         params, variables = self.network.init(prng.fold(key, prng.INIT))
         kept = self.method.init(prng.fold(key, prng.METHOD), params, self.setup)
         ctx = Context(self.setup, jnp.int32(0), jnp.int32(0), True, prng.fold(key, prng.FRESH))
@@ -350,7 +351,7 @@ class Learner:
         )
 
     def start(self, state: State, task: Any) -> State:
-        """`begin_task` before `jax.jit`."""
+        """`begin_task` without `jax.jit`."""
         task = jnp.asarray(task, jnp.int32)
         key = prng.fold(state.key, prng.FRESH, task)
         ctx = Context(self.setup, task, task, True, key)
@@ -372,13 +373,13 @@ class Learner:
     def update(
         self, state: State, batch: Batch, clock: Clock, axis: str | None = None
     ) -> tuple[State, Totals]:
-        """`step` before `jax.jit`, at a given place of the sequence.
+        """`step` without `jax.jit`, at a given place of the sequence.
 
         Args:
           state: of the task in training.
-          batch: the examples, on several devices the share of this device.
-          clock: where the step is; read instead of the counters of the state, so that nothing of
-            them is batched when seeds are vmapped.
+          batch: the examples; on several devices, this device's share of them.
+          clock: the place of the step. It replaces the counters in the state, so that they are not
+            batched when seeds are vmapped.
           axis: name of the mapped device axis, or None.
 
         Returns:
@@ -455,14 +456,14 @@ class Learner:
         clock: Clock,
         axis: str | None = None,
     ) -> State:
-        """`end_task` before `jax.jit`, of data that are named by places.
+        """`end_task` without `jax.jit`. It takes the examples by their positions in the data.
 
         Args:
           state: after the task's last step.
-          take: ``places int32 [m] -> (x, y)``, in the order in which they were trained on last.
-          size: how many places there are; static.
-          count: how many of them, the first ones, are real; int scalar, may be traced.
-          clock: the end of the task: its steps are all that were made.
+          take: a function ``positions int32 [m] -> (x, y)``, in the order of the last training.
+          size: how many positions there are; static.
+          count: how many of them, from the first one, are no padding; int scalar, may be traced.
+          clock: the place after the task's last step.
           axis: name of the mapped device axis; each device measures a share of the examples.
 
         Returns:
@@ -490,14 +491,14 @@ class Learner:
     def answer(
         self, state: State, x: jax.Array, task: Any, between_tasks: bool = False
     ) -> jax.Array:
-        """`apply` before `jax.jit`.
+        """`apply` without `jax.jit`.
 
         Args:
           state: at any time.
           x: examples ``[n, ...]``.
           task: int scalar or int ``[n]``, may be traced.
-          between_tasks: static; no task is in training, so that what only training needs is not
-            looked at.
+          between_tasks: static; says that no task is in training, so that parts of the state that
+            only training needs are not read.
 
         Returns:
           f32 ``[n, ...]``.
@@ -506,7 +507,7 @@ class Learner:
         return self._outputs(state, state.params, x, jnp.asarray(task, jnp.int32), current)
 
     def features(self, state: State, x: jax.Array, task: Any = None) -> jax.Array:
-        """What enters the network's output layer, between two tasks; before `jax.jit`.
+        """The inputs of the network's output layer, between two tasks, without `jax.jit`.
 
         Args:
           state: between two tasks.
@@ -533,10 +534,10 @@ class Learner:
         return found.reshape(x.shape[0], -1).astype(jnp.float32)
 
     def width(self, who: str) -> int:
-        """How many numbers `features` has of an example.
+        """The number of features that `features` gives for an example.
 
         Args:
-          who: asks, for the message.
+          who: the name of the caller, for the error message.
 
         Returns:
           d.
@@ -621,13 +622,13 @@ class Learner:
             ) from error
 
     def answering(self, state: State | None = None) -> Any:
-        """Which leaves of a state are needed to answer tasks, by looking at what `answer` reads.
+        """Says which leaves of a state `answer` reads, and so are needed to answer tasks.
 
         Args:
           state: or its shapes; those of `init` by default.
 
         Returns:
-          A tree like the state of bools. The others serve training only.
+          A tree of bools with the structure of the state. Leaves with False serve training only.
         """
         abstract = jax.eval_shape(self.first, prng.key(0)) if state is None else state
         self.setup.stored_example("learner.answering")

@@ -1,4 +1,4 @@
-"""The command: flags in, a run, an exit code out.
+"""The command that trains: it reads flags, does a run and returns an exit code.
 
 bpnjax run --config=digits [--config.FIELD=VALUE ...] [--workdir=DIR]
 
@@ -55,7 +55,7 @@ _FLAGS: dict[str, str | bool] = {
 
 
 def asks_for_help(arguments: list[str]) -> bool:
-    """Is there a ``--help`` among the arguments?
+    """Says whether the arguments ask for help.
 
     Args:
       arguments: without the program's name.
@@ -67,11 +67,12 @@ def asks_for_help(arguments: list[str]) -> bool:
 
 
 def print_help(usage: str, arguments: Sequence[str] = ()) -> None:
-    """Prints a usage, the configurations at hand, the methods, and all fields.
+    """Prints the usage, the configurations, the methods and all fields.
 
     Each field is shown with its value, its meaning and its range: first those of the chosen method,
-    then those of every run by groups, then those of other methods. With a config file among the
-    arguments values and method are those of that file, and a method that it registers is shown too.
+    then those of every run by groups, then those of other methods. If the
+    arguments name a config file, the values and the method are those of the file, and a method that
+    the file registers is shown as well.
 
     Args:
       usage: the text to begin with.
@@ -162,7 +163,7 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, pathlib.Path, Any]:
       The configuration, the workdir and the flags' values.
 
     Raises:
-      UserError: anything that cannot be understood.
+      UserError: an argument cannot be understood.
     """
     config, values, changed = parse_flags(arguments, _FLAGS)
     if values.resume_from:
@@ -179,7 +180,9 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, pathlib.Path, Any]:
 
 
 def suffix(changed: Mapping[str, Any]) -> str:
-    """What the name of a default folder says of changed fields, so that settings share none.
+    """The part of a default folder's name that says which fields were changed.
+
+    Different settings get different folders.
 
     Args:
       changed: ``{field: value}`` of those that are not as in the config file.
@@ -218,7 +221,7 @@ def parse_flags(arguments: list[str], more: Mapping[str, str | bool] | None = No
       `Request`, its configuration not validated yet.
 
     Raises:
-      UserError: anything that cannot be understood.
+      UserError: an argument cannot be understood.
     """
     names = [a.lstrip("-").split("=", 1)[0] if a.startswith("-") else "" for a in arguments]
     if "config" not in names:
@@ -251,7 +254,7 @@ def parse_fields(
       `Request`, its configuration not validated yet.
 
     Raises:
-      UserError: anything that cannot be understood.
+      UserError: an argument cannot be understood.
     """
     before = configuration.flatten(config)
     names = [a.lstrip("-").split("=", 1)[0] if a.startswith("-") else "" for a in rest]
@@ -355,7 +358,7 @@ def run(arguments: list[str]) -> int:
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Does a command's work of several runs, and says in one line what ended it.
+    """Does the work of a command that has several runs, and prints one line if an error ends it.
 
     Args:
       work: returns the exit code.

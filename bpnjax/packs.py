@@ -1,4 +1,6 @@
-"""Packs, tasks without the network that they were learned on: functions, and the command.
+"""Packs hold single tasks without the network that they were learned on.
+
+The command and the functions do the same.
 
     bpnjax packs pack --model=runs/ada --tasks=1,2 --output=ada.pack
     bpnjax packs merge --model=pretrained --output=both.safetensors ada.pack bob.pack

@@ -2,8 +2,8 @@
 
 bpnjax pretrain [--config=tinyimagenet100] [--config.FIELD=VALUE ...]
 
-An ordinary run of one task, with all that `bpnjax.main` gives it: its ``model.safetensors`` is what
-``model.pretrained`` names.
+This is an ordinary run of one task with all options of `bpnjax.main`. Name its file
+``model.safetensors`` in the field ``model.pretrained`` of another run.
 """
 
 import os

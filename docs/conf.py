@@ -6,6 +6,7 @@ tables of settings and methods, which are made from the package itself.
 
 import importlib
 import inspect
+import json
 import os
 import pathlib
 import pkgutil
@@ -22,7 +23,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from bpnjax.config.fields import Entry, entries
 from bpnjax.methods import REGISTRY, Factory, Setting
+from bpnjax.paper import pages
+from bpnjax.paper.__main__ import artefacts
 from bpnjax.version import __version__
+
+DOCS = pathlib.Path(__file__).resolve().parent
 
 project = "bpnjax"
 release = version = __version__
@@ -35,6 +40,8 @@ extensions = [
 ]
 html_theme = "furo"
 html_title = "bpnjax"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 smartquotes = False  # -- is two hyphens here
 default_role = "py:obj"  # `name` in a docstring is a link where that name is documented
@@ -79,6 +86,10 @@ def module_page(name: str) -> str:
         composed = factory.parts != (factory,)
         if name == ("bpnjax.methods" if composed else factory.__module__):
             text += method_entry(factory)
+    if name in {factory.__module__ for factory in REGISTRY.values()}:
+        file = pathlib.Path(importlib.import_module(name).__file__)
+        text += f"\n.. _source-{name}:\n\nSource\n------\n\n"
+        text += f".. literalinclude:: {os.path.relpath(file, DOCS / 'api')}\n"
     if children:
         text += "\n.. list-table::\n\n"
         for child in children:
@@ -156,13 +167,37 @@ def default_of(entry: Entry) -> str:
 
 
 def methods_table() -> str:
-    """Every method with the call that makes it and its fields, as Markdown."""
-    text = "| method | of | fields |\n|---|---|---|\n"
+    """Every method with links to its formula, its source and its settings, as Markdown."""
+    text = "| method | parts | formula | source | settings |\n|---|---|---|---|---|\n"
     for name, factory in REGISTRY.items():
-        parts = " and ".join(f"`{part.name}`" for part in factory.parts)
-        fields = ", ".join(f"`{field}`" for field in factory.fields)
-        text += f"| `{name}` | {parts if factory.parts != (factory,) else ''} | {fields} |\n"
+        composed = factory.parts != (factory,)
+        parts = " and ".join(f"`{part.name}`" for part in factory.parts) if composed else ""
+        home = "bpnjax.methods" if composed else factory.__module__
+        formulas = [
+            f"{{py:func}}`{part.name} <{part.__module__}.{part.name}>`" for part in factory.parts
+        ]
+        formula = ", ".join(formulas) if composed else f"{{py:func}}`{name} <{home}.{name}>`"
+        sources = dict.fromkeys(part.__module__ for part in factory.parts)
+        source = ", ".join(
+            f"{{ref}}`{module.rpartition('.')[2]}.py <source-{module}>`" for module in sources
+        )
+        settings = ", ".join(
+            f"[`{field}`](settings.md#{field.partition('.')[0]})" for field in factory.fields
+        )
+        text += f"| `{name}` | {parts} | {formula} | {source} | {settings} |\n"
     return text
+
+
+def gallery() -> str:
+    """Every figure of a result file as a thumbnail that opens its page, as Markdown."""
+    text = "````{container} gallery\n"
+    for path in sorted((DOCS / "results").glob("*.json")):
+        found = json.loads(path.read_text())
+        for figure in found.get("figures", {}):
+            page = pathlib.PurePosixPath(found["page"]).relative_to("docs")
+            text += f"```{{figure}} {page.parent / figure}\n:target: {page.with_suffix('.html')}\n"
+            text += f":alt: {found['title']}\n\n{found['title']}\n```\n"
+    return f"{text}````\n"
 
 
 def write_generated(app) -> None:
@@ -171,6 +206,7 @@ def write_generated(app) -> None:
     folder.mkdir(exist_ok=True)
     texts = {f"{name}.rst": module_page(name) for name in modules()}
     texts |= {"settings.txt": settings_tables(), "methods.txt": methods_table()}
+    texts |= {"gallery.txt": gallery()}
     for path in folder.iterdir():
         if path.name not in texts:
             path.unlink()
@@ -178,6 +214,14 @@ def write_generated(app) -> None:
         path = folder / name
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
+
+
+def write_report(app, error):
+    """Writes the report of the paper's results into the finished site, a page of its own."""
+    if error is None and app.builder.format == "html":
+        path = pathlib.Path(app.outdir) / "report" / "index.html"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(pages.report_page(DOCS.parent, list(artefacts())))
 
 
 def skip_methods(app, what, name, obj, skip, options):
@@ -224,6 +268,7 @@ def _mathml(translator, node, as_block):
 
 def setup(app):
     app.connect("builder-inited", write_generated)
+    app.connect("build-finished", write_report)
     app.connect("autodoc-skip-member", skip_methods)
     app.connect("autodoc-process-docstring", describe_fields)
     app.connect("autodoc-process-docstring", indented_is_literal, priority=400)

@@ -7,6 +7,8 @@ import shlex
 import shutil
 import sys
 
+import flax.linen as nn
+import numpy as np
 import pytest
 from command import ROOT
 
@@ -16,8 +18,8 @@ from bpnjax.config.fields import entries
 from bpnjax.data import builtin_sets
 from bpnjax.run import plots
 
-PAGES = [ROOT / "docs" / "start.md", *sorted((ROOT / "docs" / "howto").glob("*.md"))]
 FENCE = re.compile(r"^```(python|sh)( skip)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [p for p in sorted((ROOT / "docs").rglob("*.md")) if FENCE.search(p.read_text())]
 ROLE = re.compile(r"\{py:(\w+)\}`(?:[^<`]*<([\w.]+)>|~?([\w.]+))`")
 FILE = re.compile(r"# (\w+\.py)\n")
 TRAINING = ("bpnjax.main", "bpnjax.compare", "bpnjax.pretrain", "bpnjax.search.__main__")
@@ -66,7 +68,7 @@ def as_it_was(monkeypatch, tmp_path):
 def test_examples(page, tmp_path, monkeypatch, as_it_was):
     monkeypatch.chdir(tmp_path)
     for figure in ("draw", "comparison"):  # other tests look at these
-        monkeypatch.setattr(plots, figure, lambda *_: None)
+        monkeypatch.setattr(plots, figure, lambda *_: [])
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     space = {"__name__": "__main__"}
     for language, run, text in blocks(page):
@@ -86,9 +88,23 @@ def test_examples(page, tmp_path, monkeypatch, as_it_was):
             assert importlib.import_module(module).run(words) == 0, line
 
 
+def test_code_of_the_readme():
+    """Its loop, as it stands, around the reader's own network and data."""
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    ((language, run, code),) = blocks(ROOT / "README.md")
+    assert language == "python" and run
+    x, y = np.ones((4, 3), np.float32), np.arange(4) % 2
+    space = {
+        "model": nn.Dense(2), "x": x, "tasks": [(x, y)] * 2, "batches": lambda x, y: [(x, y)]
+    }  # fmt: skip
+    exec(compile(code, "README.md", "exec"), space)
+    assert space["logits"].shape == (4, 2)
+
+
 def test_links_lead_somewhere():
     """Sphinx checks the site's links; these are read on the repository's pages too."""
-    for page in (ROOT / "docs").rglob("*.md"):
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page}: {target}"
 

@@ -1,6 +1,7 @@
 """Every notebook runs from start to end, as Jupyter runs it, on a CPU and without network."""
 
 import os
+import re
 
 import pytest
 from command import ROOT
@@ -25,11 +26,14 @@ def text_of(notebook) -> str:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path, monkeypatch, tmp_path):
-    monkeypatch.setenv("BPNJAX_CONFIGS", str(ROOT / "configs"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    assert all(not c.get("outputs") for c in notebook.cells), "committed with outputs; clear them"
+    stored = text_of(notebook)
+    assert stored, "committed without outputs; run notebooks/store_outputs.py"
+    assert not re.search(r"(^|[\s'\"(])/(tmp|home|root|work|var)/", stored)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert any("image/png" in output.get("data", {}) for output in outputs), "no picture"
     nbclient.NotebookClient(
         notebook, timeout=400, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     ).execute()

@@ -116,13 +116,13 @@ def fingerprint(config: Mapping[str, Any]) -> str:
 
 
 def is_free(field: str) -> bool:
-    """Whether a field changes no result; see `FREE_FIELDS`.
+    """Says whether a field has no effect on results; see `FREE_FIELDS`.
 
     Args:
       field: its name, ``"dataset.data_dir"``.
 
     Returns:
-      True for the fields listed there and for those of a group that is.
+      True for the fields and groups of fields listed there.
 
     Example:
       >>> from bpnjax import config
@@ -295,14 +295,14 @@ def with_changes(config: ConfigDict, text: str, name: str) -> ConfigDict:
 
 
 def with_tuned(config: ConfigDict, given: Collection[str] = ()) -> ConfigDict:
-    """A copy of a configuration with what ``tuned`` has for its method.
+    """Copies a configuration and applies the settings under ``tuned`` for its method.
 
-    A file that `bpnjax.search` wrote holds the settings found for each method, since methods share
-    fields such as the learning rate and want other values of them.
+    A file that `bpnjax.search` wrote holds the settings found for each method, because
+    methods share fields such as the learning rate and need different values of them.
 
     Args:
       config: a configuration; stays as it is.
-      given: fields that keep their values, since a user asked for these.
+      given: fields that keep their values, because the user set them.
 
     Returns:
       The copy; its ``tuned`` is empty.

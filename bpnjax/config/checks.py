@@ -1,4 +1,4 @@
-"""What a configuration must fulfil before any data is touched, and the mend where it does not."""
+"""Checks of a configuration before any data is read, with messages that say what to change."""
 
 import importlib.util
 import pathlib
@@ -14,7 +14,7 @@ _ALEXNET = {"model.channels": (64, 192, 384, 256, 256), "model.hidden": (4096, 4
 
 
 def complaints(flat: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with a configuration, as far as can be said without data.
+    """Says what is wrong with a configuration, as far as this is known without data.
 
     Args:
       flat: ``{field: value}`` of all fields, as `bpnjax.config.flatten` gives them.

@@ -1,4 +1,4 @@
-"""The fields of a run's configuration: default, meaning and range of each, said once.
+"""The fields of a configuration, each with its default, meaning and range.
 
 Those of methods are in the files of the methods (`bpnjax.methods.Setting`); the others are here.
 """
@@ -25,7 +25,7 @@ class Entry:
     """One field of the configuration.
 
     Attributes:
-      default: whose type counts, too; None for an optional float.
+      default: the default, which also gives the type; None for an optional float.
       setting: meaning and range.
       methods: names of the methods that read it; () for fields that concern every run.
     """

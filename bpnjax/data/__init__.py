@@ -1,4 +1,4 @@
-"""Data: your own or that of TFDS in, arrays out, cut into sequences of tasks."""
+"""Data: reads your own data or sets of TFDS and cuts them into sequences of tasks."""
 
 from bpnjax.data.arrays import Arrays
 from bpnjax.data.own import tasks

@@ -1,4 +1,4 @@
-"""The form in which every source hands over a set."""
+"""The form in which every source returns a data set."""
 
 import hashlib
 import warnings
@@ -39,18 +39,18 @@ class Source(NamedTuple):
         return f"{self.field}: {self.name}"
 
     def option(self, name: str) -> str:
-        """How a setting of the data is called where this source was named."""
+        """The name of a data setting, as the user who named this source knows it."""
         return f"dataset.{name}" if self.field.startswith("dataset.") else name
 
     def setting(self, name: str, value: Any) -> str:
-        """How it is set there."""
+        """How the user sets it there."""
         if self.field.startswith("dataset."):
             return f"--config.dataset.{name}='{value}'"
         return f"{name}={value!r}"
 
 
 def fingerprint(parts: Iterable[Any], texts: Sequence[str] = ()) -> str:
-    """Tells contents apart: changes when a number, a shape, a dtype or a text does.
+    """A hash of contents. It changes if a number, a shape, a dtype or a text changes.
 
     Args:
       parts: arrays, or bytes.
@@ -86,11 +86,11 @@ def from_pairs(
     """Makes a set of examples and labels of any kind.
 
     Args:
-      train: examples ``[n, ...]`` and labels ``[n]``. uint8 stays, ``[n, h, w]`` of it gets an axis
-        of channels; all other numbers become f32.
-      test: the same, to test on; None holds a part of the others out.
+      train: examples ``[n, ...]`` and labels ``[n]``. uint8 stays uint8, and an array ``[n, h, w]``
+        of it gets an axis of channels; all other numbers become f32.
+      test: the same, to test on; with None a part of the training examples is held out.
       source: for messages.
-      test_share: of each class, held out where ``test`` is None.
+      test_share: the share of each class that is held out if ``test`` is None.
       class_names: as in `bpnjax.data.labels.numbered`.
 
     Returns:
@@ -126,8 +126,8 @@ def check_classes(sets: Sequence[Arrays], field: str) -> None:
     """Makes sure that there is something to learn.
 
     Args:
-      sets: all of a sequence.
-      field: that names them, for messages.
+      sets: all sets of a sequence.
+      field: the field that names them, for messages.
 
     Raises:
       UserError: they have one class only.
@@ -280,9 +280,9 @@ def _check_alike(train: np.ndarray, test: np.ndarray, field: str, name: str) -> 
 
 
 class Joined:
-    """Arrays one after another without a copy: rows are read from where they are, on disk say.
+    """Several arrays as one, without a copy: rows are read from where they are, such as a disk.
 
-    Stands in for an array of images, as far as rows, lengths and shapes go.
+    It replaces an array of images when rows, lengths and shapes are needed.
     """
 
     def __init__(self, parts: Sequence[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Own data in Python: arrays, batches, columns and files as a sequence of tasks."""
+"""Your own data in Python: arrays, batches, columns and files as a sequence of tasks."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +39,7 @@ def tasks(
     data_dir: str = "",
     cache_dir: str = "",
 ) -> TaskSequence:
-    """Makes a sequence of tasks out of any data.
+    """Makes a sequence of tasks from any data.
 
     A source is one of
 
@@ -59,10 +59,10 @@ def tasks(
 
     Args:
       source: as above, or a list of such.
-      test: the examples to test on, of the same kind; else a share of each class is held out where
-        the source has no test part itself.
+      test: the examples to test on, of the same kind. Without them, and if the source has no test
+        part itself, a share of each class is held out.
       classes: of each task, by label or class number: ``[["cat", "dog"], ["bird", "fish"]]``.
-      num_tasks: how many, all of as many classes in their order.
+      num_tasks: how many tasks; each has the same number of classes, in their order.
       classes_per_task: or how many classes each of them has.
       order_seed: -1 keeps the order of the classes, else it is shuffled.
       kind: class_split, or permuted: ``num_tasks`` tasks of all classes, each with the elements of
@@ -73,13 +73,13 @@ def tasks(
       class_names: in the order of the outputs; integer labels count them from 0. None: what occurs
         among the labels, in order.
       label: the column of labels, where there are columns.
-      test_share: of each class.
+      test_share: the share of each class that is held out for the test.
       validation: share of each class's training examples held out.
-      on: test, or validation: what is tested on.
+      on: test, or validation: the part that is tested.
       normalize: standard, imagenet, unit, symmetric or none, as `dataset.normalize`.
       resize: ``(height, width, channels)`` for images of other or mixed sizes.
-      data_dir: of prepared TFDS sets.
-      cache_dir: of decoded images.
+      data_dir: the folder of prepared TFDS sets.
+      cache_dir: the folder of decoded images.
 
     Returns:
       `TaskSequence`. Examples are uint8 or f32, classes are named by the text of their labels.

@@ -44,7 +44,7 @@ class Split:
 
 
 class Extractor(NamedTuple):
-    """The frozen layers whose answers stand in a sequence for its images."""
+    """The frozen layers whose outputs replace the images of a sequence."""
 
     arrays: dict[str, np.ndarray]  # of those layers, by path
     shape: tuple[int, ...]  # of an image
@@ -55,24 +55,24 @@ class Extractor(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TaskSequence:
-    """A sequence of T tasks with C outputs: all their classes, or a head of its own for each.
+    """A sequence of T tasks with C outputs, which are shared, or a head for each task.
 
     `bpnjax.data.tasks` makes one of any data. Its length is T.
 
     Attributes:
       train: the examples to train on.
-      test: those to test on; the validation part where evaluate.on is "validation".
+      test: the examples to test on; the validation part if evaluate.on is "validation".
       classes: bool ``[T, C]``, the outputs of each task's classes.
       class_names: ``[C]``.
       scale: f32 ``[channels]``; the network's input is ``image * scale + shift``.
       shift: f32 ``[channels]``.
       columns: int32 ``[T, K]``, the output that stands for a class of the sets in a task.
-      permuted: does each task see the elements of the input in an order of its own?
+      permuted: whether each task sees the elements of the input in an order of its own.
       extractor: what made the images, if they are features.
       files: `bpnjax.data.crops.Files` of the training rows, where they are cropped at random.
       heads: single (all tasks share the outputs), multi (each has its own).
-      first_identity: permuted: does the first task keep the order?
-      version: tells which data it is: the version of a set, a fingerprint of anything else.
+      first_identity: if permuted, whether the first task keeps the order.
+      version: says which data it is: the version of a set, or a fingerprint of other data.
     """
 
     train: Split
@@ -207,7 +207,7 @@ class TaskSequence:
 
 
 class Cut(NamedTuple):
-    """How a set is cut into tasks, beside which classes each has: the fields of `sequence`, ..."""
+    """How a set is cut into tasks, apart from their classes: the fields of `sequence`, ..."""
 
     heads: str = "single"
     permuted: bool = False
@@ -331,11 +331,11 @@ def _train_splits(text: str, names: Sequence[str]) -> list[str]:
 def join(
     sets: Sequence[Arrays], names: Sequence[str], cut: Cut, field: str, apart: bool
 ) -> TaskSequence:
-    """A sequence of several sets, a task each.
+    """Makes a sequence of several sets, with one task for each.
 
     Args:
-      sets: of one shape.
-      names: of them, for messages.
+      sets: the sets, all of one shape.
+      names: the names of the sets, for messages.
       cut: how they become a sequence.
       field: that names them, for messages.
       apart: classes of two sets are two outputs even if their names are equal, as `set/class`;
@@ -390,13 +390,13 @@ def join(
 def class_groups(
     sequence: Any, class_names: Sequence[str], name: str, permuted: bool
 ) -> list[np.ndarray]:
-    """Which classes each task has, where all are of one set.
+    """Chooses the classes of each task from the classes of one set.
 
     Args:
       sequence: `config.sequence`: `num_tasks`, `classes_per_task`, `order_seed`, `classes`.
       class_names: of the set.
       name: of the set, for messages.
-      permuted: each task has them all.
+      permuted: whether each task has all classes.
 
     Returns:
       int64 ``[k]`` for each task.

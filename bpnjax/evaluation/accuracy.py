@@ -1,10 +1,10 @@
-"""Accuracies of three kinds: told the task, told and masked, not told.
+"""The three accuracies: told the task, told and masked, not told.
 
 - ``task_told``: the task's mode is active, the argmax runs over all classes.
 - ``task_masked``: the same, restricted to the task's own classes.
-- ``task_inferred``: nobody tells the task; of the modes learned so far the one of the highest
-  score is taken, by default that of the lowest predictive entropy
-  (`bpnjax.evaluation.task_inference`), per example or per batch, then as task_told.
+- ``task_inferred``: nobody tells the task. Of the modes learned so far the one with the highest
+  score is taken, by default the one with the lowest predictive entropy
+  (`bpnjax.evaluation.task_inference`), per example or per batch. Then it is the same as task_told.
 """
 
 from typing import Any, NamedTuple
@@ -14,9 +14,9 @@ import numpy as np
 
 
 class Correct(NamedTuple):
-    """How many test examples of each task were right, int32 ``[T]``; -1 where not tested.
+    """How many test examples of each task were answered rightly, int32 ``[T]``; -1 if not tested.
 
-    Counts and not shares, so that the division is done once, on the host, in double precision.
+    These are counts and not shares, so that the host can divide once in double precision.
     """
 
     task_told: jax.Array

@@ -1,13 +1,13 @@
-r"""Task mappers: what is kept of each task's examples, to tell later which task an example is of.
+r"""Task mappers keep statistics of each task, and later guess the task of an example from them.
 
 A `Mapper` sees every example as a vector z: random projections of the input, or the features that
 enter the network's output layer, of the shared network (``core``) or of the network in a task's
 mode (``mode``). When a task ends it is fitted to the vectors of the task's examples, of at most
 `bpnjax.evaluation.task_inference.EXAMPLES`; these are dropped again, and no image is kept. The
-score of a task says how well an example fits it, and the highest is taken.
+score of a task says how well an example fits it. The task with the highest score is taken.
 
-Features of ``core`` and ``mode`` tell tasks apart only while the network that gives them stays as
-it is: with shared parameters that do not move.
+Features of ``core`` and ``mode`` tell tasks apart only as long as the shared parameters of the
+network do not change.
 
 - `statistics`: one Gaussian of full covariance per task.
 - `gmm`: a mixture of k Gaussians of diagonal covariance per task.
@@ -54,10 +54,10 @@ _ROUNDS = 30  # of k-means, and of EM after it
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mapper:
-    """How tasks are told apart by vectors: pure functions of what is kept.
+    """A rule that tells tasks apart by vectors, as pure functions of what it keeps.
 
     Attributes:
-      name: of the rule.
+      name: the name of the rule.
       empty: ``(T, d) -> kept``, room for all tasks.
       fit: ``(kept, task, key, z, group, weight) -> kept`` at the end of a task, from its vectors
         f32 ``[n, d]``, the number of each one's class among those of the task, int32 ``[n]``, and
@@ -96,7 +96,7 @@ class TiedMeans(NamedTuple):
 
 
 def make(name: str, clusters: int, classes: int) -> Mapper:
-    """The mapper of a rule.
+    """Makes the mapper of a rule.
 
     Args:
       name: ``"statistics"``, ``"gmm"``, ``"nearest_mean"`` or ``"mahalanobis"``.
@@ -272,7 +272,7 @@ def squared_distances(z: jax.Array, mean: jax.Array) -> jax.Array:
 
 
 def spread_means(key: Any, z: jax.Array, weight: jax.Array, clusters: int) -> jax.Array:
-    """Vectors far from each other, from which k-means starts (k-means++).
+    """Chooses vectors far from each other, from which k-means starts (k-means++).
 
     Args:
       key: typed PRNG key.
@@ -335,7 +335,7 @@ def k_means(z: jax.Array, weight: jax.Array, mean: jax.Array, rounds: int = _ROU
 def mixture(
     z: jax.Array, weight: jax.Array, mean: jax.Array, floor: Any, rounds: int = _ROUNDS
 ) -> Mixture:
-    """A mixture of diagonal Gaussians by EM, that begins with the nearest mean of each vector.
+    """Fits a mixture of diagonal Gaussians by EM, starting from the nearest mean of each vector.
 
     Args:
       z: f32 ``[n, d]``.

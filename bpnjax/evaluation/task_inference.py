@@ -1,14 +1,15 @@
-r"""Which task is it, if nobody says? Scores of the tasks' modes; the highest is taken.
+r"""Guesses the task of an example: each task gets a score, and the highest is taken.
 
 `entropy` and `max_logit` ask how sure the network is in each mode. The third rule, ``statistics``,
 asks how well an example's input fits what each task's inputs were: a Gaussian of r fixed random
 projections of the input (`directions`), fitted when the task ends (`gaussian`), compared by
-`log_likelihood`. It looks at what goes into the network and not into deeper layers, which move
-as the network goes on learning, and before any key, so that all tasks are compared in one space.
+`log_likelihood`. It uses the input of the network and not of deeper layers, which change as the
+network goes on learning. It uses the input before any key, so that all tasks are compared in one
+space.
 
 Further rules of this kind are in `bpnjax.evaluation.mappers`.
 
-A batch whose examples are of one task has the sum of their scores (`choose`).
+If all examples of a batch belong to one task, their scores are summed (`choose`).
 """
 
 from typing import NamedTuple
@@ -87,7 +88,7 @@ RULES = (*ANSWERS, *MAPPERS)
 
 
 class Guess(NamedTuple):
-    """Answers where nobody told the task."""
+    """Answers when the task was not told."""
 
     task: np.ndarray  # int32 [n], of the mode taken, from 0
     outputs: np.ndarray  # int32 [n], the answers in that mode
@@ -140,13 +141,13 @@ def directions(key: jax.Array, inputs: int, projections: int) -> jax.Array:
 def gaussian(
     count: jax.Array | float, total: jax.Array, products: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    r"""The Gaussian of examples, from their sums, in the form in which it is compared.
+    r"""Computes the Gaussian of examples from their sums, in the form that `log_likelihood` takes.
 
     .. math:: \Sigma' = (1 - a) \Sigma + a \frac{tr \Sigma}{r} I, \quad a = \frac{r}{r + n},
               \quad W = L^{-1}, \ \Sigma' = L L^T
 
-    The covariance is drawn a little towards a sphere, so that it has an inverse for any number of
-    examples.
+    The covariance is shrunk a little towards a multiple of the identity, so that it has an inverse
+    for any number of examples.
 
     Args:
       count: n, f32 scalar.
@@ -208,7 +209,7 @@ def choose(scores: ArrayLike, per: str = "example") -> np.ndarray:
 
     Args:
       scores: f32 ``[n, T]``; NaN is never the highest.
-      per: ``"example"``, or ``"batch"``: all n are of one task, whose scores are summed.
+      per: ``"example"``, or ``"batch"`` if all n belong to one task; their scores are then summed.
 
     Returns:
       int32 ``[n]``.

@@ -23,15 +23,15 @@ __all__ = ["Batch", "Context", "Method", "Setup", "TaskData", "chain", "output_l
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setup:
-    """What a method may know when it allocates its state. Holds no traced values.
+    """What a method may know when it allocates its state. It holds no traced values.
 
     Attributes:
-      network: as bpnjax sees it.
+      network: the network, as bpnjax sees it.
       num_tasks: T.
       num_outputs: C, length of the outputs' last axis.
-      classes: which outputs belong to each task, bool ``[T, C]``; None where nobody said.
-      multi_head: whether each task answers with its own outputs only, in training too.
-      loss: ``(outputs, labels) -> losses [n]`` other than cross-entropy; None for cross-entropy.
+      classes: which outputs belong to each task, bool ``[T, C]``; None if this was not given.
+      multi_head: whether each task uses its own outputs only, in training as well.
+      loss: ``(outputs, labels) -> losses [n]``; None for cross-entropy.
       label: shape and dtype of one label.
       told_task: whether the method (with all parts of a composition) acts differently per task.
     """
@@ -46,7 +46,7 @@ class Setup:
     told_task: bool
 
     def known_classes(self, who: str) -> np.ndarray:
-        """The classes of each task, bool ``[T, C]``; `UserError` where nobody said."""
+        """The classes of each task, bool ``[T, C]``; `UserError` if they were not given."""
         if self.classes is None:
             raise UserError(
                 f"classes: {who} needs to know which outputs belong to which task; pass "
@@ -80,7 +80,7 @@ class Setup:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """The examples of one step; on several devices all of them, not the share of one device.
+    """The examples of one step. On several devices it holds the examples of all of them.
 
     Attributes:
       x: examples as they are stored, ``[n, ...]``.
@@ -100,19 +100,19 @@ class TaskData:
     """The data of the task that just ended, and importance over them.
 
     Attributes:
-      take: ``places int32 [m] -> (x [m, ...], y [m, ...])``, examples by their place in the order
-        in which they were trained on last.
-      size: how many places there are; static.
-      count: how many of them, the first ones, are real; int scalar, may be traced.
+      take: ``positions int32 [m] -> (x [m, ...], y [m, ...])``, examples by their position in the
+        order of the last training.
+      size: how many positions there are; static.
+      count: how many of them, from the first one, are no padding; int scalar, may be traced.
       fisher: ``(kind, examples) -> tree``, as `bpnjax.importance.fisher`, of the first ``examples``
         (0 for all).
       factors: ``(examples, params) -> {path: Factors}``, as `bpnjax.importance.kronecker.factors`;
-        params None for those at the end of training, as of the others.
+        None takes the parameters at the end of training, which the others always take.
       sensitivity: ``() -> tree``, as `bpnjax.importance.sensitivity`.
       neurons: ``(of) -> {path: f32 [outputs]}``, as `bpnjax.importance.neurons`.
       sums: ``(of_batch, like) -> tree``, sums over all examples in one pass, shared by the devices:
-        ``of_batch(places int32 [n], x, y, weights) -> tree`` gives those of a batch, whose examples
-        of weight 0 must add nothing; ``like`` is a tree of their shapes.
+        ``of_batch(positions int32 [n], x, y, weights) -> tree`` gives the sums of a batch, in which
+        examples of weight 0 must add nothing; ``like`` is a tree of their shapes.
     """
 
     take: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
@@ -127,32 +127,33 @@ class TaskData:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """Where training stands, and what a hook may ask about examples.
+    """The place of a hook in training, and functions for what it may ask about examples.
 
-    ``outputs``, ``losses``, ``features`` and ``losses_from`` answer in the mode of each example's
-    own task, by the whole method and not only the part that asks. They may be differentiated for
-    ``params``. On several devices every device answers for all examples it is given.
+    ``outputs``, ``losses``, ``features`` and ``losses_from`` use the mode of each example's own
+    task. In a composition they use the whole method and not only the part that asks. They may be
+    differentiated with respect to ``params``. On several devices every device computes them for
+    all examples that it is given.
 
     Attributes:
-      setup: what does not change.
-      task: of the examples that `Method.forward` answers: int scalar, or int ``[n]``, one per
+      setup: what does not change in a run.
+      task: the task of the examples in `Method.forward`: int scalar, or int ``[n]``, one per
         example.
       current: the task that is being trained, int scalar; None if there is none.
-      training: whether `Method.forward` is asked for a training step of the current task.
-      key: typed PRNG key of this step, or of this task's end; None where no hook asks but somebody
-        who wants a task answered (`bpnjax.learner.Learner.answer`).
-      step: int scalar, steps of the current task before this one; at a task's end all of them.
+      training: whether `Method.forward` is called for a training step of the current task.
+      key: typed PRNG key of this step, or of this task's end; None outside of hooks, when a task
+        is answered (`bpnjax.learner.Learner.answer`).
+      step: int scalar, steps of the current task before this one; at a task's end its steps.
       step_size: tree of f32 scalars like the parameters, the learning rate of each leaf now.
       outputs: ``(params, x, task) -> f32 [n, ...]``.
-      losses: ``(params, x, y, task) -> f32 [n]``, those that training minimises.
+      losses: ``(params, x, y, task) -> f32 [n]``, the losses that training minimises.
       features: ``(params, x, task, paths) -> {path: f32 [n, ...]}``, the inputs of these layers.
       losses_from: ``(params, x, y, task, path, features) -> f32 [n]``, with a layer's input
         replaced.
       trained: ``(params, x, task) -> (f32 [n, ...], variables)``, outputs as in training: with
         dropout and the statistics of this batch, and the network's variables after it.
-      loss_of: ``(outputs, y, task) -> f32 [n]``, the losses of outputs that are there already.
-      observe: ``(variables, share) -> None``: running statistics that all tasks share take these
-        into account with the weight ``share``, beside 1 for the batch of the step.
+      loss_of: ``(outputs, y, task) -> f32 [n]``, the losses of outputs that are computed already.
+      observe: ``(variables, share) -> None``: adds these to running statistics that all tasks
+        share, with the weight ``share``, where the batch of the step has the weight 1.
     """
 
     setup: Setup
@@ -172,11 +173,11 @@ class Context:
 
     @property
     def answering(self) -> bool:
-        """Whether somebody asks for an answer, and neither training nor a hook does."""
+        """Says whether a task is being answered, outside of training and of hooks."""
         return self.key is None
 
     def stored_or_current(self, current: Any, stored: Any) -> Any:
-        """What belongs to the examples' tasks: what is being trained, or what was stored.
+        """Takes for each example what is in training or, for other tasks, what was stored.
 
         Args:
           current: tree of the task in training, leaves ``[...]``.
@@ -205,35 +206,34 @@ def _begin_task(key: Any, params: Any, state: Any, ctx: Context) -> tuple[Any, A
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A continual-learning method. The defaults are identities: plain fine-tuning.
+    """A continual-learning method. With all defaults it is plain fine-tuning.
 
     ``params`` are the shared parameters, ``task_params`` those that exist only while their task is
     trained (the factors of BD), ``state`` is whatever the method keeps, any pytree of arrays.
 
     Attributes:
-      name: as in the registry.
+      name: its name in the registry.
       paper: where it was published.
-      told_task: whether it acts differently for each task, hence must be told the task or infer it.
+      told_task: whether it acts differently for each task, so that it must know or guess the task.
       trains: ``"in turn"``; ``"afresh"`` for a fresh network per task (stl); ``"jointly"`` for one
         training on all tasks together (joint). The last two are upper bounds.
-      check: ``(setup) -> None``; raises `UserError` for a network or sequence it cannot serve.
+      check: ``(setup) -> None``; raises `UserError` for a network or sequence that it cannot use.
       init: ``(key, params, setup) -> state``, allocated for all tasks.
       begin_task: ``(key, params, state, ctx) -> (params, state, task_params)``, fresh task
         parameters; the structure is the same for all tasks.
       forward: ``(params, task_params, state, ctx) -> (params, mode)``, the parameters and the mode
-        that answer the tasks ``ctx.task``: the only way in, in training, tests and after loading.
+        for the tasks ``ctx.task``. Training, tests and loaded models all answer through it.
       gradient: ``(grads, params, state, batch, ctx) -> grads``, from the gradient of the mean loss
         of the batch to the one that the optimizer gets.
       end_step: ``(old, new, grads, state, batch, ctx) -> (params, state)``, after the optimizer:
         parameters before and after its step, and the gradient of the mean loss of the batch.
       end_task: ``(params, task_params, state, data, ctx) -> (params, state)``: freezes the mode,
         measures importance, keeps examples. ``data`` is a `TaskData`.
-      output_layer: ``(state, features, ctx) -> f32 [n, C]``, the answers from what enters the
-        network's output layer, f32 ``[n, d]``, in place of that layer; None for the network's own.
-        The running statistics of such a network stay those of ``init``.
+      output_layer: ``(state, features, ctx) -> f32 [n, C]``, replaces the network's output layer;
+        the features are the inputs of that layer, f32 ``[n, d]``. None keeps the network's own
+        layer. With a replaced layer the running statistics stay those of ``init``.
       optimizer: ``tx -> tx``, from the learner's optimizer to that of ``task_params``.
-      learning_rate: of ``task_params``, where the optimizer is given as a function of a rate; None
-        for that of the shared parameters.
+      learning_rate: the learning rate of ``task_params``; None takes that of the shared parameters.
     """
 
     name: str = "method"
@@ -263,14 +263,14 @@ class Method:
 
 
 def chain(*methods: Method, name: str = "", paper: str = "") -> Method:
-    """Composes methods: modes and task parameters merge, gradients pass left to right.
+    """Composes methods. Modes and task parameters merge, and gradients pass from left to right.
 
     Biases of one layer add up and keys of one layer multiply (`bpnjax.modes.merge`). Each part sees
-    its own state only, and draws from a PRNG key of its own.
+    only its own state, and has a PRNG key of its own.
 
     Args:
       *methods: the parts; their states form a tuple, in this order.
-      name: of the composition; by default those of the parts, joined by ``+``.
+      name: the name of the composition; by default the names of the parts, joined by ``+``.
       paper: where it was published.
 
     Returns:
@@ -393,7 +393,7 @@ def _own_key(ctx: Context, part: int) -> Context:
 
 
 def output_leaves(params: Any, setup: Setup) -> Any:
-    """Which leaves belong to the output layer, the last layer that the network calls.
+    """Marks the leaves of the output layer, the last layer that the network calls.
 
     Args:
       params: the shared parameters, or their shapes.

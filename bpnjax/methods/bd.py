@@ -7,15 +7,15 @@ r"""BD, the beneficial perturbation: a bias per task and layer, learned as a pro
 
 While the task is learned, W follows its gradient and M takes steps against the sign of its
 gradient. Afterwards the product is frozen in a bank ``[T, K]`` and the factors are dropped. M
-starts at zero, so the network starts as it was; W starts uniform in +-1/sqrt(H), since both at zero
-would never move. How long the steps of M are is ``step``:
+starts at zero, so that the network starts as it was. W starts uniform in +-1/sqrt(H), because with
+both at zero neither would ever move. ``step`` says how long the steps of M are:
 
 - ``"relative"`` (default): epsilon / sqrt(1 + t) times the root mean square of the layer's outputs,
   with t the steps of the task so far (`bpnjax.optim.relative_step`). Epsilon has no unit, and one
   value serves all networks; docs/paper/step/step.md has the measurements. Vectors that multiply
   have no unit either: their steps are epsilon / sqrt(1 + t).
-- ``"absolute"``: epsilon, the paper's (`bpnjax.optim.beneficial_sign`), to be found for each
-  network.
+- ``"absolute"``: epsilon, as in the paper (`bpnjax.optim.beneficial_sign`). It has to be found for
+  each network.
 
 `gd` is the same with M following its true gradient, the paper's control; `gd_matched` follows the
 gradient's direction with steps of the length of BD's, epsilon * sqrt(H).
@@ -90,7 +90,7 @@ Rate = Annotated[
 def empty_bank(
     layers: Mapping[str, Layer], num_tasks: int, modulation: str = "bias"
 ) -> dict[str, dict[str, jax.Array]]:
-    """A bank with which every task's mode is the plain network until it is stored.
+    """Makes a bank in which each task's mode is the plain network until the task is stored.
 
     Args:
       layers: ``{path: Layer}`` as `bpnjax.networks.Network.layers`, or a part of it.
@@ -118,7 +118,7 @@ def init_factors(
     measure: bool = False,
     modulation: str = "bias",
 ) -> Factors:
-    r"""Factors for a new task: M zero, W uniform in +-1/sqrt(H).
+    r"""Makes the factors of a new task: M zero, W uniform in +-1/sqrt(H).
 
     .. math:: M = 0, \quad W_{ij} \sim U(-1 / \sqrt{H}, 1 / \sqrt{H})
 
@@ -171,7 +171,7 @@ def init_factors(
 
 
 def product(factors: Factors, modulation: str = "bias") -> dict[str, dict[str, jax.Array]]:
-    r"""The vectors that factors stand for.
+    r"""The vectors that are the product of the factors.
 
     .. math:: bias = M W, \quad gain = 1 + M W
 
@@ -373,7 +373,7 @@ def gd(
     learning_rate: Rate = None,
     modulation: Kind = "bias",
 ) -> Method:
-    """BD with M following its gradient, the paper's control."""
+    """GD: M follows its gradient. This is the paper's control for BD."""
     return _factored(hidden_dim, layers, learning_rate, lambda tx: tx, modulation)
 
 

@@ -1,4 +1,4 @@
-"""What the replay methods share: a reservoir of examples as they are stored."""
+"""The replay memory of all replay methods: a reservoir of examples in their stored dtype."""
 
 import dataclasses
 from collections.abc import Callable
@@ -147,12 +147,13 @@ def gradient(
     loss: Callable[[jax.Array], jax.Array],
     ctx: Context,
 ) -> Any:
-    r"""The gradient of a loss of replayed examples, which pass the network as in training.
+    r"""The gradient of a loss on replayed examples. They pass the network as in training.
 
     .. math:: \nabla_\theta L(z(\theta))
 
-    Running statistics of BatchNorm that all tasks share take these examples into account, too:
-    those of the batch alone would be of the current task, and earlier ones would be answered wrong.
+    The replayed examples also enter running statistics of BatchNorm that all tasks share.
+    Statistics of the batch alone would be those of the current task, and earlier tasks would be
+    answered wrong.
 
     Args:
       params: the shared parameters.

@@ -1,4 +1,4 @@
-"""Settings of methods: meaning, default and range stand once, in the signature of the method.
+"""Settings of methods. The signature of a method holds their meaning, default and range.
 
     @register("mine")
     def mine(
@@ -29,15 +29,15 @@ P = ParamSpec("P")
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Where `bpnjax.search` looks for a number.
+    """The range in which `bpnjax.search` looks for a number.
 
     Attributes:
       low: the smallest value.
       high: the largest value.
       scale: ``"log"`` (each factor is as likely) or ``"linear"``.
-      when: ``(field, value)`` of another setting, if the range is for that value of it alone.
+      when: ``(field, value)`` of another setting, if the range holds only for this value of it.
       default: the value that None stands for, where a setting may be None.
-      own_program: whether each value is compiled anew, since the method's program depends on it.
+      own_program: whether the program depends on the value, so that each value is compiled anew.
     """
 
     low: float
@@ -50,7 +50,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What there is to say of one argument of a method, for ``typing.Annotated``.
+    """Describes one argument of a method, for ``typing.Annotated``.
 
     Attributes:
       meaning: one line, shown by ``--help`` and on the settings page.
@@ -75,11 +75,11 @@ class Setting:
     search: tuple[Range, ...] = ()
 
     def complaint(self, value: Any, default: Any) -> str | None:
-        """What is wrong with a value, and the mend.
+        """Says what is wrong with a value, and what to give instead.
 
         Args:
-          value: as it was given; arrays of JAX are not looked at, they may be traced.
-          default: of the argument, whose type counts.
+          value: the value that was given. Arrays of JAX are not checked, as they may be traced.
+          default: the default of the argument; the value must have its type.
 
         Returns:
           A text such as ``"-1 is below 0; give at least 0"``; None if the value is allowed.
@@ -144,7 +144,7 @@ def _exactly(limit: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One setting of a factory: which argument it is and which field of the configuration."""
+    """One setting of a factory: its argument and its field of the configuration."""
 
     name: str  # of the argument
     setting: Setting
@@ -153,7 +153,7 @@ class Field:
 
 
 class Factory(Generic[P]):
-    """A function that makes a method, with its settings: callable, and known to the command.
+    """A function that makes a method, with its settings, which the command knows as well.
 
     Attributes:
       name: of the method, as in ``--config.method=NAME``.
@@ -227,7 +227,7 @@ class Factory(Generic[P]):
         return self.join(made)
 
     def join(self, made: list[Method]) -> Method:
-        """Makes a composition of its parts."""
+        """Makes the composition from its parts."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -285,7 +285,7 @@ _BUILT_IN: set[str] = set()
 def register(
     name: str, *, group: str = "", paper: str = ""
 ) -> Callable[[Callable[P, Method]], Factory[P]]:
-    """Makes a function that returns a `Method` known under a name.
+    """Registers a function that returns a `Method` under a name.
 
     Args:
       name: of the method; a name of this package cannot be taken again.
@@ -337,7 +337,7 @@ def compose(
     paper: str = "",
     join: Callable[..., Method] = chain,
 ) -> Factory[Any]:
-    """A composition of methods, known under a name.
+    """Composes methods and registers the composition under a name.
 
     Args:
       name: of the composition.

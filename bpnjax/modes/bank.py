@@ -70,7 +70,7 @@ def merge(*modes: Any) -> dict[str, Any]:
     .. math:: key = \prod_i key_i, \quad gain = \prod_i gain_i, \quad bias = \sum_i bias_i
 
     Args:
-      *modes: modes as in `modulated_apply`.
+      *modes: modes, each ``{path: {"key": ..., "bias": ...}}``.
 
     Returns:
       One mode, of all layers that one of them names.
@@ -107,7 +107,7 @@ def merge(*modes: Any) -> dict[str, Any]:
 
 
 def store(bank: Any, mode: Any, task: Any) -> Any:
-    """Puts the vectors of a task into a bank, where nothing changes them any more.
+    """Stores the vectors of a task in a bank. Learning later tasks does not change them.
 
     Args:
       bank: ``{path: {"bias": [T, K]}}``, leaves with a leading task axis.
@@ -141,7 +141,7 @@ def store(bank: Any, mode: Any, task: Any) -> Any:
 
 
 def check_task(task: Any, num_tasks: int | None) -> jax.Array:
-    """Task ids as an array, refused where they are concrete and cannot be right.
+    """Converts task ids to an array, and checks them if they are concrete.
 
     Args:
       task: int scalar or int ``[n]``; may be traced, and then its range is not checked.

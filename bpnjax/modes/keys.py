@@ -45,8 +45,8 @@ def key_of_task(seed: jax.Array, task: Any) -> jax.Array:
 class KeySeeds:
     """The +-1 keys of one layer for any number of tasks, stored as one PRNG key.
 
-    A drop-in for an array ``[T, width]`` in a bank: `select` draws the row of a task when it is
-    asked for, so a thousand tasks cost no more memory than one.
+    It takes the place of an array ``[T, width]`` in a bank. `select` draws the row of a task when
+    it is needed, so a thousand tasks take no more memory than one.
 
     Example:
       >>> import jax
@@ -106,10 +106,10 @@ class GateSeeds:
 
 
 def is_seed(node: Any) -> bool:
-    """Is this node of a bank drawn from a seed instead of stored?
+    """Says whether a node of a bank is drawn from a seed instead of stored.
 
     Args:
-      node: any; meant for ``is_leaf`` of `jax.tree.map` over a bank.
+      node: any node; the function is meant for ``is_leaf`` of `jax.tree.map` over a bank.
 
     Returns:
       True for `KeySeeds` and `GateSeeds`.
@@ -118,7 +118,9 @@ def is_seed(node: Any) -> bool:
 
 
 def drawn(bank: Any, num_tasks: int) -> Any:
-    """A bank with the rows of all tasks in the place of seeds: memory for time.
+    """Draws the rows of all tasks, so that a bank holds them instead of seeds.
+
+    This takes more memory and less time.
 
     Args:
       bank: any tree; its nodes that are seeds are drawn.

@@ -34,14 +34,14 @@ Mode = dict[str, dict[str, Any]]
 
 
 def measured(y: jax.Array, measure: jax.Array, weight: jax.Array | None = None) -> jax.Array:
-    r"""An array as it is, whose size comes out as the gradient of a loss for ``measure``.
+    r"""Returns an array unchanged, and gives its mean square as a gradient for ``measure``.
 
     .. math:: \frac{\partial L}{\partial measure} := \Big(\sum_j y_j^2, \; \mathrm{size}(y)\Big)
 
-    whatever the loss L is. So the mean square of a layer's outputs is known after any backward
-    pass, without another forward pass and without a second value to hand through the network. The
-    ratio of the two numbers stays right where gradients are summed or averaged, over micro-batches,
-    over devices or over several calls of a layer. `bpnjax.optim.relative_step` reads it.
+    for every loss L. So any backward pass also gives the mean square of a layer's outputs, without
+    another forward pass and without a second return value of the network. The ratio of the two
+    numbers stays right when gradients are summed or averaged over micro-batches, over devices or
+    over several calls of a layer. `bpnjax.optim.relative_step` reads it.
 
     Args:
       y: any array.
@@ -272,7 +272,7 @@ class Network:
         example.
       prepare: turns an example as it is stored into the input that ``apply`` expects; applied by
         ``apply`` and ``tapped`` themselves.
-      name: of the network's class, for messages.
+      name: the name of the network's class, for messages.
       example: shape and dtype of a batch of one example, ``[1, ...]``; None if it is not known.
     """
 
@@ -289,7 +289,7 @@ class Network:
         prepare: Callable[[jax.Array], jax.Array],
         example: jax.ShapeDtypeStruct | None = None,
     ) -> "Network":
-        """The same network behind a function that prepares its input.
+        """The same network, with a function that prepares its input.
 
         Args:
           prepare: applied to ``x`` first, for example a normalisation of uint8 images.
@@ -405,7 +405,7 @@ def from_function(
     layers: Mapping[str, int | tuple[int, int]] | None = None,
     x: Any = None,
 ) -> Network:
-    """A network given as a plain function, from any framework or none.
+    """Makes a network of a plain function, from any framework or none.
 
     Args:
       apply: ``(params, mode, x) -> outputs [n, ...]``. It passes the output of layer ``path``
@@ -462,7 +462,7 @@ def from_function(
 
 
 def abstract(x: Any) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of a batch, the dtype as JAX has it: no 64 bits unless they are switched on.
+    """The shape and dtype that a batch has in JAX, which has no 64 bits unless they are enabled.
 
     Args:
       x: an array, a list of numbers, or a shape and dtype.

@@ -1,4 +1,4 @@
-"""Gradient transformations for anyone's JAX code; all are plain optax transformations.
+"""Gradient transformations for any JAX code. All are plain optax transformations.
 
 They may be chained, partitioned, vmapped and jitted as any other transformation of optax.
 """

@@ -148,7 +148,7 @@ def matched_step(epsilon: float | jax.Array | optax.Schedule) -> optax.GradientT
 
 
 def falling(size: float | jax.Array) -> optax.Schedule:
-    r"""A schedule that needs no horizon: a number over the square root of the steps so far.
+    r"""A schedule that does not need the number of steps: a size over the square root of the count.
 
     .. math:: s_t = s / \sqrt{1 + t}
 
@@ -171,7 +171,9 @@ def falling(size: float | jax.Array) -> optax.Schedule:
 def relative_step(
     size: float | jax.Array | optax.Schedule = 0.2, direction: str = "sign"
 ) -> optax.GradientTransformation:
-    r"""The beneficial step in units of the layer: no size to be found for each network.
+    r"""The beneficial step relative to the size of the layer's outputs.
+
+    One size serves all networks.
 
     .. math:: u = -\frac{s}{\sqrt{1 + t}} \, r_l \, \mathrm{sign}(g), \quad
               r_l = \sqrt{m_0 / m_1}

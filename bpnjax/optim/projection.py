@@ -1,9 +1,9 @@
-r"""Projections of a gradient onto what earlier tasks allow: GEM's dual, solved exactly, and A-GEM.
+r"""Projections of a gradient so that it does not conflict with earlier tasks: GEM and A-GEM.
 
 GEM asks for the gradient nearest to g that makes an angle of at most 90 degrees with each earlier
-task's gradient. Its dual is a small quadratic programme in one variable per task, solved on the
-device by an active set: no host call, no double precision, and slots of tasks that are still to
-come are masked, so nothing recompiles.
+task's gradient. Its dual is a small quadratic programme with one variable per task. It is solved
+exactly on the device by an active-set method, without a call to the host and without double
+precision. Tasks that are still to come are masked, so nothing is compiled again.
 """
 
 from typing import Any
@@ -127,7 +127,7 @@ def gem(
 
 
 def agem(gradient: jax.Array, reference: jax.Array) -> jax.Array:
-    r"""A-GEM's projection: off the one reference gradient, if they conflict.
+    r"""A-GEM's projection: removes the part along the reference gradient if the two conflict.
 
     .. math:: g' = g - \frac{g^T g_{ref}}{g_{ref}^T g_{ref}} g_{ref} \quad
               \text{if } g^T g_{ref} < 0

@@ -1,4 +1,4 @@
-"""Learning rates: changed in one place, and found out of any optimizer."""
+"""Learning rates: how to change them, and how to find the rate of any optimizer."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ __all__ = ["at_rate", "first_step", "following_rate", "has_schedule", "scaled"]
 
 
 def following_rate(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The transformation with its updates times ``rate``, an argument of each update.
+    """Multiplies the updates of a transformation by ``rate``, an argument of each update.
 
-    The one place where a learning rate changes from step to step or from task to task.
+    All changes of a learning rate from step to step or task to task are made here.
 
     Args:
       tx: any optax transformation.
@@ -41,7 +41,7 @@ def following_rate(tx: optax.GradientTransformation) -> optax.GradientTransforma
 
 
 def scaled(tree: Any, rate: Any) -> Any:
-    """A tree times a factor; the tree itself for the float 1.0."""
+    """Multiplies a tree by a factor. For the float 1.0 it returns the tree itself."""
     if isinstance(rate, float) and rate == 1.0:
         return tree
     return jax.tree.map(lambda leaf: jnp.asarray(rate).astype(leaf.dtype) * leaf, tree)
@@ -102,7 +102,7 @@ def _now(fresh: Any, current: Any) -> Any:
 
 
 def has_schedule(tx: optax.GradientTransformation, params: Any) -> bool:
-    """Whether the learning rate of an optimizer may change from step to step.
+    """Says whether the learning rate of an optimizer may change from step to step.
 
     Args:
       tx: any optax optimizer.

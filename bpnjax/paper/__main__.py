@@ -13,7 +13,8 @@ from bpnjax import main as command
 from bpnjax.utils.errors import UserError
 
 USAGE = """usage: bpnjax paper --artefact=NAME[,NAME...] [--workdir=DIR]
-                    [--num_seeds=N] [--configs=DIR] [--config.FIELD=VALUE ...]
+                    [--num_seeds=N] [--configs=DIR] [--latex]
+                    [--config.FIELD=VALUE ...]
        bpnjax paper --pages [--root=DIR] [--check]
 
   --artefact=NAME         fig5 fig6a fig6b fig6c table1 table2 fig7 controls
@@ -24,6 +25,7 @@ USAGE = """usage: bpnjax paper --artefact=NAME[,NAME...] [--workdir=DIR]
                           eight_domains; all makes table2 only with it
   --workdir=DIR           for runs, figures and tables (default: runs/paper)
   --num_seeds=N           of each run, instead of what the artefact asks for
+  --latex                 also writes NAME.tex, the tables for \\input
   --configs=DIR           the folder of configuration files (default: those of
                           the package)
   --config.FIELD=VALUE    changes a field in all runs, as
@@ -73,8 +75,10 @@ def artefacts() -> dict[str, Any]:
     }
 
 
-def _parse(arguments: list[str]) -> tuple[list[str], bool, Any]:
-    more = {"artefact": "", "num_seeds": "", "configs": "", "sequence": ""}
+def _parse(arguments: list[str]) -> tuple[list[str], bool, bool, Any]:
+    """The names of artefacts, whether they are all, whether LaTeX is wanted, and the runner."""
+    more: dict[str, str | bool]
+    more = {"artefact": "", "num_seeds": "", "configs": "", "sequence": "", "latex": False}
     config, values, _ = command.parse_fields(configuration.default(), arguments, more)
     fields = [a.lstrip("-").split("=", 1)[0] for a in arguments if a.startswith("--config.")]
     flat = configuration.flatten(config)
@@ -111,7 +115,8 @@ def _parse(arguments: list[str]) -> tuple[list[str], bool, Any]:
     overrides = {field: flat[field] for field in given}
     from bpnjax.paper.runs import Runner  # late: it imports JAX
 
-    return names, whole, Runner(folder, home, int(seeds or 0), overrides, values.sequence)
+    runner = Runner(folder, home, int(seeds or 0), overrides, values.sequence)
+    return names, whole, values.latex, runner
 
 
 def _pages(arguments: list[str]) -> int:
@@ -122,7 +127,7 @@ def _pages(arguments: list[str]) -> int:
     values, rest = flags.parse(arguments, ["root"], booleans={"pages": False, "check": False})
     if rest or not values.pages:
         raise UserError("--check: goes with --pages, and with no other argument but --root")
-    different = pages.render(pathlib.Path(values.root or "."), values.check, list(artefacts()))
+    different = pages.render(pathlib.Path(values.root or "."), values.check)
     for page in different:
         print(f"{'differs from its result file' if values.check else 'written'}: {page}")
     wrong = [page for page in different if values.check or "(not the figure" in page]
@@ -148,7 +153,7 @@ def _made(arguments: list[str]) -> int:
     """Does what the arguments say; returns the exit code."""
     if {a.lstrip("-") for a in arguments} & {"pages", "check"}:
         return _pages(arguments)
-    names, whole, runner = _parse(arguments)
+    names, whole, latex, runner = _parse(arguments)
     from bpnjax.paper import pages, report
     from bpnjax.run.checkpoint import write_atomically
     from bpnjax.run.writers import markdown_table
@@ -159,6 +164,8 @@ def _made(arguments: list[str]) -> int:
         made.append(artefacts()[name](runner))
         path = report.write(folder / name, made[-1])
         pages.save(folder / name / f"{name}.json", made[-1], runner.num_seeds)
+        if latex:
+            write_atomically(folder / name / f"{name}.tex", report.latex(made[-1]))
         for header, rows in made[-1].tables:
             print(markdown_table(header, rows))
         print(f"{path} and the figure beside it")

@@ -8,6 +8,7 @@ from safetensors.numpy import load_file
 from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.paper import drawing, runs
 from bpnjax.paper.report import Report
+from bpnjax.run import style
 from bpnjax.run.writers import number
 
 SEQUENCES: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
@@ -130,9 +131,10 @@ def controls(runner: runs.Runner) -> Report:
             means = [f.mean() for f in of_seeds]
             sds = [f.std(ddof=1) if len(f) > 1 else 0.0 for f in of_seeds]
             x = np.arange(len(SEQUENCES)) + (k - (len(METHODS) - 1) / 2) * width
-            axis.bar(x, means, width, yerr=sds, capsize=1.5, label=method)
+            color = drawing.color(method)
+            axis.bar(x, means, width, yerr=sds, label=style.display(method), color=color)
         axis.set_xticks(range(len(SEQUENCES)), [s for s, *_ in SEQUENCES])
-        axis.set_ylabel("average accuracy (task_told)")
+        axis.set_ylabel("average accuracy, told the task")
         drawing.legend(axis)
     return Report(
         "controls", "Controls: what is it that helps?", _TEXT, [(header, rows), rates], [path],

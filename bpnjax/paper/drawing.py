@@ -7,25 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from bpnjax.run.plots import new_figure
-
-COLORS = {
-    "STL": "0.35", "BD+PSP": "#d62728", "BD+EWC": "#1f77b4", "PSP": "#ff7f0e", "EWC": "#2ca02c",
-    "GD+EWC": "#9467bd", "GEM(256)": "#8c564b", "GEM(209)": "#7f7f7f", "GEM(150)": "#bcbd22",
-    "GEM(10)": "#17becf", "SGD": "#e377c2",
-}  # fmt: skip
+from bpnjax.run import style
 
 
 def color(label: str) -> str | None:
     """The colour of a method, the same in every figure.
 
     Args:
-      label: as the figures call it, ``"BD+EWC"``.
+      label: as the figures call it, ``"BD+EWC"``, or its name in the registry.
 
     Returns:
       A colour of matplotlib; None, by which matplotlib chooses, for a method without one.
     """
-    return COLORS.get(label)
+    found = style.look(label)
+    return found.color if found else None
 
 
 def figure_path(folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -46,7 +41,7 @@ def figure_path(folder: pathlib.Path, name: str) -> pathlib.Path:
 def panels(
     path: pathlib.Path, rows: int, columns: int, size: tuple[float, float], **options: Any
 ) -> Iterator[list[Any]]:
-    """Axes of a figure; saves it at the end.
+    """Axes of a figure; saves it at the end as PNG, and beside it as SVG and PDF.
 
     Args:
       path: of the figure.
@@ -59,9 +54,10 @@ def panels(
       The axes as a flat list, row by row.
     """
     options = {"sharex": rows > 1, "squeeze": False} | options
-    figure, axes = new_figure(rows, columns, size, **options)
-    yield list(axes.ravel())
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    with style.applied():
+        figure, axes = style.new_figure(rows, columns, size, **options)
+        yield list(axes.ravel())
+        style.save(figure, path)
 
 
 def band(axis: Any, x: np.ndarray, values: np.ndarray, label: str) -> None:
@@ -75,14 +71,21 @@ def band(axis: Any, x: np.ndarray, values: np.ndarray, label: str) -> None:
     """
     shown = ~np.isnan(values).any(1)
     x, mean, sd = x[shown], values[shown].mean(1), values[shown].std(1, ddof=values.shape[1] > 1)
-    (line,) = axis.plot(x, mean, "o-", ms=2.5, lw=1.3, label=label, color=color(label))
+    found = style.look(label)
+    # Several lines of one method, as GEM with 10 and with 256 examples, differ in their dashes.
+    variant = found is not None and label not in (found.display, *style.METHODS)
+    drawn = len([line for line in axis.lines if found and line.get_color() == found.color])
+    (line,) = axis.plot(
+        x, mean, ls=("-", "--", ":", "-.")[drawn % 4] if variant else "-", label=label,
+        color=color(label), marker=found.mark if found else "o",
+    )  # fmt: skip
     axis.fill_between(x, mean - sd, mean + sd, color=line.get_color(), alpha=0.18, lw=0)
 
 
 def legend(axis: Any) -> None:
-    """A legend above the axes.
+    """One legend above all panels of the figure that an axis belongs to.
 
     Args:
-      axis: that has the lines.
+      axis: of the figure.
     """
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False, fontsize=8)
+    style.legend(axis.figure)

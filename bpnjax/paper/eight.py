@@ -166,7 +166,7 @@ def _draw(
     order = np.argsort([average["mean"] for average in averages])
     with drawing.panels(path, 1, 2, (12, 5), width_ratios=(1, 2)) as (left, right):
         for place, i in enumerate(order):
-            color = drawing.color(done[i].label) or "0.6"
+            color = drawing.color(done[i].label) or "#999999"
             left.barh(place, averages[i]["mean"], xerr=averages[i]["sd"], color=color, capsize=2)
         left.set_yticks(range(len(order)), [done[i].label for i in order])
         left.set_xlabel("average accuracy within the head")
@@ -174,4 +174,3 @@ def _draw(
         right.set_xticks(range(len(sets)), sets, rotation=30, ha="right")
         right.set_yticks(range(len(order)), [done[i].label for i in order[::-1]])
         right.figure.colorbar(shown, ax=right, label="accuracy after all eight")
-        right.figure.tight_layout()

@@ -8,6 +8,7 @@ import numpy as np
 from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.paper import drawing, runs
 from bpnjax.paper.report import Report
+from bpnjax.run import style
 from bpnjax.run.writers import number
 
 SETS = (
@@ -106,12 +107,13 @@ def online(runner: runs.Runner) -> Report:
                 values = [runs.matrix(run, kind)[:, -1].mean(1) for run in of_cell]
                 spread = [v.std(ddof=1) if len(v) > 1 else 0.0 for v in values]
                 means = [v.mean() for v in values]
-                axis.barh(y + shift, means, 0.25, xerr=spread, label=head)
+                color = style.KINDS[kind][1]
+                axis.barh(y + shift, means, 0.25, xerr=spread, label=head, color=color)
             axis.set_yticks(y, [run.label for run in of_cell])
             axis.set_xlim(0, 1)
             axis.set_title(cell)
-        below = {"loc": "upper left", "bbox_to_anchor": (0, -0.07), "ncols": 3}
-        axes[-2].legend(**below, frameon=False, fontsize=8)
+            axis.set_xlabel("average accuracy after all tasks")
+        drawing.legend(axes[0])
     return Report(
         "online", "Online: one pass over the stream with ResNet-18", _TEXT, tables, [path],
         "python -m bpnjax.paper --artefact=online", [run.command for run in done],

@@ -21,14 +21,14 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
+from bpnjax.paper import report
 from bpnjax.paper.report import Report, markdown
-from bpnjax.paper.report import page as html_page
 from bpnjax.run import results
 from bpnjax.run.checkpoint import sha256, write_atomically
 from bpnjax.run.writers import markdown_table, plain
 from bpnjax.utils.errors import UserError
 
-__all__ = ["record", "render", "save"]
+__all__ = ["record", "render", "report_page", "save"]
 
 _BLOCK = re.compile(
     r"(<!-- results: (?P<name>[\w-]+)/(?P<table>[\w-]+)(?:; rows (?P<rows>[^;>]*))?"
@@ -37,56 +37,74 @@ _BLOCK = re.compile(
 )  # fmt: skip
 
 
-def record(report: Report, num_seeds: int = 0) -> dict[str, Any]:
+def record(made: Report, num_seeds: int = 0) -> dict[str, Any]:
     """A report as a result file holds it.
 
     Args:
-      report: an artefact, made.
+      made: an artefact, made.
       num_seeds: that were asked for; 0 for those of the artefact.
 
     Returns:
       A dict for JSON: the report, the sha256 of its figures, and with what it was made.
     """
     return plain({
-        "name": report.name,
-        "page": f"docs/paper/{report.name}/{report.name}.md",
+        "name": made.name,
+        "page": f"docs/paper/{made.name}/{made.name}.md",
         "made": {
             "commit": _commit(), "versions": results.versions(), "device": results.device_name(),
             "num_seeds": num_seeds or "as the artefact asks for",
         },
-        "title": report.title,
-        "text": report.text.strip(),
-        "tables": [{"header": header, "rows": rows} for header, rows in report.tables],
+        "title": made.title,
+        "text": made.text.strip(),
+        "tables": [{"header": header, "rows": rows} for header, rows in made.tables],
         "ledger": {
             name: {"header": header, "rows": rows}
-            for name, (header, rows) in report.ledger.items()
+            for name, (header, rows) in made.ledger.items()
         },
-        "figures": {path.name: sha256(path) for path in report.figures},
-        "command": report.command,
-        "runs": report.runs,
-        "seconds": report.seconds,
+        "figures": {path.name: sha256(path) for path in made.figures},
+        "command": made.command,
+        "runs": made.runs,
+        "seconds": made.seconds,
     })  # fmt: skip
 
 
-def save(path: pathlib.Path, report: Report, num_seeds: int = 0) -> None:
+def save(path: pathlib.Path, made: Report, num_seeds: int = 0) -> None:
     """Writes a report's result file.
 
     Args:
       path: of the file; its folder must exist.
-      report: an artefact, made.
+      made: an artefact, made.
       num_seeds: as of `record`.
     """
-    text = json.dumps(record(report, num_seeds), indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(record(made, num_seeds), indent=1, ensure_ascii=False) + "\n"
     write_atomically(path, text)
 
 
-def render(root: pathlib.Path, check: bool, order: Sequence[str] = ()) -> list[str]:
+def report_page(root: pathlib.Path, order: Sequence[str]) -> str:
+    """The report of the paper's artefacts as an HTML page, for the site.
+
+    Args:
+      root: of the clone.
+      order: names of artefacts; those without a result file are left out.
+
+    Returns:
+      HTML; see `bpnjax.run.html_page`. Its first link leads to the page ``figures.html`` above it.
+    """
+    reports = []
+    for name in order:
+        path = root / "docs" / "results" / f"{name}.json"
+        if path.is_file():
+            found = json.loads(path.read_text())
+            reports.append(_report(found, (root / found["page"]).parent))
+    return report.page(reports, ("../figures.html", "bpnjax: all figures"))
+
+
+def render(root: pathlib.Path, check: bool) -> list[str]:
     """Writes all pages and tables of a clone from its result files.
 
     Args:
       root: of the clone.
       check: write nothing.
-      order: names of the artefacts on ``docs/paper/index.html``.
 
     Returns:
       The files that differed, relative to the root, in words where more is wrong.
@@ -123,17 +141,11 @@ def render(root: pathlib.Path, check: bool, order: Sequence[str] = ()) -> list[s
         if "page" not in found:
             continue
         page = root / found["page"]
-        report = _report(found, page.parent)
-        different += _put(root, page, markdown(report), check)
+        different += _put(root, page, markdown(_report(found, page.parent)), check)
         for name, digest in found["figures"].items():
             figure = page.parent / name
             if not figure.is_file() or sha256(figure) != digest:
                 different.append(f"{figure.relative_to(root)} (not the figure of its result file)")
-    index = root / "docs" / "paper" / "index.html"
-    if index.is_file():
-        of_paper = [files[name] for name in order if name in files]
-        reports = [_report(found, (root / found["page"]).parent) for found in of_paper]
-        different += _put(root, index, html_page(reports), check)
     for page in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
         if not page.is_file():
             continue

@@ -1,14 +1,13 @@
 """What an artefact leaves: Markdown with a table, a figure, the commands; and one page of all."""
 
-import base64
-import html
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+from bpnjax.run import html_page
 from bpnjax.run.checkpoint import write_atomically
-from bpnjax.run.writers import markdown_table, number
+from bpnjax.run.writers import latex_table, markdown_table, number
 
 CLOSE = 0.02  # a figure is reproduced within this, or above
 
@@ -127,48 +126,36 @@ def write(folder: pathlib.Path, report: Report) -> pathlib.Path:
     return path
 
 
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
-color:#222}table{border-collapse:collapse;margin:1rem 0}td,th{border:1px solid #ccc;
-padding:.25rem .6rem;text-align:left}img{max-width:100%}pre{background:#f5f5f5;padding:.6rem;
-overflow-x:auto}nav a{margin-right:1rem}"""
+def latex(report: Report) -> str:
+    r"""The tables of a report for ``\input`` in a LaTeX document.
+
+    Args:
+      report: an artefact, made.
+
+    Returns:
+      A ``tabular`` of each; see `bpnjax.run.writers.latex_table`.
+    """
+    return "\n".join(latex_table(*table) for table in report.tables)
 
 
-def page(reports: list[Report]) -> str:
-    """All reports as one self-contained HTML page, figures included.
+def page(reports: Sequence[Report], back: tuple[str, str] | None = None) -> str:
+    """All reports as one HTML page that needs no other file.
 
     Args:
       reports: in the order of the page; their figures are read from disk.
+      back: address and text of a link above the menu.
 
     Returns:
       The page's text.
     """
-    sections = []
-    for report in reports:
-        text = "".join(f"<p>{html.escape(p)}</p>" for p in report.text.strip().split("\n\n"))
-        tables = "".join(_html_table(*table) for table in report.tables)
-        figures = "".join(
-            f'<img alt="{html.escape(report.title)}" src="data:image/png;base64,'
-            f'{base64.b64encode(figure.read_bytes()).decode()}">'
-            for figure in report.figures
+    sections = [
+        html_page.Section(
+            report.name, report.title, report.text, report.tables,
+            [(figure, report.title) for figure in report.figures],
+            [command for command in (report.command, *report.runs) if command],
+            f"{report.seconds / 60:.1f} minutes of computing." if report.seconds else "",
         )
-        commands = html.escape("\n".join([report.command, "", *report.runs]))
-        sections.append(
-            f'<section id="{report.name}"><h2>{html.escape(report.title)}</h2>{text}{tables}'
-            f"{figures}<pre>{commands}</pre>"
-            f"<p>{report.seconds / 60:.1f} minutes of computing.</p></section>"
-        )
-    links = "".join(f'<a href="#{r.name}">{html.escape(r.name)}</a>' for r in reports)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>bpnjax: the paper's results</title><style>{_STYLE}</style></head><body>"
-        "<h1>The results of the BPN paper (arXiv 2009.13954), run again</h1>"
-        f"<nav>{links}</nav>{''.join(sections)}</body></html>\n"
-    )
-
-
-def _html_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    def line(cells: Iterable[str], tag: str) -> str:
-        inside = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
-        return f"<tr>{inside}</tr>"
-
-    return f"<table>{line(header, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
+        for report in reports
+    ]  # fmt: skip
+    title = "The results of the BPN paper (arXiv 2009.13954), run again"
+    return html_page.page(title, sections, back)

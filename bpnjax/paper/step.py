@@ -12,6 +12,7 @@ import numpy as np
 from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.paper import drawing, permuted, runs, sweeps
 from bpnjax.paper.report import Report
+from bpnjax.run import style
 from bpnjax.run.writers import number
 
 DEFAULT = 0.2  # of bd.epsilon, relative
@@ -286,13 +287,13 @@ def _picture(runner: runs.Runner, settings: Sequence[Setting], found: Any) -> pa
         for axis, (setting, rule) in zip(axes, cells, strict=True):
             for (name, method, own), (row, told) in found.items():
                 if name == setting.name and own.startswith(rule) and row.field:
-                    label = method if own == rule else f"{method}, {own.split(', ')[1]}"
+                    label = style.display(method)
+                    label += "" if own == rule else f", {own.split(', ')[1]}"
                     drawing.band(axis, np.array(row.values), told, label)
             axis.set_xscale("log")
             axis.set_ylim(0.2, 1.02)
             axis.set_title(setting.name)
             axis.set_xlabel(f"epsilon, {rule}")
-        axes[0].set_ylabel("average accuracy (task_told)")
-        axes[0].legend(loc="lower left", frameon=False, fontsize=8)
-        axes[1].legend(loc="lower right", frameon=False, fontsize=8)
+        axes[0].set_ylabel("average accuracy, told the task")
+        drawing.legend(axes[0])
     return path

@@ -98,7 +98,7 @@ def _sweep(
             drawing.band(axis, place, found, label)
         axis.set_xticks(place, [f"{value:g}" for value in values])
         axis.set_xlabel(what)
-        axis.set_ylabel("accuracy after all tasks (task_told)")
+        axis.set_ylabel("accuracy after all tasks, told the task")
         axis.set_ylim(-0.03, 1.03)
         drawing.legend(axis)
     rows = []

@@ -17,6 +17,7 @@ from bpnjax.evaluation import task_inference
 from bpnjax.evaluation.metrics import mean_and_sd
 from bpnjax.paper import drawing, permuted, runs
 from bpnjax.paper.report import Report
+from bpnjax.run import style
 from bpnjax.run.checkpoint import write_atomically
 from bpnjax.run.writers import number
 
@@ -107,9 +108,9 @@ def _bars(axis: Any, title: str, measured: dict[str, Any]) -> None:
         found = [mean_and_sd([value(f) for f in shares]) for shares in measured.values()]
         place = np.arange(len(found)) + (k - 1.5) * 0.2
         errors = [f["sd"] or 0.0 for f in found]
-        axis.bar(place, [f["mean"] for f in found], 0.2, yerr=errors, capsize=1.5, label=label)
-    axis.set_xticks(range(len(measured)), measured)
-    axis.set_title(title, fontsize=9)
+        axis.bar(place, [f["mean"] for f in found], 0.2, yerr=errors, label=label)
+    axis.set_xticks(range(len(measured)), list(map(style.display, measured)))
+    axis.set_title(title)
     axis.set_ylim(0, 1)
 
 
@@ -148,7 +149,8 @@ def untold(runner: runs.Runner) -> Report:
     with drawing.panels(path, 2, columns, (9, 6), sharex=False) as axes:
         for axis, (title, by_method) in zip(axes, measured.items(), strict=False):
             _bars(axis, title, by_method)
-        axes[0].legend(loc="upper left", ncols=4, frameon=False, fontsize=7)
+        axes[0].set_ylabel("accuracy of the answers")
+        drawing.legend(axes[0])
     return Report(
         "untold", "Not told the task", _TEXT, tables, [path],
         "python -m bpnjax.paper --artefact=untold", [run.command for run in done],

@@ -26,7 +26,7 @@ def report(experiment: Experiment) -> dict[str, int]:
     """Counts parameters and bytes of one seed's state; nothing is allocated.
 
     Args:
-      experiment: the static side of a run.
+      experiment: what does not change during a run.
 
     Returns:
       A dict of ints.

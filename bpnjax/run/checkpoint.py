@@ -1,9 +1,9 @@
-"""Checkpoints that survive a kill at any moment: Orbax for the arrays, a manifest that seals each.
+"""Checkpoints that survive a kill at any moment: arrays by Orbax, and a manifest for each.
 
 A checkpoint is a folder written by Orbax and beside it ``<name>.json``, which holds the run's
 record (position, accuracies so far, times) and size and checksum of each file. The manifest is
-written last and moved into place whole, so what has none is unfinished and what does not match it
-is damaged; either way the one before it serves.
+written last and moved into place as a whole. A checkpoint without a manifest is unfinished, and one
+that does not match its manifest is damaged. In both cases the checkpoint before it is used.
 """
 
 import errno
@@ -28,7 +28,7 @@ from bpnjax.utils.errors import UserError
 class Position(NamedTuple):
     """Where a run stands: the next thing to do is this step of this epoch of this task.
 
-    All from 0; after the last step of the last epoch the task counts on, and epoch and step are 0.
+    All count from 0. After the last step of a task the position is step 0 of the next task.
     """
 
     task: int
@@ -115,7 +115,7 @@ def save(
 def restore_latest(
     folder: pathlib.Path, abstract: Any
 ) -> tuple[Position, Any, dict[str, Any]] | None:
-    """Reads the newest checkpoint that is whole, and warns of those that are not.
+    """Reads the newest complete checkpoint, and warns of those that are damaged or unfinished.
 
     Args:
       folder: the run's checkpoint folder.

@@ -1,7 +1,7 @@
-"""What makes a finished run doubtful: tasks that were not learned, protections without effect.
+"""Finds what makes a finished run doubtful: tasks not learned, protections without effect.
 
 A run may end without an error and mean nothing: an accuracy of chance, biases that never moved, an
-importance that is zero everywhere. Who reads its table should be told.
+importance that is zero everywhere. The reader of its table should know.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ _SIGMAS = 3.0  # of the binomial spread around chance
 def found(
     accuracy: dict[str, np.ndarray], sequence: TaskSequence, state: RunState, told_task: bool
 ) -> list[str]:
-    """What is doubtful of a run, in whole sentences.
+    """Says in whole sentences what is doubtful about a run.
 
     Args:
       accuracy: of each kind, float ``[seeds, T, T]``, NaN where not tested.
@@ -30,7 +30,7 @@ def found(
       told_task: whether the method has modes.
 
     Returns:
-      Sentences; [] where nothing is.
+      Sentences; [] if nothing is doubtful.
     """
     return [*_not_learned(accuracy["task_masked"], sequence), *_without_effect(state, told_task)]
 

@@ -1,4 +1,4 @@
-"""What a run would be, without training: its settings, tasks, network, memory and time."""
+"""Describes a run without training: its settings, tasks, network, memory and time."""
 
 import math
 import time
@@ -22,7 +22,7 @@ _SHARE = 0.4  # of a matrix product's rate that training, tests included, reache
 
 
 def describe(config: ConfigDict) -> str:
-    """Reads the sets and shapes of a run and says what it would be.
+    """Reads the data and shapes of a run and describes it.
 
     Nothing is trained or written to the run's folder; some matrix products are timed on the device.
 
@@ -74,7 +74,7 @@ def describe(config: ConfigDict) -> str:
 
 
 def cost(config: ConfigDict) -> tuple[int, float]:
-    """What a run costs, without training; some matrix products are timed on the device.
+    """Estimates the cost of a run. For this it times some matrix products on the device.
 
     Args:
       config: a validated configuration.
@@ -92,7 +92,7 @@ def cost(config: ConfigDict) -> tuple[int, float]:
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses what could not start, with all that can be known before sets are prepared.
+    """Refuses a run that could not start, as far as this is known before data are prepared.
 
     Args:
       config: a validated configuration.

@@ -1,11 +1,12 @@
-"""Later tasks: a run whose first tasks are those that another run has learned.
+"""Later tasks: a run that goes on from the tasks that another run has learned.
 
 `resume_from` names the folder of a complete run, or a model of it. Its tasks come first in the
 new, longer sequence and are not trained again: the shared parameters, the modes and what the method
 keeps of them are put into the first places of a fresh state, and training goes on behind them.
 
-A model holds what answers. What protects earlier tasks while later ones are trained (a Fisher and
-its anchor, memories, teachers) is in a run's checkpoints; a method that has any needs those.
+A model holds what is needed to answer. What protects earlier tasks while later ones are trained (a
+Fisher and its anchor, memories, teachers) is in the checkpoints of a run. A method that has such a
+protection needs the checkpoints.
 """
 
 import dataclasses
@@ -193,10 +194,10 @@ def _parts_that_go_on(method: str) -> tuple[str, ...]:
 
 
 def kept_elsewhere(experiment: Experiment) -> list[str]:
-    """What protects earlier tasks and is not in a model, which holds only what answers.
+    """Names what protects earlier tasks and is not in a model.
 
     Args:
-      experiment: the static side of a run.
+      experiment: what does not change during a run.
 
     Returns:
       Names of the parts of the learner's state, each once; empty where the model has all of it.
@@ -239,7 +240,7 @@ def _from_model(earlier: Earlier, abstract: RunState, seed: int) -> RunState:
     found |= {name_in_state(n.partition("/")[2]): a for n, a in found.items() if _of_extractor(n)}
 
     def filled(tree: Any, prefix: str) -> Any:
-        """The tree whose leaves are the arrays of these names; keys as their numbers."""
+        """Fills a tree with the arrays of these names. PRNG keys are stored as their numbers."""
 
         def one(name: str, leaf: Any) -> np.ndarray:
             name = f"{prefix}/{name}" if name else prefix
@@ -327,7 +328,7 @@ def stages(experiment: Experiment, earlier: Earlier | None = None) -> Sequence[i
     """The tasks that a run trains, one after another.
 
     Args:
-      experiment: the static side of the run.
+      experiment: what does not change during the run.
       earlier: the tasks learned before, if any.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A trained model in use: told the task, one task for each example, or not told.
+"""Answers examples with a trained model: one task for all, a task for each example, or not told.
 
     predictor = bpnjax.load("runs/mnist/bd_ewc")
     predictor(x, task=3)
@@ -52,19 +52,19 @@ class Predictor:
 
     Attributes:
       learner: network and method.
-      state: of the learner; what only training needs is zero.
+      state: the state of the learner; parts that only training needs are zero.
       outputs: bool ``[T, C]``, the outputs of each task's classes.
-      class_names: of the outputs.
-      input_shape: of one example.
-      input_dtype: of the examples that it was trained on.
+      class_names: the names of the outputs.
+      input_shape: the shape of one example.
+      input_dtype: the dtype of the examples that it was trained on.
       input_range: the least and the largest number in them; None where it is not known.
       orders: int32 ``[T, inputs]``, each task's order of the input's elements; None where they keep
         theirs.
       metadata: of the file: method, seed, configuration, ...
-      rule: of `bpnjax.evaluation.task_inference.RULES`, by which the run inferred the task.
+      rule: how the run inferred the task, one of `bpnjax.evaluation.task_inference.RULES`.
       mapper: `bpnjax.evaluation.mappers.Mapper` of the run's rule, where it has one.
       features: what it looks at, of `bpnjax.evaluation.mappers.FEATURES`.
-      statistics: what it kept of the tasks.
+      statistics: what the mapper kept of the tasks.
       directions: f32 ``[inputs, r]``, on which the input is projected where it looks at that.
       extract: ``images -> features``, the frozen layers before the network; None where it reads
         images itself.
@@ -96,7 +96,7 @@ class Predictor:
 
     @cached_property
     def answering_state(self) -> State:
-        """The state with the keys of all tasks drawn, unless they take much memory."""
+        """Draws the keys of all tasks in a state, unless they take much memory."""
         seeds = [s for s in jax.tree.leaves(self.state, is_leaf=modes.is_seed) if modes.is_seed(s)]
         if not seeds or 4 * self.num_tasks * sum(s.width for s in seeds) > _KEYS:
             return self.state
@@ -173,12 +173,12 @@ class Predictor:
         return np.asarray(jax.nn.softmax(jnp.asarray(self.logits(x, task))))
 
     def infer(self, x: Any, rule: str | None = None, per: str = "example") -> Guess:
-        """Guesses the task, by what all modes say in one program, and answers in its mode.
+        """Guesses the task from the answers in all modes, and answers in the mode of that task.
 
         Args:
           x: as for `logits`.
           rule: a name of `bpnjax.evaluation.task_inference.RULES`; that of the run by default.
-          per: ``"example"``, or ``"batch"``: all examples are of one task.
+          per: ``"example"``, or ``"batch"`` if all examples belong to one task.
 
         Returns:
           `Guess`.
@@ -199,7 +199,7 @@ class Predictor:
         return Guess(task, self(x, task), scores)
 
     def cannot_infer_by(self, rule: str) -> str:
-        """Why a rule cannot tell this model's tasks apart; empty where it can."""
+        """Says why a rule cannot tell the tasks of this model apart; empty if it can."""
         kept = "" if self.mapper is None or self.statistics is None else self.mapper.name
         if rule not in task_inference.MAPPERS or rule == kept:
             return ""
@@ -349,7 +349,7 @@ def load(path: str | os.PathLike[str], seed: int | None = None) -> Predictor:
 
 
 def predictor_of(file: Any, metadata: dict[str, str], found: dict[str, np.ndarray]) -> Predictor:
-    """The predictor of a model whose file was read.
+    """Makes the predictor of a model whose file was read.
 
     Args:
       file: its name, for messages.
@@ -376,7 +376,7 @@ def predictor_of(file: Any, metadata: dict[str, str], found: dict[str, np.ndarra
 
 
 class Description(NamedTuple):
-    """What the metadata of a model say of it."""
+    """What the metadata say about a model."""
 
     config: ConfigDict  # with the fields of this version
     outputs: np.ndarray  # bool [T, C], the outputs of each task's classes

@@ -1,8 +1,8 @@
-"""A whole run as one pure function of its key, and many of them in one program.
+"""A whole run as one pure function of its key, and many such runs in one program.
 
 The command's loop returns to the host after each epoch, to test, to write and to keep checkpoints.
-Here nothing does. Runs that differ in numbers (a strength, a learning rate) share one compiled
-program, and may be one `jax.vmap` over numbers and seeds.
+A run here never returns to the host. Runs that differ in numbers (a strength, a learning rate)
+share one compiled program, and may be one `jax.vmap` over numbers and seeds.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from bpnjax.utils.errors import UserError
 
 
 class NotWhole(UserError):
-    """A run that has to return to the host while it goes on."""
+    """The run would have to return to the host before its end."""
 
 
 class Whole(NamedTuple):
@@ -53,7 +53,7 @@ def whole_run(
     uses.
 
     Args:
-      experiment: the static side.
+      experiment: what does not change during the run.
       key: the seed's typed PRNG key.
       data: the sequence.
       steps: int32 ``[T]``, batches in an epoch of each task; see

@@ -1,4 +1,4 @@
-"""The loop: tasks, epochs, evaluation, checkpoints. All computing is in `bpnjax.training`."""
+"""The loop of a run: tasks, epochs, evaluation, checkpoints. `bpnjax.training` computes."""
 
 import pathlib
 import time
@@ -136,14 +136,14 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
     """Trains a sequence of tasks, tests it, and leaves everything in a folder.
 
-    A run that was cut goes on from its newest whole checkpoint and gives what it would have given.
-    A run that is complete is not run again. One that is complete with fewer seeds gets those that
-    are missing.
+    A run that was interrupted goes on from its newest complete checkpoint, with the same results as
+    without the interruption. A complete run is not run again. If it has fewer seeds than asked for,
+    the missing seeds are run.
 
     Args:
       config: a configuration.
       workdir: the run's folder.
-      overwrite: remove an earlier run from the folder, once it is sure that this one can start.
+      overwrite: remove an earlier run from the folder, after checking that this one can start.
       sequence: the tasks, as `bpnjax.data.tasks` makes them; None loads those of the configuration,
         whose fields of data are not looked at otherwise.
       on_log: called with each new line of ``metrics.jsonl`` as a dict, and at the end with the
@@ -207,7 +207,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(config: ConfigDict, sequence: TaskSequence | None = None) -> Prepared:
-    """Reads the sets and makes the static side of a run; writes nothing into its folder.
+    """Reads the data and makes what does not change during a run. It writes no file in its folder.
 
     Args:
       config: a validated configuration.
@@ -289,7 +289,7 @@ def _add_seeds(
 
 
 def header(config: ConfigDict, workdir: pathlib.Path, prepared: Prepared) -> str:
-    """A run in one line, for the one who waits for it.
+    """Describes a run in one line, which is printed when it starts.
 
     Args:
       config: of the run.
@@ -363,7 +363,7 @@ class _Run:
             self.progress.line(f"{where} (checkpoint in {self.workdir / 'checkpoints'})")
 
     def take_over(self, earlier: later_tasks.Earlier) -> None:
-        """Puts what was learned before into the first places of the state."""
+        """Copies tasks that were learned before into the first places of the state."""
         state = self.state
 
         def put() -> None:
@@ -423,7 +423,7 @@ class _Run:
         *more: int,
         data: Data | None = None,
     ) -> Any:
-        """Runs a program on the state and adds its time, without compiling, to the record."""
+        """Runs a program on the state and adds its time to the record, compile time excluded."""
         data = self.data if data is None else data
         compiled, started = self.clock.compile_seconds, time.perf_counter()
         numbers = [jnp.int32(n) for n in more]
@@ -531,7 +531,7 @@ class _Run:
             self.progress.line(self.named(task, max(8, left)) + text)
 
     def refuse_broken_state(self) -> None:
-        """A state with NaN or infinity anywhere must not take the place of a good checkpoint."""
+        """Refuses a state with NaN or infinity, which must not replace a good checkpoint."""
         flags = jax.device_get(_finite(self.state))
         named = arrays.flatten(flags)
         broken = [name for name, good in named.items() if not np.all(good)]

@@ -1,4 +1,4 @@
-"""The folder of a run: may it be used, and for this configuration?"""
+"""The folder of a run: checks whether this configuration may use it, and holds it."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def held(workdir: pathlib.Path) -> AbstractContextManager[None]:
 
 
 def check(workdir: pathlib.Path, config: ConfigDict, overwrite: bool) -> bool:
-    """Looks whether a folder may take a run; changes nothing, but ends a `settle` that was cut.
+    """Checks whether a run may use a folder. It changes nothing, but completes a cut `settle`.
 
     Args:
       workdir: the folder; need not exist.
@@ -46,7 +46,7 @@ def check(workdir: pathlib.Path, config: ConfigDict, overwrite: bool) -> bool:
       overwrite: an earlier run in it will be removed.
 
     Returns:
-      Whether the folder already holds this run, complete.
+      True if the folder already holds this run and it is complete.
 
     Raises:
       UserError: it is a file, cannot be written, or holds a run of another configuration. A run
@@ -173,7 +173,7 @@ def more_seeds(workdir: pathlib.Path) -> tuple[int, int] | None:
 
 
 def seeds_there(workdir: pathlib.Path) -> int:
-    """How many seeds a folder holds whose run is complete.
+    """The number of seeds of a complete run in a folder.
 
     Args:
       workdir: the folder.
@@ -187,7 +187,7 @@ def seeds_there(workdir: pathlib.Path) -> int:
 
 
 def settle(workdir: pathlib.Path) -> None:
-    """Puts a run to which seeds were added into the place of the run without them.
+    """Replaces a run by the same run with further seeds.
 
     The joined run lies in ``more_seeds/joined``, its ``result.json`` is moved last. As long as that
     is there, the move can be made again.
@@ -217,7 +217,7 @@ def _refuse_source(workdir: pathlib.Path, config: ConfigDict) -> None:
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict, overwrite: bool) -> None:
-    """Makes the folder this configuration's: call it when nothing can be refused any more.
+    """Takes the folder for this configuration. Call it after all checks.
 
     Args:
       workdir: the folder; made if it is not there.

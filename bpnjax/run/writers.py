@@ -275,6 +275,51 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
 
 
+_LATEX = {
+    "\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$",
+} | {letter: rf"\{letter}" for letter in "&%$#_{}"}  # fmt: skip
+
+
+def latex_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    r"""A table for ``\input`` in a LaTeX document with ``\usepackage{booktabs}``.
+
+    Args:
+      header: texts; code between backticks is set in typewriter type, in rows as well.
+      rows: of texts, as many in each.
+
+    Returns:
+      A ``tabular``, the last character a line feed.
+
+    Example:
+      >>> from bpnjax.run.writers import latex_table
+      >>> print(latex_table(["method", "told"], [["`bd_ewc`", "0.98 ± 0.01"]]))
+      \begin{tabular}{ll}
+      \toprule
+      method & told \\
+      \midrule
+      \texttt{bd\_ewc} & 0.98 $\pm$ 0.01 \\
+      \bottomrule
+      \end{tabular}
+      <BLANKLINE>
+    """
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(map(_latex, cells)) + r" \\"
+
+    lines = [
+        rf"\begin{{tabular}}{{{'l' * len(header)}}}", r"\toprule", line(header), r"\midrule",
+        *map(line, rows), r"\bottomrule", r"\end{tabular}",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _latex(text: str) -> str:
+    """A cell of Markdown as LaTeX."""
+    parts = ["".join(_LATEX.get(letter, letter) for letter in part) for part in text.split("`")]
+    return "".join(rf"\texttt{{{p}}}" if i % 2 else p for i, p in enumerate(parts))
+
+
 def plain_nan(value: Any) -> Any:
     """The reverse of `plain` for matrices: null becomes NaN.
 

@@ -29,7 +29,7 @@ USAGE = """usage: bpnjax search --config=NAME --methods=A,B,... [--trials=N]
   --noreport           do not run them
   --dry_run            say what would be searched and how long it would take
 
-Leaves search.json, search.md, pictures, report/<method>, and tuned.py: a
+Leaves search.json, search.md, figures, report/<method>, and tuned.py: a
 configuration with the settings of each method, which run, compare and paper
 take."""
 _FLAGS: dict[str, str | bool] = {

@@ -1,4 +1,4 @@
-"""What a search leaves: ``search.json``, a table, pictures, and a configuration with what it found.
+"""What a search leaves: ``search.json``, a table, figures, and a configuration with what it found.
 
 Everything is made from the finished trials in the storage, so it can be made again.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bpnjax import config as configuration
-from bpnjax.run import plots, results, train
+from bpnjax.run import results, style, train
 from bpnjax.run.checkpoint import write_atomically
 from bpnjax.run.writers import aligned, markdown_table, mean_and_sd, number, plain
 from bpnjax.utils.errors import UserError
@@ -292,25 +292,26 @@ def markdown(result: Mapping[str, Any]) -> str:
     ]) + "\n"  # fmt: skip
 
 
+@style.applied()
 def _by_trial(path: pathlib.Path, result: Mapping[str, Any]) -> pathlib.Path:
     """Value of each trial, and the best so far."""
     methods = result["methods"]
-    figure, axes = plots.new_figure(
-        1, len(methods), (3 * len(methods), 3.2), "constrained", squeeze=False, sharey=True
+    figure, axes = style.new_figure(
+        1, len(methods), (3 * len(methods), 3.2), squeeze=False, sharey=True
     )
     for axis, (name, record) in zip(axes[0], methods.items(), strict=True):
         values = [np.nan if t["value"] is None else t["value"] for t in record["trials"]]
         numbers = np.arange(1, len(values) + 1)
-        axis.plot(numbers, values, "o", markersize=4, label="trial")
+        axis.plot(numbers, values, "o", label="trial")
         axis.step(numbers, np.fmax.accumulate(values), where="post", label="best so far")
-        axis.set_title(name)
+        axis.set_title(style.display(name))
         axis.set_xlabel("trial")
     axes[0][0].set_ylabel(f"average accuracy ({result['objective']})")
-    axes[0][0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
-    return path
+    style.legend(figure)
+    return style.save(figure, path, (".png",))
 
 
+@style.applied()
 def _sensitivity(workdir: pathlib.Path, result: Mapping[str, Any]) -> list[pathlib.Path]:
     """For each method, the value against each of its settings."""
     made = []
@@ -318,20 +319,18 @@ def _sensitivity(workdir: pathlib.Path, result: Mapping[str, Any]) -> list[pathl
         fields = list(record["best"]["settings"])
         if not fields:
             continue
-        figure, axes = plots.new_figure(
-            1, len(fields), (3 * len(fields), 3.2), "constrained", squeeze=False, sharey=True
+        figure, axes = style.new_figure(
+            1, len(fields), (3 * len(fields), 3.2), squeeze=False, sharey=True
         )
         for axis, field in zip(axes[0], fields, strict=True):
             x = [t["settings"][field] for t in record["trials"] if t["value"] is not None]
             y = [t["value"] for t in record["trials"] if t["value"] is not None]
-            axis.plot([str(v) for v in x] if isinstance(x[0], (str, bool)) else x, y, "o",
-                      markersize=4)  # fmt: skip
+            axis.plot([str(v) for v in x] if isinstance(x[0], (str, bool)) else x, y, "o")
             if any(text.startswith(f"{field} from") and ", log" in text
                    for text in record["space"]):  # fmt: skip
                 axis.set_xscale("log")
             axis.set_xlabel(field)
         axes[0][0].set_ylabel(f"average accuracy ({result['objective']})")
-        figure.suptitle(name)
-        made.append(workdir / f"sensitivity_{name}.png")
-        figure.savefig(made[-1], dpi=150)
+        figure.suptitle(style.display(name))
+        made.append(style.save(figure, workdir / f"sensitivity_{name}.png", (".png",)))
     return made

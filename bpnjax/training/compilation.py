@@ -1,4 +1,4 @@
-"""Compiled programs: with what options, and kept on disk, so that a second run starts at once."""
+"""Compiler options, and a cache on disk by which a second run starts at once."""
 
 import warnings
 from typing import Any
@@ -16,7 +16,7 @@ LEAST_SECONDS = 0.5  # what compiles faster is not worth a file
 
 
 def keep(config: ConfigDict) -> None:
-    """Turns JAX's persistent compilation cache on, unless the user chose otherwise.
+    """Turns on JAX's persistent compilation cache, unless the user chose otherwise.
 
     Programs go to ``compiled`` in the cache folder (see `bpnjax.data.cache.cache_root`), which may
     be deleted at any time. Without a home folder, or another one that was named, none are kept.
@@ -41,7 +41,7 @@ def keep(config: ConfigDict) -> None:
 
 
 def compile_lowered(lowered: Any) -> Any:
-    """Compiles a lowered program with the options that serve us on this backend.
+    """Compiles a lowered program with the options that are fast on this backend.
 
     Args:
       lowered: what ``jax.jit(...).lower(...)`` or ``jax.pmap(...).lower(...)`` gives.

@@ -1,8 +1,9 @@
 """The programs of a run as pure functions of one seed's state: begin a task, run steps, end it.
 
-They are those of the learner, with the data of the run: whole ranges of steps in one compiled loop.
-The task, the epoch and the range of steps are traced, so each compiles once for a sequence of any
-length; whoever calls them adds `jax.vmap` over seeds, `jax.pmap` over devices, and `jax.jit`.
+They join the functions of the learner and the data of the run, and run many steps in one compiled
+loop. The task, the epoch and the range of steps are traced, so each program compiles once for a
+sequence of any length. The caller adds `jax.vmap` over seeds, `jax.pmap` over devices, and
+`jax.jit`.
 """
 
 import dataclasses
@@ -39,13 +40,13 @@ class RunState:
 
 @struct.dataclass
 class Sums:
-    """What a range of steps adds up.
+    """Sums over a range of steps.
 
     Attributes:
       loss: f32 scalar, summed over examples.
       correct: f32 scalar.
       examples: f32 scalar.
-      bad_step: int32 scalar, the first step after which something is not finite, else -1.
+      bad_step: int32 scalar, the first step after which a value is not finite, or -1.
     """
 
     loss: jax.Array
@@ -58,7 +59,7 @@ def init_state(experiment: Experiment, key: jax.Array) -> RunState:
     """The state before the first task.
 
     Args:
-      experiment: the static side.
+      experiment: what does not change during the run.
       key: the seed's typed PRNG key.
 
     Returns:
@@ -71,10 +72,10 @@ def init_state(experiment: Experiment, key: jax.Array) -> RunState:
 
 
 def begin_task(experiment: Experiment, state: RunState, task: Any) -> RunState:
-    """Fresh task parameters and optimizer states; the shared parameters go on.
+    """Starts a task with new task parameters and optimizer states; shared parameters stay.
 
     Args:
-      experiment: the static side.
+      experiment: what does not change during the run.
       state: after the last task; may be donated.
       task: int scalar, may be traced.
 
@@ -97,13 +98,13 @@ def run_steps(
 ) -> tuple[RunState, Sums]:
     """Runs the steps ``start`` to ``stop - 1`` of an epoch, without a return to the host.
 
-    A loop with traced bounds rather than a scan of fixed length: tasks of different size, an
-    epoch cut by checkpoints and a run taken up in mid-epoch all use the same compiled program and
-    execute the same step, so a resumed run equals one never stopped, bit for bit.
+    The loop has traced bounds, unlike a scan of fixed length. Tasks of different sizes, epochs that
+    checkpoints cut and runs that resume in mid-epoch therefore all use the same compiled program,
+    and a resumed run equals one that was never stopped, bit for bit.
 
     Args:
-      experiment: the static side.
-      state: before; may be donated.
+      experiment: what does not change during the run.
+      state: the state before the steps; may be donated.
       data: the sequence.
       task: int scalar, may be traced, as all that follow.
       epoch: int scalar.
@@ -161,7 +162,7 @@ def end_task(
     """Freezes the task's mode, drops what was learned for it, and updates the protection.
 
     Args:
-      experiment: the static side.
+      experiment: what does not change during the run.
       state: after the task's last step; may be donated.
       data: the sequence; importance passes over the task's training examples.
       task: int scalar, may be traced.
@@ -204,14 +205,14 @@ def input_directions(experiment: Experiment, key: jax.Array) -> jax.Array | None
 def vectors_of(
     learner: Any, features: str, state: State, x: Any, task: Any, directions: Any
 ) -> Any:
-    """What a mapper looks at, f32 ``[n, d]``.
+    """The features from which a mapper guesses the task.
 
     Args:
       learner: of the run.
       features: of `bpnjax.evaluation.mappers.FEATURES`.
       state: of the learner, between two tasks.
       x: examples as they are stored.
-      task: whose mode is looked through, where features are those of modes.
+      task: the task whose mode is active, if the features depend on the mode.
       directions: of `input_directions`.
 
     Returns:
@@ -253,10 +254,10 @@ def _vectors(
 
 
 def steps_per_epoch(experiment: Experiment, sequence: TaskSequence, task: int) -> int:
-    """Batches in an epoch of a task, the last one not full if it does not divide.
+    """The number of batches in an epoch of a task. The last batch may be smaller.
 
     Args:
-      experiment: the static side.
+      experiment: what does not change during the run.
       sequence: the sets on the host.
       task: int; a joint method's epoch takes the examples of all tasks.
 
@@ -271,10 +272,10 @@ def steps_per_epoch(experiment: Experiment, sequence: TaskSequence, task: int) -
 def epoch_order(
     experiment: Experiment, key: jax.Array, split: Split, task: Any, epoch: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """The order in which an epoch takes its examples.
+    """The order of the examples in an epoch.
 
     Args:
-      experiment: the static side.
+      experiment: what does not change during the run.
       key: the seed's typed PRNG key.
       split: the training set; only ``index`` and ``count`` are looked at.
       task: int scalar, may be traced.

@@ -26,14 +26,14 @@ def evaluate(
     """Tests tasks 0 to ``row`` in one program.
 
     Args:
-      experiment: the static side of the run.
+      experiment: what does not change during the run.
       state: the state to test.
       data: the sequence.
       row: int scalar, may be traced: the last task trained.
-      infer: bool scalar, may be traced: whether to measure task_inferred, which costs a pass per
-        mode and task.
+      infer: bool scalar, may be traced; whether to measure task_inferred, which takes a forward
+        pass for each mode and task.
       axis: name of the mapped device axis; each device takes its share of the test examples.
-      in_training: static; the last task is still in training, its mode is not stored yet.
+      in_training: static; says that the last task is still in training, its mode not stored yet.
 
     Returns:
       `Correct`.

@@ -1,4 +1,6 @@
-"""The static side of a run: learner, sizes and options, made of a configuration and a sequence."""
+"""What does not change during a run: learner, sizes and options.
+
+It is made from a configuration and a task sequence."""
 
 import dataclasses
 import inspect
@@ -28,17 +30,17 @@ __all__ = ["Experiment", "make_experiment"]
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What does not change during a run; the programs of training are closed over it.
+    """What does not change during a run. The compiled programs take it as a constant.
 
     Attributes:
-      config: of the run.
+      config: the configuration of the run.
       learner: network, method and optimizers.
-      epochs: of each task.
+      epochs: the number of epochs of each task.
       permuted: whether each task sees the input's elements in an order of its own.
-      mapper: which tells tasks apart by what it keeps of each; None where nobody asks which task it
-        is, or the answers say it.
-      features: what the mapper looks at, of `bpnjax.evaluation.mappers.FEATURES`.
-      width: numbers in it.
+      mapper: guesses the task from what it keeps of each task. None if no guess is needed,
+        or if the guess comes from the answers alone.
+      features: the mapper's input, one of `bpnjax.evaluation.mappers.FEATURES`.
+      width: the number of these features.
     """
 
     config: Any
@@ -61,12 +63,12 @@ class Experiment:
 
     @property
     def jointly(self) -> bool:
-        """Whether the method trains once, on the examples of all tasks."""
+        """Whether the method trains once on the examples of all tasks together."""
         return self.learner.method.trains == "jointly"
 
 
 def make_network(config: Any, sequence: TaskSequence) -> Network:
-    """The network of a run, which takes examples as they are stored.
+    """Makes the network of a run. It takes examples as they are stored.
 
     Args:
       config: a validated run configuration.
@@ -150,12 +152,12 @@ def _starting_from(network: Network, arrays: dict[str, np.ndarray], num_classes:
 def make_experiment(
     config: Any, sequence: TaskSequence, method: Method | None = None
 ) -> Experiment:
-    """Builds network, method and optimizers; touches shapes only, no data.
+    """Builds network, method and optimizers. It reads shapes only, no data.
 
     Args:
       config: a validated run configuration.
       sequence: what `bpnjax.data.load_sequence` gives for it.
-      method: instead of the one that the configuration names.
+      method: replaces the method that the configuration names.
 
     Returns:
       `Experiment`, without arrays but for the normalisation and the classes of the tasks.

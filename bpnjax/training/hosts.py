@@ -1,4 +1,4 @@
-"""Several hosts, one run: who takes part, who writes, and what the first one tells the others.
+"""One run on several hosts: joining it, and messages from the first host to the others.
 
 Every host runs the same command and the same programs; the devices of all of them share each
 batch. The first host alone writes results and reads checkpoints.
@@ -19,16 +19,16 @@ from bpnjax.utils.errors import UserError
 
 
 def join(coordinator: str = "", number: int | None = None, me: int | None = None) -> None:
-    """Takes part in a run of several hosts; call it before anything touches a device.
+    """Joins a run of several hosts. Call it before any use of a device.
 
     Args:
-      coordinator: ``HOST:PORT`` of the first host; "" leaves it, as the other two, to what JAX
-        finds out by itself (Slurm, Open MPI, Cloud TPU, JAX_COORDINATOR_ADDRESS).
-      number: of hosts.
-      me: number of this one, from 0.
+      coordinator: ``HOST:PORT`` of the first host. With "" JAX finds all three arguments by itself
+        (Slurm, Open MPI, Cloud TPU, JAX_COORDINATOR_ADDRESS).
+      number: how many hosts there are.
+      me: the number of this host, from 0.
 
     Raises:
-      UserError: the hosts cannot be found, or did not come together.
+      UserError: the hosts cannot be found, or not all of them joined.
     """
     try:
         # Without a collectives library the CPU backend has devices of this host only.
@@ -42,25 +42,25 @@ def join(coordinator: str = "", number: int | None = None, me: int | None = None
 
 
 def is_first() -> bool:
-    """Does this host write the results?
+    """Says whether this host writes the results.
 
     Returns:
-      True on the first host; always without several.
+      True on the first host, and if there is only one.
     """
     return jax.process_index() == 0
 
 
 def first_asks(question: Callable[[], Any]) -> Any:
-    """The answer to a question that only the first host can ask, on every host.
+    """Asks a question on the first host and gives every host the answer.
 
     Args:
-      question: returns JSON, or raises `UserError`; called on the first host.
+      question: a function that returns JSON or raises `UserError`; called on the first host only.
 
     Returns:
       The answer.
 
     Raises:
-      UserError: the question did, on all hosts.
+      UserError: the question raised it; it is then raised on all hosts.
     """
     answer, complaint = None, ""
     if is_first():
@@ -76,13 +76,15 @@ def first_asks(question: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def own_folder(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Where this host writes: the first one the run's folder, others one that nobody reads.
+    """The folder that this host writes to.
+
+    The first host writes to the run's folder, the others to a temporary folder.
 
     Args:
       workdir: the run's folder.
 
     Yields:
-      A path; the folder of another host is removed at the end.
+      A path. Temporary folders are removed at the end.
     """
     if is_first():
         yield workdir
@@ -92,13 +94,13 @@ def own_folder(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def tell(value: Any) -> Any:
-    """What the first host gives, on every host; call it on all of them.
+    """Sends a value from the first host to every host. Call it on all of them.
 
     Args:
-      value: any JSON; what the others give is not looked at.
+      value: any JSON; the values of the other hosts are ignored.
 
     Returns:
-      The first host's value, gone through JSON where there are several: tuples come as lists.
+      The first host's value. With several hosts tuples become lists, as JSON has no tuples.
     """
     if jax.process_count() == 1:
         return value
@@ -113,10 +115,10 @@ def tell(value: Any) -> Any:
 
 
 def tell_arrays(tree: Any) -> Any:
-    """The arrays of the first host, on every host; call it on all of them.
+    """Sends arrays from the first host to every host. Call it on all of them.
 
     Args:
-      tree: of arrays; all hosts must give the same structure, shapes and dtypes.
+      tree: a tree of arrays; all hosts must give the same structure, shapes and dtypes.
 
     Returns:
       The first host's, as NumPy arrays and PRNG keys; ``tree`` itself on one host.

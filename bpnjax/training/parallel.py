@@ -1,12 +1,14 @@
-"""Many seeds by vmap or one after another, many devices by pmap: the only place that names them.
+"""Runs many seeds (by vmap or in turn) and many devices (by pmap).
 
-The programs themselves are per seed and per device; they receive the name of the device axis and
-sum what must be summed.
+No other module names seeds or devices.
 
-How seeds and devices are laid out changes no result but by rounding. Seeds that a device runs in
-turn, or that are dealt out to several devices, are equal bit for bit to each seed alone where XLA
-compiles the same code for both (measured: JAX 0.10 on a CPU), else to about 1e-6 in a short run.
-Batches that are shared are summed in another order, and so are seeds at once (vmap).
+A program is written for one seed and one device. It receives the name of the device axis and sums
+over this axis itself.
+
+The layout of seeds and devices changes results by rounding only. A seed that runs in turn with
+others, or on one of several devices, has the same bits as the seed alone if XLA compiles the same
+code for both (measured: JAX 0.10 on a CPU); otherwise they agree to about 1e-6 in a short run.
+Batches that several devices share, and seeds that run at once (vmap), are summed in another order.
 """
 
 import time
@@ -28,7 +30,7 @@ AXIS = "devices"
 
 
 class Layout(NamedTuple):
-    """How a run uses devices."""
+    """How a run uses its devices."""
 
     number: int = 1  # of devices, those of all hosts
     axis: str = "batch"  # what they share: batch or seeds
@@ -37,7 +39,7 @@ class Layout(NamedTuple):
 
 
 def choose_layout(config: ConfigDict) -> Layout:
-    """How many devices a run uses, and for what.
+    """Decides how many devices a run uses, and for what.
 
     Args:
       config: a run configuration; `devices` is "all" or a number.
@@ -48,8 +50,8 @@ def choose_layout(config: ConfigDict) -> Layout:
       one after another on a CPU, at once elsewhere.
 
     Raises:
-      UserError: more than there are or than have something to do, or none; or several hosts and a
-        layout that they cannot have.
+      UserError: there are fewer devices, some would have nothing to do, none is asked for, or
+        several hosts cannot have this layout.
 
     Example:
       >>> from bpnjax import config
@@ -96,11 +98,11 @@ def choose_layout(config: ConfigDict) -> Layout:
 
 
 def place(tree: Any, layout: Layout) -> Any:
-    """Copies a tree to every device of a layout, once, so that no call has to.
+    """Copies a tree once to every device of a layout, so that later calls need no copy.
 
     Args:
       tree: arrays, the same on all hosts.
-      layout: of the devices.
+      layout: the layout of the devices.
 
     Returns:
       The tree on the devices; as it was where the layout has one device.
@@ -149,7 +151,7 @@ def program(
     over_seeds: tuple[int, ...] = (0,),
     donate: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
-    """Compiles a per-seed function for seeds and devices; at its first call, once.
+    """Compiles a function of one seed for all seeds and devices, once, at its first call.
 
     Args:
       function: ``f(key or state, ...)``; if it splits its work it is called with ``axis=``, a name
@@ -157,7 +159,7 @@ def program(
       clock: counts the compile time.
       num_seeds: with 1 the arguments have no seed axis, else those in ``over_seeds`` and the
         results have a leading axis ``[num_seeds]``.
-      layout: of the devices. With the axis "seeds" each device runs its seeds by itself.
+      layout: the layout of the devices. With the axis "seeds" each device runs its seeds by itself.
       split: whether the function can divide its work over the devices and sums over the axis by
         itself. Else, with the axis "batch", each device (and each host) does all of it.
       over_seeds: positions of the arguments with a seed axis.

@@ -1,4 +1,6 @@
-"""How long each task is trained and when its learning rate drops: tables a traced task looks up."""
+"""How long each task is trained, and when its learning rate drops.
+
+Both are tables, so that the task may be a traced number."""
 
 from typing import Any
 
@@ -10,12 +12,12 @@ from bpnjax.utils.errors import UserError
 
 
 def epochs_per_task(config: Any, num_tasks: int, joint: bool = False) -> list[int]:
-    """The epochs of each task.
+    """The number of epochs of each task.
 
     Args:
       config: a run configuration.
       num_tasks: T.
-      joint: whether all tasks are trained at once: then for as long as the longest.
+      joint: whether all tasks are trained at once, for as many epochs as the longest has.
 
     Returns:
       T numbers.
@@ -35,12 +37,12 @@ def epochs_per_task(config: Any, num_tasks: int, joint: bool = False) -> list[in
 
 
 def look_up(table: Any, task: Any) -> jax.Array:
-    """The entry of a task, which may be traced."""
+    """The entry of a task. The task may be traced."""
     return jnp.asarray(np.array(table, np.int32))[task]
 
 
 def dropped(config: Any, epochs: Any, task: Any, epoch: Any) -> jax.Array:
-    r"""What is left of a task's learning rate in one of its epochs.
+    r"""The factor to which drops have reduced a task's learning rate in an epoch.
 
     .. math:: f^{-d}, \quad d = |\{s : epoch \ge s \cdot epochs_t\}|
 
@@ -75,7 +77,7 @@ def dropped(config: Any, epochs: Any, task: Any, epoch: Any) -> jax.Array:
 
 
 def rates(experiment: Any, task: Any, epoch: Any) -> tuple[Any, Any]:
-    r"""Factors on the learning rates in an epoch of a task: all there is of schedules.
+    r"""Factors on the learning rates in an epoch of a task.
 
     .. math:: \frac{f^{-d}}{1 + c t}, \quad f^{-d}
 
@@ -83,7 +85,7 @@ def rates(experiment: Any, task: Any, epoch: Any) -> tuple[Any, Any]:
     network afresh, so their rate does not fall from task to task.
 
     Args:
-      experiment: the static side of a run.
+      experiment: what does not change during the run.
       task: t, int scalar, may be traced.
       epoch: int scalar, may be traced.
 

@@ -1,7 +1,7 @@
-"""Training images for a range of steps: the whole set, or chunks that are fetched ahead.
+"""Feeds training images to a range of steps: the whole set, or chunks that are fetched ahead.
 
-A chunk is a `Data` whose training split holds the images of its steps only, and an index table
-that names their places in it; the program that runs the steps is the same.
+A chunk is a `Data` whose training split holds only the images of its steps, with an index table of
+their positions. The program that runs the steps is the same in both cases.
 """
 
 import contextlib
@@ -33,13 +33,13 @@ _SHARE = 4  # of the memory for images, a chunk's part: one at work, one ahead, 
 
 
 def most_bytes(config: ConfigDict) -> int | None:
-    """How many bytes of images of a split may lie on the device.
+    """The number of bytes that the images of a split may take on the device.
 
     Args:
       config: a run configuration; `dataset.device_mb` in MiB, 0 for half the device's memory.
 
     Returns:
-      Bytes; None where the device tells no limit, as a CPU.
+      Bytes; None if the device has no known limit, as a CPU.
     """
     if config.dataset.device_mb:
         return int(config.dataset.device_mb * 2**20)
@@ -58,7 +58,7 @@ def make_feed(
     """Prepares the feed of a run.
 
     Args:
-      experiment: the static side of the run.
+      experiment: what does not change during the run.
       key: the PRNG key of its seed, or those of all.
       sequence: the sets on the host.
       data: the sets as the programs see them.

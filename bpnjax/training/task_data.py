@@ -1,4 +1,4 @@
-"""A sequence on the device, and the examples of its tasks."""
+"""A task sequence on the device, and access to the examples of its tasks."""
 
 import dataclasses
 import math
@@ -35,10 +35,10 @@ class Data:
 
 @jax.tree_util.register_static
 class HostImages:
-    """Images that stay on the host: what the device asks for by row is fetched when it asks.
+    """Images that stay on the host. Rows are copied to the device when a program asks for them.
 
-    Stands in for the array ``images`` of a `Split`. A program that indexes it waits for the host
-    at that point; training gets its images in chunks instead (see `bpnjax.training.streaming`).
+    It replaces the array ``images`` of a `Split`. A program that indexes it waits for the host at
+    that point. Training gets its images in chunks instead (see `bpnjax.training.streaming`).
     """
 
     def __init__(self, array: Any) -> None:
@@ -56,8 +56,8 @@ def put_on_device(sequence: TaskSequence, most_bytes: int | None = None) -> Data
 
     Args:
       sequence: what `bpnjax.data.load_sequence` gives.
-      most_bytes: images of a split that take more stay on the host, as `HostImages`; None: all
-        go to the device.
+      most_bytes: images of a split that take more bytes stay on the host, as `HostImages`. With
+        None all images go to the device.
 
     Returns:
       `Data`; images in their own dtype (uint8 takes a quarter of f32), normalised by the network.
@@ -99,7 +99,7 @@ class Reader:
     orders: jax.Array | None = None
 
     def take(self, split: Split, slots: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Examples and labels of some slots.
+        """Takes the examples and labels of some slots.
 
         Args:
           split: of the data, training or test.
@@ -125,7 +125,7 @@ def make_reader(experiment: Any, key: jax.Array, data: Data, task: Any) -> Reade
     """Draws the order of the input's elements once, so that it stays out of the loops that use it.
 
     Args:
-      experiment: the static side of a run.
+      experiment: what does not change during the run.
       key: the seed's typed PRNG key.
       data: the sequence.
       task: int scalar, may be traced: all slots that are taken are of this task. None for slots of

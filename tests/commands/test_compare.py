@@ -21,7 +21,7 @@ def flags(tiny_flags):
 
 def test_table_figure_and_files(flags, tmp_path, capsys):
     folder = tmp_path / "out"
-    assert compare.run([*flags, "--methods=sgd, psp", f"--workdir={folder}"]) == 0
+    assert compare.run([*flags, "--methods=sgd, psp", "--latex", f"--workdir={folder}"]) == 0
     out = capsys.readouterr().out
     rows = list(csv.DictReader((folder / "compare.csv").open()))
     assert [row["method"] for row in rows] == ["sgd", "psp"]
@@ -41,7 +41,13 @@ def test_table_figure_and_files(flags, tmp_path, capsys):
     text = (folder / "compare.md").read_text()
     assert f"{told['mean']:.4f} ± {told['sd']:.4f}" in text and "bytes per task" in text
     assert "| `sgd` |" in text and "--methods=sgd, psp" in text and str(tmp_path) not in text
-    assert (folder / "compare.png").read_bytes()[:4] == b"\x89PNG"
+    for name in compare.FIGURES:
+        assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG" and f"({name}.png)" in text
+    page = (folder / "compare.html").read_text()
+    assert page.count("data:image/png;base64,") == 4 and "<td><code>psp</code></td>" in page
+    assert "http" not in page and page.count("<th>") == len(compare.HEADER)
+    latex = (folder / "compare.tex").read_text()
+    assert f"\nPSP & {told['mean']:.4f} $\\pm$ {told['sd']:.4f} & " in latex
 
 
 def test_what_is_complete_is_not_run_again(flags, tmp_path, monkeypatch):

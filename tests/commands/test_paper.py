@@ -96,7 +96,7 @@ def test_every_artefact_and_the_page(configs, folder, few, monkeypatch, capsys):
         command, "artefacts", lambda: {k: f for k, f in known.items() if k != "fig5"}
     )
     flags = ["--artefact=all", f"--workdir={folder}", f"--configs={configs}", "--num_seeds=1",
-             "--config.train.batch_size=48", "--sequence=eight_domains"]  # fmt: skip
+             "--config.train.batch_size=48", "--sequence=eight_domains", "--latex"]  # fmt: skip
     assert command.run(flags) == 0
     names = [name for name in command.artefacts() if name not in ("online", "step")]
     for name in names:
@@ -109,6 +109,12 @@ def test_every_artefact_and_the_page(configs, folder, few, monkeypatch, capsys):
         for key, table in results(name)["ledger"].items():
             made = json.loads((folder / name / f"{name}.json").read_text())["ledger"][key]
             assert made["header"] == table["header"] and made["rows"]
+        assert (folder / name / f"{name}.svg").is_file() and (
+            folder / name / f"{name}.pdf"
+        ).is_file()
+        found = json.loads((folder / name / f"{name}.json").read_text())
+        latex = (folder / name / f"{name}.tex").read_text()
+        assert latex.count(r"\begin{tabular}") == len(found["tables"])
     page = (folder / "report" / "index.html").read_text()
     assert page.count("data:image/png;base64,") == len(names)
     assert "<td>BD+EWC</td>" in page and "http" not in page.replace("http-equiv", "")
