@@ -68,7 +68,8 @@ def write(
             print(f"report  {name}", file=sys.stderr, flush=True)
             config = made.protocols[name].report.copy_and_resolve_references()
             config.update_from_flattened_dict(methods[name]["best"]["settings"])
-            done = train.train_and_evaluate(config, workdir / "report" / name)
+            folder = workdir / "report" / name
+            done = train.train_and_evaluate(config, folder, overwrite=_outdated(folder, config))
             methods[name]["report"] = plain({
                 "num_seeds": config.num_seeds, "summary": done["summary"],
                 "memory": done["memory"],
@@ -80,6 +81,15 @@ def write(
     write_atomically(workdir / "search.json", json.dumps(plain(result), indent=1) + "\n")
     write_atomically(workdir / "search.md", markdown(result))
     return result
+
+
+def _outdated(folder: pathlib.Path, config: Any) -> bool:
+    """Whether a report is of settings that later trials surpassed."""
+    try:
+        there = json.loads((folder / "config.json").read_text())
+        return configuration.fingerprint(there) != configuration.fingerprint(config)
+    except (OSError, ValueError, AttributeError):
+        return False  # there is none, or what the run itself refuses
 
 
 def read(workdir: pathlib.Path, wait: bool = False) -> dict[str, Any]:

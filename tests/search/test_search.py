@@ -105,6 +105,17 @@ def test_equal_budgets_and_files_that_other_commands_take(tmp_path, capsys):
     rows = compare.run_all(configuration.load_file(str(tuned)), ["psp"], tmp_path / "c", False)
     assert rows[0].result["config"]["train"]["learning_rate"] == best
 
+    # A report of other settings than the best, as of fewer trials, gives way.
+    folder = tmp_path / "report" / "psp"
+    before = json.loads((folder / "result.json").read_text())["accuracy"]
+    stale = json.loads((folder / "config.json").read_text())
+    stale["train"]["learning_rate"] = 0.123
+    (folder / "config.json").write_text(json.dumps(stale))
+    assert command.run(arguments) == 0
+    assert json.loads((folder / "result.json").read_text())["accuracy"] == before
+    stale["train"]["learning_rate"] = best
+    assert json.loads((folder / "config.json").read_text()) == stale
+
     # More trials: those that are there stay.
     made = search.search(
         configuration.with_changes(config_of(arguments), "", ""), ["sgd"], tmp_path, trials=4,
