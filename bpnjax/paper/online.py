@@ -63,8 +63,8 @@ hardly be read off BD's modes here (by entropy). Told the task, BD's modes choos
 which no method without modes can; restricted to the task's own classes replay is ahead, at the
 price of 1,000 images. With batches of 64 there are a sixth of the steps, and every network learns
 less: without the task ER is still ahead on both sets and DER++ no longer is; on CIFAR-100 BD's
-modes reach little more than a tenth, told the task or not restricted to its classes. Running statistics of each task do not help by themselves (trials: SGD
-with them is below SGD).
+modes reach little more than a tenth, whether or not they are restricted to the task's classes.
+Running statistics of each task do not help by themselves (trials: SGD with them is below SGD).
 
 The published figures are of the same protocol with width 20. None were found in papers for
 fine-tuning, EWC and LwF without the task."""
