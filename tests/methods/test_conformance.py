@@ -12,8 +12,9 @@ from command import ROOT
 from support import ANALYTIC, FROZEN, PARTS, Jitted, digits_config, marked_slow, whole_registry
 
 import bpnjax
+from bpnjax import modes
 from bpnjax.methods import REGISTRY
-from bpnjax.run import export
+from bpnjax.run import byte_counts, export
 from bpnjax.training import epochs
 from bpnjax.training.task_data import make_reader
 from bpnjax.utils import arrays, prng
@@ -116,6 +117,17 @@ def assert_answers_agree(jitted, state, folder):
 def test_saved_and_loaded_it_answers_as_in_its_run(trained, tmp_path):
     jitted, state, _ = trained
     assert_answers_agree(jitted, state, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in modes.MODULATIONS if kind != "bias"])
+def test_every_modulation_is_answered_as_in_its_run(kind, tmp_path):
+    network = {"model__name": "convnet", "model__channels": (4,)} if kind == "depthwise" else {}
+    jitted = Jitted(digits_config("bd_ewc", bd__modulation=kind, train__epochs=2, **network))
+    state, _ = jitted.train(jax.random.key(0), epochs=2)
+    assert jitted.traces == 1
+    assert_answers_agree(jitted, state, tmp_path)
+    if kind == "mask":  # 16 units and 6 outputs: a bit each
+        assert byte_counts.report(jitted.experiment)["bytes_per_task"] == 3
 
 
 def counting(learner):
