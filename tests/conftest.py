@@ -15,6 +15,9 @@ from command import ROOT, contents, flags_of_tests, one_line, process
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = flags_of_tests()  # the workers of pytest-xdist inherit them
+if os.environ.get("BPNJAX_ATTACKS_RESULT"):  # the cases of tests/attack are counted into a file
+    sys.path.insert(0, str(ROOT / "tests" / "attack"))
+    from counting import pytest_runtest_makereport, pytest_sessionfinish  # noqa: F401
 TINY = {
     "name": "tiny",
     "dataset.name": "digits",

@@ -815,12 +815,12 @@ def test_factors_take_the_beneficial_step_under_any_optimizer(optimizer):
         state, _ = learner.step(state, (X, Y))
         gd, _ = control.step(gd, (X, Y))
         for path, factors in state.task_params.items():
-            moved = np.abs(factors["M"] - before[path]["M"])
+            moved = np.abs(factors["bias"]["M"] - before[path]["bias"]["M"])
             np.testing.assert_allclose(moved, 0.05, rtol=1e-5)
         before = copied(state.task_params)
     # W follows its gradient by the optimizer: in the first step as in the control.
     for path, factors in gd.task_params.items():
-        moved = np.abs(factors["M"] - start[path]["M"])
+        moved = np.abs(factors["bias"]["M"] - start[path]["bias"]["M"])
         assert moved.max() > 0 and not np.allclose(moved, 0.15, rtol=1e-2)
     for name in ("gd", "bd"):
         learner = make(name, optimizer=optimizer, settings={"hidden_dim": 4})
@@ -844,9 +844,10 @@ def test_task_parameters_may_have_a_rate_or_an_optimizer_of_their_own():
     same(same_params, params, **CLOSE)
     own, _ = moved_w(task_optimizer=optax.sgd(0.2))
     for path, factors in plain.items():
-        np.testing.assert_allclose(faster[path]["W"], 3 * factors["W"], rtol=1e-3, atol=1e-7)
-        np.testing.assert_allclose(own[path]["W"], 2 * factors["W"], rtol=1e-3, atol=1e-7)
-        np.testing.assert_allclose(faster[path]["M"], factors["M"], rtol=1e-5)
+        usual, fast, of = factors["bias"], faster[path]["bias"], own[path]["bias"]
+        np.testing.assert_allclose(fast["W"], 3 * usual["W"], rtol=1e-3, atol=1e-7)
+        np.testing.assert_allclose(of["W"], 2 * usual["W"], rtol=1e-3, atol=1e-7)
+        np.testing.assert_allclose(fast["M"], usual["M"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("reset", [True, False])

@@ -305,7 +305,7 @@ def _check_read(
     if all(layer.kind != "function" for layer in chosen.values()):
         return
     setup.stored_example("a step relative to the outputs of layers (bd.step)")
-    measures = {"measure": jnp.zeros(2)} if measure and "bias" in kind.names else {}
+    measures = {"measure": jnp.zeros(2, jnp.float32)} if measure and "bias" in kind.names else {}
     mode = {
         path: {name: jnp.zeros(shape, jnp.float32) for name, shape in own.items()} | measures
         for path, own in kind.shapes(chosen).items()

@@ -12,6 +12,7 @@ join. The table `MODULATIONS` says which of them a task learns, and how they are
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -55,6 +56,10 @@ def depthwise(y: jax.Array, kernel: jax.Array) -> jax.Array:
     return total
 
 
+_ones = partial(jnp.ones, dtype=jnp.float32)
+_zeros = partial(jnp.zeros, dtype=jnp.float32)
+
+
 def _identity(shape: tuple[int, ...]) -> jax.Array:
     return jnp.zeros(shape, jnp.float32).at[1, 1].set(1.0)
 
@@ -95,12 +100,12 @@ def _of_outputs(path: str, layer: Any) -> tuple[int, ...]:
 
 # In the order in which they act.
 VECTORS: dict[str, Vector] = {
-    "key": Vector(_of_inputs, jnp.ones, jnp.multiply, jnp.multiply, on_input=True),
+    "key": Vector(_of_inputs, _ones, jnp.multiply, jnp.multiply, on_input=True),
     "depthwise": Vector(
         lambda path, layer: (3, 3, *_of_outputs(path, layer)), _identity, depthwise, None
     ),
-    "gain": Vector(_of_outputs, jnp.ones, jnp.multiply, jnp.multiply),
-    "bias": Vector(_of_outputs, jnp.zeros, jnp.add, jnp.add),
+    "gain": Vector(_of_outputs, _ones, jnp.multiply, jnp.multiply),
+    "bias": Vector(_of_outputs, _zeros, jnp.add, jnp.add),
 }
 
 

@@ -196,7 +196,7 @@ def test_config_file_that_does_not_exist(refused, argument):
         ("digit", "did you mean digits?"),
         ("configs/digits.py", "did you mean digits?"),  # from a folder without configs/
         ("published/sii", "did you mean published/si"),
-        ("qqqq", "choose from: default, cifar10, cifar100, digits,"),
+        ("qqqq", "choose from: default, cifar10, cifar100, cifar100_b0_inc10, digits,"),
     ],
 )
 def test_packaged_configuration_that_does_not_exist(refused, name, words):

@@ -302,7 +302,7 @@ def test_bd_has_relative_steps_on_a_network_of_any_layers(name):
     state, _ = learner.step(state, (x, LABELS))
     assert set(state.task_params) == set(sizes)
     for path, factors in state.task_params.items():
-        moved = np.abs(factors["M"])
+        moved = np.abs(factors["bias"]["M"])
         if name == "vit":  # the dropout of the step changes the sizes of what follows it
             assert moved[0, 0] > 0
             np.testing.assert_allclose(moved, moved[0, 0], rtol=1e-5)
@@ -411,7 +411,7 @@ def test_a_layer_in_nn_jit_is_refused_in_a_mode_and_free_without():
     [
         ({"head": {"bias": jnp.ones(2)}}, r"bias of layer .head. has shape \(2,\); it must have"),
         ({"head": {"key": jnp.ones(1)}}, "key of layer 'head' has shape"),
-        ({"head": {"scale": jnp.ones(3)}}, r"layer 'head' has \['scale'\]; a layer has a 'key'"),
+        ({"head": {"scale": jnp.ones(3)}}, r"layer 'head' has \['scale'\]; a layer has key, dep"),
         ({"head": {"measures": jnp.ones(2)}}, r"layer 'head' has \['measures'\]"),
         ({"lifted/dense": {"bias": jnp.ones((4, 5))}}, "first axis is not the batch of 4 examples"),
     ],

@@ -789,7 +789,10 @@ def test_modes_that_do_not_fit_are_refused():
         matching(network.layers, ".*")
     params, _ = network.init(KEY)
     for mode, message in [
-        ({"out": {"gain": jnp.ones(2)}}, r"'out' has \['gain'\]; a layer has a 'key' and a 'bias'"),
+        (
+            {"out": {"scale": jnp.ones(2)}},
+            r"'out' has \['scale'\]; a layer has key, depthwise, gain",
+        ),
         ({"out": {"bias": jnp.ones(3)}}, r"bias of layer 'out' has shape \(3,\).*\[2\]"),
         ({"out": {"key": jnp.ones((4, 3))}}, "first axis is not the batch of 4"),
         ({"outs": {"bias": jnp.ones(2)}}, "did not call: outs; it has out"),

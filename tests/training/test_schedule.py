@@ -43,8 +43,8 @@ def test_drops_divide_the_rates_but_not_epsilon(step):
     for plain, dropped, divided_by in zip(
         moves(epochs, **kind), moves(epochs, **kind, **drops), (1, 4, 16), strict=True
     ):
-        for name, own in dropped[1].items():
-            of = plain[1][name]
+        for name, vectors in dropped[1].items():
+            own, of = vectors["bias"], plain[1][name]["bias"]
             assert np.abs(of["W"]).max() > 0 and np.abs(of["M"]).max() > 0
             np.testing.assert_allclose(own["W"], of["W"] / divided_by, rtol=2e-2, atol=1e-7)
             np.testing.assert_array_equal(own["M"], of["M"])
@@ -56,10 +56,11 @@ def test_drops_divide_the_rates_but_not_epsilon(step):
 def test_the_decay_from_task_to_task_is_of_the_shared_parameters_only():
     absolute = {"bd__step": "absolute", "bd__epsilon": 0.02}
     (plain,), (decayed,) = moves([1], **absolute), moves([1], **absolute, train__rate_decay=3.0)
-    for name, own in decayed[1].items():
+    for name, vectors in decayed[1].items():
+        own, of = vectors["bias"], plain[1][name]["bias"]
         # The step before left the shared parameters elsewhere.
-        np.testing.assert_allclose(own["W"], plain[1][name]["W"], rtol=5e-2, atol=2e-7)
-        np.testing.assert_array_equal(own["M"], plain[1][name]["M"])
+        np.testing.assert_allclose(own["W"], of["W"], rtol=5e-2, atol=2e-7)
+        np.testing.assert_array_equal(own["M"], of["M"])
         expected = plain[0][name]["kernel"] / 4
         np.testing.assert_allclose(decayed[0][name]["kernel"], expected, rtol=5e-2, atol=2e-6)
 
