@@ -70,9 +70,9 @@ def print_help(usage: str, arguments: Sequence[str] = ()) -> None:
     """Prints the usage, the configurations, the methods and all fields.
 
     Each field is shown with its value, its meaning and its range: first those of the chosen method,
-    then those of every run by groups, then those of other methods. If the
-    arguments name a config file, the values and the method are those of the file, and a method that
-    the file registers is shown as well.
+    then those of every run by groups, then those of other methods. If the arguments name a config
+    file, the values and the method are those of the file, and a method that the file registers is
+    shown as well.
 
     Args:
       usage: the text to begin with.

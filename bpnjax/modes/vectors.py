@@ -161,6 +161,18 @@ class Modulation:
         Returns:
           A mode: start + change; of a hard one 1 where ``change + 0.01 > 0`` and else 0, with the
           derivative 1.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from bpnjax import modes
+          >>> change = {"out": {"gain": jnp.array([0.5, -0.5])}}
+          >>> modes.MODULATIONS["gain"].values(change)["out"]["gain"].tolist()
+          [1.5, 0.5]
+          >>> modes.MODULATIONS["mask"].values(change)["out"]["gain"].tolist()
+          [1.0, 0.0]
+
+        Source: the threshold of Piggyback (Mallya et al. 2018, arXiv 1801.06519), whose scores
+        start at 0.01 and whose threshold is 0.005. Variant: threshold 0, one score per unit.
         """
 
         def one(name: str, change: jax.Array) -> jax.Array:
@@ -200,6 +212,13 @@ class Modulation:
 
         Returns:
           The mode itself; of a hard one uint8, eight elements to a byte, the last axis rounded up.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from bpnjax import modes
+          >>> gate = {"out": {"gain": jnp.array([1.0, 0.0, 1.0])}}
+          >>> modes.MODULATIONS["mask"].encoded(gate)["out"]["gain"].tolist()  # 0b10100000
+          [160]
         """
         if not self.hard:
             return mode

@@ -218,8 +218,7 @@ class Outputs:
         Returns:
           An array like ``y``.
         """
-        acting = {name: own for name, own in vectors.items() if name in VECTORS}
-        if all(VECTORS[name].on_input for name in acting):
+        if all(VECTORS[name].on_input for name in vectors if name in VECTORS):
             return y
 
         def acts(y: jax.Array) -> jax.Array:

@@ -91,6 +91,14 @@ def page(title: str, sections: Sequence[Section], back: tuple[str, str] | None =
 
     Returns:
       HTML, the last character a line feed. It loads nothing: style, script and figures are in it.
+
+    Raises:
+      OSError: a figure cannot be read.
+
+    Example:
+      >>> from bpnjax.run.html_page import Section, page
+      >>> "<h1>Two</h1>" in page("Two", [Section("one", "One", "A text.", [], [], [])])
+      True
     """
     links = "".join(
         f'<li><a href="#{s.name}">{html.escape(s.title)}</a></li>' for s in sections

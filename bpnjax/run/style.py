@@ -1,7 +1,8 @@
 """The style of all figures: fonts, lines, and one colour, mark and name for each method.
 
-The colours are those of Okabe and Ito and of Tol, which people with the usual forms of colour
-blindness can tell apart. Nothing here changes the settings of the user's matplotlib.
+The methods that are compared most have colours of Okabe and Ito and of Tol, which people with the
+usual forms of colour blindness can tell apart; variants have shades of them and other marks.
+Nothing here changes the settings of the user's matplotlib.
 """
 
 import contextlib

@@ -72,6 +72,33 @@ def test_depthwise_is_scipys_correlation_of_each_channel():
         np.testing.assert_allclose(found[..., channel], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_outputs_pass_the_kernel_then_the_gain_then_the_bias():
+    rng = np.random.default_rng(1)
+    gain, bias, kernel = (rng.normal(size=s).astype("f4") for s in (4, 4, (3, 3, 4)))
+    y = rng.normal(size=(2, 5, 5, 4)).astype("f4")
+    own = {"bias": bias, "gain": gain, "depthwise": kernel}
+    expected = depthwise(jnp.asarray(y), jnp.asarray(kernel)) * gain + bias
+    np.testing.assert_allclose(networks.modulate(jnp.asarray(y), own), expected, rtol=1e-5)
+
+
+def test_a_bias_beside_a_gain_steps_in_units_of_what_it_is_added_to():
+    """epsilon / sqrt(2) times the size of the outputs after the gain, in the second step."""
+    x = X.reshape(6, -1)
+    network = networks.from_linen(nn.Dense(3), x)
+    method = methods.bd(modulation="bias+gain", epsilon=0.2, hidden_dim=8)
+    learner = bpnjax.learner(network, method, optax.sgd(0.1), 2)
+    state = learner.begin_task(learner.init(jax.random.key(0)), 0)
+    for _ in range(2):
+        before = jax.tree.map(np.array, (state.params, state.task_params))
+        state, _ = learner.step(state, (x, Y))
+    params, factors = before
+    gain = np.asarray(product(factors, "bias+gain")[""]["gain"])
+    assert np.abs(gain - 1).max() > 0.05
+    size = np.sqrt(np.mean(np.square((x @ params["kernel"] + params["bias"]) * gain)))
+    moved = np.abs(state.task_params[""]["bias"]["M"] - factors[""]["bias"]["M"])
+    np.testing.assert_allclose(moved, 0.2 / 2**0.5 * size, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bank_at_its_start_is_the_plain_network(kind):
     network = small()
