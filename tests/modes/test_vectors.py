@@ -230,6 +230,9 @@ def test_gains_multiply_where_modes_are_joined(kind):
     both = modes.merge(*(modes.select(bank, 0) for bank in ended.method))
     found, _ = small().apply(ended.params, both, X)
     np.testing.assert_allclose(learner.apply(ended, X, 0), found, rtol=1e-4, atol=1e-5)
+    two, three = ({"out": {"gain": jnp.array([g]), "key": jnp.array([-g])}} for g in (2.0, 3.0))
+    joined = modes.merge(two, three)["out"]
+    assert (joined["gain"].tolist(), joined["key"].tolist()) == ([6.0], [6.0])
     kernel = {"conv": {"depthwise": jnp.zeros((3, 3, 4))}}
     with pytest.raises(ValueError, match="two modes have a depthwise kernel for layer 'conv'"):
         modes.merge(kernel, kernel)
