@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from bpnjax.models.convolution import conv
+from bpnjax.models.pooling import max_pool
 
 
 class ConvNet(nn.Module):
@@ -31,7 +32,7 @@ class ConvNet(nn.Module):
         dense: Callable[..., Any] = partial(nn.Dense, **options)
         for i, width in enumerate(self.channels if x.ndim > 2 else ()):
             x = nn.relu(layer(width, (3, 3), name=f"conv_{i}")(x))
-            x = nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
+            x = max_pool(x, (2, 2), "SAME")
         x = x.reshape(x.shape[0], -1)
         if features:
             return x

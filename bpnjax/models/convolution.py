@@ -13,6 +13,10 @@ from jax.custom_derivatives import SymbolicZero
 Pads = Sequence[tuple[int, int]]  # before and after, of each dimension
 
 _LABELS = ("NHWC", "HWIO", "NHWC")
+_TRANSPOSED = ("NHWC", "HWOI", "NHWC")
+_NONE = ((0, 0), (0, 0))
+_VECTOR = 4  # XLA's CPU code is slow where channels are no multiple of it
+_IN_CACHE = 3 << 18  # elements of a chunk's shifted inputs
 
 __all__ = ["conv"]
 
@@ -76,7 +80,8 @@ def conv(
     strides, precision = tuple(strides), options.get("precision")
     if depthwise:
         return _depthwise(x, kernel, strides, pads, precision)
-    if kernel.shape[:2] == strides == (1, 1) and not np.any(pads):
+    if kernel.shape[:2] == (1, 1) and not np.any(pads):
+        x = x[:, :: strides[0], :: strides[1]]
         return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())), precision)
     return _conv(x, kernel, strides, pads, precision)
 
@@ -95,44 +100,75 @@ def _plain(
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
 def _conv(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads, precision: Any
 ) -> jax.Array:
-    return _plain(x, kernel, strides, pads, precision)
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            x, kernel, strides, pads, dimension_numbers=_LABELS, precision=precision
+        )
+
+    def filled(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        more = (0, -x.shape[-1] % _VECTOR)
+        none = (0, 0)
+        return plain(
+            jnp.pad(x, (none, none, none, more)), jnp.pad(kernel, (none, none, more, none))
+        )
+
+    if 1 < x.shape[-1] % _VECTOR:
+        return lax.platform_dependent(x, kernel, cpu=filled, default=plain)
+    return plain(x, kernel)
 
 
-def _forward(
-    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads, precision: Any
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv(x, kernel, strides, pads, precision), (x, kernel)
-
-
-def _backward(
+@partial(_conv.defjvp, symbolic_zeros=True)
+def _conv_jvp(
     strides: tuple[int, ...],
     pads: Pads,
     precision: Any,
-    kept: tuple[jax.Array, jax.Array],
-    g: jax.Array,
+    primals: tuple[Any, ...],
+    tangents: tuple[Any, ...],
 ) -> tuple[jax.Array, jax.Array]:
-    x, kernel = kept
-    to_x: list[tuple[int, int]] = []
-    to_kernel: list[tuple[int, int]] = []
-    for size, width, out, s, (before, _) in zip(
-        x.shape[1:3], kernel.shape[:2], g.shape[1:3], strides, pads, strict=True
-    ):
-        reach = (out - 1) * s + 1  # of g, its elements s apart
-        left = width - 1 - before
-        to_x.append((left, size + width - 1 - reach - left))
-        to_kernel.append((before, width - 1 + reach - size - before))
-    flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    x_bar = _plain(g, flipped, (1, 1), to_x, precision, lhs_dilation=strides)
-    lhs, rhs = x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)
-    k_bar = _plain(lhs, rhs, (1, 1), to_kernel, precision, rhs_dilation=strides)
-    return x_bar, k_bar.transpose(1, 2, 0, 3)
+    """Tangents in a form that is quick when it is transposed, into gradients."""
+    (x, kernel), (x_dot, kernel_dot) = primals, tangents
+    y = _conv(x, kernel, strides, pads, precision)
+    y_dot = jnp.zeros_like(y)
+    if not isinstance(x_dot, SymbolicZero):
+        # The kernel's dimensions are permuted here so that they are in order when transposed.
+        y_dot += lax.conv_general_dilated(
+            x_dot, kernel.swapaxes(2, 3), strides, pads, dimension_numbers=_TRANSPOSED,
+            precision=precision,
+        )  # fmt: skip
+    if not isinstance(kernel_dot, SymbolicZero):
+        theirs = partial(_conv, strides=strides, pads=pads, precision=precision)
+        ours = partial(_by_chunks, strides, pads, precision)
+        y_dot += lax.platform_dependent(x, kernel_dot, cpu=ours, default=theirs)
+    return y, y_dot
 
 
-_conv.defvjp(_forward, _backward)
+def _by_chunks(
+    strides: tuple[int, ...], pads: Pads, precision: Any, x: jax.Array, kernel: jax.Array
+) -> jax.Array:
+    """The convolution as matrix products, a chunk of examples after another.
+
+    Transposed, they are products of shifted inputs that stay in the processor's cache.
+    """
+    n, (h, w) = len(x), _size(x, kernel.shape, strides, pads)
+    most = _IN_CACHE // (h * w * kernel[..., 0].size)
+    chunk = next((q for q in range(min(most, n), 1, -1) if n % q == 0), 1)
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    # Transposed, the product is computed in order only if the kernel is [o, ...] here.
+    matrix = kernel.reshape(-1, kernel.shape[-1]).T
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def one(x: jax.Array, matrix: jax.Array) -> jax.Array:
+        shifted = jnp.concatenate(_slices(x, kernel.shape, strides, _NONE), -1)
+        return jnp.matmul(
+            shifted, matrix.T, precision=precision, preferred_element_type=jnp.float32
+        ).astype(x.dtype)
+
+    y = lax.map(lambda x: one(x, matrix), x.reshape(-1, chunk, *x.shape[1:]))
+    return y.reshape(n, h, w, -1)
 
 
 def _depthwise(

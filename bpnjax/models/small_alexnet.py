@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from bpnjax.models.convolution import conv
+from bpnjax.models.pooling import max_pool
 
 CHANNELS = (32, 64, 96, 64, 64)
 HIDDEN = (512, 512)
@@ -50,7 +51,7 @@ class SmallAlexNet(nn.Module):
                     )
                 )
                 if i in _POOLED:
-                    x = nn.max_pool(x, (2, 2), (2, 2))
+                    x = max_pool(x, (2, 2))
             x = x.reshape(x.shape[0], -1)
         if features:
             return x
