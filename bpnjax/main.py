@@ -338,7 +338,7 @@ def run(arguments: list[str]) -> int:
         return 2
     except OSError as error:  # a disk that is full or gone, say
         print(
-            f"bpnjax: {' '.join(str(error).split())}; when that is mended, the same command goes "
+            f"bpnjax: {' '.join(str(error).split())}; when that is fixed, the same command goes "
             "on at the last checkpoint",
             file=sys.stderr,
         )

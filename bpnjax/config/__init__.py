@@ -214,7 +214,7 @@ def load_file(path: str) -> ConfigDict:
         if isinstance(error, KeyboardInterrupt):
             raise
         what = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
-        raise UserError(f"--config: {path} raises {what}; mend that file") from error
+        raise UserError(f"--config: {path} raises {what}; fix that file") from error
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"--config: get_config() of {path} returns {type(config).__name__}; return a "

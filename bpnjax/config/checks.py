@@ -20,7 +20,7 @@ def complaints(flat: dict[str, Any]) -> Iterator[str]:
       flat: ``{field: value}`` of all fields, as `bpnjax.config.flatten` gives them.
 
     Yields:
-      Messages that name the field, its value and the mend. Later checks rely on what earlier ones
+      Messages that name the field, its value and the fix. Later checks rely on what earlier ones
       passed: only the first message is sure to be right.
 
     Raises:
@@ -92,12 +92,12 @@ def _network(flat: dict[str, Any]) -> Iterator[str]:
             )
     pretrained = file_of(model)
     if pretrained and not pathlib.Path(pretrained).is_file():
-        mend = "make one with python -m bpnjax.pretrain and name its model.safetensors"
+        fix = "make one with python -m bpnjax.pretrain and name its model.safetensors"
         if factory.name == "alexnet":
-            mend = (
+            fix = (
                 "download https://download.pytorch.org/models/alexnet-owt-7be5be79.pth and name it"
             )
-        yield f"model.pretrained: no file {pretrained!r}; {mend}"
+        yield f"model.pretrained: no file {pretrained!r}; {fix}"
     if model["mapping"]:
         if not pretrained:
             yield (

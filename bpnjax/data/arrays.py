@@ -167,7 +167,7 @@ def checked(arrays: Arrays, source: Source | str) -> Arrays:
       into memory or not, stay the same objects.
 
     Raises:
-      UserError: images or labels that cannot be trained on: the message says which and the mend.
+      UserError: images or labels that cannot be trained on: the message says which and the fix.
 
     Warns:
       UserWarning: the test images are on another scale than the training images.
@@ -226,7 +226,7 @@ def _check_images(images: np.ndarray, what: str) -> None:
             row = start + int(bad.reshape(len(bad), -1).any(1).argmax())
             column = f", column {int(bad[row - start].argmax())}" if bad.ndim == 2 else ""
             raise UserError(
-                f"{what} hold NaN or infinite numbers, the first in row {row}{column}; mend "
+                f"{what} hold NaN or infinite numbers, the first in row {row}{column}; fix "
                 "the data, or leave these rows out"
             )
 
@@ -252,10 +252,10 @@ def _check_labels(labels: np.ndarray, images: int, classes: int, what: str) -> N
         )
     least, most = int(labels.min()), int(labels.max())
     if least < 0 or most >= classes:
-        mend = "give class numbers from 0, and class_names one name for each"
+        fix = "give class numbers from 0, and class_names one name for each"
         if least == 1 and most == classes:
-            mend = "count them from 0, as labels - 1"
-        raise UserError(f"{what} are {least} to {most} for {classes} class_names; {mend}")
+            fix = "count them from 0, as labels - 1"
+        raise UserError(f"{what} are {least} to {most} for {classes} class_names; {fix}")
 
 
 def _check_alike(train: np.ndarray, test: np.ndarray, field: str, name: str) -> None:

@@ -273,7 +273,7 @@ def _numbers(column: Any, name: str, source: Source) -> np.ndarray:
     if not np.isfinite(values).all():
         row = int((~np.isfinite(values)).argmax())
         raise UserError(
-            f"{source}: column {name!r} is {values[row]} in row {row + 1}; mend it, or leave that "
+            f"{source}: column {name!r} is {values[row]} in row {row + 1}; fix it, or leave that "
             "row out"
         )
     return values

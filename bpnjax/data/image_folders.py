@@ -156,9 +156,9 @@ def _listed(root: pathlib.Path, source: Source) -> tuple[tuple[str, ...], dict[s
             f"{source} has 'test' but no 'train'; name the two parts train and test, or give one "
             "folder per class"
         )
-    mend = "put each into the folder of its class"
+    fix = "put each into the folder of its class"
     found = {
-        who: _classes({f.name: f for f in _entries(folders[who], source, mend)}, source)
+        who: _classes({f.name: f for f in _entries(folders[who], source, fix)}, source)
         for who in folders
     }
     names = tuple(labels.in_order(found["train"]))
@@ -182,13 +182,13 @@ def _visible(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             yield entry
 
 
-def _entries(folder: pathlib.Path, source: Source, mend: str) -> Iterator[pathlib.Path]:
+def _entries(folder: pathlib.Path, source: Source, fix: str) -> Iterator[pathlib.Path]:
     """The folders in a folder that has no images of its own."""
     for entry in _visible(folder):
         if entry.is_dir():
             yield entry
         elif entry.suffix.lower() in SUFFIXES:
-            raise UserError(f"{source} has images beside its folders, as {entry.name}; {mend}")
+            raise UserError(f"{source} has images beside its folders, as {entry.name}; {fix}")
 
 
 def _classes(folders: dict[str, pathlib.Path], source: Source) -> dict[str, list[pathlib.Path]]:

@@ -355,11 +355,11 @@ def join(
             found = {name: shape[1:] for name, shape in found.items()}
         if len(set(found.values())) > 1:
             shown = ", ".join(f"{name}: {value}" for name, value in found.items())
-            mend = "give them all the same"
+            fix = "give them all the same"
             if what == "shape" and all(len(shape) == 3 for shape in found.values()):
-                mend = "give one, for example --config.dataset.resize='(32, 32, 3)'"
+                fix = "give one, for example --config.dataset.resize='(32, 32, 3)'"
                 field = "dataset.resize" if field.startswith("dataset.") else field
-            raise UserError(f"{field}: the sets differ in {what} ({shown}); {mend}")
+            raise UserError(f"{field}: the sets differ in {what} ({shown}); {fix}")
     sizes = [len(s.class_names) for s in sets]
     starts = np.cumsum([0, *sizes])
     joined: dict[str, Any] = {}

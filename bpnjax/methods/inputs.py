@@ -102,7 +102,7 @@ def checked_examples(setup: Setup, x: Any) -> Any:
         )
     if isinstance(x, np.ndarray):
         if _kind(x.dtype) == "float" and not np.isfinite(x).all():
-            raise UserError("x: the examples hold NaN or infinite numbers; mend the data")
+            raise UserError("x: the examples hold NaN or infinite numbers; fix the data")
         if _kind(x.dtype) == "integer" and x.size:
             room = jnp.iinfo(example.dtype)
             if x.min() < room.min or x.max() > room.max:
@@ -145,7 +145,7 @@ def checked_labels(setup: Setup, y: Any, n: int) -> Any:
                     f"{setup.num_outputs - 1}"
                 )
         elif not whole and not np.isfinite(y).all():
-            raise UserError("y: the labels hold NaN or infinite numbers; mend the data")
+            raise UserError("y: the labels hold NaN or infinite numbers; fix the data")
         return y.astype(label.dtype, copy=False)
     return y
 

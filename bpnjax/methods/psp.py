@@ -46,6 +46,6 @@ def checks_layers(group: str, pattern: str) -> Any:
         try:
             matching(setup.network.layers, pattern)
         except ValueError as error:
-            raise UserError(f"{group}.layers: {error}; mend the pattern") from error
+            raise UserError(f"{group}.layers: {error}; fix the pattern") from error
 
     return check

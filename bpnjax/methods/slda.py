@@ -99,7 +99,7 @@ def discriminant(sums: SldaSums, shrinkage: jax.Array | float) -> LinearHead:
 
     Source: Hayes and Kanan 2020 (arXiv 1909.01520), Eq. 2-4.
     """
-    # By its eigenvalues, which rounding may have made negative and the identity then does not mend.
+    # By its eigenvalues, which rounding may have made negative and the identity then does not fix.
     covariance = sums.scatter / jnp.maximum(sums.classes.examples.sum(), 1.0)
     values, vectors = jnp.linalg.eigh(covariance)
     values = (1.0 - shrinkage) * jnp.maximum(values, 0.0) + shrinkage

@@ -106,7 +106,7 @@ def load(model: Mapping[str, Any]) -> dict[str, np.ndarray]:
             found = convert(found)
         except Exception as error:  # the user's
             raise UserError(
-                f"model.mapping: {mapping} raises {registry.said(error)}; mend it"
+                f"model.mapping: {mapping} raises {registry.said(error)}; fix it"
             ) from error
         if not isinstance(found, Mapping):
             raise UserError(
@@ -257,12 +257,12 @@ def start_from(
     if wrong:
         has = _listed([f"{name} {array.shape}" for name, array in arrays.items()])
         missing = any(text.endswith("missing") for text in wrong)
-        mend = (
+        fix = (
             f"the file has {has}"
             if missing
             else ("give both the same widths and images of the same size")
         )
-        raise ValueError(f"{_listed(wrong)}; {mend}")
+        raise ValueError(f"{_listed(wrong)}; {fix}")
     shapes = [jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype) for i in taken]
 
     def given() -> list[np.ndarray]:

@@ -328,9 +328,7 @@ def load_function(path: str, field: str) -> Callable[..., Any]:
                 f"{field}: no module {missing!r}; it is looked for in the current folder and among "
                 "the installed packages"
             ) from error
-        raise UserError(
-            f"{field}: importing {module_name} raises {said(error)}; mend it"
-        ) from error
+        raise UserError(f"{field}: importing {module_name} raises {said(error)}; fix it") from error
     for name in names.split("."):
         if not hasattr(found, name):
             members = getattr(found, "__dict__", {}).items()

@@ -103,7 +103,7 @@ class ViT(nn.Module):
         if self.dim % self.heads or self.pool not in ("mean", "token") or self.dropout >= 1:
             raise ValueError(
                 f"heads={self.heads} has to divide dim={self.dim}, pool={self.pool!r} to be 'mean' "
-                f"or 'token', and dropout={self.dropout} to be below 1; mend model.options"
+                f"or 'token', and dropout={self.dropout} to be below 1; fix model.options"
             )
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
         size = (self.patch, self.patch)

@@ -158,7 +158,7 @@ def _check_frozen(
     config: ConfigDict, frozen: dict[str, Any], behind: dict[str, Any], sequence: TaskSequence
 ) -> None:
     rules = optim.parse_rates(config.train.rates)
-    # The parts behind the features as a pattern, to name in what mends it.
+    # The parts behind the features as a pattern, to name in what fixes it.
     layers = _layers(behind)
     rest = [name if name in layers else f"{name}/.*" for name in behind]
     for layer in _layers(frozen["params"]):

@@ -43,12 +43,12 @@ def check(experiment: Experiment, sequence: TaskSequence, num_seeds: int) -> Non
     free = memory.available()
     if free is None or state + examples <= free:
         return
-    mend = "lower num_seeds" if num_seeds > 1 and state > examples else (
+    fix = "lower num_seeds" if num_seeds > 1 and state > examples else (
         "choose a smaller network or fewer tasks" if state > examples
         else "set dataset.device_mb, beyond which examples stream"
     )  # fmt: skip
     raise UserError(
         f"memory: the state of {num_seeds} seed{'s' * (num_seeds > 1)} takes "
         f"{state / 2**30:.1f} GiB and the examples {examples / 2**30:.1f} GiB, and "
-        f"{free / 2**30:.1f} GiB are available; {mend}"
+        f"{free / 2**30:.1f} GiB are available; {fix}"
     )

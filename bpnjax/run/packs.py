@@ -446,7 +446,7 @@ def _write(file: pathlib.Path, made: Pack) -> None:
 
 # One model of several packs.
 
-_MENDS = {
+_FIXES = {
     "method": "one model answers by one method; train both by it",
     "sequence.heads": "train both with the same",
     "inputs": "train both on examples of one dtype and shape (dataset.resize)",
@@ -462,12 +462,11 @@ _MENDS = {
 
 def _check_agreement(one: Pack, other: Pack) -> None:
     """Refuses packs that differ in what they must have in common."""
-    for name, mend in _MENDS.items():
+    for name, fix in _FIXES.items():
         a, b = (p.agreement.get(name) for p in (one, other))
         if a != b:
             raise UserError(
-                f"packs: {name} is {_short(a)} in {one.path} and {_short(b)} in {other.path}; "
-                f"{mend}"
+                f"packs: {name} is {_short(a)} in {one.path} and {_short(b)} in {other.path}; {fix}"
             )
     for what, a, b in (
         ("per task", one.agreement["per task"], other.agreement["per task"]),

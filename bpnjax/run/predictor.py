@@ -226,7 +226,7 @@ class Predictor:
                 "in training, with the same scale"
             )
         if np.issubdtype(now, np.floating) and not np.isfinite(x).all():
-            raise ValueError("the examples hold NaN or infinite numbers; mend the data")
+            raise ValueError("the examples hold NaN or infinite numbers; fix the data")
         self._warn_of_range(x)
         ids = np.asarray(task)
         if not np.issubdtype(ids.dtype, np.integer):

@@ -166,10 +166,10 @@ def _exported(predictor: Predictor, batch: int | None, platforms: tuple[str, ...
     except (TypeError, ValueError, NotImplementedError, jax.errors.JAXTypeError,
             jax.errors.InconclusiveDimensionOperation) as error:  # fmt: skip
         why = " ".join(str(error).split())[:200]
-        mend = "use bpnjax.load instead" if batch else "try it for one number, as batch=32"
+        fix = "use bpnjax.load instead" if batch else "try it for one number, as batch=32"
         which = f"a batch of {batch}" if batch else "batches of any size"
         raise UserError(
-            f"batch: the model cannot be exported for {which} ({why}); {mend}"
+            f"batch: the model cannot be exported for {which} ({why}); {fix}"
         ) from error
 
 

@@ -136,16 +136,16 @@ def _lacks(workdir: pathlib.Path, config: ConfigDict) -> str:
 
 def _check_seeds(workdir: pathlib.Path, there: Any, config: ConfigDict, complete: bool) -> None:
     """Refuses another number of seeds, unless it is larger than that of a complete run."""
-    asked, mend = config.num_seeds, "name another --workdir, or pass --overwrite to start afresh"
+    asked, fix = config.num_seeds, "name another --workdir, or pass --overwrite to start afresh"
     if not isinstance(there, int) or asked < there:
         raise UserError(
             f"num_seeds: {asked} asked for, and {workdir} holds {there}; seeds are added to a run "
-            f"and not taken out of it: ask for {there} or more, {mend}"
+            f"and not taken out of it: ask for {there} or more, {fix}"
         )
     if not complete:
         raise UserError(
             f"num_seeds: {asked} asked for, and {workdir} holds a run of {there} that is not "
-            f"complete; end it with --config.num_seeds={there} and ask for {asked} then, {mend}"
+            f"complete; end it with --config.num_seeds={there} and ask for {asked} then, {fix}"
         )
     begun = more_seeds(workdir)
     if begun and begun[0] == config.seed + there and begun[1] != asked - there:

@@ -299,7 +299,7 @@ def test_floats_are_read_with_their_scale(tiny, tmp_path):
     for bad in (np.nan, np.inf):
         wrong = points.copy()
         wrong[7, 1] = bad
-        with pytest.raises(ValueError, match="examples hold NaN or infinite numbers; mend the da"):
+        with pytest.raises(ValueError, match="examples hold NaN or infinite numbers; fix the da"):
             model(wrong, task=1)
     with pytest.warns(UserWarning, match="are they scaled alike"):
         model(points / 100, task=1)

@@ -397,7 +397,7 @@ TABLE = {
     "missing": (columns(a=replaced(None, 4)), "column 'a' has no value in row 5 (1 such"),
     "missing label": (columns(label=replaced(None, 2, str)), "column 'label' has no value in ro"),
     "text": (columns(b=replaced("?", 6, str)), "column 'b' is string, not numbers, as '?' in"),
-    "infinite": (columns(a=replaced(float("inf"), 9)), "column 'a' is inf in row 10; mend it"),
+    "infinite": (columns(a=replaced(float("inf"), 9)), "column 'a' is inf in row 10; fix it"),
     "label": (
         {"x": [1.0] * 20, "species": ["u", "v"] * 10},
         "has no column 'label'; it has 'x', 'species'; name the column of labels, as "

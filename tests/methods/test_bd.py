@@ -421,7 +421,7 @@ def test_settings_that_cannot_be_are_refused(settings, words):
 def test_layers_that_do_not_exist_are_refused():
     for method in ("bd", "psp", "plain_bias", "random_bias"):
         group = "psp" if method == "psp" else "bd"
-        with pytest.raises(UserError, match=rf"{group}\.layers: .*nope.* mend the pattern"):
+        with pytest.raises(UserError, match=rf"{group}\.layers: .*nope.* fix the pattern"):
             Jitted(digits_config(method, **{f"{group}__layers": "nope"}))
 
 

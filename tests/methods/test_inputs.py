@@ -39,7 +39,7 @@ EXAMPLES = [
     (X[None], r"x: examples of shape \(6, 5\); the network was built for \(5,\)"),
     (X.reshape(6, 5, 1), r"x: examples of shape \(5, 1\)"),
     (np.float32(1), r"x: examples of shape \(\)"),
-    (NAN, "x: the examples hold NaN or infinite numbers; mend the data"),
+    (NAN, "x: the examples hold NaN or infinite numbers; fix the data"),
     (INFINITE, "x: the examples hold NaN or infinite numbers"),
     (NAN.tolist(), "x: the examples hold NaN or infinite numbers"),
     (
@@ -182,7 +182,7 @@ def test_labels_of_another_loss(learner):
         (Y, r"y: labels of shape \(6,\) .* expects \[n, 4\] of float32"),
         (targets[:, :3], r"y: labels of shape \(6, 3\)"),
         (targets.astype(np.int32), "y: labels .* dtype int32"),
-        (targets * np.nan, "y: the labels hold NaN or infinite numbers; mend the data"),
+        (targets * np.nan, "y: the labels hold NaN or infinite numbers; fix the data"),
     ):
         with pytest.raises(UserError, match=message):
             learner.step(state, (X, y))

@@ -161,7 +161,7 @@ REFUSED = {
     "no_such_module:make": "model.factory: no module 'no_such_module'; it is looked for in the",
     "bpnjax.no_such:make": "model.factory: no module 'bpnjax.no_such'",
     "broken_of_registry_test:make": "importing broken_of_registry_test raises ModuleNotFoundError: "
-    "No module named 'no_such_package_at_all'; mend it",
+    "No module named 'no_such_package_at_all'; fix it",
     "exits_of_registry_test:make": "importing exits_of_registry_test raises SystemExit: 3",
     "nets_of_registry_test:Smal": "nets_of_registry_test has no function 'Smal'; did you mean",
     "nets_of_registry_test:hidden": "nets_of_registry_test:hidden is a int; name a function",

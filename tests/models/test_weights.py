@@ -188,7 +188,7 @@ def test_mappings(mapped, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("fails", "mappings_of_weights_test:fails raises KeyError: 'fc2.weight'; mend it"),
+        ("fails", "mappings_of_weights_test:fails raises KeyError: 'fc2.weight'; fix it"),
         ("a_list", "mappings_of_weights_test:a_list returns a list; return a dict"),
         ("words", "model.mapping: hidden_0/kernel is a str, not an array"),
         ("half", r"model.pretrained: hidden_0/kernel \(64, 16\) is missing; the file has hid"),
