@@ -51,7 +51,7 @@ Factors = dict[str, dict[str, dict[str, jax.Array]]]
 Epsilon = Annotated[
     float,
     Setting(
-        "step of M, against the sign of its gradient; see bd.step for its unit",
+        "size of M's step, against the sign of its gradient; see bd.step for the unit",
         above=0,
         search=(
             Range(0.02, 2.0, when=("bd.step", "relative")),
@@ -62,8 +62,8 @@ Epsilon = Annotated[
 Step = Annotated[
     str,
     Setting(
-        "M's steps: relative to the size of the layer's outputs and falling within the task, or "
-        "absolute (the paper's)",
+        "unit of M's step: relative (to the size of the layer's outputs, falling within the task) "
+        "or absolute (as in the paper)",
         choices=STEPS,
     ),
 ]
@@ -71,19 +71,19 @@ HiddenDim = Annotated[int, Setting("H, the inner width of the product M W", at_l
 Kind = Annotated[
     str,
     Setting(
-        "what each task has of a layer: bias, gain (on its outputs), bias+gain, rank1 (key on its "
-        "inputs and gain), depthwise (a 3 x 3 kernel per channel behind a convolution), mask (a "
+        "vectors per task and layer: bias, gain (on the outputs), bias+gain, rank1 (a key on the "
+        "inputs and a gain), depthwise (a 3 x 3 kernel per channel after a convolution), mask (a "
         "bit per unit)",
         choices=tuple(modes.MODULATIONS),
         field="bd.modulation",
     ),
 ]
 LayerPattern = Annotated[
-    str, Setting("which layers get a bias per task, a pattern for their path", pattern=True)
+    str, Setting("layers with a bias per task, as a pattern for their paths", pattern=True)
 ]
 Rate = Annotated[
     float | None,
-    Setting("of W (and of M under gd); None for train.learning_rate", above=0),
+    Setting("learning rate of W (with gd also of M); None: train.learning_rate", above=0),
 ]
 
 

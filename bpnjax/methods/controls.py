@@ -34,7 +34,7 @@ PLAIN_STEPS = ("optimizer", "relative")
 ChosenLayers = Annotated[
     str,
     Setting(
-        "which layers get a bias per task, a pattern for their path", pattern=True,
+        "layers with a bias per task, as a pattern for their paths", pattern=True,
         field="bd.layers",
     ),
 ]  # fmt: skip
@@ -45,7 +45,7 @@ def plain_bias(
     learning_rate: Annotated[
         float | None,
         Setting(
-            "of the biases of bias_ewc; None for train.learning_rate",
+            "learning rate of the task biases; None: train.learning_rate",
             above=0,
             search=(Range(1e-3, 0.3, when=("plain_bias.step", "optimizer"), own_program=True),),
         ),
@@ -54,13 +54,14 @@ def plain_bias(
     step: Annotated[
         str,
         Setting(
-            "how they are trained: by the optimizer, or by BD's relative step", choices=PLAIN_STEPS
+            "training of the task biases: by the optimizer, or by the relative step of BD",
+            choices=PLAIN_STEPS,
         ),
     ] = "optimizer",
     epsilon: Annotated[
         float,
         Setting(
-            "of the relative step, as bd.epsilon",
+            "size of the relative step, as bd.epsilon",
             above=0,
             search=(Range(0.02, 2.0, when=("plain_bias.step", "relative")),),
         ),

@@ -159,22 +159,26 @@ class Autoencoder(NamedTuple):
 @register("ebll", paper="Rannen Triki et al. 2017, arXiv 1704.01920")
 def ebll(
     layer: Annotated[
-        str, Setting("the layer whose input is encoded, by its path; '' is the last one")
+        str, Setting("path of the layer whose input is encoded; '' is the last layer")
     ] = "",
     code: Annotated[int, Setting("width of the codes", at_least=1)] = 100,
     strength: Annotated[
         float,
         Setting(
-            "alpha, of alpha/2 |difference of codes|^2", at_least=0, search=(Range(1e-3, 10.0),)
+            "alpha of the penalty alpha/2 |difference of codes|^2",
+            at_least=0,
+            search=(Range(1e-3, 10.0),),
         ),
     ] = 0.1,
     reconstruction: Annotated[
         float,
-        Setting("weight of |x - reconstruction|^2 in an autoencoder's objective", at_least=0),
+        Setting("weight of |x - reconstruction|^2 in the autoencoder's loss", at_least=0),
     ] = 0.01,
-    epochs: Annotated[int, Setting("of an autoencoder", at_least=1)] = 10,
-    learning_rate: Annotated[float, Setting("of an autoencoder, with Adam", above=0)] = 1e-3,
-    batch_size: Annotated[int, Setting("examples in a step of an autoencoder", at_least=1)] = 128,
+    epochs: Annotated[int, Setting("epochs of an autoencoder", at_least=1)] = 10,
+    learning_rate: Annotated[
+        float, Setting("learning rate of an autoencoder (Adam)", above=0)
+    ] = 1e-3,
+    batch_size: Annotated[int, Setting("examples per step of an autoencoder", at_least=1)] = 128,
     distillation: Strength = 1.0,
     temperature: Temperature = 2.0,
     heads: Heads = "tasks",

@@ -31,12 +31,12 @@ from bpnjax.methods.base import Batch, Context, Method, Setup
 from bpnjax.methods.settings import Range, Setting, register
 from bpnjax.utils import prng
 
-MemorySize = Annotated[int, Setting("examples in the reservoir", at_least=1)]
-BatchSize = Annotated[int, Setting("of them that join a step", at_least=1)]
+MemorySize = Annotated[int, Setting("number of examples in the replay memory", at_least=1)]
+BatchSize = Annotated[int, Setting("number of stored examples in a step", at_least=1)]
 Alpha = Annotated[
     float,
     Setting(
-        "der, derpp: weight of the distance to the outputs kept",
+        "der, derpp: weight of the distance to the stored outputs",
         at_least=0,
         search=(Range(0.03, 3.0),),
     ),
@@ -120,7 +120,7 @@ def er(
     combine: Annotated[
         str,
         Setting(
-            "er: mean over the union of batch and draw (authors), or the sum of both means",
+            "er: mean over batch and stored examples together (union), or the sum of both means",
             choices=("union", "sum"),
         ),
     ] = "union",
@@ -141,7 +141,12 @@ def derpp(
     batch_size: BatchSize = 128,
     alpha: Alpha = 1.0,
     beta: Annotated[
-        float, Setting("derpp: weight of the cross-entropy", at_least=0, search=(Range(0.1, 3.0),))
+        float,
+        Setting(
+            "derpp: weight of the cross-entropy of stored examples",
+            at_least=0,
+            search=(Range(0.1, 3.0),),
+        ),
     ] = 0.5,
 ) -> Method:
     """DER++: outputs and labels are kept; see the top of this file for the formula."""

@@ -60,7 +60,8 @@ ANCHORS = ("latest", "per_task")
 Strength = Annotated[
     float | None,
     Setting(
-        "kappa or lambda, see ewc.form; None: 0.02 if relative, else 2000",
+        "strength of the penalty, kappa or lambda (see ewc.form); None: 0.02 for relative, else "
+        "2000",
         at_least=0,
         search=(
             Range(1e-3, 1.0, when=("ewc.form", "relative"), default=0.02),
@@ -69,19 +70,25 @@ Strength = Annotated[
     ),
 ]
 Fisher = Annotated[
-    str, Setting("labels of the Fisher: those of the data, all, or sampled", choices=FISHER_KINDS)
+    str,
+    Setting(
+        "labels of the Fisher: empirical (of the data), true (all, weighted), or sampled",
+        choices=FISHER_KINDS,
+    ),
 ]
 Examples = Annotated[
-    int, Setting("of a task, drawn once, that its Fisher is the mean over; 0 is all", at_least=0)
+    int, Setting("number of examples per task for the Fisher, drawn once; 0: all", at_least=0)
 ]
-Form = Annotated[str, Setting("of the pull: proximal (cannot diverge) or gradient", choices=FORMS)]
+Form = Annotated[
+    str, Setting("how the penalty acts: proximal (cannot diverge) or gradient", choices=FORMS)
+]
 
 
 EwcForm = Annotated[
     str,
     Setting(
-        "of the pull: relative (kappa, no unit) or, by lambda, proximal (cannot diverge) or "
-        "gradient",
+        "how the penalty acts: relative (by kappa, without unit), or by lambda: proximal (cannot "
+        "diverge) or gradient",
         choices=EWC_FORMS,
     ),
 ]
@@ -246,7 +253,11 @@ def ewc(
     fisher: Fisher = "empirical",
     examples: Examples = 0,
     anchors: Annotated[
-        str, Setting("the last task's parameters, or those of each task", choices=ANCHORS)
+        str,
+        Setting(
+            "parameters that the penalty pulls to: latest (last task) or per_task (every task)",
+            choices=ANCHORS,
+        ),
     ] = "latest",
     form: EwcForm = "relative",
 ) -> Method:
@@ -269,7 +280,7 @@ def ewc_online(
     decay: Annotated[
         float,
         Setting(
-            "ewc_online: factor on earlier Fishers at each new task",
+            "ewc_online: factor on the earlier Fisher at each new task",
             at_least=0,
             below=1,
             search=(Range(0.5, 0.99, "linear"),),

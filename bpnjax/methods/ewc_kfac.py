@@ -100,17 +100,15 @@ def ewc_kfac(
     strength: Annotated[
         float,
         Setting(
-            "lambda, of lambda/2 tr(D^T A D G), D = theta - anchor",
+            "lambda of the penalty lambda/2 tr(D^T A D G) with D = theta - anchor",
             at_least=0,
             search=(Range(0.1, 1e5),),
         ),
     ] = 10.0,
     examples: Annotated[
-        int, Setting("of a task, drawn once, for its factors; 0 is all", at_least=0)
+        int, Setting("number of examples per task for the factors, drawn once; 0: all", at_least=0)
     ] = 5000,
-    every: Annotated[
-        int, Setting("updates of the optimizer for one pull towards the anchor", at_least=1)
-    ] = 4,
+    every: Annotated[int, Setting("optimizer updates per pull towards the anchor", at_least=1)] = 4,
 ) -> Method:
     r"""EWC with Kronecker factors; see the top of this file for the formula.
 

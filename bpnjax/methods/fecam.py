@@ -165,14 +165,14 @@ def fecam(
     shrinkage: Annotated[
         float,
         Setting(
-            "gamma, weight of the means of the covariance's elements", above=0,
+            "gamma, weight of the mean elements that are added to the covariance", above=0,
             search=(Range(0.01, 100.0),),
         ),
     ] = 1.0,
     power: Annotated[
         float,
         Setting(
-            "beta, to which features are raised; 1: none", above=0,
+            "beta, the power to which features are raised; 1: no change", above=0,
             search=(Range(0.2, 1.0, "linear"),),
         ),
     ] = 0.5,

@@ -26,11 +26,11 @@ from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData
 from bpnjax.methods.settings import Range, Setting, register
 from bpnjax.optim import projection
 
-Memories = Annotated[int, Setting("examples kept of each task, or of each class", at_least=1)]
+Memories = Annotated[int, Setting("number of examples stored per task, or per class", at_least=1)]
 Per = Annotated[
     str,
     Setting(
-        "memories count per task (GEM's code) or per class (the BPN paper's GEM(n))",
+        "what gem.memories counts for: task (as in GEM's code) or class (GEM(n) of the BPN paper)",
         choices=("task", "class"),
     ),
 ]
@@ -150,12 +150,14 @@ def gem(
     margin: Annotated[
         float,
         Setting(
-            "gem: least weight of a task's gradient once any is in conflict",
+            "gem: smallest weight of a task's gradient when any gradient conflicts",
             at_least=0,
             search=(Range(0.0, 1.0, "linear"),),
         ),
     ] = 0.5,
-    damping: Annotated[float, Setting("gem: added to the diagonal of the dual", at_least=0)] = 1e-3,
+    damping: Annotated[
+        float, Setting("gem: number added to the diagonal of the dual problem", at_least=0)
+    ] = 1e-3,
 ) -> Method:
     """GEM; see the top of this file for the formula."""
 
@@ -180,7 +182,7 @@ def agem(
     memories: Memories = 256,
     per: Per = "task",
     batch_size: Annotated[
-        int, Setting("agem: examples of the memory in its reference gradient", at_least=1)
+        int, Setting("agem: stored examples in the reference gradient", at_least=1)
     ] = 256,
 ) -> Method:
     """A-GEM; see the top of this file for the formula."""

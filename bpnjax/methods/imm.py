@@ -34,7 +34,7 @@ from bpnjax.methods.settings import Range, Setting, register
 L2 = Annotated[
     float,
     Setting(
-        "lambda of lambda |theta - theta of the last task|^2; 0 is weight-transfer",
+        "lambda of the penalty lambda |theta - theta of the last task|^2; 0: weight-transfer only",
         at_least=0,
         search=(Range(1e-6, 1.0),),
     ),
@@ -42,14 +42,14 @@ L2 = Annotated[
 Drop = Annotated[
     float,
     Setting(
-        "share of the hidden units that a step leaves at the last task's weights",
+        "share of hidden units that use the last task's weights in a step (drop-transfer)",
         at_least=0, below=1, search=(Range(0.0, 0.8, "linear", own_program=True),),
     ),
 ]  # fmt: skip
 Columns = Annotated[
     str,
     Setting(
-        "the output layer: all columns are merged, each over its own tasks, or auto by the heads",
+        "output columns: all are merged over all tasks, own over their own tasks; auto: by heads",
         choices=("auto", "all", "own"),
     ),
 ]

@@ -30,7 +30,7 @@ from bpnjax.utils.heads import within_head
 Strength = Annotated[
     float,
     Setting(
-        "lambda, weight of the earlier answers",
+        "lambda, weight of the distillation loss",
         at_least=0,
         field="lwf.strength",
         search=(Range(0.1, 30.0),),
@@ -39,20 +39,23 @@ Strength = Annotated[
 Temperature = Annotated[
     float,
     Setting(
-        "of the softmax of the answers", above=0, field="lwf.temperature", search=(Range(1.0, 8.0),)
+        "temperature of the softmax in the distillation loss",
+        above=0,
+        field="lwf.temperature",
+        search=(Range(1.0, 8.0),),
     ),
 ]
 Heads = Annotated[
     str,
     Setting(
-        "one head per earlier task (tasks), or all earlier classes together (seen)",
+        "softmax over the classes of each earlier task (tasks) or of all earlier tasks (seen)",
         choices=("tasks", "seen"), field="lwf.heads",
     ),
 ]  # fmt: skip
 WarmUp = Annotated[
     int,
     Setting(
-        "steps of a later task in which only the output layer is trained", at_least=0,
+        "steps at the start of a later task that train the output layer only", at_least=0,
         field="lwf.warmup_steps",
     ),
 ]  # fmt: skip

@@ -20,7 +20,9 @@ def mas(
     strength: Annotated[
         float,
         Setting(
-            "lambda, of lambda sum Omega (theta - anchor)^2", at_least=0, search=(Range(1e-3, 1e3),)
+            "lambda of the penalty lambda sum Omega (theta - anchor)^2",
+            at_least=0,
+            search=(Range(1e-3, 1e3),),
         ),
     ] = 1.0,
     form: Form = "proximal",

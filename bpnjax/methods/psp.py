@@ -22,7 +22,9 @@ from bpnjax.utils.errors import UserError
 
 @register("psp", paper="Cheung et al. 2019, arXiv 1902.05522")
 def psp(
-    layers: Annotated[str, Setting("which layers' inputs get a key, by path", pattern=True)] = ".*",
+    layers: Annotated[
+        str, Setting("layers whose inputs get a key, as a pattern for their paths", pattern=True)
+    ] = ".*",
 ) -> Method:
     """PSP; its state is a bank of key seeds, one per layer."""
 

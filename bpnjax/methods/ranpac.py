@@ -41,12 +41,15 @@ _EVERY = 5
 
 Features = Annotated[
     int,
-    Setting("M, random features (10,000 in the paper); 0 for the network's own", at_least=0),
+    Setting(
+        "M, number of random features (10,000 in the paper); 0: none, the network's features",
+        at_least=0,
+    ),
 ]
 Ridge = Annotated[
     float | None,
     Setting(
-        "lambda, relative to the mean of G's diagonal; None: by held-out examples of each task",
+        "lambda relative to the mean of G's diagonal; None: chosen on held-out examples",
         above=0,
     ),
 ]

@@ -84,12 +84,16 @@ def fold(state: SiState, params: Any, damping: Any, clamp: str = "sum") -> SiSta
 def si(
     strength: Annotated[
         float,
-        Setting("c, of c sum Omega (theta - anchor)^2", at_least=0, search=(Range(1e-3, 1e3),)),
+        Setting(
+            "c of the penalty c sum Omega (theta - anchor)^2",
+            at_least=0,
+            search=(Range(1e-3, 1e3),),
+        ),
     ] = 0.1,
     damping: Annotated[
-        float, Setting("xi, in the denominator of Omega", above=0, search=(Range(1e-4, 1.0),))
+        float, Setting("xi, added to the denominator of Omega", above=0, search=(Range(1e-4, 1.0),))
     ] = 0.1,
-    clamp: Annotated[str, Setting("what may not become negative", choices=CLAMPS)] = "sum",
+    clamp: Annotated[str, Setting("what is kept from becoming negative", choices=CLAMPS)] = "sum",
     form: Form = "proximal",
 ) -> Method:
     """SI; see the top of this file for the formula."""

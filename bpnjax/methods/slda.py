@@ -116,7 +116,7 @@ def slda(
     shrinkage: Annotated[
         float,
         Setting(
-            "epsilon, the identity's share of the covariance", above=0, below=1,
+            "epsilon, share of the identity in the shrunken covariance", above=0, below=1,
             search=(Range(1e-6, 0.9),),
         ),
     ] = 1e-4,

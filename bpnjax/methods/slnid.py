@@ -108,25 +108,28 @@ def inhibition(
 @register("slnid", paper="Aljundi et al. 2019, arXiv 1806.05421")
 def slnid(
     strength: Annotated[
-        float, Setting("of the inhibition between units", at_least=0, search=(Range(1e-6, 0.1),))
+        float,
+        Setting("strength of the inhibition between units", at_least=0, search=(Range(1e-6, 0.1),)),
     ] = 1e-3,
     scale: Annotated[
         float,
         Setting(
-            "the inhibition reaches (width of the layer) / scale units far; 0: all", at_least=0
+            "the inhibition reaches as far as (width of the layer) / scale units; 0: all units",
+            at_least=0,
         ),
     ] = 6.0,
     discount: Annotated[
         str,
-        Setting("of important units: sum (the paper's), max (the code's)", choices=("sum", "max")),
+        Setting(
+            "how importance discounts the inhibition: sum (the paper), max (the authors' code)",
+            choices=("sum", "max"),
+        ),
     ] = "sum",
-    on: Annotated[
-        str, Setting("the anchor that it is combined with", choices=("mas", "ewc"))
-    ] = "mas",
+    on: Annotated[str, Setting("anchor that it is combined with", choices=("mas", "ewc"))] = "mas",
     anchor_strength: Annotated[
         float,
         Setting(
-            "of that anchor, as mas.strength or ewc.strength",
+            "strength of that anchor, as mas.strength or ewc.strength",
             at_least=0,
             search=(Range(1e-3, 1e3),),
         ),

@@ -23,7 +23,7 @@ def xdg(
     gated: Annotated[
         float,
         Setting(
-            "share of the hidden units that are silent in a task",
+            "share of hidden units that are switched off in a task",
             at_least=0,
             below=1,
             search=(Range(0.2, 0.95, "linear", own_program=True),),

@@ -292,8 +292,8 @@ def test_help_lists_every_field_with_its_meaning(run, flag):
     for field, entry in entries().items():
         assert f"\n  {field} = {entry.default!r}" in out
         assert f"{field} = {entry.default!r} {entry.setting.meaning}" in words
-    assert "seed = 0 of the first seed [at least 0, below 2147483648]" in words
-    assert "how kernels start [one of lecun_normal, lecun_uniform" in words
+    assert "seed = 0 the first seed [at least 0, below 2147483648]" in words
+    assert "initializer of kernels [one of lecun_normal, lecun_uniform" in words
 
 
 def sections(out):
