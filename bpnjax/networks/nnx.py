@@ -92,21 +92,22 @@ def from_nnx(
     layer takes the mode at its call of ``super().__call__``. For a layer that contracts several
     axes, the key covers all of them in their order in the input, and gain and bias cover all
     feature axes, each as one flat vector.
+
     Args:
-      module: a module, whose parameters ``init`` then returns whatever its key; or a function
-        module: a module, or a function ``rngs -> module``. With a module, ``init`` returns its
-          parameters and ignores the key. With a function, ``init`` builds a new network from
-          ``nnx.Rngs(key)``. A module is read once, here. It is never changed, and later changes to
-          it have no effect.
-        x: a batch or its shape (`jax.ShapeDtypeStruct`), ``[n, ...]``; only its shape and dtype are
-          used.
-        train_flags: ``{name: value in training}``; in evaluation each has the opposite value. The
-          flags are set on every attribute of that name that is a bool or None, as
-          ``module.train()`` and ``module.eval()`` do, and on every argument of the network's call.
-          By default ``deterministic``, ``use_running_average``, ``train``, ``training`` and
-          ``is_training``.
+      module: a module, or a function ``rngs -> module``. With a module, ``init`` returns its
+        parameters and ignores the key. With a function, ``init`` builds a new network from
+        ``nnx.Rngs(key)``. A module is read once, here. It is never changed, and later changes to it
+        have no effect.
+      x: a batch or its shape (`jax.ShapeDtypeStruct`), ``[n, ...]``; only its shape and dtype are
+        used.
+      train_flags: ``{name: value in training}``; in evaluation each has the opposite value. The
+        flags are set on every attribute of that name that is a bool or None, as
+        ``module.train()`` and ``module.eval()`` do, and on every argument of the network's call.
+        By default ``deterministic``, ``use_running_average``, ``train``, ``training`` and
+        ``is_training``.
+      **kwargs: further keyword arguments of the call, the same in training and evaluation.
+
     Returns:
-      A `Network`. Its parameters are the values of all ``nnx.Param`` as a plain dict tree by
       A `Network`. Its parameters are the values of all ``nnx.Param`` as a plain dict tree by
       attribute names, such as ``{"layers": {"0": {"kernel": ...}}}`` for the layer ``"layers/0"``.
       Its variables are the values of all other ``nnx.Variable`` by their type (``"batch_stats"``
