@@ -1,7 +1,7 @@
-"""Finds what makes a finished run doubtful: tasks not learned, protections without effect.
+"""Finds reasons to doubt a finished run: tasks that were not learned, parts without effect.
 
-A run may end without an error and mean nothing: an accuracy of chance, biases that never moved, an
-importance that is zero everywhere. The reader of its table should know.
+A run may end without an error and still be meaningless: with chance accuracy, biases that never
+changed, or an importance that is zero everywhere. The reader of its table should know.
 """
 
 from typing import Any
@@ -15,28 +15,28 @@ from bpnjax.utils import arrays
 
 __all__ = ["found"]
 
-_SIGMAS = 3.0  # of the binomial spread around chance
+_SIGMAS = 3.0  # standard deviations of the binomial distribution above chance
 
 
 def found(
     accuracy: dict[str, np.ndarray], sequence: TaskSequence, state: RunState, told_task: bool
 ) -> list[str]:
-    """Says in whole sentences what is doubtful about a run.
+    """Lists reasons to doubt a run, in whole sentences.
 
     Args:
       accuracy: of each kind, float ``[seeds, T, T]``, NaN where not tested.
-      sequence: what was learned.
-      state: after the last task, with a leading seed axis if there are several.
+      sequence: the tasks of the run.
+      state: after the last task, with a leading axis of seeds if there are several.
       told_task: whether the method has modes.
 
     Returns:
-      Sentences; [] if nothing is doubtful.
+      Sentences; [] if there is no doubt.
     """
     return [*_not_learned(accuracy["task_masked"], sequence), *_without_effect(state, told_task)]
 
 
 def _not_learned(masked: np.ndarray, sequence: TaskSequence) -> list[str]:
-    """Tasks whose own classes were told apart no better than by chance once they were learned."""
+    """Tasks whose own classes were not distinguished better than by chance after training."""
     count = np.asarray(sequence.test.count, float)
     chance = 1.0 / np.maximum(1, np.asarray(sequence.classes).sum(1))
     spread = np.sqrt(chance * (1 - chance) / np.maximum(1, count))

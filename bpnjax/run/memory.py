@@ -1,4 +1,4 @@
-"""What memory a run asks for, compared with what there is, before any of it is allocated."""
+"""Compares the memory that a run needs with the available memory, before it is allocated."""
 
 from bpnjax.data import TaskSequence
 from bpnjax.run import byte_counts
@@ -11,15 +11,15 @@ __all__ = ["check", "needed"]
 
 
 def needed(experiment: Experiment, sequence: TaskSequence, num_seeds: int) -> tuple[int, int]:
-    """The least that a run holds at once.
+    """The least memory that a run needs at once.
 
     Args:
-      experiment: its static side.
+      experiment: the static facts of the run.
       sequence: the tasks.
-      num_seeds: trained in one program.
+      num_seeds: number of seeds in one program.
 
     Returns:
-      Bytes of the state of all seeds, and of the examples that lie on the device.
+      Bytes of the state of all seeds, and of the examples on the device.
     """
     state = byte_counts.report(experiment)["training_bytes"] * num_seeds
     most = streaming.most_bytes(experiment.config)
@@ -29,15 +29,15 @@ def needed(experiment: Experiment, sequence: TaskSequence, num_seeds: int) -> tu
 
 
 def check(experiment: Experiment, sequence: TaskSequence, num_seeds: int) -> None:
-    """Refuses a run that cannot fit.
+    """Raises an error for a run that cannot fit into memory.
 
     Args:
-      experiment: its static side.
+      experiment: the static facts of the run.
       sequence: the tasks.
-      num_seeds: trained in one program.
+      num_seeds: number of seeds in one program.
 
     Raises:
-      UserError: its state and examples alone are more than there is.
+      UserError: the state and the examples alone need more than the available memory.
     """
     state, examples = needed(experiment, sequence, num_seeds)
     free = memory.available()
