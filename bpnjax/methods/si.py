@@ -94,7 +94,13 @@ def si(
     damping: Annotated[
         float, Setting("xi, added to the denominator of Omega", above=0, search=(Range(1e-4, 1.0),))
     ] = 0.1,
-    clamp: Annotated[str, Setting("what is kept from becoming negative", choices=CLAMPS)] = "sum",
+    clamp: Annotated[
+        str,
+        Setting(
+            "what must not be negative: the running sum (sum), a task's addition (increment), or none",
+            choices=CLAMPS,
+        ),
+    ] = "sum",
     form: Form = "proximal",
 ) -> Method:
     """SI; see the top of this file for the formula."""

@@ -1,4 +1,4 @@
-"""One pass over the stream with ResNet-18, beside published figures of the same protocol."""
+"""One pass over the stream with ResNet-18, beside published results of the same protocol."""
 
 import itertools
 from typing import Any
@@ -20,7 +20,7 @@ KINDS = (
     ("task_told", "told, all classes"),
     ("task_masked", "told, own classes"),
 )
-# Label, method and the settings found for batches of 10 and of 64: see `_TEXT`.
+# Label, method and the settings found for batches of 10 and of 64; see `_TEXT`.
 Settings = dict[str, Any]
 METHODS: tuple[tuple[str, str, dict[int, Settings]], ...] = (
     ("SGD", "sgd", {10: {"train__learning_rate": 0.03}, 64: {"train__learning_rate": 0.03}}),
@@ -125,20 +125,20 @@ def online(runner: runs.Runner) -> Report:
 def complete(
     runner: runs.Runner, config_file: str, label: str, method: str, settings: Settings, batch: int
 ) -> runs.Run:
-    """One row of a table, run unless it is there.
+    """One row of a table. It is run unless it is complete.
 
     Args:
       runner: where runs go.
-      config_file: of `SETS`.
-      label: of `METHODS`.
-      method: the same.
-      settings: the same.
-      batch: examples in a step, and as many that replay methods draw beside them.
+      config_file: from `SETS`.
+      label: from `METHODS`.
+      method: from `METHODS`.
+      settings: from `METHODS`.
+      batch: number of examples in a step, and of replayed examples beside them.
 
     Returns:
       `Run`.
     """
-    if batch != 10:  # that of the configurations
+    if batch != 10:  # the configurations have 10
         settings = settings | {"train__batch_size": batch, "replay__batch_size": batch}
     return runs.complete(
         runner, label, config_file, method, 3, **settings,
