@@ -305,51 +305,37 @@ def run(arguments: list[str]) -> int:
       The exit code: 0, 1 if the run stopped (a loss that is not finite, a full disk, an interrupt),
       2 for a wrong argument or configuration.
     """
-    try:
-        if asks_for_help(arguments):
-            print_help(USAGE, arguments)
-            return 0
-        config, folder, values = parse(arguments)
-        # Imported late: a wrong flag need not wait for them.
-        from bpnjax.run import dry_run, train, workdir, writers
-        from bpnjax.training import hosts
+    return guarded(lambda: _trained(arguments))
 
-        if values.distributed:
-            numbers = [int(text) if text else None for text in (values.hosts, values.host)]
-            hosts.join(values.coordinator, *numbers)
-        if values.dry_run:
-            print(dry_run.describe(config))
-            return 0
-        try:
-            complete = hosts.first_asks(lambda: workdir.check(folder, config, values.overwrite))
-        except UserError:
-            dry_run.check(config)  # a mistake in the request is said before one in the folder
-            raise
-        if complete:
-            print(f"{folder} holds this run, complete; pass --overwrite to run it again")
-            return 0
-        try:
-            result = train.train_and_evaluate(config, folder, values.overwrite)
-        except train.LossNotFinite as error:
-            print(f"bpnjax: {error}", file=sys.stderr)
-            return 1
-    except UserError as error:
+
+def _trained(arguments: list[str]) -> int:
+    """Runs the command on its arguments; returns the exit code."""
+    if asks_for_help(arguments):
+        print_help(USAGE, arguments)
+        return 0
+    config, folder, values = parse(arguments)
+    # Imported here, so that a wrong flag is reported without delay.
+    from bpnjax.run import dry_run, train, workdir, writers
+    from bpnjax.training import hosts
+
+    if values.distributed:
+        numbers = [int(text) if text else None for text in (values.hosts, values.host)]
+        hosts.join(values.coordinator, *numbers)
+    if values.dry_run:
+        print(dry_run.describe(config))
+        return 0
+    try:
+        complete = hosts.first_asks(lambda: workdir.check(folder, config, values.overwrite))
+    except UserError:
+        dry_run.check(config)  # an error in the request is reported before one in the folder
+        raise
+    if complete:
+        print(f"{folder} holds this run, complete; pass --overwrite to run it again")
+        return 0
+    try:
+        result = train.train_and_evaluate(config, folder, values.overwrite)
+    except train.LossNotFinite as error:
         print(f"bpnjax: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a disk that is full or gone, say
-        print(
-            f"bpnjax: {' '.join(str(error).split())}; when that is fixed, the same command goes "
-            "on at the last checkpoint",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt as interrupt:
-        where = (
-            f", {interrupt}; the same command goes on there"
-            if str(interrupt)
-            else ("; the same command goes on at the last checkpoint")
-        )
-        print(f"bpnjax: interrupted{where}", file=sys.stderr)
         return 1
     if hosts.is_first():
         print(writers.table(result, result["class_names"]))
@@ -358,10 +344,10 @@ def run(arguments: list[str]) -> int:
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Does the work of a command that has several runs, and prints one line if an error ends it.
+    """Runs the work of a command, and prints one line if an expected error ends it.
 
     Args:
-      work: returns the exit code.
+      work: a function that returns the exit code.
 
     Returns:
       The exit code: that of ``work``, 2 for a wrong request, 1 for an interrupt or a failing disk.
@@ -376,13 +362,12 @@ def guarded(work: Callable[[], int]) -> int:
     except UserError as error:
         print(f"bpnjax: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
+    except OSError as error:  # for example, a full disk
         why = " ".join(str(error).split())
-        print(f"bpnjax: {why}; the same command goes on where it was", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("bpnjax: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt as interrupt:
+        why = ", ".join(["interrupted", *map(str, interrupt.args)])
+    print(f"bpnjax: {why}; run the same command again to resume", file=sys.stderr)
+    return 1
 
 
 def leave(run: Callable[[list[str]], int]) -> NoReturn:
@@ -409,10 +394,7 @@ def leave(run: Callable[[list[str]], int]) -> NoReturn:
     sys.unraisablehook = dropped
     signal.signal(signal.SIGTERM, terminated)
     try:
-        code = run(sys.argv[1:])
-    except KeyboardInterrupt:  # while modules were imported, say
-        print("bpnjax: interrupted; the same command goes on where it was", file=sys.stderr)
-        code = 1
+        code = guarded(lambda: run(sys.argv[1:]))  # an interrupt may come during imports
     except Exception:
         traceback.print_exc()
         code = 1

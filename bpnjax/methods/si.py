@@ -97,7 +97,7 @@ def si(
     clamp: Annotated[
         str,
         Setting(
-            "what must not be negative: the running sum (sum), a task's addition (increment), or none",
+            "what must not be negative: the sum (sum), a task's addition (increment), or none",
             choices=CLAMPS,
         ),
     ] = "sum",

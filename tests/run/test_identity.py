@@ -286,7 +286,7 @@ def test_files_that_cannot_be_read_are_not_called_damaged(run, copied, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(os, "listdir", hidden)
         code, _, said = run(flags)
-    assert code == 1 and "Permission denied" in said and "the same command goes on" in said
+    assert code == 1 and "Permission denied" in said and "run the same command again" in said
     assert contents(folder) == before
 
 
