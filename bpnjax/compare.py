@@ -294,7 +294,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     figures = plots.comparison(folder, done) if done else []
     shown = [(path, FIGURES[path.stem]) for path in figures]
-    pictures = "".join(f"![{caption}]({path.name})\n\n" for path, caption in shown)
+    images = "".join(f"![{caption}]({path.name})\n\n" for path, caption in shown)
     write_atomically(folder / "compare.csv", comma_separated(rows))
     if latex:
         write_atomically(folder / "compare.tex", latex_table(HEADER, cells(rows, displayed=True)))
@@ -303,7 +303,7 @@ def write(
         html_page.Section("figures", "Figures", "", [], shown, []),
     ]
     write_atomically(folder / "compare.html", html_page.page(title, sections))
-    text = f"# {title}\n\n{markdown(rows)}\n\n{LEGEND}\n\n{pictures}    {line}\n"
+    text = f"# {title}\n\n{markdown(rows)}\n\n{LEGEND}\n\n{images}    {line}\n"
     write_atomically(folder / "compare.md", text)
 
 

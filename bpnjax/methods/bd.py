@@ -285,7 +285,7 @@ def modulated(
         except ValueError as error:
             raise UserError(f"bd.modulation: {modulation}: {error}") from error
         if measure or modulation != "bias":
-            _check_read(setup, chosen(setup), kind, measure)
+            _check_read(setup, chosen(setup), modulation, measure)
 
     return {
         "told_task": True,
@@ -297,15 +297,18 @@ def modulated(
     }
 
 
-def _check_read(
-    setup: Setup, chosen: Mapping[str, Layer], kind: modes.Modulation, measure: bool
-) -> None:
+def _check_read(setup: Setup, chosen: Mapping[str, Layer], modulation: str, measure: bool) -> None:
     """Raises an error for a plain function that ignores a part of the mode, or does not measure."""
     network = setup.network
     if all(layer.kind != "function" for layer in chosen.values()):
         return
-    setup.stored_example("a step relative to the outputs of layers (bd.step)")
-    measures = {"measure": jnp.zeros(2, jnp.float32)} if measure and "bias" in kind.names else {}
+    kind = modes.MODULATIONS[modulation]
+    measured = measure and "bias" in kind.names
+    setup.stored_example(
+        "a step relative to the outputs of layers (bd.step)" if measured
+        else f"bd.modulation={modulation}"
+    )  # fmt: skip
+    measures = {"measure": jnp.zeros(2, jnp.float32)} if measured else {}
     mode = {
         path: {name: jnp.zeros(shape, jnp.float32) for name, shape in own.items()} | measures
         for path, own in kind.shapes(chosen).items()

@@ -83,7 +83,7 @@ def online(runner: runs.Runner) -> Report:
     2104.05025), without augmentation. Variant: width 8.
     """
     done: list[runs.Run] = []
-    tables, pictured = [], []
+    tables, drawn = [], []
     for batch, (set_name, config_file) in itertools.product(BATCHES, SETS):
         rows, name = [], f"{set_name}, batches of {batch}"
         for label, method, settings in METHODS:
@@ -93,16 +93,16 @@ def online(runner: runs.Runner) -> Report:
                 found = mean_and_sd(runs.matrix(run, kind)[:, -1].mean(1))
                 row.append(number(found["mean"], found["sd"]))
             rows.append(row)
-            pictured.append((name, run))
+            drawn.append((name, run))
             done.append(run)
         tables.append(([name, *(head for _, head in KINDS)], rows))
     header = ["published, width 20", "method", "nobody tells the task", "source"]
     tables.append((header, [list(row) for row in PUBLISHED]))
     path = drawing.figure_path(runner.folder, "online")
-    cells = list(dict.fromkeys(cell for cell, _ in pictured))
+    cells = list(dict.fromkeys(cell for cell, _ in drawn))
     with drawing.panels(path, 2, len(cells) // 2, (8, 7.5), sharex=False) as axes:
         for axis, cell in zip(axes, cells, strict=True):
-            of_cell = [run for where, run in pictured if where == cell]
+            of_cell = [run for where, run in drawn if where == cell]
             y = np.arange(len(of_cell))[::-1]
             for shift, (kind, head) in zip((0.25, 0.0, -0.25), KINDS, strict=True):
                 values = [runs.matrix(run, kind)[:, -1].mean(1) for run in of_cell]

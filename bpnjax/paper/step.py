@@ -250,7 +250,7 @@ def step(runner: runs.Runner) -> Report:
     whole = [setting for setting in SETTINGS if setting.whole]
     for setting in whole:
         tables.append(_values(setting, found))
-    path = _picture(runner, whole, found)
+    path = _drawn(runner, whole, found)
     return Report(
         "step", "How long BD's steps should be", _TEXT, tables, [path],
         "python -m bpnjax.paper --artefact=step", commands, seconds,
@@ -279,7 +279,7 @@ def _values(setting: Setting, found: Any) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _picture(runner: runs.Runner, settings: Sequence[Setting], found: Any) -> pathlib.Path:
+def _drawn(runner: runs.Runner, settings: Sequence[Setting], found: Any) -> pathlib.Path:
     """Accuracy against epsilon for both rules, over two decades each."""
     path = drawing.figure_path(runner.folder, "step")
     with drawing.panels(path, 1, 2 * len(settings), (8 * len(settings), 4)) as axes:

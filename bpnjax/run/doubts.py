@@ -1,14 +1,16 @@
 """Finds reasons to doubt a finished run: tasks that were not learned, parts without effect.
 
-A run may end without an error and still be meaningless: with chance accuracy, biases that never
-changed, or an importance that is zero everywhere. The reader of its table should know.
+A run may end without an error and still be meaningless: with chance accuracy, modes that are the
+same for all tasks, or an importance that is zero everywhere. The reader of its table should know.
 """
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from bpnjax import modes
 from bpnjax.data import TaskSequence
 from bpnjax.training.epochs import RunState
 from bpnjax.utils import arrays
@@ -32,7 +34,9 @@ def found(
     Returns:
       Sentences; [] if there is no doubt.
     """
-    return [*_not_learned(accuracy["task_masked"], sequence), *_without_effect(state, told_task)]
+    masked = accuracy["task_masked"]
+    seeds, tasks, _ = masked.shape
+    return [*_not_learned(masked, sequence), *_without_effect(state, told_task, seeds, tasks)]
 
 
 def _not_learned(masked: np.ndarray, sequence: TaskSequence) -> list[str]:
@@ -55,31 +59,41 @@ def _not_learned(masked: np.ndarray, sequence: TaskSequence) -> list[str]:
     ]
 
 
-def _without_effect(state: RunState, told_task: bool) -> list[str]:
-    """Biases that never moved, and an importance of nothing."""
-    flags = jax.device_get(jax.jit(_any_nonzero)(state.learner.method))
-    named = arrays.flatten(flags)
-    biases = [bool(some) for name, some in named.items() if name.endswith("/bias")
-              and "importance" not in name and "anchor" not in name]  # fmt: skip
+def _without_effect(state: RunState, told_task: bool, seeds: int, tasks: int) -> list[str]:
+    """Modes that are the same for all tasks, and an importance that is zero everywhere."""
+    kept = state.learner.method
+    named = dict(zip(*map(jax.tree.leaves, (arrays.names_of(kept), kept)), strict=True))
+    axis = int(seeds > 1)
+
+    def is_of_bank(name: str, leaf: Any) -> bool:
+        vector = name.rpartition("/")[2]
+        rank = axis + (4 if vector == "depthwise" else 2)
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return vector in modes.VECTORS and leaf.ndim == rank and not is_key
+
+    banks = {name: leaf for name, leaf in named.items() if is_of_bank(name, leaf)}
+    importance = {name: leaf for name, leaf in named.items() if "importance" in name}
+    differs, matters = jax.device_get(
+        jax.jit(
+            lambda banks, importance: (
+                {
+                    name: (leaf != leaf.take(jnp.array([0]), axis)).any()
+                    for name, leaf in banks.items()
+                },
+                {name: (leaf != 0).any() for name, leaf in importance.items()},
+            )
+        )(banks, importance)
+    )
     doubts = []
-    if told_task and biases and not any(biases):
+    if told_task and tasks > 1 and differs and not any(differs.values()):
+        vectors = " and ".join(sorted({name.rpartition("/")[2] for name in differs}))
         doubts.append(
-            "no bias of any task ever moved, so all tasks share one mode; raise the step of the "
-            "biases (bd.epsilon, or plain_bias.learning_rate)"
+            f"the {vectors} of every layer is the same for all tasks, so all tasks share one mode; "
+            "raise its step (bd.epsilon, or plain_bias.learning_rate)"
         )
-    importance = [bool(some) for name, some in named.items() if "importance" in name]
-    if importance and not any(importance):
+    if matters and not any(matters.values()):
         doubts.append(
             "the importance of every parameter is zero, so the anchor never acted; the gradients "
             "after each task were exactly zero"
         )
     return doubts
-
-
-def _any_nonzero(tree: Any) -> Any:
-    def one(leaf: Any) -> Any:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return np.True_
-        return (leaf != 0).any()
-
-    return jax.tree.map(one, tree)
