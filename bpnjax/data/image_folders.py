@@ -56,10 +56,10 @@ def load(
 
     Args:
       root: a folder with ``train/CLASS/FILE`` and ``test/CLASS/FILE``, or with ``CLASS/FILE``.
-          Files are PNG or JPEG. Hidden files are ignored.
-        dataset: `config.dataset`: `resize`, `test_share`, `cache_dir`, `workers`.
-        source: for messages.
-        look: how images are cropped, or None.
+        Files are PNG or JPEG. Hidden files are ignored.
+      dataset: `config.dataset`: `resize`, `test_share`, `cache_dir`, `workers`.
+      source: for messages.
+      look: how images are cropped, or None.
 
     Returns:
       `Arrays` uint8 ``[n, h, w, channels]``, memory-mapped, with one channel if all images are

@@ -31,10 +31,11 @@ def report(experiment: Experiment) -> dict[str, int]:
     Returns:
       A dict of ints.
 
-      - core_parameters: numbers in the shared parameters. - parameters_per_task, bytes_per_task:
-      how much each further task adds to what is needed to answer: mode biases, running statistics
-      of BatchNorm, a whole network for stl, the statistics that infer the task. Keys come from one
-      seed for all tasks and cost nothing per task.
+      - core_parameters: numbers in the shared parameters.
+      - parameters_per_task, bytes_per_task: how much each further task adds to what is needed to
+        answer: mode biases, running statistics of BatchNorm, a whole network for stl, the
+        statistics that infer the task. Keys come from one seed for all tasks and cost nothing per
+        task.
       - answering_bytes: everything that is needed to answer the present tasks, including the shared
         parameters and what analytic heads store per class.
       - training_bytes: everything in memory during training: shared and task parameters, optimizer
