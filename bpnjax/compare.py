@@ -330,7 +330,7 @@ def _compared(arguments: list[str]) -> int:
     config, values, changed = command.parse_flags(arguments, more)
     if values.num_seeds:
         if not values.num_seeds.isdecimal():
-            raise UserError(f"--num_seeds: {values.num_seeds!r} is no number; give one")
+            raise UserError(f"--num_seeds: {values.num_seeds!r} is not a number; give one")
         config.num_seeds = int(values.num_seeds)
     names = [name.strip() for name in values.methods.split(",") if name.strip()]
     every = [name for name in REGISTRY if name not in PARTS]

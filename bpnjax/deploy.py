@@ -40,7 +40,7 @@ def _answer(arguments: list[str]) -> str:
     texts = ("model", "output", "platforms", "config")
     values, rest = flags.parse(arguments, texts, numbers=("seed", "batch"))
     if rest:
-        raise UserError(f"{rest[0]!r} is no flag; see --help")
+        raise UserError(f"{rest[0]!r} is not a flag; see --help")
     for name in ("model", "output"):
         if not values[name].value:
             raise UserError(f"--{name}: missing; see --help")

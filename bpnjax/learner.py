@@ -1089,7 +1089,9 @@ def learner(
 
 def _check_num_tasks(num_tasks: Any) -> None:
     if not isinstance(num_tasks, numbers.Integral) or isinstance(num_tasks, bool) or num_tasks < 1:
-        raise UserError(f"num_tasks: {num_tasks!r} is no number of tasks; give an integer from 1")
+        raise UserError(
+            f"num_tasks: {num_tasks!r} is not a number of tasks; give an integer from 1"
+        )
 
 
 def _num_outputs(network: Network) -> int:
@@ -1129,7 +1131,7 @@ def _class_table(classes: Any, num_tasks: int, num_outputs: int) -> np.ndarray |
         wrong = [c for c in own if not 0 <= int(c) < num_outputs]
         if wrong:
             raise UserError(
-                f"classes: {wrong[0]} is no output of the network; it has {num_outputs}, from 0"
+                f"classes: {wrong[0]} is not an output of the network; it has {num_outputs}, from 0"
             )
         row[list(own)] = True
     return table

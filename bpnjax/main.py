@@ -171,7 +171,7 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, pathlib.Path, Any]:
     configuration.validate(config)
     for name in ("hosts", "host"):
         if values[name].value and not values[name].value.isdecimal():
-            raise UserError(f"--{name}: {values[name].value!r} is no number; give one from 0")
+            raise UserError(f"--{name}: {values[name].value!r} is not a number; give one from 0")
     if not values.distributed and (values.coordinator or values.hosts or values.host):
         raise UserError("--coordinator, --hosts, --host: they go with --distributed; add it")
     workdir = values.workdir or os.path.join("runs", config.name, config.method + suffix(changed))
@@ -281,14 +281,14 @@ def parse_fields(
             field, value = wrong.groups()
             default = configuration.flatten(config)[field]
             raise UserError(
-                f"{field}: {value!r} is no {type(default).__name__}; give one, as "
+                f"{field}: {value!r} is not of type {type(default).__name__}; give one, as "
                 f"--config.{field}={default}"
             ) from error
         raise UserError(f"{text}; see --help") from error
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"--config: {' '.join(str(error).split())}; see --help") from error
     if left[1:]:
-        raise UserError(f"{left[1]!r} is no flag; write --config.FIELD=VALUE, or see --help")
+        raise UserError(f"{left[1]!r} is not a flag; write --config.FIELD=VALUE, or see --help")
     after = configuration.flatten(values.config)
     changed = {f: v for f, v in after.items() if f not in before or before[f] != v}
     return Request(values.config, values, changed)

@@ -61,7 +61,7 @@ def _answer(arguments: list[str]) -> str:
         what = f"unknown action {action!r}" if action else "no action"
         raise UserError(f"packs: {what}; {suggest(action, ACTIONS)}")
     if action == "pack" and files:
-        raise UserError(f"{files[0]!r} is no flag; see --help")
+        raise UserError(f"{files[0]!r} is not a flag; see --help")
     if action != "pack" and not files:
         raise UserError("packs: none given; name at least one file")
     for name in ("model", "output") if action != "show" else ():
@@ -93,7 +93,7 @@ def _numbers(text: str) -> list[int] | None:
     try:
         return [int(part) - 1 for part in text.split(",")] if text else None
     except ValueError as error:
-        raise UserError(f"--tasks: {text!r} is no list of numbers; give them as 1,2") from error
+        raise UserError(f"--tasks: {text!r} is not a list of numbers; give them as 1,2") from error
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def _read_examples(path: str) -> tuple[np.ndarray, np.ndarray | None]:
         with file:
             contents = {name: file[name] for name in file.files}
         if odd := [name for name, array in contents.items() if not isinstance(array, np.ndarray)]:
-            raise ValueError(f"{odd[0]} is no array")
+            raise ValueError(f"{odd[0]} is not an array")
     except _UNREADABLE as error:
         why = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
         raise UserError(
@@ -116,7 +116,7 @@ def _check_output(output: pathlib.Path, source: str, model: str) -> None:
     if not output.absolute().parent.is_dir():
         raise UserError(f"--output: no folder {output.parent}; make it first")
     if output.exists() and not output.is_file():
-        raise UserError(f"--output: {output} is no file that can be replaced; name another")
+        raise UserError(f"--output: {output} is not a file that can be replaced; name another")
     for flag, given in (("--input", source), ("--model", model)):
         if output.resolve() == pathlib.Path(given).resolve():
             raise UserError(f"--output: {output} is what {flag} names; name another file")
@@ -143,7 +143,7 @@ def _answered(arguments: list[str]) -> str:
         {"rule": (None, task_inference.RULES), "per": ("example", ("example", "batch"))},
     )  # fmt: skip
     if rest:
-        raise UserError(f"{rest[0]!r} is no flag; see --help")
+        raise UserError(f"{rest[0]!r} is not a flag; see --help")
     for name in ("model", "input", "output"):
         if not values[name].value:
             raise UserError(f"--{name}: missing; see --help")

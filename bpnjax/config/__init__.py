@@ -250,7 +250,7 @@ def validate(config: ConfigDict) -> None:
     for method, reported in config.paper.items():
         if not isinstance(reported, (ConfigDict, dict)):
             raise UserError(
-                f"paper.{method}: {reported!r} is no group of figures; give one, as "
+                f"paper.{method}: {reported!r} is not a group of figures; give one, as "
                 f"config.paper.{method} = dict(average_accuracy=0.9)"
             )
 
@@ -279,7 +279,7 @@ def with_changes(config: ConfigDict, text: str, name: str) -> ConfigDict:
     for part in filter(None, (part.strip() for part in text.split(";"))):
         field, equals, given = (word.strip() for word in part.partition("="))
         if not equals:
-            raise UserError(f"{name}: {part!r} is no change of a field; write field=value")
+            raise UserError(f"{name}: {part!r} is not a change of a field; write field=value")
         try:
             check_field(copied, field)
         except UserError as error:
@@ -290,7 +290,7 @@ def with_changes(config: ConfigDict, text: str, name: str) -> ConfigDict:
             copied.update_from_flattened_dict({field: value})
         except (ValueError, SyntaxError, TypeError) as error:
             kind = "number" if old is None else type(old).__name__
-            raise UserError(f"{name}: {field}={given} is no {kind}; give one") from error
+            raise UserError(f"{name}: {field}={given} is not of type {kind}; give one") from error
     return copied
 
 

@@ -133,7 +133,7 @@ def _images(flat: dict[str, Any]) -> Iterator[str]:
     resize = flat["dataset.resize"]
     positive = all(isinstance(length, int) and length > 0 for length in resize)
     if resize and not (positive and len(resize) == 3 and resize[2] in (1, 3)):
-        yield f"dataset.resize: {resize} is no image shape; give (height, width, 1 or 3)"
+        yield f"dataset.resize: {resize} is not an image shape; give (height, width, 1 or 3)"
     if flat["dataset.augment"] == "none":
         return
     if not resize:

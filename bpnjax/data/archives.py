@@ -186,7 +186,7 @@ def lines(path: Path, name: str, data: bytes) -> list[str]:
     try:
         stripped = [line.strip() for line in data.decode().splitlines()]
     except UnicodeDecodeError as error:
-        raise malformed(path, f"{name} is no text in UTF-8") from error
+        raise malformed(path, f"{name} is not text in UTF-8") from error
     return list(dict.fromkeys(line for line in stripped if line))
 
 
@@ -210,7 +210,7 @@ def image_file(path: Path, name: str, data: bytes, cut_rows: int = 0) -> io.Byte
         image = Image.open(io.BytesIO(data))
         image.load()
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise malformed(path, f"{name} is no readable image") from error
+        raise malformed(path, f"{name} is not a readable image") from error
     width, height = image.size
     if height <= cut_rows:
         raise malformed(path, f"{name} has {height} rows, {cut_rows} of them below the image")

@@ -102,7 +102,7 @@ def load(
 def _archive(path: pathlib.Path, source: Source) -> tuple[Any, Any]:
     """The pairs of a NumPy archive. Pickled objects in it are never loaded."""
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{source} is no archive of NumPy; write it by np.savez")
+        raise UserError(f"{source} is not an archive of NumPy; write it by np.savez")
     try:
         if size := memory.too_large(path):
             raise UserError(f"{source} is too large ({size}); cut it into several files")

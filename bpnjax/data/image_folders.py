@@ -198,7 +198,7 @@ def _classes(folders: dict[str, pathlib.Path], source: Source) -> dict[str, list
         found[name] = list(_visible(folder))
         for file in found[name]:
             if file.is_dir() or file.suffix.lower() not in SUFFIXES:
-                what = "a folder" if file.is_dir() else f"a file that is none of {SUFFIXES}"
+                what = "a folder" if file.is_dir() else f"a file that is not one of {SUFFIXES}"
                 raise UserError(
                     f"{source}: {file} in a class folder is {what}; keep only images there, as "
                     "CLASS/FILE.png"

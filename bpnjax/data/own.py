@@ -101,7 +101,7 @@ def tasks(
     _check_choices(kind=kind, heads=heads, on=on, normalize=normalize)
     for name, share in (("test_share", test_share), ("validation", validation)):
         if not (0 < share < 1 or (share == 0 and name == "validation")):
-            raise UserError(f"{name}: {share} is no share; give a number between 0 and 1")
+            raise UserError(f"{name}: {share} is not a share; give a number between 0 and 1")
     if on == "validation" and not validation:
         raise UserError("validation: 0 leaves nothing to test on, but on is 'validation'; give 0.1")
     dataset = SimpleNamespace(
@@ -133,7 +133,7 @@ def _check_choices(**given: str) -> None:
     }  # fmt: skip
     for name, value in given.items():
         if value not in choices[name]:
-            raise UserError(f"{name}: {value!r} is none of {', '.join(choices[name])}")
+            raise UserError(f"{name}: {value!r} is not one of {', '.join(choices[name])}")
 
 
 def _groups(

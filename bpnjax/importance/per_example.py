@@ -37,7 +37,7 @@ def check_labels(outputs: Any, labels: Any) -> None:
       >>> check_labels(jnp.zeros((1, 3)), jnp.array([3]))
       Traceback (most recent call last):
       ...
-      ValueError: label 3 is no class of 3 outputs; labels are 0 to 2
+      ValueError: label 3 is not a class of 3 outputs; labels are 0 to 2
     """
     whole = jnp.issubdtype(jnp.result_type(labels), jnp.integer)
     if len(outputs.shape) != 2 or jnp.shape(labels) != outputs.shape[:1] or not whole:
@@ -51,7 +51,7 @@ def check_labels(outputs: Any, labels: Any) -> None:
         for label in (known.min(), known.max()):
             if not 0 <= label < outputs.shape[1]:
                 raise ValueError(
-                    f"label {label} is no class of {outputs.shape[1]} outputs; labels are 0 to "
+                    f"label {label} is not a class of {outputs.shape[1]} outputs; labels are 0 to "
                     f"{outputs.shape[1] - 1}"
                 )
 

@@ -235,8 +235,8 @@ def analytic(
         if output.kind != "dense" or output.rank != 2 or not output.plain:
             raise UserError(
                 f"network: {name} takes the place of a dense output layer on features [n, d], and "
-                f"the last layer of {setup.network.name}, {path!r}, is none; let the network end "
-                "in nn.Dense"
+                f"the last layer of {setup.network.name}, {path!r}, is not one; let the network "
+                "end in nn.Dense"
             )
 
     def start(key: Any, params: Any, setup: Setup) -> AnalyticState:

@@ -204,7 +204,7 @@ def ebll(
         chosen = encoded(setup)
         if chosen not in layers:
             raise UserError(
-                f"ebll.layer: {chosen!r} is no layer of this network; it has {', '.join(layers)}"
+                f"ebll.layer: {chosen!r} is not a layer of this network; it has {', '.join(layers)}"
             )
         if layers[chosen].kind != "dense" or layers[chosen].rank != 2:
             raise UserError(

@@ -88,7 +88,7 @@ def checked_examples(setup: Setup, x: Any) -> Any:
             raise UserError(f"x: no array of examples ({error}); give [n, ...]") from error
     if example is None:
         if not x.ndim:
-            raise UserError("x: a scalar is no batch of examples; give [n, ...]")
+            raise UserError("x: a scalar is not a batch of examples; give [n, ...]")
         return x
     if tuple(x.shape[1:]) != example.shape[1:] or x.ndim != len(example.shape):
         raise UserError(
@@ -140,7 +140,7 @@ def checked_labels(setup: Setup, y: Any, n: int) -> Any:
             least, most = int(y.min()), int(y.max())
             if least < 0 or most >= setup.num_outputs:
                 raise UserError(
-                    f"y: label {least if least < 0 else most} is no class of this network; it "
+                    f"y: label {least if least < 0 else most} is not a class of this network; it "
                     f"has {setup.num_outputs} outputs, labels are 0 to "
                     f"{setup.num_outputs - 1}"
                 )

@@ -105,7 +105,7 @@ class Setting:
             try:
                 re.compile(value)
             except re.error as error:
-                return f"{value!r} is no regular expression ({error}); fix it"
+                return f"{value!r} is not a regular expression ({error}); fix it"
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return self._range(value)
         return None

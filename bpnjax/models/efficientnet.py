@@ -102,7 +102,7 @@ class EfficientNetLite0(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False, features: bool = False) -> jax.Array:
         if self.cut not in _CUTS:
             raise ValueError(
-                f"cut={self.cut!r} is none of its parts; give one of {', '.join(_CUTS)}"
+                f"cut={self.cut!r} is not one of its parts; give one of {', '.join(_CUTS)}"
             )
         axes = 2 if self.cut == "output" else 4
         of_features = (x.ndim, x.shape[-1]) == (axes, _CUTS[self.cut])

@@ -289,7 +289,7 @@ def parse_options(text: str) -> dict[str, Any]:
             found[keyword.arg] = ast.literal_eval(keyword.value)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise UserError(
-            f"model.options: {text!r} is no list of keyword arguments with literal values, each "
+            f"model.options: {text!r} is not a list of keyword arguments with literal values, each "
             "once; write it as width=20, depth=3"
         ) from error
     return found
@@ -315,7 +315,7 @@ def load_function(path: str, field: str) -> Callable[..., Any]:
     """
     module_name, colon, names = path.partition(":")
     if not (colon and module_name and names):
-        raise UserError(f"{field}: {path!r} is no MODULE:FUNCTION; write it as my_module:make")
+        raise UserError(f"{field}: {path!r} is not MODULE:FUNCTION; write it as my_module:make")
     try:
         with _current_folder():
             importlib.invalidate_caches()

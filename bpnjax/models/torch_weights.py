@@ -121,7 +121,7 @@ def _tensors_of(path: str | os.PathLike[str], read: Callable[[], Any]) -> dict[s
         found = inner[0]
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, np.ndarray):
-            raise _unreadable(path, f"entry {name!r} is no tensor; save a state_dict alone")
+            raise _unreadable(path, f"entry {name!r} is not a tensor; save a state_dict alone")
     return dict(found)
 
 
@@ -212,13 +212,13 @@ class _Tensors(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.known:
-            raise pickle.UnpicklingError(f"its pickle names {module}.{name}, which is no tensor")
+            raise pickle.UnpicklingError(f"its pickle names {module}.{name}, which is not a tensor")
         return self.known[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
         what, kind, key, _, count, *view = pid
         if what != "storage" or not isinstance(kind, _StorageKind) or kind.name not in _DTYPES:
-            raise pickle.UnpicklingError(f"its pickle refers to {what!r}, which is no tensor")
+            raise pickle.UnpicklingError(f"its pickle refers to {what!r}, which is not a tensor")
         found = self.storage(np.dtype(_DTYPES[kind.name]), key, count)
         if view and view[0] is not None:  # a part of a storage, in the format before zip
             _, offset, size = view[0]
@@ -288,7 +288,7 @@ def alexnet_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         parts = []
         for name in (f"{module}.weight", f"{module}.bias"):
             if name not in tensors:
-                raise ValueError(f"no tensor {name}; this is no AlexNet of torchvision")
+                raise ValueError(f"no tensor {name}; this is not an AlexNet of torchvision")
             parts.append(np.asarray(tensors[name], np.float32))
         weight, bias = parts
         if weight.ndim != (4 if "conv" in layer else 2):
@@ -392,7 +392,7 @@ def _variables(
             continue
         layer = layer_of(module)
         if layer is None or part not in _PARTS:
-            raise ValueError(f"{name} {array.shape} is no tensor of {network}")
+            raise ValueError(f"{name} {array.shape} is not a tensor of {network}")
         group, own = _PARTS[part]
         array = np.asarray(array, np.float32)
         if array.ndim > 1:

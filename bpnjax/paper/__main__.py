@@ -85,7 +85,7 @@ def _parse(arguments: list[str]) -> tuple[list[str], bool, bool, Any]:
     given = [f.removeprefix("config.") for f in fields]
     seeds = values.num_seeds
     if seeds and not (seeds.isdecimal() and int(seeds) > 0):
-        raise UserError(f"--num_seeds: {seeds!r} is no number above 0; give one")
+        raise UserError(f"--num_seeds: {seeds!r} is not a number above 0; give one")
     home = pathlib.Path(values.configs or configuration.packaged()["mnist"].parent)
     if not (home / "mnist.py").is_file():
         raise UserError(f"--configs: no mnist.py in {home}; name a folder like the repository's")

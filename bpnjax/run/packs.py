@@ -207,7 +207,7 @@ def unpack(path: str | os.PathLike[str]) -> Pack:
     found, metadata = arrays.read(path)
     if metadata.get("format") != FORMAT:
         what = "a model; packs.pack makes one of it" if "config" in metadata else "something else"
-        raise UserError(f"{path} is no pack but {what}")
+        raise UserError(f"{path} is not a pack but {what}")
     try:
         listed = json.loads(metadata["tasks"])
         tasks = []

@@ -553,7 +553,7 @@ def _answering_state(
     others = ("statistics/", "extractor/", "orders")
     if more := [name for name in found if name not in names and not name.startswith(others)]:
         raise UserError(
-            f"{file}: {more[0]} is no part of its model; the file was written by something else, "
+            f"{file}: {more[0]} is not part of its model; the file was written by something else, "
             "train again"
         )
     filled = dict(found)
@@ -613,4 +613,4 @@ def _metadata(file: pathlib.Path) -> dict[str, str]:
             metadata.pop(arrays.CHECKSUM, None)  # `arrays.read` compares it with the file
             return metadata
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is no safetensors file ({error}); train again") from error
+        raise UserError(f"{file} is not a safetensors file ({error}); train again") from error

@@ -111,9 +111,9 @@ def export(
         raise UserError(f"platforms: none given; choose from {', '.join(_KNOWN)}")
     for name in platforms:
         if name not in _KNOWN:
-            raise UserError(f"platforms: {name!r} is none; {suggest(name, _KNOWN)}")
+            raise UserError(f"platforms: {name!r} is not one; {suggest(name, _KNOWN)}")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
-        raise UserError(f"batch: {batch!r} is no number of examples; give one from 1, or None")
+        raise UserError(f"batch: {batch!r} is not a number of examples; give one from 1, or None")
     check_place(file, path if isinstance(path, (str, os.PathLike)) else None)
     predictor = path if isinstance(path, Predictor) else load(os.fspath(path), seed)
     if (size := _bytes(predictor)) > _MOST:
@@ -149,7 +149,7 @@ def check_place(file: pathlib.Path, source: Any = None) -> None:
     if not file.absolute().parent.is_dir():
         raise UserError(f"out: no folder {file.parent}; make it first")
     if file.exists() and not file.is_file():
-        raise UserError(f"out: {file} is no file that can be replaced; name another")
+        raise UserError(f"out: {file} is not a file that can be replaced; name another")
     if source is not None and file.resolve() == pathlib.Path(source).resolve():
         raise UserError(f"out: {file} is what is read; name another file")
 

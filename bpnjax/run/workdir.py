@@ -116,7 +116,7 @@ def _lacks(workdir: pathlib.Path, config: ConfigDict) -> str:
         result = json.loads((workdir / "result.json").read_text())
         summary, models = result["summary"], result.get("models", {})
         if not isinstance(summary, dict) or not isinstance(models, dict):
-            raise ValueError("it is no result")
+            raise ValueError("it is not a result")
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"result.json is damaged ({type(error).__name__}: {error})"
     own = fingerprint(config)

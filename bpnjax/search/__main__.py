@@ -61,7 +61,7 @@ def _searched(arguments: list[str]) -> int:
     for name in ("trials", "at_once", "num_seeds"):
         text = values[name].value
         if text and not (text.isdecimal() and int(text) > 0):
-            raise UserError(f"--{name}: {text!r} is no number above 0; give one")
+            raise UserError(f"--{name}: {text!r} is not a number above 0; give one")
         numbers[name] = int(text or 0)
     if numbers["num_seeds"]:
         config.num_seeds = numbers["num_seeds"]

@@ -134,8 +134,8 @@ def _given(field: str, text: str, entry: Entry, flat: Mapping[str, Any]) -> Axis
         choices = tuple(_like(word.strip(), value, name) for word in text.split(","))
         if len(set(choices)) < 2:
             raise UserError(
-                f"{name}: {text!r} is no range; write low:high:log, low:high:linear, two or more "
-                f"values as a,b, or {FIXED}"
+                f"{name}: {text!r} is not a range; write low:high:log, low:high:linear, two or "
+                f"more values as a,b, or {FIXED}"
             )
         if value not in choices:
             raise UserError(
@@ -153,7 +153,7 @@ def _given(field: str, text: str, entry: Entry, flat: Mapping[str, Any]) -> Axis
     default = fallback if value is None else value
     if isinstance(default, bool) or not isinstance(default, (int, float)):
         raise UserError(
-            f"{name}: {field} is {value!r}, which is no number; give it a number in the "
+            f"{name}: {field} is {value!r}, which is not a number; give it a number in the "
             "configuration, or choices as a,b"
         )
     low, high = (_like(word, default, name) for word in words[:2])
@@ -189,9 +189,9 @@ def _like(word: str, value: Any, name: str) -> Any:
     try:
         number = float(word)
     except ValueError as error:
-        raise UserError(f"{name}: {word!r} is no number; give one") from error
+        raise UserError(f"{name}: {word!r} is not a number; give one") from error
     if not math.isfinite(number):
         raise UserError(f"{name}: {word!r} is not finite; give a number")
     if isinstance(value, int) and number != int(number):
-        raise UserError(f"{name}: {word!r} is no whole number; give one")
+        raise UserError(f"{name}: {word!r} is not a whole number; give one")
     return int(number) if isinstance(value, int) else number

@@ -148,7 +148,7 @@ def read(path: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
             metadata = dict(tensors.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no safetensors file ({error}); write it again") from error
+        raise UserError(f"{path} is not a safetensors file ({error}); write it again") from error
     kept = metadata.pop(CHECKSUM, None)  # files of other programs have none
     if kept is not None and kept != _checksum(found, metadata):
         raise UserError(

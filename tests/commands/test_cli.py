@@ -108,7 +108,7 @@ def wrong_values(setting, default):
     if setting.choices:
         yield "none of them", "unknown value 'none of them'"
     if setting.pattern:
-        yield "(", "is no regular expression"
+        yield "(", "is not a regular expression"
     if isinstance(default, str):
         return
     yield "text", "'text' is of type str; give one of type"

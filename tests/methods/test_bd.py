@@ -405,7 +405,7 @@ def test_w_has_a_learning_rate_of_its_own():
         ({"epsilon": float("nan")}, r"bd\.epsilon: nan is not finite"),
         ({"hidden_dim": 0}, r"bd\.hidden_dim: 0 is below 1"),
         ({"hidden_dim": 2.5}, r"bd\.hidden_dim: 2\.5 is of type float; give one of type int"),
-        ({"layers": "("}, r"bd\.layers: '\(' is no regular expression"),
+        ({"layers": "("}, r"bd\.layers: '\(' is not a regular expression"),
         ({"learning_rate": 0.0}, r"bd\.learning_rate: 0\.0 is not above 0"),
         ({"step": "small"}, r"bd\.step: unknown value 'small'; choose from: relative, absolute"),
         ({"epsilom": 0.2}, r"bd\.epsilom: bd has no such setting; did you mean epsilon"),

@@ -224,7 +224,7 @@ def test_names_of_the_published_weights():
         found["params"]["block_4/depthwise/kernel"], arrays["block_4/depthwise/kernel"]
     )
     for name in ("_blocks.0._se_reduce.weight", "_blocks.x._bn0.bias", "_bn0.other"):
-        with pytest.raises(ValueError, match=f"{name} .* is no tensor of an EfficientNet-Lite"):
+        with pytest.raises(ValueError, match=f"{name} .* is not a tensor of an EfficientNet-Lite"):
             torch_weights.efficientnet_lite_variables({name: np.zeros(1)})
 
 
@@ -262,7 +262,7 @@ def test_refusals():
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(x))
 
     with pytest.raises(
-        ValueError, match="cut='block_16' is none of its parts; give one of block_0"
+        ValueError, match="cut='block_16' is not one of its parts; give one of block_0"
     ):
         shape_of((1, 8, 8, 3), cut="block_16")
     with pytest.raises(ValueError, match=r"it needs images, not examples of shape \(7,\)"):

@@ -156,8 +156,8 @@ def test_factories(make, options, width):
 
 
 REFUSED = {
-    "nothing": "model.factory: 'nothing' is no MODULE:FUNCTION; write it as my_module:make",
-    ":make": "model.factory: ':make' is no MODULE:FUNCTION",
+    "nothing": "model.factory: 'nothing' is not MODULE:FUNCTION; write it as my_module:make",
+    ":make": "model.factory: ':make' is not MODULE:FUNCTION",
     "no_such_module:make": "model.factory: no module 'no_such_module'; it is looked for in the",
     "bpnjax.no_such:make": "model.factory: no module 'bpnjax.no_such'",
     "broken_of_registry_test:make": "importing broken_of_registry_test raises ModuleNotFoundError: "
@@ -198,13 +198,13 @@ def test_refused_factories(make):
         ("vit", "num_classes=3", "model.options: vit has no 'num_classes'; choose from: patch, "),
         ("mlp", "hidden=(3,)", "model.options: hidden of mlp is a field; set --config.mod"),
         ("mlp", "width=3", "model.options: mlp has no 'width'; it takes none"),
-        ("mlp", "3", "model.options: '3' is no list of keyword arguments"),
+        ("mlp", "3", "model.options: '3' is not a list of keyword arguments"),
         ("vit", "patch=4, patch=2", "with literal values, each once"),
-        ("vit", "patch=__import__('os').getpid()", "is no list of keyword arguments with literal"),
-        ("vit", "**{'patch': 4}", "is no list of keyword arguments"),
-        ("vit", "patch=4) or f(depth=2", "is no list of keyword arguments"),
-        ("vit", "patch=4)(depth=2", "is no list of keyword arguments"),
-        ("vit", "patch=", "is no list of keyword arguments"),
+        ("vit", "patch=__import__('os').getpid()", "is not a list of keyword arguments with"),
+        ("vit", "**{'patch': 4}", "is not a list of keyword arguments"),
+        ("vit", "patch=4) or f(depth=2", "is not a list of keyword arguments"),
+        ("vit", "patch=4)(depth=2", "is not a list of keyword arguments"),
+        ("vit", "patch=", "is not a list of keyword arguments"),
         ("vti", "", "model.name: unknown value 'vti'; did you mean vit?"),
     ],
 )  # fmt: skip

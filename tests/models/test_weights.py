@@ -110,7 +110,9 @@ def test_weights_that_do_not_fit(tmp_path):
         tensors, r"^model.pretrained: batch_stats/block_1_0/norm_0/var \(4,\) is missing; the file"
     )
     deeper = resnet_tensors() | {"layer1.2.conv1.weight": np.zeros((2, 2, 3, 3), np.float32)}
-    refused(deeper, r"w.safetensors: layer1.2.conv1.weight \(2, 2, 3, 3\) is no tensor of a ResNet")
+    refused(
+        deeper, r"w.safetensors: layer1.2.conv1.weight \(2, 2, 3, 3\) is not a tensor of a ResNet"
+    )
     refused(resnet_tensors(), r"hidden_0/bias \(16,\) is missing, .*; the file has bn1/bias \(2,\)",
             model__name="mlp", model__options="")  # fmt: skip
     file.write_bytes(b"<html>")

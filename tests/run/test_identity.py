@@ -449,7 +449,7 @@ def test_numbers_beyond_32_bits_are_refused(refused, tiny_flags, field, message)
 
 def test_figures_of_the_paper_that_are_none_are_refused_before_training(tiny):
     tiny.paper.bd_ewc = 0.9
-    with pytest.raises(UserError, match=r"paper.bd_ewc: 0.9 is no group of figures"):
+    with pytest.raises(UserError, match=r"paper.bd_ewc: 0.9 is not a group of figures"):
         configuration.validate(tiny)
 
 

@@ -360,13 +360,13 @@ def test_what_cannot_be_merged(two, network, tmp_path):
     refused([ada, ada], "the task 0, 1 of .* is also in")
     refused([ada, tmp_path / "none.pack"], r"none.pack: no such file")
     refused(
-        [ada, two[1] / "model.safetensors"], "is no pack but a model; packs.pack makes one of it"
+        [ada, two[1] / "model.safetensors"], "is not a pack but a model; packs.pack makes one of it"
     )
     refused([ada, bob], "out: .* is what is read", ada)
     (tmp_path / "text.pack").write_text("no")
-    refused([ada, tmp_path / "text.pack"], "text.pack is no safetensors file")
+    refused([ada, tmp_path / "text.pack"], "text.pack is not a safetensors file")
     save_file({"a": np.zeros(1)}, tmp_path / "odd.pack")
-    refused([ada, tmp_path / "odd.pack"], "odd.pack is no pack but something else")
+    refused([ada, tmp_path / "odd.pack"], "odd.pack is not a pack but something else")
     found, metadata = arrays.read(bob)
     for name, change in (("1/probe", None), ("1/params/output/bias", lambda a: a + 1)):
         less = {n: a for n, a in found.items() if n != name}

@@ -62,7 +62,7 @@ def image_label(path: Path, name: str, note: bytes) -> int | None:
             for actions in root.iterfind("object/actions")
         ]
     except (ET.ParseError, TypeError, ValueError) as error:
-        raise malformed(path, f"{name} is no annotation of VOC ({error})") from error
+        raise malformed(path, f"{name} is not an annotation of VOC ({error})") from error
     done = set().union(*persons)
     if len(done) != 1 or any(person != done for person in persons):
         return None
