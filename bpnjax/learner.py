@@ -958,7 +958,7 @@ def _refuse_consumed(state: Any) -> None:
         return
     if isinstance(first, jax.Array) and first.is_deleted():
         raise UserError(
-            "state: an earlier call has consumed it; go on with the state that this call returned"
+            "state: an earlier call has consumed it; continue with the state that it returned"
         )
 
 

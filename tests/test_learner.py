@@ -231,7 +231,9 @@ def test_a_state_is_consumed(call):
     getattr(learner, call)(state, arguments[call])
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
     for name, argument in arguments.items():
-        with pytest.raises(UserError, match="state: an earlier call has consumed it; go on with"):
+        with pytest.raises(
+            UserError, match="state: an earlier call has consumed it; continue with"
+        ):
             getattr(learner, name)(state, argument)
     with pytest.raises(UserError, match="state: an earlier call has consumed it"):
         learner.apply(state, X, 0)

@@ -78,8 +78,8 @@ def _network(flat: dict[str, Any]) -> Iterator[str]:
     factory.check(registry.parse_options(model["options"]))
     if model["dtype"] != "float32" and "dtype" not in factory.fields:
         yield (
-            f"model.dtype: {model['dtype']!r} is not known to {factory.name}; leave it out, and say"
-            " it there"
+            f"model.dtype: {model['dtype']!r} is not an argument of {factory.name}; leave it out,"
+            " and set the dtype in the network"
         )
     for field in ("model.hidden", "model.channels"):
         if any(not isinstance(width, int) or width < 1 for width in flat[field]):

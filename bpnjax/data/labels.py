@@ -95,7 +95,10 @@ def _texts(labels: Any, what: str) -> tuple[list[str], np.ndarray]:
         )
     if labels.dtype.kind == "f":
         broken = ~np.isfinite(labels)
-        for bad, why in ((broken, "missing"), (~broken & _fractional(labels), "not a whole number")):
+        for bad, why in (
+            (broken, "missing"),
+            (~broken & _fractional(labels), "not a whole number"),
+        ):
             if bad.any():
                 row = int(bad.argmax())
                 raise UserError(

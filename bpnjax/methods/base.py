@@ -297,8 +297,8 @@ def chain(*methods: Method, name: str = "", paper: str = "") -> Method:
     heads = [m.name for m in methods if m.output_layer is not None]
     if heads and len(methods) > 1:
         raise UserError(
-            f"chain: {heads[0]} answers by itself from the features of a network that does not "
-            "move and cannot be a part of another method; leave it out"
+            f"chain: {heads[0]} has its own output layer on a frozen network and cannot be a part "
+            "of another method; leave it out"
         )
     rates = {m.learning_rate for m in methods if m.learning_rate is not None}
     if len(rates) > 1:

@@ -57,8 +57,8 @@ def file_of(model: Mapping[str, Any]) -> str:
     package = None if model["factory"] else _PACKAGES.get(model["name"])
     if package is None:
         raise UserError(
-            f"model.pretrained: no package has the weights of {model['factory'] or model['name']}, "
-            f"but of {', '.join(_PACKAGES)}; name a file"
+            f"model.pretrained: no package has the weights of {model['factory'] or model['name']}; "
+            f"name a file, or choose {', '.join(_PACKAGES)}"
         )
     found = importlib.util.find_spec(package.module)
     for folder in (found and found.submodule_search_locations) or ():

@@ -67,8 +67,8 @@ def once(config: ConfigDict, sequence: TaskSequence) -> tuple[ConfigDict, TaskSe
         return config, sequence
     if config.resume_from:
         raise UserError(
-            "train.features_once: a run goes on behind another's tasks with the whole network; "
-            "leave it out beside --resume_from"
+            "train.features_once: a run that resumes from another one needs the whole network; "
+            "leave it out with --resume_from"
         )
     if config.dataset.augment != "none":
         raise UserError(
@@ -172,8 +172,8 @@ def _check_frozen(
             group, name = field.split(".")
             if found.setting.pattern and re.fullmatch(config[group][name], layer):
                 raise UserError(
-                    f"train.features_once: {field}={config[group][name]!r} gives {layer} a part in "
-                    f"the tasks; leave it out, as --config.{field}='{'|'.join(rest)}'"
+                    f"train.features_once: {field}={config[group][name]!r} includes the frozen "
+                    f"layer {layer}; leave it out, as --config.{field}='{'|'.join(rest)}'"
                 )
     if frozen.get("batch_stats") and config.model.batch_statistics != "frozen":
         raise UserError(
@@ -183,7 +183,7 @@ def _check_frozen(
         )
     if sequence.permuted:
         raise UserError(
-            "train.features_once: permuted pixels give each task features of its own; set it to "
+            "train.features_once: with permuted pixels each task has its own features; set it to "
             "False"
         )
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-_MESSAGE = "bpnjax: ending after this stretch of steps, to save; Ctrl-C again ends at once"
+_MESSAGE = "bpnjax: saving after the current steps; press Ctrl-C again to stop at once"
 
 
 @contextlib.contextmanager

@@ -122,16 +122,16 @@ def _check_fields(earlier: Earlier, config: ConfigDict) -> None:
     if new.evaluate.rule in task_inference.MAPPERS and told:
         if new.evaluate.rule != old.evaluate.rule:
             raise UserError(
-                f"--resume_from: {earlier.path} kept no {new.evaluate.rule} of its tasks; set "
-                f"evaluate.rule as it was there, {old.evaluate.rule}"
+                f"--resume_from: {earlier.path} did not store what evaluate.rule="
+                f"{new.evaluate.rule} needs; set it as in that run, {old.evaluate.rule}"
             )
         alone = new.evaluate.rule == "statistics"
         for field in ("statistics",) if alone else ("features", "clusters", "statistics"):
             if new.evaluate[field] != old.evaluate[field]:
                 raise UserError(
-                    f"--resume_from: {earlier.path} kept {new.evaluate.rule} of its tasks with "
+                    f"--resume_from: {earlier.path} stored {new.evaluate.rule} of its tasks with "
                     f"evaluate.{field}={old.evaluate[field]}, and this run asks for "
-                    f"{new.evaluate[field]}; set it as it was there"
+                    f"{new.evaluate[field]}; set it as in that run"
                 )
     of_file = int(earlier.metadata["seed"])
     first, last = of_file, of_file

@@ -603,7 +603,7 @@ def _check_probe(merged: Predictor, number: int, task: Task, one: Pack, first: P
         f"{f} {a.get(f)!r} and {b.get(f)!r}" for f in sorted({*a, *b}) if a.get(f) != b.get(f)
     ]
     raise UserError(
-        f"packs: in one model with the others the task {', '.join(task.classes)} of {one.path} "
-        f"would be answered otherwise than where it was trained; settings that differ: "
+        f"packs: in the merged model the task {', '.join(task.classes)} of {one.path} would have "
+        f"other answers than in its own run; settings that differ: "
         f"{_list(differing) or 'none that are known'}; train both with the same"
     )

@@ -70,8 +70,8 @@ def check_data(
     own = fingerprint(config)
     if stored.get("config_hash", own) != own:
         raise UserError(
-            f"--workdir: what {workdir} holds is of the configuration {stored['config_hash']}, and "
-            f"this one is {own}; name another folder, or pass --overwrite"
+            f"--workdir: {workdir} holds a run of the configuration {stored['config_hash']}, and "
+            f"this run has {own}; name another folder, or pass --overwrite"
         )
     if stored.get("draws", prng.fingerprint()) != prng.fingerprint():
         raise UserError(

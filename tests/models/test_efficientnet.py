@@ -252,7 +252,9 @@ def test_a_package_that_is_missing_or_damaged(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=message.format("damaged")):
         digits_config("sgd", **fields)
-    with pytest.raises(UserError, match="no package has the weights of mlp, but of efficientnet_l"):
+    with pytest.raises(
+        UserError, match="no package has the weights of mlp; name a file, or choose effic"
+    ):
         digits_config("sgd", model__pretrained="package")
 
 

@@ -234,7 +234,7 @@ def test_options_are_literals():
 
 
 def test_the_dtype_of_an_own_network_is_its_own():
-    with pytest.raises(UserError, match="model.dtype: 'bfloat16' is not known to nets_of_reg"):
+    with pytest.raises(UserError, match="model.dtype: 'bfloat16' is not an argument of nets"):
         own("Small", model__dtype="bfloat16")
     digits_config("sgd", model__name="resnet18", model__dtype="bfloat16")
 

@@ -71,7 +71,7 @@ def test_checkpoints_of_another_seed_are_refused(run, copied, tmp_path):
     before = contents(other / "checkpoints")
     code, _, error = run(flags)
     assert code == 2
-    one_line(error, "is of the configuration", "another folder", "--overwrite")
+    one_line(error, "holds a run of the configuration", "another folder", "--overwrite")
     assert configuration.fingerprint(config) in error and contents(other / "checkpoints") == before
 
 

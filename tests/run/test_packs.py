@@ -316,7 +316,7 @@ def test_packs_that_differ_are_refused(two, make_run, network, tmp_path, fields,
 def test_a_setting_that_changes_answers_is_noticed(make_run, network, tmp_path):
     """The share of silent units is in no array; what it changes shows in the answers."""
     runs = [make_run("xdg", c, xdg__gated=g) for c, g in ((ADA, 0.2), (BOB, 0.8))]
-    with pytest.raises(UserError, match=r"answered otherwise .* differ: xdg.gated 0.2 and 0.8; tr"):
+    with pytest.raises(UserError, match=r"other answers than .* differ: xdg.gated 0.2 and 0.8; tr"):
         packs.merge(network, pack_all(runs, tmp_path), tmp_path / "all.safetensors")
     assert not (tmp_path / "all.safetensors").exists()
 

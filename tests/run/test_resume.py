@@ -339,7 +339,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(programs_once, uncut, interrupting, 
     flags = [*flags, "--config.checkpoint.every_steps=0", "--config.log=csv"]
     assert interrupting(flags, tmp_path / "run", 3) == (1, 1, 0)
     *_, first, last = capfd.readouterr().err.splitlines()
-    assert first.startswith("bpnjax: ending after this stretch of steps, to save")
+    assert first.startswith("bpnjax: saving after the current steps")
     where = "saved at task 2, epoch 2, step 0"
     assert last == f"bpnjax: interrupted, {where}; run the same command again to resume"
     assert go(flags, tmp_path / "run", capfd).startswith(going_on((1, 1, 0)))
