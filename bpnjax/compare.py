@@ -135,12 +135,12 @@ FIGURES = {
     "bytes": "Average accuracy after all tasks against all bytes that are stored",
     "time": "Average accuracy after all tasks against training time",
 }
-LEGEND = """Accuracies after the last task, averaged over tasks; mean ± standard deviation over
-seeds. told: the task's mode is active; masked: the same, restricted to the task's
-classes; inferred: nobody tells the task. Last: of all test examples together; anytime:
-the mean over steps of the accuracy on all classes seen so far. Bytes per task: what
-must be kept to answer it; bytes to answer: all that answers all tasks, the network
-included; examples kept: what a memory needs to go on learning."""
+LEGEND = """Accuracies after the last task, averaged over tasks, as mean ± sd over seeds.
+Told: the mode of the task is active. Masked: the same, restricted to the classes of the task.
+Inferred: nobody tells the task. Last: accuracy on all test examples together. Anytime: mean
+over steps of the accuracy on all classes seen so far. Bytes per task: what each task adds to
+the model. Bytes to answer: everything that answers all tasks, including the network. Examples
+kept: what a replay memory needs to go on learning."""
 
 
 def cells(rows: list[Row], displayed: bool = False) -> list[list[str]]:
