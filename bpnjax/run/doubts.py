@@ -62,7 +62,8 @@ def _not_learned(masked: np.ndarray, sequence: TaskSequence) -> list[str]:
 def _without_effect(state: RunState, told_task: bool, seeds: int, tasks: int) -> list[str]:
     """Modes that are the same for all tasks, and an importance that is zero everywhere."""
     kept = state.learner.method
-    named = dict(zip(*map(jax.tree.leaves, (arrays.names_of(kept), kept)), strict=True))
+    names = jax.tree.leaves(arrays.names_of(kept))
+    named = dict(zip(names, jax.tree.leaves(kept), strict=True))
     axis = int(seeds > 1)
 
     def is_of_bank(name: str, leaf: Any) -> bool:
@@ -71,19 +72,14 @@ def _without_effect(state: RunState, told_task: bool, seeds: int, tasks: int) ->
         is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return vector in modes.VECTORS and leaf.ndim == rank and not is_key
 
+    def effects(banks: dict[str, Any], importance: dict[str, Any]) -> Any:
+        first = jnp.array([0])
+        differs = {name: (leaf != leaf.take(first, axis)).any() for name, leaf in banks.items()}
+        return differs, {name: (leaf != 0).any() for name, leaf in importance.items()}
+
     banks = {name: leaf for name, leaf in named.items() if is_of_bank(name, leaf)}
     importance = {name: leaf for name, leaf in named.items() if "importance" in name}
-    differs, matters = jax.device_get(
-        jax.jit(
-            lambda banks, importance: (
-                {
-                    name: (leaf != leaf.take(jnp.array([0]), axis)).any()
-                    for name, leaf in banks.items()
-                },
-                {name: (leaf != 0).any() for name, leaf in importance.items()},
-            )
-        )(banks, importance)
-    )
+    differs, matters = jax.device_get(jax.jit(effects)(banks, importance))
     doubts = []
     if told_task and tasks > 1 and differs and not any(differs.values()):
         vectors = " and ".join(sorted({name.rpartition("/")[2] for name in differs}))
