@@ -84,8 +84,8 @@ def _without_effect(state: RunState, told_task: bool, seeds: int, tasks: int) ->
     if told_task and tasks > 1 and differs and not any(differs.values()):
         vectors = " and ".join(sorted({name.rpartition("/")[2] for name in differs}))
         doubts.append(
-            f"the {vectors} of every layer is the same for all tasks, so all tasks share one mode; "
-            "raise its step (bd.epsilon, or plain_bias.learning_rate)"
+            f"all tasks have the same {vectors} in every layer, so they share one mode; raise the "
+            "step (bd.epsilon, or plain_bias.learning_rate)"
         )
     if matters and not any(matters.values()):
         doubts.append(

@@ -39,7 +39,7 @@ def test_parts_without_effect(modulation, vectors):
         return doubts.found({"task_masked": masked}, jitted.sequence, changed, True)
 
     same, importance = found(lambda leaf: leaf)
-    assert same.startswith(f"the {vectors} of every layer is the same for all tasks, so all")
+    assert same.startswith(f"all tasks have the same {vectors} in every layer, so they")
     assert importance.startswith("the importance of every parameter is zero")
     assert found(lambda leaf: leaf + leaf.dtype.type(1)) == [same]  # equal, though they moved
     first = lambda leaf: leaf.at[0].add(leaf.dtype.type(1)) if leaf.ndim else leaf  # noqa: E731
@@ -60,7 +60,7 @@ def test_seeds_are_not_taken_for_tasks():
     layer = next(iter(bank))
     bank[layer]["bias"] = bank[layer]["bias"].at[1].add(1.0)  # all tasks of the second seed
     (said,) = doubts.found({"task_masked": np.ones((2, 3, 3))}, jitted.sequence, state, True)
-    assert said.startswith("the bias of every layer is the same for all tasks")
+    assert said.startswith("all tasks have the same bias in every layer")
 
 
 def test_a_run_says_so_at_its_end(run, tiny_flags, tmp_path):
