@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bpnjax.run.stablehlo import export
     from bpnjax.run.train import train_and_evaluate as train
 
-# Where each name is. It is imported when it is first asked for, since JAX takes a second.
+# Where each name is. It is imported at its first use, because importing JAX takes a second.
 _PLACES = {
     "Learner": "learner:Learner",
     "Method": "methods:Method",
@@ -65,7 +65,7 @@ __all__ = [
 
 
 class _Package(types.ModuleType):
-    """The module bpnjax, with what it names imported late."""
+    """The module bpnjax, whose names are imported at their first use."""
 
     def __getattr__(self, name: str) -> Any:
         module, _, attribute = _PLACES.get(name, name).partition(":")
@@ -78,7 +78,7 @@ class _Package(types.ModuleType):
         return found
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # An import of the module bpnjax.learner would put it where the function belongs.
+        # Importing the module bpnjax.learner would otherwise replace the function of that name.
         if name == "learner" and isinstance(value, types.ModuleType):
             value = value.learner
         super().__setattr__(name, value)

@@ -7,21 +7,21 @@ from bpnjax import main as command
 from bpnjax.utils.errors import suggest
 from bpnjax.version import __version__
 
-COMMANDS = {  # name: (module with run(arguments) -> exit code, what it does)
+COMMANDS = {  # {name: (module with run(arguments) -> exit code, description)}
     "run": ("bpnjax.main", "train a method on a sequence of tasks"),
-    "compare": ("bpnjax.compare", "several methods on one configuration, as a table"),
-    "search": ("bpnjax.search.__main__", "settings of several methods, with equal budgets"),
-    "predict": ("bpnjax.predict", "answers of a trained model"),
-    "export": ("bpnjax.deploy", "a trained model as a StableHLO program"),
-    "packs": ("bpnjax.packs", "tasks learned apart, put into one model"),
-    "paper": ("bpnjax.paper.__main__", "the paper's figures and tables, with their runs"),
+    "compare": ("bpnjax.compare", "compare several methods on one configuration"),
+    "search": ("bpnjax.search.__main__", "search settings of several methods with equal budgets"),
+    "predict": ("bpnjax.predict", "answer examples with a trained model"),
+    "export": ("bpnjax.deploy", "write a trained model as a StableHLO program"),
+    "packs": ("bpnjax.packs", "merge tasks that were learned separately into one model"),
+    "paper": ("bpnjax.paper.__main__", "make the paper's figures and tables, with their runs"),
     "pretrain": ("bpnjax.pretrain", "train a network for other runs to start from"),
     "plots": ("bpnjax.run.plots", "draw the figures of a run again"),
 }
 
 
 def usage() -> str:
-    """The commands with a line each.
+    """Lists the commands with a line each.
 
     Returns:
       Lines of text.
@@ -40,7 +40,7 @@ def usage() -> str:
 
 
 def run(arguments: list[str]) -> int:
-    """Runs the command that the first argument names on the others.
+    """Runs the command that the first argument names, with the other arguments.
 
     Args:
       arguments: without the program's name.
@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> int:
         print(usage())
     elif name == "--version":
         print(f"bpnjax {__version__}")
-    elif name in COMMANDS:  # its module is imported now: those that compute take a second
+    elif name in COMMANDS:  # imported here, because some modules take a second
         return importlib.import_module(COMMANDS[name][0]).run(arguments[1:])
     else:
         what = f"unknown command {name!r}" if name else "no command"

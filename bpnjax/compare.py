@@ -1,11 +1,11 @@
-"""Several methods on one configuration, side by side.
+"""Compares several methods on one configuration.
 
     bpnjax compare --config=mnist --methods=bd_ewc,bd_psp,psp --num_seeds=5
 
-Runs each method in a folder of its own (one that is complete is not run again) and writes
-`compare.md`, `compare.csv`, `compare.html` and four figures from their result files. No method is
-run unless all folders can be used. A method that fails is reported in its row, the others go on,
-and the command ends with exit code 1.
+Each method runs in its own folder, unless it is complete there. `compare.md`, `compare.csv`,
+`compare.html` and four figures are made from their result files. No method is run unless all
+folders can be used. If a method fails, its row has the error, the others continue, and the exit
+code is 1.
 """
 
 import copy
@@ -30,17 +30,17 @@ USAGE = """usage: bpnjax compare --config=NAME --methods=A,B,... [--num_seeds=N]
   --methods=A,B,...   names of methods; or all, which leaves out bare parts of
                       others: bd, gd, gd_matched, plain_bias, random_bias
   --num_seeds=N       short for --config.num_seeds=N
-  --workdir=DIR       a folder for the table, with one for each method
+  --workdir=DIR       folder of the table, with a subfolder per method
                       (default: runs/<name>, and the fields that were changed)
   --latex             also writes compare.tex, the table for \\input"""
 
-# They leave the shared parameters unprotected, and stand for nothing that others do not.
+# Left out of "all": without protection of the shared parameters they are only parts of others.
 PARTS = ("bd", "gd", "gd_matched", "plain_bias", "random_bias")
 ACCURACIES = ("task_told", "task_masked", "task_inferred")
 
 
 class Row(NamedTuple):
-    """A method's result file, or why there is none."""
+    """The result file of a method, or the reason why there is none."""
 
     method: str
     result: dict[str, Any] | None
@@ -57,17 +57,17 @@ def run_all(
     """Runs each method, unless it is complete.
 
     Args:
-      config: a configuration; its method is replaced by each name.
+      config: a configuration. Its method is replaced by each name.
       names: of methods.
-      folder: each method gets a folder in it.
-      overwrite: run those that are complete again.
-      given: fields that keep their values whatever the configuration has under ``tuned``.
+      folder: each method gets a subfolder.
+      overwrite: whether to run complete ones again.
+      given: fields that keep their values, whatever the configuration has under ``tuned``.
 
     Returns:
-      A row for each, in the order of ``names``.
+      One row per method, in the order of ``names``.
 
     Raises:
-      UserError: a configuration is wrong, or a folder holds another run; nothing was run.
+      UserError: a configuration is invalid, or a folder holds another run. Then nothing is run.
     """
     from bpnjax.run import results, train
 
@@ -86,7 +86,7 @@ def run_all(
             if not complete[name]:
                 train.train_and_evaluate(one, place, overwrite)
             rows.append(Row(name, results.read(place)))
-        except Exception as error:  # whatever stops one method must not stop the others
+        except Exception as error:  # an error in one method must not stop the others
             text = f"{type(error).__name__}: {error}".splitlines()[0]
             print(f"bpnjax: {name} failed: {text}", file=sys.stderr, flush=True)
             rows.append(Row(name, None, text))
@@ -96,7 +96,7 @@ def run_all(
 def _check_folders(
     configs: dict[str, ConfigDict], folder: pathlib.Path, overwrite: bool
 ) -> dict[str, bool]:
-    """Which runs are complete; `UserError` with all folders that cannot be used, if there are."""
+    """Finds the complete runs; `UserError` with all folders that cannot be used, if any."""
     from bpnjax.run import dry_run, workdir
 
     complete, refused = {}, {}
@@ -106,7 +106,7 @@ def _check_folders(
         except UserError as error:
             refused[name] = error
     for name in refused:
-        dry_run.check(configs[name])  # a mistake in the request is said before one in the folder
+        dry_run.check(configs[name])  # an error in the request is reported before one in the folder
     different = {str(error): name for name, error in refused.items()}
     if len(different) > 1:
         texts = "; ".join(f"{name}: {text}" for text, name in different.items())
@@ -124,7 +124,7 @@ HEADER = (
 
 
 def _bytes_to_answer(result: dict[str, Any]) -> str:
-    """The bytes that answer all tasks, which results of earlier versions do not say."""
+    """The bytes that are needed to answer all tasks; results of earlier versions lack them."""
     found = result["memory"].get("answering_bytes")
     return "-" if found is None else f"{found:,}"
 
@@ -135,23 +135,23 @@ FIGURES = {
     "bytes": "Average accuracy after all tasks against all bytes that are stored",
     "time": "Average accuracy after all tasks against training time",
 }
-LEGEND = """Accuracies after the last task, averaged over tasks; mean ± standard deviation over
-seeds. told: the task's mode is active; masked: the same, restricted to the task's
-classes; inferred: nobody tells the task. Last: of all test examples together; anytime:
-the mean over steps of the accuracy on all classes seen so far. Bytes per task: what
-must be kept to answer it; bytes to answer: all that answers all tasks, the network
-included; examples kept: what a memory needs to go on learning."""
+LEGEND = """Accuracies after the last task, averaged over tasks, as mean ± sd over seeds.
+Told: the mode of the task is active. Masked: the same, restricted to the classes of the task.
+Inferred: nobody tells the task. Last: accuracy on all test examples together. Anytime: mean
+over steps of the accuracy on all classes seen so far. Bytes per task: what each task adds to
+the model. Bytes to answer: everything that answers all tasks, including the network. Examples
+kept: what a replay memory needs to go on learning."""
 
 
 def cells(rows: list[Row], displayed: bool = False) -> list[list[str]]:
-    """The table below `HEADER`: means ± standard deviations over seeds after all tasks.
+    """The rows of the table below `HEADER`: means ± standard deviations over seeds.
 
     Args:
       rows: of all methods.
-      displayed: whether methods have their names in figures, ``"BD+EWC"`` for ``"`bd_ewc`"``.
+      displayed: whether methods have their names in figures, such as ``"BD+EWC"``.
 
     Returns:
-      Texts; a method that failed has its error in the second column.
+      Texts. The row of a method that failed has its error in the second column.
     """
     from bpnjax.run import style
     from bpnjax.run.writers import mean_and_sd
@@ -169,7 +169,7 @@ def cells(rows: list[Row], displayed: bool = False) -> list[list[str]]:
             *(mean_and_sd(summary[kind]["average_accuracy"]) for kind in ACCURACIES),
             mean_and_sd(summary["task_told"]["first_task_accuracy"]),
             mean_and_sd(summary["task_told"]["forgetting"]),
-            # Results of earlier versions do not have these two.
+            # Results of earlier versions lack these two.
             mean_and_sd(summary["task_inferred"].get("last_accuracy")),
             mean_and_sd(summary["task_inferred"].get("average_incremental_accuracy")),
             f"{row.result['memory']['bytes_per_task']:,}",
@@ -181,7 +181,7 @@ def cells(rows: list[Row], displayed: bool = False) -> list[list[str]]:
 
 
 def markdown(rows: list[Row]) -> str:
-    """The table as Markdown.
+    """Formats the table as Markdown.
 
     Args:
       rows: of all methods.
@@ -195,13 +195,13 @@ def markdown(rows: list[Row]) -> str:
 
 
 def printed(rows: list[Row]) -> str:
-    """The table for a terminal, at most 80 characters wide: its last columns may be left out.
+    """Formats the table for a terminal of 80 characters; its last columns may be left out.
 
     Args:
       rows: of all methods.
 
     Returns:
-      Lines of text, no line feed at the end.
+      Lines of text without a final line feed.
     """
     from bpnjax.run.writers import WIDTH, aligned, mean_and_sd
 
@@ -235,13 +235,13 @@ def printed(rows: list[Row]) -> str:
 
 
 def comma_separated(rows: list[Row]) -> str:
-    """The table as CSV, mean and sd in columns of their own.
+    """Formats the table as CSV, with mean and sd in separate columns.
 
     Args:
       rows: of all methods.
 
     Returns:
-      Lines of text, the last with a line feed; a cell is empty where there is no number.
+      Lines of text that end with a line feed. A cell without a number is empty.
     """
     columns = [(kind, "average_accuracy") for kind in ACCURACIES]
     columns += [("task_told", name) for name in ("first_task_accuracy", "backward_transfer")]
@@ -249,7 +249,7 @@ def comma_separated(rows: list[Row]) -> str:
     columns += [
         ("task_inferred", name) for name in ("last_accuracy", "average_incremental_accuracy")
     ]
-    untold = {"mean": None, "sd": None}  # of what results of earlier versions do not have
+    untold = {"mean": None, "sd": None}  # for numbers that results of earlier versions lack
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [f"{kind}_{name}_{part}" for kind, name in columns for part in ("mean", "sd")]
@@ -278,11 +278,11 @@ def write(
     """Writes `compare.md`, `compare.csv`, `compare.html` and the figures.
 
     Args:
-      folder: where.
+      folder: the folder for the files.
       config: the common configuration.
       rows: of all methods.
-      line: the command, for the reader who wants to repeat it.
-      latex: write `compare.tex` as well.
+      line: the command that repeats the comparison.
+      latex: whether to write `compare.tex` too.
     """
     from bpnjax.run import html_page, plots
     from bpnjax.run.checkpoint import write_atomically
@@ -294,7 +294,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     figures = plots.comparison(folder, done) if done else []
     shown = [(path, FIGURES[path.stem]) for path in figures]
-    pictures = "".join(f"![{caption}]({path.name})\n\n" for path, caption in shown)
+    images = "".join(f"![{caption}]({path.name})\n\n" for path, caption in shown)
     write_atomically(folder / "compare.csv", comma_separated(rows))
     if latex:
         write_atomically(folder / "compare.tex", latex_table(HEADER, cells(rows, displayed=True)))
@@ -303,7 +303,7 @@ def write(
         html_page.Section("figures", "Figures", "", [], shown, []),
     ]
     write_atomically(folder / "compare.html", html_page.page(title, sections))
-    text = f"# {title}\n\n{markdown(rows)}\n\n{LEGEND}\n\n{pictures}    {line}\n"
+    text = f"# {title}\n\n{markdown(rows)}\n\n{LEGEND}\n\n{images}    {line}\n"
     write_atomically(folder / "compare.md", text)
 
 
@@ -323,14 +323,14 @@ def run(arguments: list[str]) -> int:
 
 
 def _compared(arguments: list[str]) -> int:
-    """Does what the arguments say; returns the exit code."""
+    """Runs the command on its arguments; returns the exit code."""
     from bpnjax.methods import REGISTRY
 
     more: dict[str, str | bool] = {"methods": "", "num_seeds": "", "latex": False}
     config, values, changed = command.parse_flags(arguments, more)
     if values.num_seeds:
         if not values.num_seeds.isdecimal():
-            raise UserError(f"--num_seeds: {values.num_seeds!r} is no number; give one")
+            raise UserError(f"--num_seeds: {values.num_seeds!r} is not a number; give one")
         config.num_seeds = int(values.num_seeds)
     names = [name.strip() for name in values.methods.split(",") if name.strip()]
     every = [name for name in REGISTRY if name not in PARTS]

@@ -15,12 +15,12 @@ USAGE = """usage: bpnjax export --model=DIR --output=FILE [--seed=N] [--batch=N]
                      [--platforms=cpu,cuda,tpu] [--config=FILE]
 
   --model=DIR          the folder of a complete run, or one of its .safetensors
-  --output=FILE        gets the StableHLO program; FILE.json says what goes in
-                       and what comes out
-  --seed=N             of a run with several seeds, the model of this one
-  --batch=N            examples the program takes at once (default: any number)
-  --platforms=A,B,...  of cpu, cuda, rocm, tpu (default: cpu,cuda,tpu)
-  --config=FILE        the config file of the run, where it registers the method"""
+  --output=FILE        the StableHLO program; FILE.json describes its inputs
+                       and outputs
+  --seed=N             which model to use of a run with several seeds
+  --batch=N            examples that the program takes at once (default: any)
+  --platforms=A,B,...  from cpu, cuda, rocm, tpu (default: cpu,cuda,tpu)
+  --config=FILE        the run's config file, if it registers the method"""
 
 
 def run(arguments: list[str]) -> int:
@@ -36,17 +36,17 @@ def run(arguments: list[str]) -> int:
 
 
 def _answer(arguments: list[str]) -> str:
-    """Does what the arguments say; returns what there is to print."""
+    """Runs the command on its arguments; returns the text to print."""
     texts = ("model", "output", "platforms", "config")
     values, rest = flags.parse(arguments, texts, numbers=("seed", "batch"))
     if rest:
-        raise UserError(f"{rest[0]!r} is no flag; see --help")
+        raise UserError(f"{rest[0]!r} is not a flag; see --help")
     for name in ("model", "output"):
         if not values[name].value:
             raise UserError(f"--{name}: missing; see --help")
     if values.config:
         configuration.load_file(values.config)
-    from bpnjax.run import stablehlo  # late: a wrong flag need not wait for JAX
+    from bpnjax.run import stablehlo  # here, so that a wrong flag is reported without delay
 
     names = [name.strip() for name in values.platforms.split(",") if name.strip()]
     file = flags.named(

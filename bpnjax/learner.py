@@ -1,4 +1,4 @@
-"""The learner joins a network, a method and an optimizer to pure functions over one state.
+"""The learner joins a network, a method and an optimizer to pure functions of one state.
 
     network = networks.from_linen(model, x[:1])
     learner = bpnjax.learner(network, methods.bd_ewc(), optax.adam(3e-4), num_tasks=5)
@@ -45,21 +45,21 @@ _IMPORTANCE_BATCH = 512
 
 @struct.dataclass
 class State:
-    """All that a learner carries from step to step. Every part may have a leading axis of seeds.
+    """Everything that a learner carries from step to step. Parts may have a leading seed axis.
 
     Attributes:
       params: the shared parameters.
-      variables: what the network keeps beside them, such as the running statistics of BatchNorm.
+      variables: what the network keeps beside its parameters, such as running statistics.
       task_variables: those of all tasks, leaves ``[T, ...]``, if each task has its own; else {}.
       task_params: parameters of the task in training (the factors of BD); zeros between tasks.
       optimizer: the state of the optimizer of the shared parameters.
       task_optimizer: the state of the optimizer of the task parameters.
-      method: what the method keeps: banks, anchors, importance, replayed examples.
+      method: what the method stores: banks, anchors, importance, replayed examples.
       step_size: tree of f32 scalars like the parameters, the learning rate of each leaf at the
-        first step; where the optimizer has a schedule each step finds its own.
-      key: typed PRNG key of the seed; nothing else is random.
+        first step. With a schedule each step computes its own.
+      key: typed PRNG key of the seed; the source of all random numbers.
       task: int32 scalar, the task in training; -1 between tasks.
-      step: int32 scalar, steps of that task so far.
+      step: int32 scalar, number of steps of that task so far.
     """
 
     params: Any
@@ -77,14 +77,14 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-    """The place of a step in a run, which the command tells the learner.
+    """The place of a step in a run, which the command gives to the learner.
 
     Attributes:
       task: int scalar.
-      step: int scalar, steps of the task before this one.
+      step: int scalar, number of earlier steps of the task.
       rate: a factor on the learning rate of the shared parameters.
-      task_rate: a factor on the learning rate of the task parameters. It does not
-        scale BD's epsilon.
+      task_rate: a factor on the learning rate of the task parameters. It does not scale BD's
+        epsilon.
     """
 
     task: Any
@@ -106,21 +106,21 @@ class Totals:
 class Learner:
     """Pure functions over one `State`. The function `learner` makes it.
 
-    `init`, `begin_task`, `step`, `end_task` and `apply` check what they are given and are compiled;
-    ``begin_task``, ``step`` and ``end_task`` consume the state they are given (its buffers are
-    donated). `start`, `update`, `consolidate` and `answer` are the same functions before `jax.jit`,
-    for programs that compile whole epochs.
+    `init`, `begin_task`, `step`, `end_task` and `apply` check their arguments and are compiled.
+    ``begin_task``, ``step`` and ``end_task`` consume their state (its buffers are donated).
+    `start`, `update`, `consolidate` and `answer` are the same functions before `jax.jit`, for
+    programs that compile whole epochs.
 
     Attributes:
-      setup: network, number of tasks, classes and loss, as the method sees them.
+      setup: network, number of tasks, classes and loss, for the method.
       method: the method.
-      optimizer: the one of the shared parameters.
-      task_optimizer: the one of the task parameters.
-      batch_statistics: how the running statistics of the network are kept, as in `learner`.
-      reset_optimizer: whether a new task starts with a fresh state of the optimizer.
+      optimizer: of the shared parameters.
+      task_optimizer: of the task parameters.
+      batch_statistics: how the network's running statistics are kept, as in `learner`.
+      reset_optimizer: whether a new task starts with a fresh optimizer state.
       axis: name of a mapped device axis over which a batch is split; None on one device.
-      told_task: whether answers differ between tasks, by the method's modes or by running
-        statistics of their own.
+      told_task: whether answers depend on the task, through the method's modes or running
+        statistics per task.
     """
 
     setup: Setup
@@ -150,24 +150,24 @@ class Learner:
 
     @property
     def network(self) -> Network:
-        """The network, as bpnjax sees it."""
+        """The network."""
         return self.setup.network
 
     @property
     def num_tasks(self) -> int:
-        """T, how many tasks the state has room for."""
+        """T, the number of tasks that the state has room for."""
         return self.setup.num_tasks
 
     # Checked and compiled.
 
     def init(self, key: jax.Array) -> State:
-        """The state before the first task.
+        """Makes the state before the first task.
 
         Args:
-          key: typed PRNG key; everything random of the run derives from it.
+          key: typed PRNG key, the source of all random numbers of the run.
 
         Returns:
-          `State`; what the method keeps is allocated for all tasks.
+          `State`. The method's part is allocated for all tasks.
 
         Raises:
           UserError: the key is not a typed PRNG key.
@@ -177,10 +177,10 @@ class Learner:
         return self._init(key)  # type: ignore[attr-defined]
 
     def begin_task(self, state: State, task: int | jax.Array) -> State:
-        """Starts a task with new task parameters and a new optimizer state; shared parameters stay.
+        """Starts a task with new task parameters and optimizer state; shared parameters stay.
 
         Args:
-          state: the state before the task; it is consumed.
+          state: the state before the task. It is consumed.
           task: int scalar from 0; may be traced.
 
         Returns:
@@ -195,37 +195,37 @@ class Learner:
         return self._begin_task(self._checked(state), task)  # type: ignore[attr-defined]
 
     def step(self, state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
-        """One training step. Compiles once for all tasks; works under `jax.vmap` and `jax.pmap`.
+        """Does one training step. It compiles once for all tasks, and works with vmap and pmap.
 
         Args:
-          state: the state of a task in training; it is consumed.
+          state: the state of a task in training. It is consumed.
           batch: ``(x, y)``, or ``(x, y, weight)`` with weight f32 ``[n]``, 0 for padding. A fourth
             item, int32 ``[n]``, gives each example's task, for joint training with heads. The
-            statistics of BatchNorm are those of all examples given, padding too.
+            statistics of BatchNorm include all given examples, even padding.
 
         Returns:
-          The state after, and ``{"loss": mean, "accuracy": share, "examples": sum of weights}``,
-          f32 scalars; no accuracy for another loss than cross-entropy.
+          The next state, and ``{"loss": mean, "accuracy": share, "examples": sum of weights}``, f32
+          scalars. The accuracy is only there for cross-entropy.
 
         Raises:
-          UserError: the batch does not fit the network or holds NaN (NumPy arrays only), or the
-            state is none of this learner.
+          UserError: the batch does not fit the network or holds NaN (checked for NumPy arrays), or
+            the state belongs to another learner.
         """
         _refuse_consumed(state)
         return self._step(state, *checked_batch(self.setup, batch))  # type: ignore[attr-defined]
 
     def end_task(self, state: State, data: Any) -> State:
-        """Ends a task: freezes its mode, measures importance and keeps examples.
+        """Ends a task: freezes its mode, measures importance and stores examples.
 
         Args:
-          state: the state after the task's last step; it is consumed.
+          state: the state after the task's last step. It is consumed.
           data: ``(x, y)``, the task's examples in the order of training, or an iterable of such
-            batches, which are joined; of a batch ``(x, y, weight)`` examples of weight 0 are left
-            out. Importance is the mean over all of them; memories keep the last ones. Under
-            `jax.pmap` with ``axis`` each device is given a share, as in `step`.
+            batches, which are joined. In batches ``(x, y, weight)``, examples of weight 0 are left
+            out. Importance is the mean over all of them, and memories keep the last ones. Under
+            `jax.pmap` with ``axis`` each device gets a share, as in `step`.
 
         Returns:
-          `State`, its ``task`` -1.
+          `State` with ``task`` -1.
 
         Raises:
           UserError: the data do not fit the network or hold NaN, or no task was begun.
@@ -239,16 +239,16 @@ class Learner:
         return self._end_task(state, x, y)  # type: ignore[attr-defined]
 
     def apply(self, state: State, x: Any, task: Any) -> jax.Array:
-        """The network's outputs in the mode of a task: in training, after it, and after loading.
+        """Computes the network's outputs in the mode of a task, also during training.
 
         Args:
-          state: at any time.
+          state: any state.
           x: examples ``[n, ...]``.
-          task: int scalar from 0, or int ``[n]``, one task id per example; may be traced.
+          task: int scalar from 0, or int ``[n]``, one per example; may be traced.
 
         Returns:
-          f32 ``[n, ...]``; logits for classes. A traced task that does not exist gives NaN where
-          the method keeps something per task.
+          f32 ``[n, ...]``, logits for classes. A traced task that does not exist gives NaN if the
+          method stores something per task.
 
         Raises:
           UserError: there is no such task, or the examples do not fit the network.
@@ -270,22 +270,22 @@ class Learner:
         per: str = "example",
         tasks: int | None = None,
     ) -> Guess:
-        """Guesses the task of each example, and answers in the mode of that task.
+        """Infers the task of each example, and answers in the mode of that task.
 
         Args:
           state: between two tasks.
           x: examples ``[n, ...]``.
           rule: ``"entropy"`` or ``"max_logit"``, or a mapper of `bpnjax.evaluation.mappers`.
-          kept: what the mapper keeps, fitted to `features` of each task.
-          features: of a mapper: ``"core"`` or ``"mode"``, as it was fitted.
+          kept: what the mapper stored, fitted to `features` of each task.
+          features: for a mapper: ``"core"`` or ``"mode"``, as when it was fitted.
           per: ``"example"``, or ``"batch"`` if all examples belong to one task.
-          tasks: how many tasks, from the first one, were learned so far; all by default.
+          tasks: number of tasks, from the first one, that were learned so far; all by default.
 
         Returns:
           `Guess`: task int32 ``[n]``, outputs int32 ``[n]``, scores f32 ``[n, tasks]``.
 
         Raises:
-          UserError: an unknown rule, or ``tasks`` that the learner does not have.
+          UserError: the rule is unknown, or the learner does not have so many ``tasks``.
 
         Example:
           >>> import jax, jax.numpy as jnp, flax.linen as nn, optax
@@ -323,7 +323,7 @@ class Learner:
         outputs = self.apply(state, x, task)
         return Guess(task, np.argmax(outputs, -1).astype(np.int32), scores)
 
-    # The same before jax.jit.
+    # The same functions before jax.jit.
 
     def first(self, key: jax.Array) -> State:
         """`init` without `jax.jit`."""
@@ -373,23 +373,23 @@ class Learner:
     def update(
         self, state: State, batch: Batch, clock: Clock, axis: str | None = None
     ) -> tuple[State, Totals]:
-        """`step` without `jax.jit`, at a given place of the sequence.
+        """`step` without `jax.jit`, at a given place in the sequence.
 
         Args:
           state: of the task in training.
           batch: the examples; on several devices, this device's share of them.
-          clock: the place of the step. It replaces the counters in the state, so that they are not
+          clock: the place of the step. It replaces the counters in the state, so that these are not
             batched when seeds are vmapped.
           axis: name of the mapped device axis, or None.
 
         Returns:
-          The state after, and the `Totals` of the step over all devices.
+          The next state, and the `Totals` of the step over all devices.
         """
         key = prng.fold(state.key, prng.STEP, clock.task, clock.step)
-        place = collectives.devices(axis)[1]  # a dropout mask per device
+        place = collectives.devices(axis)[1]  # so that each device has its own dropout mask
         whole = collectives.gather(batch, axis)
         step_size = self._step_size(state, clock)
-        seen: list[tuple[Any, Any]] = []  # variables after passes of the method's own
+        seen: list[tuple[Any, Any]] = []  # variables after the method's own passes
         ctx = self._context(
             state, clock, key, step_size, lambda variables, share: seen.append((variables, share))
         )
@@ -414,7 +414,7 @@ class Learner:
         (total, (right, variables)), grads = jax.value_and_grad(loss, has_aux=True)(
             (state.params, state.task_params)
         )
-        # Sum over devices before anything that is not linear in the gradient (the sign).
+        # Summed over devices before anything nonlinear in the gradient (the sign).
         total, right, count, grads = collectives.total(
             (total, right, jnp.sum(batch.weight), grads), axis
         )
@@ -423,7 +423,7 @@ class Learner:
         changed = self.method.gradient(grads, state.params, state.method, whole, ctx)
         if seen and self.batch_statistics == "shared" and not self._own_variables:
             variables = _weighted_mean([(variables, 1.0), *seen])
-        # Of bf16 parameters too, so that the optimizer's state keeps its dtypes.
+        # In the dtype of the parameters, so that the optimizer's state keeps its dtypes.
         changed = jax.tree.map(lambda new, g: new.astype(g.dtype), changed, grads)
         updates, optimizer = self.optimizer.update(
             changed, state.optimizer, state.params, rate=clock.rate
@@ -456,18 +456,18 @@ class Learner:
         clock: Clock,
         axis: str | None = None,
     ) -> State:
-        """`end_task` without `jax.jit`. It takes the examples by their positions in the data.
+        """`end_task` without `jax.jit`. It reads the examples by their positions in the data.
 
         Args:
           state: after the task's last step.
-          take: a function ``positions int32 [m] -> (x, y)``, in the order of the last training.
-          size: how many positions there are; static.
-          count: how many of them, from the first one, are no padding; int scalar, may be traced.
+          take: a function ``positions int32 [m] -> (x, y)``, in the order of the last epoch.
+          size: number of positions; static.
+          count: number of examples before the padding begins; int scalar, may be traced.
           clock: the place after the task's last step.
-          axis: name of the mapped device axis; each device measures a share of the examples.
+          axis: name of the mapped device axis. Each device measures a share of the examples.
 
         Returns:
-          `State`, its task parameters zero and its ``task`` -1.
+          `State` with task parameters of zero and ``task`` -1.
         """
         key = prng.fold(state.key, prng.ENDED, clock.task)
         ctx = self._context(state, clock, key, self._step_size(state, clock))
@@ -482,7 +482,7 @@ class Learner:
         return state.replace(  # type: ignore[attr-defined]
             params=params,
             task_variables=bank,
-            # The task parameters have done their work; zeros keep the state's structure.
+            # The task parameters are not needed any more; zeros keep the state's structure.
             task_params=jax.tree.map(jnp.zeros_like, state.task_params),
             method=kept,
             task=jnp.int32(-1),
@@ -494,11 +494,11 @@ class Learner:
         """`apply` without `jax.jit`.
 
         Args:
-          state: at any time.
+          state: any state.
           x: examples ``[n, ...]``.
           task: int scalar or int ``[n]``, may be traced.
-          between_tasks: static; says that no task is in training, so that parts of the state that
-            only training needs are not read.
+          between_tasks: whether no task is in training, static. Then parts of the state that only
+            training needs are not read.
 
         Returns:
           f32 ``[n, ...]``.
@@ -507,19 +507,19 @@ class Learner:
         return self._outputs(state, state.params, x, jnp.asarray(task, jnp.int32), current)
 
     def features(self, state: State, x: jax.Array, task: Any = None) -> jax.Array:
-        """The inputs of the network's output layer, between two tasks, without `jax.jit`.
+        """Computes the inputs of the network's output layer, between two tasks, without `jax.jit`.
 
         Args:
           state: between two tasks.
           x: examples ``[n, ...]``.
-          task: int scalar, may be traced: in the mode of this task; None for the shared network
-            without any mode.
+          task: int scalar, may be traced: the mode to use; None for the shared network without a
+            mode.
 
         Returns:
           f32 ``[n, d]``.
 
         Raises:
-          ValueError: the network does not show what goes into its layers.
+          ValueError: the network does not give access to the inputs of its layers.
         """
         own, variables = state.params, state.variables
         mode: dict[str, Any] = {}
@@ -534,7 +534,7 @@ class Learner:
         return found.reshape(x.shape[0], -1).astype(jnp.float32)
 
     def width(self, who: str) -> int:
-        """The number of features that `features` gives for an example.
+        """The number of features that `features` returns for an example.
 
         Args:
           who: the name of the caller, for the error message.
@@ -543,7 +543,7 @@ class Learner:
           d.
 
         Raises:
-          UserError: the network does not show what goes into its layers.
+          UserError: the network does not give access to the inputs of its layers.
         """
         abstract = jax.eval_shape(self.first, prng.key(0))
         try:
@@ -551,21 +551,21 @@ class Learner:
         except ValueError as error:
             raise UserError(f"{who}: {error}") from error
 
-    # Later tasks, files.
+    # Later tasks, and files.
 
     def grow(self, state: State, num_tasks: int, classes: Any = None) -> tuple["Learner", State]:
         """Makes room for more tasks.
 
         Args:
           state: between two tasks.
-          num_tasks: the new T, not below the present one.
-          classes: as of `learner`, for all tasks; needed where they were given before.
+          num_tasks: the new T, at least the present one.
+          classes: as in `learner`, for all tasks; needed if they were given before.
 
         Returns:
-          A learner of ``num_tasks`` tasks and its state; earlier tasks are answered as before.
+          A learner of ``num_tasks`` tasks and its state. Earlier tasks are answered as before.
 
         Raises:
-          UserError: fewer tasks than there are.
+          UserError: ``num_tasks`` is smaller than before.
         """
         self._checked(state)
         _check_num_tasks(num_tasks)
@@ -579,21 +579,21 @@ class Learner:
         return grown, arrays.put_in_corner(grown.init(state.key), state)
 
     def save(self, state: State, path: Any) -> None:
-        """Writes a state to one ``.safetensors`` file; nothing is pickled.
+        """Writes a state to one ``.safetensors`` file, without pickle.
 
         Args:
           state: of this learner, of one seed.
           path: of the file.
 
         Raises:
-          UserError: a state of another learner, or of several seeds.
+          UserError: the state belongs to another learner, or has several seeds.
         """
         names = {"format": "bpnjax-state-1", "method": self.method.name,
                  "network": self.network.name, "num_tasks": str(self.num_tasks)}  # fmt: skip
         arrays.write(path, arrays.flatten(self._checked(state)), names)
 
     def load(self, path: Any) -> State:
-        """Reads a state that `save` wrote.
+        """Reads a state from `save`.
 
         Args:
           path: of the file.
@@ -602,7 +602,7 @@ class Learner:
           `State`, the same arrays bit for bit.
 
         Raises:
-          UserError: no such file, or a state of another network, method or number of tasks.
+          UserError: there is no such file, or it has another network, method or number of tasks.
         """
         found, names = arrays.read(path)
         if names.get("format") != "bpnjax-state-1":
@@ -622,10 +622,10 @@ class Learner:
             ) from error
 
     def answering(self, state: State | None = None) -> Any:
-        """Says which leaves of a state `answer` reads, and so are needed to answer tasks.
+        """Finds the leaves of a state that `answer` reads, which are needed to answer tasks.
 
         Args:
-          state: or its shapes; those of `init` by default.
+          state: a state or its shapes; by default those of `init`.
 
         Returns:
           A tree of bools with the structure of the state. Leaves with False serve training only.
@@ -638,7 +638,7 @@ class Learner:
             lambda s, x, t: self.answer(s, x, t, between_tasks=True), abstract, example, task
         )
 
-    # What the functions above are made of.
+    # What the functions above consist of.
 
     def _scored(self, state: State, x: Any, rule: Any, kept: Any, features: str) -> jax.Array:
         """How well each task fits each example, f32 [n, T], one task after another."""
@@ -653,7 +653,7 @@ class Learner:
         return jax.lax.map(one, jnp.arange(self.num_tasks)).T
 
     def _start_of_task_optimizer(self, task_params: Any) -> Any:
-        # Optimizers with a tree of labels have none for no parameters.
+        # An optimizer with a tree of labels has none for no parameters.
         return self.task_optimizer.init(task_params) if jax.tree.leaves(task_params) else ()
 
     def _step_size(self, state: State, clock: Clock) -> Any:
@@ -696,20 +696,20 @@ class Learner:
         return outputs.astype(jnp.float32), variables
 
     def _one_mode_per_batch(self, task: Any) -> bool:
-        """A plain function knows one mode for its batch, not one per example."""
+        """Whether the network is a plain function, which takes one mode per batch only."""
         return jnp.ndim(task) == 1 and self.network.tapped is None and self.method.told_task
 
     def _outputs(
         self, state: State, params: Any, x: Any, task: Any, current: Any, key: Any = None
     ) -> jax.Array:
-        """Outputs of examples in the mode of their tasks, f32; a hook that asks has a key."""
+        """Outputs of examples in the mode of their tasks, f32; calls from hooks pass a key."""
 
         def run(x: Any, task: Any) -> jax.Array:
             return self._run(state, params, x, task, current, False, key)[0]
 
         own = jnp.ndim(task) == 1 and self._own_variables and bool(state.variables)
         if jnp.ndim(task) == 1 and self.method.trains == "afresh":
-            # A network per task: one example after another.
+            # With one network per task, examples are answered one by one.
             return jax.lax.map(lambda one: run(one[0][None], one[1])[0], (x, task))
         if own or self._one_mode_per_batch(task):
             return jax.vmap(lambda x, t: run(x[None], t)[0])(x, task)
@@ -792,7 +792,7 @@ class Learner:
     ) -> tuple[Any, Any, Any, Any, Any]:
         """The functions of `bpnjax.importance`, bound to the data and the mode of a task."""
         task = ctx.current
-        # Of the network as it was trained, before its mode goes into the bank.
+        # In the network as it was trained, before its mode goes into the bank.
         answering = Context(self.setup, task, task, False, ctx.key)
         network = self.network.bind(state.variables)
         batch = min(_IMPORTANCE_BATCH, size)
@@ -823,7 +823,8 @@ class Learner:
 
             zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), like)
             sums = added(one, zeros, batch, limit, most)
-            # By hand: XLA does this in some programs of the same function and not in others.
+            # Explicitly, because XLA does this in some programs of the same function and not in
+            # others.
             reciprocal = 1.0 / most
             return jax.tree.map(lambda s: s * reciprocal, sums)
 
@@ -879,7 +880,7 @@ class Learner:
                 return of_batch(*of_examples)
 
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-            # Blocks of one size, so that the sums do not depend on how long other tasks are.
+            # Blocks of one size, so that the sums do not depend on the length of other tasks.
             return added(one, zeros, _IMPORTANCE_BATCH, size, count)
 
         return fisher, factors, sensitivity, neurons, sums
@@ -887,7 +888,7 @@ class Learner:
     def _counted_step(
         self, state: State, x: Any, y: Any, weight: Any, task: Any
     ) -> tuple[State, dict[str, jax.Array]]:
-        state = self._checked(state)  # while it is traced, hence once
+        state = self._checked(state)  # runs while it is traced, so once
         tasks = jnp.full(x.shape[0], state.task, jnp.int32) if task is None else task
         batch = Batch(x, y, jnp.ones(x.shape[0], jnp.float32) if weight is None else weight, tasks)
         clock = Clock(state.task, state.step)
@@ -906,7 +907,7 @@ class Learner:
         )  # fmt: skip
 
     def _checked(self, state: Any) -> State:
-        """The state, refused where it is not one of this learner."""
+        """The state, or an error if it does not belong to this learner."""
         if isinstance(state, State):
             _refuse_consumed(state)
             found = [leaf.shape for leaf in jax.tree.leaves(state)]
@@ -937,7 +938,7 @@ def _weighted(mode: Any, weight: jax.Array) -> Any:
 
 
 def _weighted_mean(trees: Sequence[tuple[Any, Any]]) -> Any:
-    """The mean of trees, each with a weight; what is no float stays as in the first."""
+    """The weighted mean of trees. Leaves that are not floats come from the first tree."""
     total = sum(weight for _, weight in trees)
     shares = [weight / total for _, weight in trees]
 
@@ -951,13 +952,13 @@ def _weighted_mean(trees: Sequence[tuple[Any, Any]]) -> Any:
 
 
 def _refuse_consumed(state: Any) -> None:
-    """Says what JAX would call a deleted buffer."""
+    """Explains what JAX would report as a deleted buffer."""
     first = next(iter(jax.tree.leaves(getattr(state, "params", None))), None)
     if isinstance(first, jax.core.Tracer):
         return
     if isinstance(first, jax.Array) and first.is_deleted():
         raise UserError(
-            "state: an earlier call has consumed it; go on with the state that this call returned"
+            "state: an earlier call has consumed it; continue with the state that it returned"
         )
 
 
@@ -979,31 +980,31 @@ def learner(
     """Joins a network, a method and an optimizer.
 
     Args:
-      network: of `bpnjax.networks.from_linen`, `from_nnx` or `from_function`.
-      method: of `bpnjax.methods`, or anyone's own `bpnjax.methods.Method`.
+      network: from `bpnjax.networks.from_linen`, `from_nnx` or `from_function`.
+      method: from `bpnjax.methods`, or your own `bpnjax.methods.Method`.
       optimizer: any optax optimizer, for the shared parameters.
-      num_tasks: T, how many tasks the state has room for.
-      loss: ``(outputs, labels) -> losses [n]``; softmax cross-entropy on integer labels by default.
-      classes: which outputs belong to each task, a list of T lists or bool ``[T, C]``; needed by
+      num_tasks: T, the number of tasks that the state has room for.
+      loss: ``(outputs, labels) -> losses [n]``; by default softmax cross-entropy on integer labels.
+      classes: the outputs that belong to each task, a list of T lists or bool ``[T, C]``; needed by
         some methods and by ``heads="multi"``.
       heads: ``"single"``, one output layer for all tasks; ``"multi"``, each task is trained on its
         own outputs only.
-      label: an array of labels, or shape and dtype of a batch of them, ``[n, ...]``, where labels
-        are not integers ``[n]``.
-      batch_statistics: for networks with BatchNorm: ``"task"``, each task keeps running statistics
-        of its own (part of its mode); ``"shared"``, the running statistics go on from task to task;
-        ``"frozen"``, those of ``init`` are used and never change.
-      task_optimizer: of the task parameters that follow their gradient (W of BD, plain biases); the
-        optimizer by default, at the method's own learning rate if it has one.
-      reset_optimizer: whether a new task starts with a fresh state of the optimizer.
+      label: an array of labels, or shape and dtype of a batch of them, ``[n, ...]``, if labels are
+        not integers ``[n]``.
+      batch_statistics: for networks with BatchNorm: ``"task"``, each task has its own running
+        statistics as part of its mode; ``"shared"``, all tasks update the same statistics;
+        ``"frozen"``, the statistics of ``init`` never change.
+      task_optimizer: for task parameters that follow their gradient (W of BD, plain biases). By
+        default ``optimizer``, at the method's own learning rate if it has one.
+      reset_optimizer: whether a new task starts with a fresh optimizer state.
       axis: name of a mapped device axis, for ``jax.pmap(learner.step, axis_name=axis)`` where each
-        device gets a share of the batch, and for ``end_task`` likewise.
+        device gets a share of the batch, and likewise for ``end_task``.
 
     Returns:
       `Learner`.
 
     Raises:
-      UserError: network, method and loss do not go together; the message says why.
+      UserError: network, method and loss do not fit together; the message says why.
 
     Example:
       >>> import jax, jax.numpy as jnp, flax.linen as nn, optax
@@ -1088,7 +1089,9 @@ def learner(
 
 def _check_num_tasks(num_tasks: Any) -> None:
     if not isinstance(num_tasks, numbers.Integral) or isinstance(num_tasks, bool) or num_tasks < 1:
-        raise UserError(f"num_tasks: {num_tasks!r} is no number of tasks; give an integer from 1")
+        raise UserError(
+            f"num_tasks: {num_tasks!r} is not a number of tasks; give an integer from 1"
+        )
 
 
 def _num_outputs(network: Network) -> int:
@@ -1107,7 +1110,7 @@ def _num_outputs(network: Network) -> int:
 
 
 def _class_table(classes: Any, num_tasks: int, num_outputs: int) -> np.ndarray | None:
-    """Which outputs belong to each task, bool [T, C]."""
+    """The outputs that belong to each task, bool [T, C]."""
     if classes is None:
         return None
     if not num_outputs:
@@ -1128,7 +1131,7 @@ def _class_table(classes: Any, num_tasks: int, num_outputs: int) -> np.ndarray |
         wrong = [c for c in own if not 0 <= int(c) < num_outputs]
         if wrong:
             raise UserError(
-                f"classes: {wrong[0]} is no output of the network; it has {num_outputs}, from 0"
+                f"classes: {wrong[0]} is not an output of the network; it has {num_outputs}, from 0"
             )
         row[list(own)] = True
     return table

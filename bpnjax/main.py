@@ -24,7 +24,7 @@ from ml_collections import ConfigDict, config_flags
 from bpnjax import config as configuration
 from bpnjax.utils.errors import UserError
 
-if TYPE_CHECKING:  # at run time later: it imports JAX
+if TYPE_CHECKING:  # not at run time, because it imports JAX
     from bpnjax.config.fields import Entry
 
 USAGE = """usage: bpnjax run --config=NAME [--config.FIELD=VALUE ...]
@@ -34,20 +34,20 @@ USAGE = """usage: bpnjax run --config=NAME [--config.FIELD=VALUE ...]
   --config=NAME          a Python file with get_config(), as configs/digits.py,
                          or a configuration of the package, as digits
   --config.FIELD=VALUE   changes a field of it, as --config.train.epochs=3
-  --workdir=DIR          where results go (default: runs/<name>/<method>, and
+  --workdir=DIR          for the results (default: runs/<name>/<method>, and
                          the fields that were changed)
-  --overwrite            start afresh in a folder that holds a run
+  --overwrite            start again in a folder that holds a run
   --resume_from=DIR      learn later tasks: the first tasks of this sequence are
                          those of the run in DIR (or of a model.safetensors) and
                          are not trained again
-  --dry_run              say what the run would be (settings, tasks, network,
-                         memory, time) and end
+  --dry_run              print what the run would be (settings, tasks, network,
+                         memory, time) and stop
   --distributed          one run on several hosts: the same command on each;
-                         where they do not find each other, also
+                         if they do not find each other, add
                          --coordinator=HOST:PORT --hosts=N --host=0..N-1
-  --help                 this text, configurations, methods, and the fields with
-                         their meanings; beside --config=NAME with its values,
-                         the fields of its method first"""
+  --help                 this text, configurations, methods, and all fields with
+                         their meanings; with --config=NAME its values, and the
+                         fields of its method first"""
 _FLAGS: dict[str, str | bool] = {
     "dry_run": False, "distributed": False, "coordinator": "", "hosts": "", "host": "",
     "resume_from": "",
@@ -55,7 +55,7 @@ _FLAGS: dict[str, str | bool] = {
 
 
 def asks_for_help(arguments: list[str]) -> bool:
-    """Says whether the arguments ask for help.
+    """Whether the arguments ask for help.
 
     Args:
       arguments: without the program's name.
@@ -69,14 +69,13 @@ def asks_for_help(arguments: list[str]) -> bool:
 def print_help(usage: str, arguments: Sequence[str] = ()) -> None:
     """Prints the usage, the configurations, the methods and all fields.
 
-    Each field is shown with its value, its meaning and its range: first those of the chosen method,
-    then those of every run by groups, then those of other methods. If the arguments name a config
-    file, the values and the method are those of the file, and a method that the file registers is
-    shown as well.
+    Each field is shown with its value, meaning and range: first those of the chosen method, then
+    those of every run by groups, then those of other methods. If the arguments name a config file,
+    values and method are those of the file, and methods that it registers are included.
 
     Args:
-      usage: the text to begin with.
-      arguments: of the command, ``--help`` among them.
+      usage: the text at the beginning.
+      arguments: of the command, including ``--help``.
     """
     config, note = configuration.default(), ""
     given = [a for a in arguments if a.lstrip("-").split("=", 1)[0].split(".")[0] == "config"]
@@ -111,7 +110,7 @@ def print_help(usage: str, arguments: Sequence[str] = ()) -> None:
 
 
 def _with_values(arguments: Sequence[str]) -> list[str]:
-    """The config file and the fields among the arguments; the flags of other commands left out."""
+    """The config file and the fields among the arguments, without flags of other commands."""
     kept = []
     for i, argument in enumerate(arguments):
         name, equals, _ = argument.lstrip("-").partition("=")
@@ -122,11 +121,11 @@ def _with_values(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-_WIDTH, _COLUMN = 80, 34  # of the help, and where the meanings begin
+_WIDTH, _COLUMN = 80, 34  # of the help text, and the column where meanings begin
 
 
 def _described(field: str, value: Any, entry: "Entry") -> str:
-    """A field with its value, its meaning and its range, as lines of text."""
+    """A field with its value, meaning and range, as lines of text."""
     setting = entry.setting
     hidden = [c for c in setting.choices if str(c) not in setting.meaning]
     notes = [setting.limits, f"one of {', '.join(map(str, setting.choices))}" if hidden else ""]
@@ -146,15 +145,15 @@ def _described(field: str, value: Any, entry: "Entry") -> str:
 
 
 class Request(NamedTuple):
-    """What a command line asks for."""
+    """The content of a command line."""
 
-    config: ConfigDict  # with the changes
-    values: Any  # of the other flags, as attributes
-    changed: dict[str, Any]  # {field: value} of fields that are not as in the config file
+    config: ConfigDict  # with its changes
+    values: Any  # other flags, as attributes
+    changed: dict[str, Any]  # {field: value} of fields that differ from the config file
 
 
 def parse(arguments: list[str]) -> tuple[ConfigDict, pathlib.Path, Any]:
-    """Reads the command line of `bpnjax.main`.
+    """Parses the command line of `bpnjax.main`.
 
     Args:
       arguments: without the program's name.
@@ -163,7 +162,7 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, pathlib.Path, Any]:
       The configuration, the workdir and the flags' values.
 
     Raises:
-      UserError: an argument cannot be understood.
+      UserError: an argument is invalid.
     """
     config, values, changed = parse_flags(arguments, _FLAGS)
     if values.resume_from:
@@ -172,7 +171,7 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, pathlib.Path, Any]:
     configuration.validate(config)
     for name in ("hosts", "host"):
         if values[name].value and not values[name].value.isdecimal():
-            raise UserError(f"--{name}: {values[name].value!r} is no number; give one from 0")
+            raise UserError(f"--{name}: {values[name].value!r} is not a number; give one from 0")
     if not values.distributed and (values.coordinator or values.hosts or values.host):
         raise UserError("--coordinator, --hosts, --host: they go with --distributed; add it")
     workdir = values.workdir or os.path.join("runs", config.name, config.method + suffix(changed))
@@ -180,16 +179,16 @@ def parse(arguments: list[str]) -> tuple[ConfigDict, pathlib.Path, Any]:
 
 
 def suffix(changed: Mapping[str, Any]) -> str:
-    """The part of a default folder's name that says which fields were changed.
+    """The part of a default folder's name that describes changed fields.
 
-    Different settings get different folders.
+    Different settings have different folders.
 
     Args:
-      changed: ``{field: value}`` of those that are not as in the config file.
+      changed: ``{field: value}`` of fields that differ from the config file.
 
     Returns:
-      ``-field=value`` of each, in the order of their names; where that is long or has characters
-      that do not belong in a path, ``-`` and 8 hexadecimal digits of its SHA-256. Fields that
+      ``-field=value`` for each, in the order of their names. If that is too long or has characters
+      that do not belong in a path, it is ``-`` and 8 hexadecimal digits of its SHA-256. Fields that
       change no result, the name, the method and the number of seeds are left out.
 
     Example:
@@ -211,17 +210,17 @@ def suffix(changed: Mapping[str, Any]) -> str:
 
 
 def parse_flags(arguments: list[str], more: Mapping[str, str | bool] | None = None) -> Request:
-    """Reads ``--config``, its overrides, ``--workdir``, ``--overwrite`` and further flags.
+    """Parses ``--config``, its overrides, ``--workdir``, ``--overwrite`` and further flags.
 
     Args:
       arguments: without the program's name.
-      more: names and defaults of further flags, a text or a boolean each.
+      more: names and defaults of further flags, each a text or a boolean.
 
     Returns:
-      `Request`, its configuration not validated yet.
+      `Request`. Its configuration is not validated yet.
 
     Raises:
-      UserError: an argument cannot be understood.
+      UserError: an argument is invalid.
     """
     names = [a.lstrip("-").split("=", 1)[0] if a.startswith("-") else "" for a in arguments]
     if "config" not in names:
@@ -243,25 +242,25 @@ def parse_flags(arguments: list[str], more: Mapping[str, str | bool] | None = No
 def parse_fields(
     config: ConfigDict, rest: list[str], more: Mapping[str, str | bool] | None = None
 ) -> Request:
-    """Reads ``--config.FIELD=VALUE``, ``--workdir``, ``--overwrite`` and further flags.
+    """Parses ``--config.FIELD=VALUE``, ``--workdir``, ``--overwrite`` and further flags.
 
     Args:
       config: the configuration that the fields change.
       rest: the arguments, without the program's name and ``--config``.
-      more: names and defaults of further flags, a text or a boolean each.
+      more: names and defaults of further flags, each a text or a boolean.
 
     Returns:
-      `Request`, its configuration not validated yet.
+      `Request`. Its configuration is not validated yet.
 
     Raises:
-      UserError: an argument cannot be understood.
+      UserError: an argument is invalid.
     """
     before = configuration.flatten(config)
     names = [a.lstrip("-").split("=", 1)[0] if a.startswith("-") else "" for a in rest]
     for name in names:
         if name.startswith("config."):
             configuration.check_field(config, name.removeprefix("config."))
-    # Of a field that is given again the last value counts; absl would join tuples.
+    # The last value of a repeated field counts, where absl would join tuples.
     last = {a.split("=", 1)[0]: i for i, a in enumerate(rest)}
     rest = [a for i, a in enumerate(rest) if "=" not in a or last[a.split("=", 1)[0]] == i]
 
@@ -282,14 +281,14 @@ def parse_fields(
             field, value = wrong.groups()
             default = configuration.flatten(config)[field]
             raise UserError(
-                f"{field}: {value!r} is no {type(default).__name__}; give one, as "
+                f"{field}: {value!r} is not of type {type(default).__name__}; give one, as "
                 f"--config.{field}={default}"
             ) from error
         raise UserError(f"{text}; see --help") from error
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"--config: {' '.join(str(error).split())}; see --help") from error
     if left[1:]:
-        raise UserError(f"{left[1]!r} is no flag; write --config.FIELD=VALUE, or see --help")
+        raise UserError(f"{left[1]!r} is not a flag; write --config.FIELD=VALUE, or see --help")
     after = configuration.flatten(values.config)
     changed = {f: v for f, v in after.items() if f not in before or before[f] != v}
     return Request(values.config, values, changed)
@@ -303,53 +302,39 @@ def run(arguments: list[str]) -> int:
 
     Returns:
       The exit code: 0, 1 if the run stopped (a loss that is not finite, a full disk, an interrupt),
-      2 for a wrong argument or configuration.
+      2 for an invalid argument or configuration.
     """
-    try:
-        if asks_for_help(arguments):
-            print_help(USAGE, arguments)
-            return 0
-        config, folder, values = parse(arguments)
-        # Imported late: a wrong flag need not wait for them.
-        from bpnjax.run import dry_run, train, workdir, writers
-        from bpnjax.training import hosts
+    return guarded(lambda: _trained(arguments))
 
-        if values.distributed:
-            numbers = [int(text) if text else None for text in (values.hosts, values.host)]
-            hosts.join(values.coordinator, *numbers)
-        if values.dry_run:
-            print(dry_run.describe(config))
-            return 0
-        try:
-            complete = hosts.first_asks(lambda: workdir.check(folder, config, values.overwrite))
-        except UserError:
-            dry_run.check(config)  # a mistake in the request is said before one in the folder
-            raise
-        if complete:
-            print(f"{folder} holds this run, complete; pass --overwrite to run it again")
-            return 0
-        try:
-            result = train.train_and_evaluate(config, folder, values.overwrite)
-        except train.LossNotFinite as error:
-            print(f"bpnjax: {error}", file=sys.stderr)
-            return 1
-    except UserError as error:
+
+def _trained(arguments: list[str]) -> int:
+    """Runs the command on its arguments; returns the exit code."""
+    if asks_for_help(arguments):
+        print_help(USAGE, arguments)
+        return 0
+    config, folder, values = parse(arguments)
+    # Imported here, so that a wrong flag is reported without delay.
+    from bpnjax.run import dry_run, train, workdir, writers
+    from bpnjax.training import hosts
+
+    if values.distributed:
+        numbers = [int(text) if text else None for text in (values.hosts, values.host)]
+        hosts.join(values.coordinator, *numbers)
+    if values.dry_run:
+        print(dry_run.describe(config))
+        return 0
+    try:
+        complete = hosts.first_asks(lambda: workdir.check(folder, config, values.overwrite))
+    except UserError:
+        dry_run.check(config)  # an error in the request is reported before one in the folder
+        raise
+    if complete:
+        print(f"{folder} holds this run, complete; pass --overwrite to run it again")
+        return 0
+    try:
+        result = train.train_and_evaluate(config, folder, values.overwrite)
+    except train.LossNotFinite as error:
         print(f"bpnjax: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a disk that is full or gone, say
-        print(
-            f"bpnjax: {' '.join(str(error).split())}; when that is mended, the same command goes "
-            "on at the last checkpoint",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt as interrupt:
-        where = (
-            f", {interrupt}; the same command goes on there"
-            if str(interrupt)
-            else ("; the same command goes on at the last checkpoint")
-        )
-        print(f"bpnjax: interrupted{where}", file=sys.stderr)
         return 1
     if hosts.is_first():
         print(writers.table(result, result["class_names"]))
@@ -358,13 +343,13 @@ def run(arguments: list[str]) -> int:
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Does the work of a command that has several runs, and prints one line if an error ends it.
+    """Runs the work of a command, and prints one line if an expected error ends it.
 
     Args:
-      work: returns the exit code.
+      work: a function that returns the exit code.
 
     Returns:
-      The exit code: that of ``work``, 2 for a wrong request, 1 for an interrupt or a failing disk.
+      The exit code: that of ``work``, 2 for an invalid request, 1 for an interrupt or disk error.
 
     Example:
       >>> from bpnjax.main import guarded
@@ -376,29 +361,28 @@ def guarded(work: Callable[[], int]) -> int:
     except UserError as error:
         print(f"bpnjax: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
+    except OSError as error:  # for example, a full disk
         why = " ".join(str(error).split())
-        print(f"bpnjax: {why}; the same command goes on where it was", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("bpnjax: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt as interrupt:
+        why = ", ".join(["interrupted", *map(str, interrupt.args)])
+    print(f"bpnjax: {why}; run the same command again to resume", file=sys.stderr)
+    return 1
 
 
 def leave(run: Callable[[list[str]], int]) -> NoReturn:
     """Runs a command on the arguments of the process and exits with its code.
 
-    SIGTERM ends it as Ctrl-C does. Once the command has returned, either ends the process at once.
+    SIGTERM ends it like Ctrl-C. Once the command has returned, either ends the process at once.
 
     Args:
-      run: of the arguments without the program's name; returns the exit code.
+      run: a function from the arguments without the program's name to the exit code.
     """
 
     def terminated(number: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt
 
     def dropped(what: Any) -> None:
-        # Python drops what is raised in some places, as in callbacks of the garbage collector; an
+        # Python ignores exceptions in some places, such as callbacks of the garbage collector. An
         # interrupt is raised again outside of them.
         if issubclass(what.exc_type, KeyboardInterrupt):
             main = threading.main_thread().ident
@@ -409,24 +393,21 @@ def leave(run: Callable[[list[str]], int]) -> NoReturn:
     sys.unraisablehook = dropped
     signal.signal(signal.SIGTERM, terminated)
     try:
-        code = run(sys.argv[1:])
-    except KeyboardInterrupt:  # while modules were imported, say
-        print("bpnjax: interrupted; the same command goes on where it was", file=sys.stderr)
-        code = 1
+        code = guarded(lambda: run(sys.argv[1:]))  # an interrupt may come during imports
     except Exception:
         traceback.print_exc()
         code = 1
-    # An interrupt of what Python does at its end would print a traceback.
+    # An interrupt while Python shuts down would print a traceback.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     jax = sys.modules.get("jax")
     if code and jax and jax.distributed.is_initialized():
-        # At a usual exit this host would wait for the others, and they for its part of the work.
+        # In a normal exit this host would wait for the others, and they for its part of the work.
         sys.stdout.flush()
         sys.stderr.flush()
         if jax.process_index() == 0:
-            # It keeps the hosts together: without it those that know of this too would be aborted
-            # before they end by themselves, which takes longer on a busy machine.
+            # This process keeps the hosts together. Without it, hosts that know of the error too
+            # would be aborted before they end by themselves, which takes longer on a busy machine.
             time.sleep(8 if code == 2 else 2)
         os._exit(code)
     sys.exit(code)

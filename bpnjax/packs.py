@@ -26,17 +26,17 @@ USAGE = """usage: bpnjax packs pack --model=DIR --tasks=1,2 --output=FILE [--see
        bpnjax packs merge --model=DIR --output=FILE.safetensors PACK ...
        bpnjax packs show PACK ...
 
-pack    writes what belongs to some tasks of a model: biases, keys, outputs
-merge   puts the tasks of packs into one model, on the network they share
+pack    writes the part of a model that belongs to some tasks
+merge   merges the tasks of packs into one model, on the network they share
 show    lists the tasks of packs
 
   --model=DIR       the folder of a complete run, or one of its .safetensors;
-                    for merge one that has the network of the packs
-  --tasks=1,2       which tasks, from 1 (default: all)
+                    for merge one with the network of the packs
+  --tasks=1,2       numbers of the tasks, from 1 (default: all)
   --output=FILE     the file to write
-  --seed=N          of a run with several seeds, the model of this one
-  --nostatistics    leave out the statistics by which tasks are told apart
-  --config=FILE     the config file of the run, where it registers the method"""
+  --seed=N          which model to use of a run with several seeds
+  --nostatistics    leave out the statistics that infer the task
+  --config=FILE     the run's config file, if it registers the method"""
 ACTIONS = ("pack", "merge", "show")
 
 
@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _answer(arguments: list[str]) -> str:
-    """Does what the arguments say; returns what there is to print."""
+    """Runs the command on its arguments; returns the text to print."""
     texts = ("model", "tasks", "output", "config")
     values, rest = flags.parse(arguments, texts, ("seed",), booleans={"statistics": True})
     action, *files = rest or [""]
@@ -61,7 +61,7 @@ def _answer(arguments: list[str]) -> str:
         what = f"unknown action {action!r}" if action else "no action"
         raise UserError(f"packs: {what}; {suggest(action, ACTIONS)}")
     if action == "pack" and files:
-        raise UserError(f"{files[0]!r} is no flag; see --help")
+        raise UserError(f"{files[0]!r} is not a flag; see --help")
     if action != "pack" and not files:
         raise UserError("packs: none given; name at least one file")
     for name in ("model", "output") if action != "show" else ():
@@ -89,11 +89,11 @@ def _answer(arguments: list[str]) -> str:
 
 
 def _numbers(text: str) -> list[int] | None:
-    """Task numbers from 0 of a text with numbers from 1; None for all."""
+    """Task numbers from 0, from a text with numbers from 1; None for all."""
     try:
         return [int(part) - 1 for part in text.split(",")] if text else None
     except ValueError as error:
-        raise UserError(f"--tasks: {text!r} is no list of numbers; give them as 1,2") from error
+        raise UserError(f"--tasks: {text!r} is not a list of numbers; give them as 1,2") from error
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     bpnjax predict --model=runs/mnist/bd_ewc --input=examples.npz --output=answers.csv
 
-`examples.npz` holds ``x``, examples as the set stores them (uint8 for images), and, if the tasks
-are known, ``task``, one number from 1 for each. The answers are a line for each example: its task,
-whether that was told, the class and its probability.
+`examples.npz` holds ``x``, stored examples (uint8 for images), and optionally ``task``, one number
+from 1 per example, if the tasks are known. The answers have one line per example: its task, whether
+it was told, the class and its probability.
 """
 
 import csv
@@ -29,19 +29,19 @@ USAGE = """usage: bpnjax predict --model=DIR --input=FILE.npz --output=FILE.csv
                       [--config=FILE]
 
   --model=DIR        the folder of a complete run, or one of its .safetensors
-  --input=FILE.npz   holds the examples, `x` (or `images`), and `task` (from 1,
-                     one for each) if the tasks are known
-  --output=FILE.csv  gets a line for each example: task, whether it was told,
+  --input=FILE.npz   the examples, `x` (or `images`), and `task` (from 1, one
+                     per example) if the tasks are known
+  --output=FILE.csv  one line per example: task, whether it was told,
                      class, probability
   --task=N           one task, from 1, for all examples
-  --seed=N           of a run with several seeds, the model of this one
+  --seed=N           which model to use of a run with several seeds
   --rule=NAME        infers tasks by entropy or max_logit, or by what the run
-                     kept of them (default: as the run did)
-  --per=batch        all examples are of one task; else it is inferred for each
-  --config=FILE      the config file of the run, where it registers the method"""
+                     stored about them (default: as in the run)
+  --per=batch        all examples belong to one task (default: each has its own)
+  --config=FILE      the run's config file, if it registers the method"""
 
 
-# What reading a file raises that is cut, encrypted or no archive at all.
+# Exceptions for a file that is incomplete, encrypted or not an archive.
 _UNREADABLE = (
     OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, MemoryError,
     SyntaxError, zipfile.BadZipFile, zlib.error,
@@ -58,7 +58,7 @@ def _read_examples(path: str) -> tuple[np.ndarray, np.ndarray | None]:
         with file:
             contents = {name: file[name] for name in file.files}
         if odd := [name for name, array in contents.items() if not isinstance(array, np.ndarray)]:
-            raise ValueError(f"{odd[0]} is no array")
+            raise ValueError(f"{odd[0]} is not an array")
     except _UNREADABLE as error:
         why = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
         raise UserError(
@@ -84,14 +84,14 @@ def answers(
     rule: str | None = None,
     per: str = "example",
 ) -> str:
-    """Answers of a trained model as CSV.
+    """Answers examples with a trained model, as CSV.
 
     Args:
       predictor: the model.
-      x: examples as the set stores them, ``[n, ...]``.
+      x: stored examples, ``[n, ...]``.
       task: from 0, an int or int ``[n]``; None infers each example's task.
-      rule: by which it is inferred; None: that of the model's run.
-      per: what a guess is for, "example" or "batch".
+      rule: how the task is inferred; None for the rule of the model's run.
+      per: "example" or "batch", for which the task is inferred.
 
     Returns:
       Lines of text: example (from 0), task (from 1), told or not, class, its name and its
@@ -112,11 +112,11 @@ def answers(
 
 
 def _check_output(output: pathlib.Path, source: str, model: str) -> None:
-    """Refuses a place where the answers would destroy something else, or cannot go."""
+    """Raises an error where answers cannot be written, or would replace an input."""
     if not output.absolute().parent.is_dir():
         raise UserError(f"--output: no folder {output.parent}; make it first")
     if output.exists() and not output.is_file():
-        raise UserError(f"--output: {output} is no file that can be replaced; name another")
+        raise UserError(f"--output: {output} is not a file that can be replaced; name another")
     for flag, given in (("--input", source), ("--model", model)):
         if output.resolve() == pathlib.Path(given).resolve():
             raise UserError(f"--output: {output} is what {flag} names; name another file")
@@ -135,7 +135,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _answered(arguments: list[str]) -> str:
-    """Does what the arguments say; returns what there is to print."""
+    """Runs the command on its arguments; returns the text to print."""
     from bpnjax.run.checkpoint import write_atomically
 
     values, rest = flags.parse(
@@ -143,7 +143,7 @@ def _answered(arguments: list[str]) -> str:
         {"rule": (None, task_inference.RULES), "per": ("example", ("example", "batch"))},
     )  # fmt: skip
     if rest:
-        raise UserError(f"{rest[0]!r} is no flag; see --help")
+        raise UserError(f"{rest[0]!r} is not a flag; see --help")
     for name in ("model", "input", "output"):
         if not values[name].value:
             raise UserError(f"--{name}: missing; see --help")

@@ -1,4 +1,4 @@
-"""The command that trains a network on one set, for others to start from.
+"""The command that trains a network on one set, for other runs to start from.
 
 bpnjax pretrain [--config=tinyimagenet100] [--config.FIELD=VALUE ...]
 
@@ -16,9 +16,9 @@ CONFIG = "tinyimagenet100"
 USAGE = f"""usage: bpnjax pretrain [--config=NAME] [--config.FIELD=VALUE ...]
                        [--workdir=DIR] [--overwrite] [--dry_run]
 
-Trains a network on one set (default: --config={CONFIG}); its
-model.safetensors is what --config.model.pretrained=FILE of another run starts
-from. Flags are those of bpnjax run."""
+Trains a network on one set (default: --config={CONFIG}). Other runs start
+from its model.safetensors with --config.model.pretrained=FILE. The flags are
+those of bpnjax run."""
 
 
 def run(arguments: list[str]) -> int:

@@ -18,7 +18,8 @@ from bpnjax.paper.report import Report
 from bpnjax.run import plots, style
 
 DOCS = pathlib.Path(__file__).resolve().parent
-BLUE, ORANGE, WINE, GREEN = "#0072B2", "#E69F00", "#882255", "#009E73"
+BLUE, _, WINE = (color for _, color in style.KINDS.values())
+GREEN = style.METHODS["ewc"].color
 METHODS = ("sgd", "ewc", "bd_ewc", "bd_psp")
 COMMAND = "bpnjax compare --config=digits --methods=" + ",".join(METHODS) + " --num_seeds=5"
 

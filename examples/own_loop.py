@@ -33,8 +33,9 @@ METHODS = (
 
 
 def run(network, method, tasks, epochs=4, batch=32):
-    """Trains the tasks in turn; returns the learner, its state and the outputs for each task."""
-    learner = bpnjax.learner(network, method, optax.adam(1e-3), len(tasks), classes=CLASSES)
+    """Trains the tasks in turn; returns learner, state and the outputs per task."""
+    optimizer = optax.adam(1e-3)
+    learner = bpnjax.learner(network, method, optimizer, len(tasks), classes=CLASSES)
     state = learner.init(jax.random.key(0))
     for task, (x, y, _, _) in enumerate(tasks):
         state = learner.begin_task(state, task)
@@ -44,7 +45,7 @@ def run(network, method, tasks, epochs=4, batch=32):
             for rows in order.reshape(-1, batch):
                 state, _ = learner.step(state, (x[rows], y[rows]))
         state = learner.end_task(state, (x, y))
-    outputs = [learner.apply(state, test_x, task) for task, (*_, test_x, _) in enumerate(tasks)]
+    outputs = [learner.apply(state, x, task) for task, (*_, x, _) in enumerate(tasks)]
     return learner, state, outputs
 
 

@@ -11,6 +11,7 @@ import flax.linen as nn
 import numpy as np
 import pytest
 from command import ROOT
+from PIL import Image
 
 from bpnjax import __main__ as commands
 from bpnjax import main, methods
@@ -100,6 +101,51 @@ def test_code_of_the_readme():
     }  # fmt: skip
     exec(compile(code, "README.md", "exec"), space)
     assert space["logits"].shape == (4, 2)
+
+
+def test_commands_of_the_readme(tmp_path, monkeypatch, as_it_was, capsys):
+    """CI runs the first two; the third is prepared to the last step before training."""
+    install, test, own, comparison = indented(ROOT / "README.md")
+    ci = (ROOT / ".ci" / "run").read_text()
+    for command in (install, test):
+        _, ran = command.split(" && ")
+        assert f"\n{ran}" in ci
+    monkeypatch.chdir(tmp_path)
+    for c in range(10):
+        (tmp_path / "photos" / str(c)).mkdir(parents=True)
+        for i in range(20):
+            Image.new("RGB", (4, 4), (c, i, 0)).save(tmp_path / "photos" / str(c) / f"{i}.png")
+    (tmp_path / "my_networks.py").write_text(
+        "import flax.linen as nn\n"
+        "def Small(num_classes):\n"
+        "    return nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(num_classes)])\n"
+    )
+    module, words = arguments(own)
+    assert importlib.import_module(module).run([*words, "--dry_run"]) == 0
+    assert "my_networks:Small" in capsys.readouterr().out
+    assert asked(comparison).values.methods.split(",") == ["bd_ewc", "bd_psp", "ewc"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+def test_flags_of_indented_commands(page, monkeypatch):
+    """They take too long for a test, or stand in others: their fields and flags exist."""
+    monkeypatch.chdir(ROOT)
+    for command in indented(ROOT / page):
+        asked(command)
+
+
+def indented(page):
+    """The commands in the indented blocks of a page, a continued line as one."""
+    text = re.sub(r"\\\n +", " ", page.read_text())
+    return re.findall(r"^ {4}((?:pip|bpnjax|python -m bpnjax)\b.*)", text, re.MULTILINE)
+
+
+def asked(command):
+    """What `main.parse_flags` makes of a command with a configuration; None for others."""
+    if "--config=" in command:
+        flags = {"methods": "", "num_seeds": "", "latex": False, "resume_from": ""}
+        return main.parse_flags(arguments(command.split(" && ")[-1])[1], flags)
+    return None
 
 
 def test_links_lead_somewhere():

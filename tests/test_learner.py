@@ -231,7 +231,9 @@ def test_a_state_is_consumed(call):
     getattr(learner, call)(state, arguments[call])
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
     for name, argument in arguments.items():
-        with pytest.raises(UserError, match="state: an earlier call has consumed it; go on with"):
+        with pytest.raises(
+            UserError, match="state: an earlier call has consumed it; continue with"
+        ):
             getattr(learner, name)(state, argument)
     with pytest.raises(UserError, match="state: an earlier call has consumed it"):
         learner.apply(state, X, 0)
@@ -717,7 +719,7 @@ def test_growing_that_is_impossible_is_refused():
     state, _ = train(learner, learner.init(jax.random.key(0)), (0,))
     with pytest.raises(UserError, match="num_tasks: 1 is below the 2 there are"):
         learner.grow(state, 1, CLASSES[:1])
-    with pytest.raises(UserError, match="num_tasks: '3' is no number of tasks"):
+    with pytest.raises(UserError, match="num_tasks: '3' is not a number of tasks"):
         learner.grow(state, "3", CLASSES)
     with pytest.raises(UserError, match="classes: give those of all tasks, as they were given"):
         learner.grow(state, 3)
@@ -775,10 +777,10 @@ def test_files_of_others_are_refused(tmp_path):
         learner.load(tmp_path / "nothing.safetensors")
     text = tmp_path / "text.safetensors"
     text.write_text("no state")
-    with pytest.raises(UserError, match="text.safetensors is no safetensors file"):
+    with pytest.raises(UserError, match="text.safetensors is not a safetensors file"):
         learner.load(text)
     text.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(UserError, match="text.safetensors is no safetensors file"):
+    with pytest.raises(UserError, match="text.safetensors is not a safetensors file"):
         learner.load(text)
     from safetensors.numpy import save_file
 
@@ -874,15 +876,15 @@ def test_the_optimizer_starts_afresh_with_a_task_or_goes_on(reset):
         ({"method": None}, r"method: NoneType is not a method; .* as methods\.bd_ewc\(\)"),
         ({"optimizer": optax.adam}, "optimizer: function is not an optax optimizer; pass one, as"),
         ({"optimizer": 0.1}, "optimizer: float is not an optax optimizer"),
-        ({"num_tasks": 0}, "num_tasks: 0 is no number of tasks; give an integer from 1"),
-        ({"num_tasks": 2.0}, "num_tasks: 2.0 is no number of tasks"),
-        ({"num_tasks": True}, "num_tasks: True is no number of tasks"),
+        ({"num_tasks": 0}, "num_tasks: 0 is not a number of tasks; give an integer from 1"),
+        ({"num_tasks": 2.0}, "num_tasks: 2.0 is not a number of tasks"),
+        ({"num_tasks": True}, "num_tasks: True is not a number of tasks"),
         ({"heads": "many"}, "heads: unknown value 'many'; choose from: single, multi"),
         ({"batch_statistics": "own"}, "batch_statistics: unknown value 'own'; choose from: task,"),
         ({"heads": "multi"}, r"classes: a head per task \(heads='multi'\) needs to know which out"),
         ({"classes": [[0]]}, "classes: 1 lists for 2 tasks; give one each"),
-        ({"classes": [[0], [4]]}, "classes: 4 is no output of the network; it has 4, from 0"),
-        ({"classes": [[0], [-1]]}, "classes: -1 is no output of the network"),
+        ({"classes": [[0], [4]]}, "classes: 4 is not an output of the network; it has 4, from 0"),
+        ({"classes": [[0], [-1]]}, "classes: -1 is not an output of the network"),
         ({"classes": np.ones((2, 3), bool)}, r"classes: shape \(2, 3\); give bool \[2, 4\]"),
         ({"method": methods.lwf()}, "classes: lwf needs to know which outputs belong to which"),
         ({"method": methods.bd(layers="conv.*")}, "bd.layers: 'conv.*' matches no layer; there ar"),

@@ -1,4 +1,4 @@
-"""The configuration of a run: its fields, files that set them, checks that say what to change."""
+"""The configuration of a run: its fields, the files that set them, and checks of their values."""
 
 import ast
 import hashlib
@@ -17,11 +17,11 @@ from bpnjax.utils.errors import UserError, suggest
 
 
 def default() -> ConfigDict:
-    """The default configuration; files in ``configs/`` change a few fields of it.
+    """Returns the default configuration. Files in ``configs/`` change some of its fields.
 
     Returns:
-      A `ConfigDict` of all fields, those of the registered methods among them. Those read from
-      files are locked: a field that is not here cannot be set.
+      A `ConfigDict` of all fields, with those of the registered methods. It is locked: fields that
+      are not there cannot be set.
 
     Example:
       >>> from bpnjax import config
@@ -38,30 +38,30 @@ def default() -> ConfigDict:
             c[group] = ConfigDict()
         value = placeholder(float) if entry.default is None else entry.default
         (c[group] if group else c)[name] = value
-    c.paper = ConfigDict()  # {method: {...}}: what the paper reports for this experiment
+    c.paper = ConfigDict()  # {method: {...}}: figures that the paper reports for this experiment
     c.tuned = ConfigDict()  # {method: {group: {name: value}}}: see with_tuned
     return c
 
 
-# Groups of a method each, with names of fields inside.
+# Groups with one entry per method, which holds names of fields.
 _BY_METHOD = ("paper.", "tuned.")
 
-# Fields that do not change what a run computes: a workdir may be taken up again with others.
+# Fields that do not change results: a run may be resumed with other values.
 FREE_FIELDS = (
     "compilation_cache", "log", "dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir",
     "dataset.device_mb", "dataset.workers", "checkpoint", "paper", "search", "tuned",
 )  # fmt: skip
 
 
-# What versions without these fields did; a stored configuration that lacks them meant this.
+# The behaviour of versions that did not have these fields, for configurations stored by them.
 BEFORE: dict[str, Any] = {"bd.step": "absolute", "ewc.form": "proximal"}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration as one flat dict.
+    """Turns a configuration into one flat dict.
 
     Args:
-      config: a `ConfigDict`, or the nested dict of one.
+      config: a `ConfigDict`, or its nested dict.
       prefix: put before each name.
 
     Returns:
@@ -82,13 +82,13 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
-    """A short hash of what a configuration computes.
+    """A short hash of the fields that determine results.
 
-    Fields that have their defaults do not count, so that it stays the same when a later version
-    adds some; nor do the number of seeds and fields that change no result.
+    Fields with their default values do not count, so the hash stays the same when a later version
+    adds fields. The number of seeds and fields that change no result do not count either.
 
     Args:
-      config: a `ConfigDict`, or the nested dict of one.
+      config: a `ConfigDict`, or its nested dict.
 
     Returns:
       16 hexadecimal digits.
@@ -116,13 +116,13 @@ def fingerprint(config: Mapping[str, Any]) -> str:
 
 
 def is_free(field: str) -> bool:
-    """Says whether a field has no effect on results; see `FREE_FIELDS`.
+    """Whether a field has no effect on results; see `FREE_FIELDS`.
 
     Args:
-      field: its name, ``"dataset.data_dir"``.
+      field: its name, such as ``"dataset.data_dir"``.
 
     Returns:
-      True for the fields and groups of fields listed there.
+      True for the fields, and fields of the groups, listed there.
 
     Example:
       >>> from bpnjax import config
@@ -133,14 +133,14 @@ def is_free(field: str) -> bool:
 
 
 def check_field(config: ConfigDict, field: str) -> None:
-    """Makes sure that a configuration has a field.
+    """Checks that a configuration has a field.
 
     Args:
       config: a `ConfigDict`.
-      field: its name, ``"train.epochs"``.
+      field: its name, such as ``"train.epochs"``.
 
     Raises:
-      UserError: it has none of this name, and the message says which are near; or it is a group.
+      UserError: there is no such field (the message lists similar names), or it is a group.
     """
     fields = flatten(config)
     groups = {f.rsplit(".", 1)[0] for f in fields if "." in f}
@@ -152,10 +152,10 @@ def check_field(config: ConfigDict, field: str) -> None:
 
 
 def packaged() -> dict[str, pathlib.Path]:
-    """The configurations that come with bpnjax, as `load_file` takes their names.
+    """The configurations that come with bpnjax, by the names that `load_file` takes.
 
     Returns:
-      ``{name: file}``, as ``"digits"`` and ``"published/si"``.
+      ``{name: file}``, with names such as ``"digits"`` and ``"published/si"``.
 
     Example:
       >>> from bpnjax import config
@@ -163,29 +163,29 @@ def packaged() -> dict[str, pathlib.Path]:
       ['cifar10', 'cifar100']
     """
     package = pathlib.Path(__file__).resolve().parents[1]
-    folder = package / "configs"  # so an installed wheel; in the repository they lie beside it
+    folder = package / "configs"  # in a wheel; in the repository they lie beside the package
     folder = folder if folder.is_dir() else package.parent / "configs"
     files = sorted(folder.rglob("*.py"))
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
 
 
 def load_file(path: str) -> ConfigDict:
-    """Runs a config file and returns what its ``get_config()`` gives.
+    """Runs a config file and returns the result of its ``get_config()``.
 
     Args:
-      path: a Python file; or the name of a packaged configuration, as ``"digits"``
-        (`packaged`), or ``"default"``. A file of that name comes first.
+      path: a Python file, the name of a packaged configuration such as ``"digits"`` (see
+        `packaged`), or ``"default"``. A file of that name takes precedence.
 
     Returns:
       A locked `ConfigDict` with the fields of `default`.
 
     Raises:
-      UserError: no such file, it raises, or what it returns is not such a configuration.
+      UserError: the file does not exist, raises an error, or does not return a configuration.
     """
     file = pathlib.Path(path)
     try:
         there = file.is_file()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # not a possible file name
         there = False
     if not there:
         if path == "default":
@@ -199,10 +199,10 @@ def load_file(path: str) -> ConfigDict:
             )
         file, path = names[path], str(names[path])
     try:
-        # Not by an import, which would write bytecode beside the file and might trust a stale one.
+        # Not imported, which would write bytecode beside the file and might use an outdated one.
         module = types.ModuleType("bpnjax_config_file")
         module.__file__ = str(file)
-        sys.modules[module.__name__] = module  # where dataclasses of the file look up its names
+        sys.modules[module.__name__] = module  # dataclasses of the file look up names here
         exec(compile(file.read_bytes(), path, "exec"), module.__dict__)
         get_config = getattr(module, "get_config", None)
         if get_config is None:
@@ -210,11 +210,11 @@ def load_file(path: str) -> ConfigDict:
         config = get_config()
     except UserError:
         raise
-    except BaseException as error:  # a user's file may raise anything, sys.exit included
+    except BaseException as error:  # a user's file may raise anything, even SystemExit
         if isinstance(error, KeyboardInterrupt):
             raise
         what = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
-        raise UserError(f"--config: {path} raises {what}; mend that file") from error
+        raise UserError(f"--config: {path} raises {what}; fix that file") from error
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"--config: get_config() of {path} returns {type(config).__name__}; return a "
@@ -233,13 +233,13 @@ def load_file(path: str) -> ConfigDict:
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks all that can be checked without data.
+    """Checks everything that can be checked without data.
 
     Args:
       config: a run configuration with the fields of `default`.
 
     Raises:
-      UserError: the first wrong field, its value, and what to change.
+      UserError: for the first wrong field, with its value and what to change.
     """
     flat, reference = flatten(config), default()
     for field in flat:
@@ -250,24 +250,24 @@ def validate(config: ConfigDict) -> None:
     for method, reported in config.paper.items():
         if not isinstance(reported, (ConfigDict, dict)):
             raise UserError(
-                f"paper.{method}: {reported!r} is no group of figures; give one, as "
+                f"paper.{method}: {reported!r} is not a group of figures; give one, as "
                 f"config.paper.{method} = dict(average_accuracy=0.9)"
             )
 
 
 def with_changes(config: ConfigDict, text: str, name: str) -> ConfigDict:
-    """A copy of a configuration with some fields changed.
+    """Copies a configuration and changes some fields.
 
     Args:
-      config: a configuration; stays as it is.
-      text: ``"field=value;field=value"``, may be empty.
+      config: a configuration; it is not changed.
+      text: ``"field=value;field=value"``, or empty.
       name: of the text, for messages.
 
     Returns:
       The copy.
 
     Raises:
-      UserError: there is no such field, or the value is not of its type.
+      UserError: there is no such field, or the value does not have its type.
 
     Example:
       >>> from bpnjax import config
@@ -279,7 +279,7 @@ def with_changes(config: ConfigDict, text: str, name: str) -> ConfigDict:
     for part in filter(None, (part.strip() for part in text.split(";"))):
         field, equals, given = (word.strip() for word in part.partition("="))
         if not equals:
-            raise UserError(f"{name}: {part!r} is no change of a field; write field=value")
+            raise UserError(f"{name}: {part!r} is not a change of a field; write field=value")
         try:
             check_field(copied, field)
         except UserError as error:
@@ -290,25 +290,25 @@ def with_changes(config: ConfigDict, text: str, name: str) -> ConfigDict:
             copied.update_from_flattened_dict({field: value})
         except (ValueError, SyntaxError, TypeError) as error:
             kind = "number" if old is None else type(old).__name__
-            raise UserError(f"{name}: {field}={given} is no {kind}; give one") from error
+            raise UserError(f"{name}: {field}={given} is not of type {kind}; give one") from error
     return copied
 
 
 def with_tuned(config: ConfigDict, given: Collection[str] = ()) -> ConfigDict:
     """Copies a configuration and applies the settings under ``tuned`` for its method.
 
-    A file that `bpnjax.search` wrote holds the settings found for each method, because
-    methods share fields such as the learning rate and need different values of them.
+    A file that `bpnjax.search` wrote holds the settings that it found for each method, because
+    methods share fields such as the learning rate but need different values.
 
     Args:
-      config: a configuration; stays as it is.
-      given: fields that keep their values, because the user set them.
+      config: a configuration; it is not changed.
+      given: fields that keep their values because the user set them.
 
     Returns:
-      The copy; its ``tuned`` is empty.
+      The copy. Its ``tuned`` is empty.
 
     Raises:
-      UserError: ``tuned`` has a field that does not exist, or a value that is none.
+      UserError: ``tuned`` has an unknown field or an invalid value.
 
     Example:
       >>> from bpnjax import config
@@ -332,15 +332,14 @@ def with_tuned(config: ConfigDict, given: Collection[str] = ()) -> ConfigDict:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The fields in which two flat configurations differ.
+    """Lists the fields in which two flat configurations differ.
 
     Args:
-      old: as `flatten` gives.
-      new: the same.
+      old: from `flatten`.
+      new: from `flatten`.
 
     Returns:
-      Texts ``"field: old -> new"``. Fields that do not change results, `FREE_FIELDS`, are passed
-      over.
+      Texts ``"field: old -> new"``, without the fields that do not change results (`FREE_FIELDS`).
 
     Example:
       >>> from bpnjax.config import differences

@@ -9,7 +9,7 @@ from bpnjax.utils.errors import UserError, suggest
 
 _LOGS = ("csv", "tensorboard")
 
-# Widths of the published network, whose layers are as many in any other.
+# The number of layers is fixed by the network, so the widths of the published one give it.
 _ALEXNET = {"model.channels": (64, 192, 384, 256, 256), "model.hidden": (4096, 4096)}
 
 
@@ -17,14 +17,14 @@ def complaints(flat: dict[str, Any]) -> Iterator[str]:
     """Says what is wrong with a configuration, as far as this is known without data.
 
     Args:
-      flat: ``{field: value}`` of all fields, as `bpnjax.config.flatten` gives them.
+      flat: ``{field: value}`` of all fields, from `bpnjax.config.flatten`.
 
     Yields:
-      Messages that name the field, its value and the mend. Later checks rely on what earlier ones
-      passed: only the first message is sure to be right.
+      Messages with the field, its value and what to do. Later checks rely on earlier ones, so only
+      the first message is sure to be right.
 
     Raises:
-      UserError: `log` names no kind of log; or there is no such network or option of it.
+      UserError: `log` names an unknown kind, or there is no such network or option of it.
     """
     for check in (_fields, _network, _training, _own_data, _images, _patterns, _run):
         yield from check(flat)
@@ -34,13 +34,13 @@ def log_kinds(text: str) -> list[str]:
     """The kinds of copies of ``metrics.jsonl`` that the field `log` names.
 
     Args:
-      text: names separated by commas; may be empty.
+      text: names separated by commas, or empty.
 
     Returns:
-      Names out of csv and tensorboard.
+      Names from csv and tensorboard.
 
     Raises:
-      UserError: another name, or a package that is not installed.
+      UserError: a name is unknown, or a package is not installed.
 
     Example:
       >>> from bpnjax.config.checks import log_kinds
@@ -59,7 +59,7 @@ def log_kinds(text: str) -> list[str]:
 
 
 def _fields(flat: dict[str, Any]) -> Iterator[str]:
-    from bpnjax.config.fields import entries  # late: it imports JAX
+    from bpnjax.config.fields import entries  # here, because it imports JAX
     from bpnjax.methods import REGISTRY
 
     for field, entry in entries().items():
@@ -70,7 +70,7 @@ def _fields(flat: dict[str, Any]) -> Iterator[str]:
 
 
 def _network(flat: dict[str, Any]) -> Iterator[str]:
-    from bpnjax.models import registry  # late: it imports JAX
+    from bpnjax.models import registry  # here, because it imports JAX
     from bpnjax.models.pretrained import file_of
 
     model = {f.removeprefix("model."): v for f, v in flat.items() if f.startswith("model.")}
@@ -78,8 +78,8 @@ def _network(flat: dict[str, Any]) -> Iterator[str]:
     factory.check(registry.parse_options(model["options"]))
     if model["dtype"] != "float32" and "dtype" not in factory.fields:
         yield (
-            f"model.dtype: {model['dtype']!r} is not known to {factory.name}; leave it out, and say"
-            " it there"
+            f"model.dtype: {model['dtype']!r} is not an argument of {factory.name}; leave it out,"
+            " and set the dtype in the network"
         )
     for field in ("model.hidden", "model.channels"):
         if any(not isinstance(width, int) or width < 1 for width in flat[field]):
@@ -92,12 +92,12 @@ def _network(flat: dict[str, Any]) -> Iterator[str]:
             )
     pretrained = file_of(model)
     if pretrained and not pathlib.Path(pretrained).is_file():
-        mend = "make one with python -m bpnjax.pretrain and name its model.safetensors"
+        fix = "make one with python -m bpnjax.pretrain and name its model.safetensors"
         if factory.name == "alexnet":
-            mend = (
+            fix = (
                 "download https://download.pytorch.org/models/alexnet-owt-7be5be79.pth and name it"
             )
-        yield f"model.pretrained: no file {pretrained!r}; {mend}"
+        yield f"model.pretrained: no file {pretrained!r}; {fix}"
     if model["mapping"]:
         if not pretrained:
             yield (
@@ -122,7 +122,7 @@ def _training(flat: dict[str, Any]) -> Iterator[str]:
 def _own_data(flat: dict[str, Any]) -> Iterator[str]:
     if not flat["dataset.path"]:
         return
-    from bpnjax.data import files  # late: it imports JAX
+    from bpnjax.data import files  # here, because it imports JAX
 
     for path in files.paths_in(flat["dataset.path"]):
         if wrong := files.complaint(path):
@@ -133,7 +133,7 @@ def _images(flat: dict[str, Any]) -> Iterator[str]:
     resize = flat["dataset.resize"]
     positive = all(isinstance(length, int) and length > 0 for length in resize)
     if resize and not (positive and len(resize) == 3 and resize[2] in (1, 3)):
-        yield f"dataset.resize: {resize} is no image shape; give (height, width, 1 or 3)"
+        yield f"dataset.resize: {resize} is not an image shape; give (height, width, 1 or 3)"
     if flat["dataset.augment"] == "none":
         return
     if not resize:
@@ -155,7 +155,7 @@ def _images(flat: dict[str, Any]) -> Iterator[str]:
 
 def _patterns(flat: dict[str, Any]) -> Iterator[str]:
     if flat["train.rates"]:
-        from bpnjax.optim.partition import parse_rates  # late: it imports JAX
+        from bpnjax.optim.partition import parse_rates  # here, because it imports JAX
 
         try:
             parse_rates(flat["train.rates"])
@@ -164,7 +164,7 @@ def _patterns(flat: dict[str, Any]) -> Iterator[str]:
 
 
 def _run(flat: dict[str, Any]) -> Iterator[str]:
-    from bpnjax.config.fields import COMMON  # late: it imports JAX
+    from bpnjax.config.fields import COMMON  # here, because it imports JAX
 
     log_kinds(flat["log"])
     last = flat["seed"] + flat["num_seeds"] - 1

@@ -1,4 +1,4 @@
-"""Data: reads your own data or sets of TFDS and cuts them into sequences of tasks."""
+"""Data: reads your own data or sets of TFDS, and cuts them into sequences of tasks."""
 
 from bpnjax.data.arrays import Arrays
 from bpnjax.data.own import tasks

@@ -1,4 +1,4 @@
-"""Official archives: found in a folder, checked, and read without being unpacked to disk."""
+"""Official archives: finds them in a folder, checks them and reads them without unpacking."""
 
 import contextlib
 import gzip
@@ -21,10 +21,10 @@ Path = str | os.PathLike[str]
 
 
 class Archive(NamedTuple):
-    """An official archive: its address, and what is known of its contents from others.
+    """An official archive: its address, and what is known about its contents.
 
-    ``size`` is in bytes. A checksum that is "" is not known and not compared. ``content`` is the
-    sha256 of what a gzip file holds, whatever its header says.
+    ``size`` is in bytes. A checksum "" is unknown and not compared. ``content`` is the sha256 of
+    the unpacked contents of a gzip file, which does not depend on the header.
     """
 
     url: str
@@ -50,13 +50,13 @@ def malformed(path: Path, what: str) -> UserError:
 
 @contextlib.contextmanager
 def unpacking(path: Path) -> Iterator[None]:
-    """Turns whatever the unpacking of an archive raises into a `UserError`.
+    """Turns any error while an archive is unpacked into a `UserError`.
 
     Args:
         path: The archive, for messages.
 
     Raises:
-        UserError: It is truncated or cannot be unpacked.
+        UserError: The archive is truncated or cannot be unpacked.
     """
     try:
         yield
@@ -72,8 +72,8 @@ def find(
     """Finds the official archives of a set in a folder.
 
     Args:
-        name: Of the set, for messages.
-        archives: Of it, an `Archive` each.
+        name: The name of the set, for messages.
+        archives: The archives of the set.
         manual_dir: The folder that holds them under their official file names.
         verify: Whether to `check` them.
 
@@ -97,11 +97,11 @@ def find(
 
 
 def check(name: str, archive: Archive, path: pathlib.Path) -> None:
-    """Compares a file with the size and checksum known of an archive, or its content.
+    """Compares a file with the known size and checksum of an archive, or its content.
 
     Args:
-        name: Of the set, for messages.
-        archive: What is known.
+        name: The name of the set, for messages.
+        archive: The known facts.
         path: The file.
 
     Raises:
@@ -122,7 +122,7 @@ def check(name: str, archive: Archive, path: pathlib.Path) -> None:
 
 
 def _same_content(archive: Archive, path: pathlib.Path) -> bool:
-    """Whether a gzip file holds what the official one does, compressed by someone else, say."""
+    """Whether a gzip file has the official content, even if it was compressed differently."""
     if not archive.content:
         return False
     with unpacking(path), gzip.open(path) as file:
@@ -134,13 +134,13 @@ def contents(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
     Args:
         tar: The archive.
-        member: Of it, a regular file.
+        member: A regular file in it.
 
     Returns:
         Its bytes.
     """
     file = tar.extractfile(member)
-    assert file is not None  # as it is for directories and links
+    assert file is not None  # None is for directories and links
     return file.read()
 
 
@@ -149,7 +149,7 @@ def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
 
     Args:
         path: The archive.
-        wanted: Whether to read the member of a name, a leading "./" taken away.
+        wanted: Whether to read the member with a name, given without a leading "./".
 
     Yields:
         Names and contents, in the order of the archive. Links are not followed.
@@ -165,18 +165,18 @@ def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
 
 
 def lines(path: Path, name: str, data: bytes) -> list[str]:
-    r"""The lines of a text file that are not empty, each once, without white space around them.
+    r"""The lines of a text file that are not empty, without duplicates and surrounding white space.
 
     Args:
-        path: The archive it is in, for messages.
-        name: Of the member.
-        data: Its bytes, UTF-8.
+        path: The archive that holds it, for messages.
+        name: The name of the member.
+        data: Its bytes, in UTF-8.
 
     Returns:
         The lines in their order.
 
     Raises:
-        UserError: The file is no UTF-8.
+        UserError: The file is not UTF-8.
 
     Example:
         >>> from bpnjax.data.archives import lines
@@ -186,23 +186,22 @@ def lines(path: Path, name: str, data: bytes) -> list[str]:
     try:
         stripped = [line.strip() for line in data.decode().splitlines()]
     except UnicodeDecodeError as error:
-        raise malformed(path, f"{name} is no text in UTF-8") from error
+        raise malformed(path, f"{name} is not text in UTF-8") from error
     return list(dict.fromkeys(line for line in stripped if line))
 
 
 def image_file(path: Path, name: str, data: bytes, cut_rows: int = 0) -> io.BytesIO:
-    """An image as it goes into a prepared set.
+    """Converts an image to the form in which a prepared set stores it.
 
     Args:
-        path: The archive it is in, for messages.
-        name: Of the member.
+        path: The archive that holds it, for messages.
+        name: The name of the member.
         data: Its bytes.
-        cut_rows: How many rows at the bottom to take away.
+        cut_rows: The number of rows to cut off at the bottom.
 
     Returns:
-        The same bytes if they are a JPEG or PNG file in RGB; any other image as PNG in RGB. A
-        JPEG file that is cut keeps its quantization, so that the blocks above stay nearly as they
-        were.
+        The same bytes if they are a JPEG or PNG file in RGB; any other image as PNG in RGB. A cut
+        JPEG file keeps its quantization, so that the remaining blocks hardly change.
 
     Raises:
         UserError: The image cannot be decoded, or has too few rows.
@@ -211,7 +210,7 @@ def image_file(path: Path, name: str, data: bytes, cut_rows: int = 0) -> io.Byte
         image = Image.open(io.BytesIO(data))
         image.load()
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise malformed(path, f"{name} is no readable image") from error
+        raise malformed(path, f"{name} is not a readable image") from error
     width, height = image.size
     if height <= cut_rows:
         raise malformed(path, f"{name} has {height} rows, {cut_rows} of them below the image")
@@ -220,7 +219,7 @@ def image_file(path: Path, name: str, data: bytes, cut_rows: int = 0) -> io.Byte
     options: dict[str, Any] = {"format": "PNG"}
     if image.mode == "RGB" and image.format == "JPEG" and isinstance(image, JpegImageFile):
         options = {"format": "JPEG", "qtables": image.quantization}
-        if (sampling := get_sampling(image)) >= 0:  # else one that the encoder does not have
+        if (sampling := get_sampling(image)) >= 0:  # the encoder supports it
             options["subsampling"] = sampling
     out = io.BytesIO()
     image.convert("RGB").crop((0, 0, width, height - cut_rows)).save(out, **options)

@@ -10,13 +10,13 @@ import numpy as np
 from bpnjax.data import labels as label_kinds
 from bpnjax.utils.errors import UserError
 
-_EXAMINED = 1000  # examples, first ones, whose numbers are compared
+_EXAMINED = 1000  # number of examples whose range is compared
 
 
 class Arrays(NamedTuple):
-    """A whole set as arrays, decoded once; may be memory-mapped.
+    """A whole set as decoded arrays, which may be memory-mapped.
 
-    What is called images here may be anything: rows of a table are ``[n, columns]``.
+    "Images" stands for any examples. The rows of a table are ``[n, columns]``.
     """
 
     train_images: np.ndarray  # [n, ...], uint8 for images, f32 otherwise
@@ -24,37 +24,37 @@ class Arrays(NamedTuple):
     test_images: np.ndarray
     test_labels: np.ndarray
     class_names: tuple[str, ...]
-    maximum: float  # the largest value an image element can take
+    maximum: float  # the largest possible value of an image element
     version: str
-    train_files: Any = None  # `bpnjax.data.crops.Files`, where training crops them at random
+    train_files: Any = None  # `bpnjax.data.crops.Files` if training crops them at random
 
 
 class Source(NamedTuple):
-    """Where a set comes from, for messages."""
+    """The origin of a set, for messages."""
 
-    field: str  # of the configuration, or the argument
-    name: str  # how a message calls it, quoted as it should appear
+    field: str  # of the configuration, or an argument
+    name: str  # the text for messages, already quoted
 
     def __str__(self) -> str:
         return f"{self.field}: {self.name}"
 
     def option(self, name: str) -> str:
-        """The name of a data setting, as the user who named this source knows it."""
+        """The name of a data setting for a user of this source."""
         return f"dataset.{name}" if self.field.startswith("dataset.") else name
 
     def setting(self, name: str, value: Any) -> str:
-        """How the user sets it there."""
+        """The text that sets a data setting, for a user of this source."""
         if self.field.startswith("dataset."):
             return f"--config.dataset.{name}='{value}'"
         return f"{name}={value!r}"
 
 
 def fingerprint(parts: Iterable[Any], texts: Sequence[str] = ()) -> str:
-    """A hash of contents. It changes if a number, a shape, a dtype or a text changes.
+    """A hash of contents, which changes with any number, shape, dtype or text.
 
     Args:
       parts: arrays, or bytes.
-      texts: such as class names.
+      texts: further texts, such as class names.
 
     Returns:
       16 hexadecimal digits.
@@ -71,7 +71,7 @@ def fingerprint(parts: Iterable[Any], texts: Sequence[str] = ()) -> str:
             digest.update(part)
             continue
         digest.update(f"{part.shape} {part.dtype.str}".encode())
-        for start in range(0, len(part), _EXAMINED):  # a part that is mapped stays on the disk
+        for start in range(0, len(part), _EXAMINED):  # a memory-mapped part stays on disk
             digest.update(np.ascontiguousarray(part[start : start + _EXAMINED]).data)
     return digest.hexdigest()
 
@@ -86,18 +86,18 @@ def from_pairs(
     """Makes a set of examples and labels of any kind.
 
     Args:
-      train: examples ``[n, ...]`` and labels ``[n]``. uint8 stays uint8, and an array ``[n, h, w]``
-        of it gets an axis of channels; all other numbers become f32.
-      test: the same, to test on; with None a part of the training examples is held out.
+      train: examples ``[n, ...]`` and labels ``[n]``. uint8 stays uint8, and gets an axis of
+        channels if it is ``[n, h, w]``; all other numbers become f32.
+      test: the same for testing; None holds out a part of the training examples.
       source: for messages.
-      test_share: the share of each class that is held out if ``test`` is None.
+      test_share: share of each class that is held out if ``test`` is None.
       class_names: as in `bpnjax.data.labels.numbered`.
 
     Returns:
       `Arrays`, checked.
 
     Raises:
-      UserError: examples or labels that cannot be trained on.
+      UserError: the examples or labels are not suitable for training.
     """
     pairs = {"training": train} if test is None else {"training": train, "test": test}
     whats = [f"{source.field}: the {who} labels of {source.name}" for who in pairs]
@@ -105,7 +105,7 @@ def from_pairs(
     for who, (x, _) in pairs.items():
         what = f"{source.field}: the {who} {{}} of {source.name}"
         x = _examples(x, what.format("examples"))
-        _check_images(x, what.format(_noun(x)))  # now, while rows count as the user's
+        _check_images(x, what.format(_noun(x)))  # here, where row numbers are the user's
         examples.append(x)
     names, numbers = label_kinds.numbered([y for _, y in pairs.values()], whats, class_names)
     for x, y, what in zip(examples, numbers, whats, strict=True):
@@ -123,7 +123,7 @@ def from_pairs(
 
 
 def check_classes(sets: Sequence[Arrays], field: str) -> None:
-    """Makes sure that there is something to learn.
+    """Checks that the sets of a sequence have at least two classes.
 
     Args:
       sets: all sets of a sequence.
@@ -140,10 +140,10 @@ def check_classes(sets: Sequence[Arrays], field: str) -> None:
 
 
 def _examples(x: Any, what: str) -> np.ndarray:
-    """Examples as they are stored: uint8 or f32."""
+    """Examples in the form in which they are stored, uint8 or f32."""
     try:
         x = x if isinstance(x, np.ndarray) else np.asarray(x)
-    except ValueError as error:  # of lists
+    except ValueError as error:  # lists of different lengths
         raise UserError(f"{what} differ in shape; give one array [n, ...]") from error
     if x.dtype == np.uint8:
         return x[..., None] if x.ndim == 3 else x
@@ -151,26 +151,26 @@ def _examples(x: Any, what: str) -> np.ndarray:
         raise UserError(
             f"{what} are of dtype {x.dtype}; give numbers: uint8 for images, float32 for other data"
         )
-    with np.errstate(over="ignore"):  # what becomes infinite is refused
+    with np.errstate(over="ignore"):  # infinite values are refused later
         return x.astype(np.float32, copy=False)
 
 
 def checked(arrays: Arrays, source: Source | str) -> Arrays:
-    """Makes sure that a set is what `Arrays` says; every set passes here once, when it is loaded.
+    """Checks that a set is as `Arrays` describes it. Every set is checked here once, when loaded.
 
     Args:
-      arrays: of a source, or made by a user.
+      arrays: from a source, or made by a user.
       source: for messages; a text is the name of a set.
 
     Returns:
-      The set with labels int32 ``[n]``, its numbers unchanged. Images that are NumPy arrays, mapped
-      into memory or not, stay the same objects.
+      The set with labels int32 ``[n]`` and unchanged numbers. Images that are NumPy arrays, also
+      memory-mapped ones, stay the same objects.
 
     Raises:
-      UserError: images or labels that cannot be trained on: the message says which and the mend.
+      UserError: images or labels are not suitable for training; the message says which.
 
     Warns:
-      UserWarning: the test images are on another scale than the training images.
+      UserWarning: the test images have another scale than the training images.
 
     Example:
       >>> import numpy as np
@@ -204,7 +204,7 @@ class_names; count them from 0, as labels - 1
 
 
 def _noun(x: np.ndarray) -> str:
-    """What the examples are, as far as their form tells."""
+    """What to call the examples, judged by their shape."""
     return "images" if x.ndim == 4 else "examples"
 
 
@@ -226,7 +226,7 @@ def _check_images(images: np.ndarray, what: str) -> None:
             row = start + int(bad.reshape(len(bad), -1).any(1).argmax())
             column = f", column {int(bad[row - start].argmax())}" if bad.ndim == 2 else ""
             raise UserError(
-                f"{what} hold NaN or infinite numbers, the first in row {row}{column}; mend "
+                f"{what} hold NaN or infinite numbers, the first in row {row}{column}; fix "
                 "the data, or leave these rows out"
             )
 
@@ -252,10 +252,10 @@ def _check_labels(labels: np.ndarray, images: int, classes: int, what: str) -> N
         )
     least, most = int(labels.min()), int(labels.max())
     if least < 0 or most >= classes:
-        mend = "give class numbers from 0, and class_names one name for each"
+        fix = "give class numbers from 0, and class_names one name for each"
         if least == 1 and most == classes:
-            mend = "count them from 0, as labels - 1"
-        raise UserError(f"{what} are {least} to {most} for {classes} class_names; {mend}")
+            fix = "count them from 0, as labels - 1"
+        raise UserError(f"{what} are {least} to {most} for {classes} class_names; {fix}")
 
 
 def _check_alike(train: np.ndarray, test: np.ndarray, field: str, name: str) -> None:
@@ -280,9 +280,9 @@ def _check_alike(train: np.ndarray, test: np.ndarray, field: str, name: str) -> 
 
 
 class Joined:
-    """Several arrays as one, without a copy: rows are read from where they are, such as a disk.
+    """Several arrays as one, without a copy. Rows are read where they are, such as on a disk.
 
-    It replaces an array of images when rows, lengths and shapes are needed.
+    It replaces an array of images where only rows, lengths and shapes are needed.
     """
 
     def __init__(self, parts: Sequence[Any]) -> None:

@@ -1,7 +1,7 @@
-"""TFDS builders of mnist, fashion_mnist, cifar10 and cifar100 that need no TensorFlow.
+"""TFDS builders of mnist, fashion_mnist, cifar10 and cifar100 that do not need TensorFlow.
 
-What they write carries the name, version, features and splits of the official TFDS builders, so
-`tfds.data_source(name, data_dir=..., split=...)` reads it with nothing of this package imported.
+Prepared sets have the name, version, features and splits of the official TFDS builders. So
+`tfds.data_source(name, data_dir=..., split=...)` reads them without this package.
 """
 
 import gzip
@@ -45,8 +45,8 @@ https://www.cs.toronto.edu/~kriz/
 cifar-100-binary.tar.gz 168513733 58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec
 """,
 }
-# sha256 of what the gzip files above hold, in their order: Debian's dataset-fashion-mnist, for one,
-# has the same streams behind headers without a name and with another time.
+# sha256 of the unpacked gzip files above, in their order. Some distributors, such as Debian's
+# dataset-fashion-mnist, have the same contents with other gzip headers.
 _CONTENTS = {
     "mnist": """\
 ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db
@@ -80,8 +80,8 @@ _FASHION_CLASSES = (
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 Labels = dict[str, tuple[int, str]]
-# Folder, files of each split, and feature -> (classes, file of their names), the features in the
-# order of the label bytes of a record.
+# Folder, files of each split, and {feature: (classes, file of their names)}, in the order of
+# the label bytes of a record.
 _CIFAR: dict[str, tuple[str, dict[str, list[str]], Labels]] = {
     "cifar10": (
         "cifar-10-batches-bin/",
@@ -97,7 +97,7 @@ _CIFAR: dict[str, tuple[str, dict[str, list[str]], Labels]] = {
 
 
 def _read_idx(path: Path, magic: int, dims: tuple[int, ...]) -> np.ndarray:
-    """The array of a gzipped idx file of bytes, whose dimensions after the first are `dims`."""
+    """The array in a gzipped idx file of bytes; `dims` are the dimensions after the first."""
     with unpacking(path), gzip.open(os.fspath(path)) as file:
         data = file.read()
     header = struct.Struct(f">{2 + len(dims)}I")
@@ -135,11 +135,11 @@ def _mnist_examples(images_path: Path, labels_path: Path) -> Iterator[tuple[int,
 
 
 def _read_members(path: Path, names: Iterable[str]) -> dict[str, bytes]:
-    """The contents of the named regular files of a tar.gz, read in one pass in memory."""
+    """The contents of the named regular files in a tar.gz, read in one pass in memory."""
     found = {}
     with unpacking(path), tarfile.open(os.fspath(path), "r:gz") as tar:
         for member in tar:
-            # Links are not followed: a member counts by its own exact name only.
+            # Links are not followed: only a member with exactly this name counts.
             if member.name in names and member.isreg():
                 found[member.name] = archives.contents(tar, member)
     if missing := sorted(set(names) - set(found)):
@@ -180,7 +180,7 @@ def _cifar_examples(
 def _cifar_splits(
     name: str, files: Mapping[str, Any], features: Any
 ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-    """The splits of a CIFAR set; the class names of the archive go into `features`."""
+    """The splits of a CIFAR set; writes the class names of the archive into `features`."""
     folder, parts, labels = _CIFAR[name]
     (path,) = files.values()
     wanted = [file for _, file in labels.values()] + parts["train"] + parts["test"]
@@ -212,7 +212,7 @@ def manual_archives(name: str, manual_dir: Path, verify: bool = True) -> dict[st
     Args:
         name: One of `NAMES`.
         manual_dir: The folder that holds them under their official file names.
-        verify: Whether to compare size and sha256 with those TFDS publishes.
+        verify: Whether to compare size and sha256 with those that TFDS publishes.
 
     Returns:
         A dict of file name to path.
@@ -224,23 +224,24 @@ def manual_archives(name: str, manual_dir: Path, verify: bool = True) -> dict[st
 
 
 def builder(name: str, data_dir: Path, manual_dir: Path = "", verify: bool = True) -> Any:
-    """Makes the TensorFlow-free builder of one of the four sets.
+    """Makes the builder, without TensorFlow, of one of the four sets.
 
-    It writes array_record. TFDS does not register it: `tfds.builder(name)` stays the official one.
+    It writes array_record. It is not registered in TFDS: `tfds.builder(name)` stays the official
+    one.
 
     Args:
         name: One of `NAMES`.
         data_dir: The folder of prepared sets; "" is the TFDS default.
         manual_dir: A folder that holds the official archives; "" downloads them with the
             download manager of TFDS, which verifies their checksums.
-        verify: Whether to verify the checksums of the archives in `manual_dir` too; False is
-            for small archives of the same layout.
+        verify: Whether to verify the checksums of the archives in `manual_dir` too. False allows
+          small archives of the same layout.
 
     Returns:
         A `tfds.core.DatasetBuilder`.
 
     Raises:
-        UserError: Unknown name, or archives missing in `manual_dir` or not the official ones.
+        UserError: The name is unknown, or archives in `manual_dir` are missing or not official.
 
     Source:
         image_classification/mnist.py, image_classification/cifar.py and url_checksums/ of
@@ -250,7 +251,7 @@ def builder(name: str, data_dir: Path, manual_dir: Path = "", verify: bool = Tru
         raise UserError(f"dataset.name={name!r}: no builder here; use one of {', '.join(NAMES)}")
     paths = manual_archives(name, manual_dir, verify) if manual_dir else None
 
-    import tensorflow_datasets as tfds  # slow to import, and needed here only
+    import tensorflow_datasets as tfds  # here, because its import is slow
     from tensorflow_datasets.core.download.checksums import UrlInfo
 
     def info(self: Any) -> Any:
@@ -262,7 +263,7 @@ def builder(name: str, data_dir: Path, manual_dir: Path = "", verify: bool = Tru
         files = paths or dl_manager.download({a.filename: a.url for a in ARCHIVES[name]})
         if name in _CIFAR:
             return _cifar_splits(name, files, self.info.features)
-        # ARCHIVES lists images and labels of train, then those of test.
+        # ARCHIVES lists images and labels for training, then those for testing.
         files = [files[archive.filename] for archive in ARCHIVES[name]]
         return {"train": _mnist_examples(*files[:2]), "test": _mnist_examples(*files[2:])}
 

@@ -8,9 +8,9 @@ TRAIN_DIGITS = 1400
 
 
 def digits() -> Arrays:
-    """The 1,797 handwritten 8x8 digits that scikit-learn ships.
+    """The 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn.
 
-    They have no official split: a fixed shuffle gives 1,400 train and 397 test images.
+    They have no official split. A fixed shuffle gives 1,400 training and 397 test images.
 
     Returns:
       `Arrays`: uint8 images ``[n, 8, 8, 1]`` with values 0 to 16, int32 labels ``[n]``.
@@ -29,9 +29,9 @@ def digits() -> Arrays:
 
 
 def gaussians() -> Arrays:
-    """Three Gaussian clusters in the plane, for plots of classification regions.
+    """Three Gaussian clusters in the plane, for figures of decision regions.
 
-    Means (0, 0), (-2, 2) and (2, 2), standard deviation 0.5, 500 train and 200 test points a
+    Means (0, 0), (-2, 2) and (2, 2), standard deviation 0.5, 500 training and 200 test points per
     cluster.
 
     Returns:
@@ -43,8 +43,8 @@ def gaussians() -> Arrays:
       >>> found.train_images.shape, found.test_labels.shape
       ((1500, 2), (600,))
 
-    Source: after Wen et al. 2020 (arXiv 2009.13954), Fig. 5. Variant: the paper gives neither
-    means, variances nor sizes; these are ours.
+    Source: after Wen et al. 2020 (arXiv 2009.13954), Fig. 5. Variant: the paper gives no means,
+    variances or sizes; these are ours.
     """
     rng = np.random.default_rng(0)
     means = np.array([[0.0, 0.0], [-2.0, 2.0], [2.0, 2.0]])

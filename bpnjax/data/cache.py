@@ -1,4 +1,4 @@
-"""Decoded images on disk: memory-mapped arrays, keyed by set, version, split and content."""
+"""Decoded images on disk as memory-mapped arrays, keyed by set, version, split and content."""
 
 import hashlib
 import json
@@ -14,18 +14,18 @@ import numpy as np
 from bpnjax.utils.errors import UserError
 from bpnjax.utils.paths import expanded
 
-_ABANDONED = 86400.0  # seconds: a folder in the making that is older is nobody's any more
+_ABANDONED = 86400.0  # seconds after which a partial folder belongs to no running process
 
 
 def cache_root(cache_dir: str = "") -> pathlib.Path:
-    """The folder of decoded sets: `dataset.cache_dir`, else BPNJAX_CACHE_DIR, else the user's.
+    """The folder of decoded sets: `dataset.cache_dir`, BPNJAX_CACHE_DIR, or the user's cache.
 
     Args:
-      cache_dir: a folder; "" for none chosen.
+      cache_dir: a folder, or "" for the default.
 
     Returns:
-      A path with ``~`` expanded; it need not exist. The user's is ``bpnjax`` in XDG_CACHE_HOME or
-      in ``~/.cache``.
+      A path with ``~`` expanded, which need not exist. The user's cache is ``bpnjax`` in
+      XDG_CACHE_HOME or in ``~/.cache``.
 
     Raises:
       UserError: there is no home folder.
@@ -44,10 +44,10 @@ def cache_root(cache_dir: str = "") -> pathlib.Path:
 
 
 def fingerprint(folder: pathlib.Path) -> str:
-    """Changes when a prepared set does: names, sizes and times of its files, and its info.
+    """A hash of a prepared set: names, sizes and times of its files, and its info.
 
     Args:
-      folder: of one version of a prepared set. Files are not read, but for ``dataset_info.json``.
+      folder: of one version of a prepared set. Only ``dataset_info.json`` is read.
 
     Returns:
       12 hexadecimal digits.
@@ -70,15 +70,15 @@ def _checksum(path: pathlib.Path) -> int:
 
 
 def read(folder: pathlib.Path) -> dict[str, np.ndarray] | None:
-    """Opens a cached split; None where there is none.
+    """Opens a cached split.
 
-    Reads every byte once, for the checksums.
+    It reads every byte once, for the checksums.
 
     Args:
       folder: the split's folder.
 
     Returns:
-      Its arrays, memory-mapped read-only, or None.
+      Its arrays, memory-mapped and read-only; None if there is no such folder.
 
     Raises:
       UserError: the cache is damaged.
@@ -104,19 +104,19 @@ def read(folder: pathlib.Path) -> dict[str, np.ndarray] | None:
 
 
 def write(folder: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a split beside its place and moves it there whole, so a cut leaves no half cache.
+    """Writes a split to a temporary folder and renames it, so no partial cache can remain.
 
     Args:
-      folder: the split's folder; if it is there already, it stays as it is.
-      arrays: by name, which becomes ``NAME.npy``.
+      folder: the split's folder. If it exists already, it does not change.
+      arrays: ``{name: array}``, written as ``NAME.npy``.
 
     Raises:
       UserError: the folder cannot be made.
-      OSError: the disk is full, say; nothing of it is left.
+      OSError: writing fails, for example on a full disk. Nothing is left behind.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(".partial-*"):  # by a process that was killed
+        for left in folder.parent.glob(".partial-*"):  # left by a killed process
             if time.time() - left.stat().st_mtime > _ABANDONED:
                 shutil.rmtree(left, ignore_errors=True)
         partial = pathlib.Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
@@ -133,7 +133,7 @@ def write(folder: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
         try:
             partial.rename(folder)
         except OSError:
-            if not folder.exists():  # else another run was first, and wrote the same
+            if not folder.exists():  # otherwise another run wrote the same first
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,9 +1,9 @@
-"""Images of mixed sizes, decoded, resized and cropped by grain as they are needed.
+"""Images of mixed sizes, decoded, resized and cropped by grain when they are needed.
 
-The usual treatment of images from the web: the shorter side is resized, then a part of it is cut
-out, to train at random and perhaps mirrored, to test from the middle. What an example of an epoch
-looks like is a function of (seed, task, epoch, place in the epoch), so a run that was cut goes on
-at any step without replaying those before it, with any number of workers.
+This is the usual treatment of photographs: the shorter side is resized, then a part is cut out, in
+training at a random place and sometimes mirrored, in evaluation from the centre. The crop of an
+example depends only on (seed, task, epoch, place in the epoch). So an interrupted run continues at
+any step without replaying earlier ones, with any number of workers.
 """
 
 import contextlib
@@ -16,37 +16,37 @@ import numpy as np
 
 from bpnjax.utils.errors import UserError
 
-_THREADS = 4  # of a process without workers; JPEGs are decoded outside Python's lock
-_AHEAD = 2  # batches that a process has ready
+_THREADS = 4  # of a process without workers; Python's lock is free while JPEGs are decoded
+_AHEAD = 2  # number of batches that a process prepares ahead
 
 
 class Look(NamedTuple):
-    """How images become inputs of one shape."""
+    """How images get the shape of the network's input."""
 
-    shorter: int  # the side that is resized to this many pixels
-    shape: tuple[int, int, int]  # height, width and channels of the part cut out
+    shorter: int  # length in pixels to which the shorter side is resized
+    shape: tuple[int, int, int]  # height, width and channels of the crop
 
 
 class Files(NamedTuple):
-    """Where the images of a split are, encoded."""
+    """The encoded images of a split."""
 
-    sources: tuple[Any, ...]  # of `tfds.data_source`, images not decoded
-    which: np.ndarray  # int32 [n], the source of a row
-    record: np.ndarray  # int32 [n], its place there
+    sources: tuple[Any, ...]  # from `tfds.data_source`, without decoded images
+    which: np.ndarray  # int32 [n], the source of each row
+    record: np.ndarray  # int32 [n], the place in its source
     look: Look
 
     def take(self, rows: np.ndarray) -> "Files":
-        """Those of some rows."""
+        """Selects some rows."""
         return self._replace(which=self.which[rows], record=self.record[rows])
 
 
 class Draws(NamedTuple):
-    """What random crops are drawn from, beside an example's epoch and place."""
+    """What a random crop depends on, beside the epoch and place of an example."""
 
     seed: int
     task: int
     epoch: int  # of the first row of the plan
-    places: int  # rows of the plan that an epoch takes
+    places: int  # number of rows of the plan per epoch
 
 
 def of_source(source: Any, look: Look) -> Files:
@@ -67,16 +67,16 @@ def join(parts: list[Files]) -> Files:
 
 
 def resized(encoded: bytes, look: Look) -> np.ndarray:
-    """An image with its shorter side resized, bilinear with antialiasing.
+    """Resizes the shorter side of an image, bilinear with antialiasing.
 
     Args:
       encoded: a PNG or JPEG.
       look: `Look`.
 
     Returns:
-      uint8 ``[h, w, channels]``; the longer side keeps the aspect, rounded down.
+      uint8 ``[h, w, channels]``. The longer side keeps the aspect ratio, rounded down.
 
-    Source: ``Resize(int)`` of torchvision, on PIL images.
+    Source: ``Resize(int)`` of torchvision on PIL images.
     """
     from PIL import Image
 
@@ -89,7 +89,7 @@ def resized(encoded: bytes, look: Look) -> np.ndarray:
 
 
 def random_crop(image: np.ndarray, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-    """A part of an image at a random place, mirrored with probability 1/2.
+    """Cuts out a random part of an image and mirrors it with probability 1/2.
 
     Args:
       image: ``[H, W, channels]``.
@@ -109,7 +109,7 @@ def random_crop(image: np.ndarray, shape: Sequence[int], rng: np.random.Generato
 
 
 def centre_crop(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """The middle of an image.
+    """Cuts out the centre of an image.
 
     Args:
       image: ``[H, W, channels]``.
@@ -132,13 +132,13 @@ def centre_crop(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def random_numbers(draws: Draws, place: int) -> np.random.Generator:
-    """The generator of one row of a plan."""
+    """The random generator for one row of a plan."""
     epoch, within = divmod(place, draws.places)
     return np.random.default_rng([draws.seed, draws.task, draws.epoch + epoch, within])
 
 
 def _example(files: Files, draws: Draws | None, place: int, row: Any) -> dict[str, Any]:
-    """One input and its label; nothing where the plan has -1."""
+    """One input and its label; an empty image where the plan has -1."""
     if row < 0:
         return {"image": np.zeros(files.look.shape, np.uint8), "label": np.int32(-1)}
     example = files.sources[files.which[row]][int(files.record[row])]
@@ -159,15 +159,15 @@ def batches(
     start: int = 0,
     workers: int = 0,
 ) -> Iterator[Iterator[dict[str, Any]]]:
-    """Reads images ahead, in an order that is given; use it in a ``with`` statement.
+    """Reads images ahead in a given order; use it in a ``with`` statement.
 
     Args:
       files: of the split.
-      plan: rows int ``[m]``; -1 is an empty image, which fills a batch.
-      size: of a batch.
-      draws: what crops are drawn from; None cuts out the middle.
-      start: the batch to begin with.
-      workers: processes that decode; 0 leaves it to threads of this one.
+      plan: rows int ``[m]``; -1 is an empty image that fills up a batch.
+      size: number of examples in a batch.
+      draws: what random crops depend on; None for centre crops.
+      start: number of the first batch.
+      workers: number of processes that decode; 0 for threads of this process.
 
     Yields:
       An iterator of ``{"image": uint8 [size, h, w, channels], "label": int32 [size]}``, the last
@@ -180,7 +180,7 @@ def batches(
     if workers:
         from absl import flags
 
-        if not flags.FLAGS.is_parsed():  # the workers ask for grain's flags; we define our own
+        if not flags.FLAGS.is_parsed():  # the workers need grain's flags, but we parse our own
             flags.FLAGS.mark_as_parsed()
     dataset = grain.MapDataset.source(np.asarray(plan, np.int32))
     dataset = dataset.map_with_index(partial(_example, files, draws)).batch(size)[start:]
@@ -199,7 +199,7 @@ def batches(
 
 
 def centre_crops(files: Files, workers: int = 0) -> dict[str, np.ndarray]:
-    """All images of a split, cut out of the middle.
+    """Returns all images of a split, cropped at the centre.
 
     Args:
       files: of the split.

@@ -1,4 +1,4 @@
-"""Own data in files: folders of images, archives of NumPy, tables."""
+"""Your own data in files: folders of images, NumPy archives, tables."""
 
 import pathlib
 import zipfile
@@ -18,7 +18,7 @@ TABLES = (".csv", ".parquet")
 SUFFIXES = (".npz", *TABLES)
 _KINDS = "a folder of images, or a file ending in .npz, .csv or .parquet"
 _KEYS = ("train_x", "train_y", "test_x", "test_y")
-_INDEX = "__index_level_0__"  # as pandas names a column that has no name
+_INDEX = "__index_level_0__"  # name that pandas gives to an unnamed index
 _SPLIT = "split"
 
 
@@ -26,10 +26,10 @@ def paths_in(text: str) -> list[str]:
     """The paths that `dataset.path` names.
 
     Args:
-      text: one path, or several separated by commas; one that exists may have commas in its name.
+      text: one path, or several separated by commas. An existing path may contain commas.
 
     Returns:
-      Paths as they were written.
+      The paths as they were written.
 
     Example:
       >>> from bpnjax.data.files import paths_in
@@ -42,13 +42,13 @@ def paths_in(text: str) -> list[str]:
 
 
 def complaint(path: str) -> str | None:
-    """What is wrong with a path of own data, before it is read.
+    """What is wrong with a path to your own data, before it is read.
 
     Args:
       path: of a folder or a file.
 
     Returns:
-      A text that begins with the path, or None.
+      A text that begins with the path, or None if it can be read.
     """
     there = expanded(path, "dataset.path")
     if not there.exists():
@@ -61,22 +61,21 @@ def complaint(path: str) -> str | None:
 def load(
     paths: Sequence[str], dataset: Any, look: crops.Look | None = None, field: str = "dataset.path"
 ) -> list[Arrays]:
-    """Reads own data, a set from each path.
+    """Reads your own data, one set from each path.
 
     Args:
       paths: folders of images (`bpnjax.data.image_folders`), ``.npz`` files with the arrays
-        train_x, train_y and, if there is a test part, test_x, test_y, or ``.csv`` and ``.parquet``
-        tables of numbers with a column of labels and, if there is a test part, a column split that
-        says train or test.
+        train_x, train_y and optionally test_x, test_y, or ``.csv`` and ``.parquet`` tables of
+        numbers with a column of labels and optionally a column split that says train or test.
       dataset: `config.dataset`: `resize`, `label`, `test_share`, `cache_dir`, `workers`.
-      look: how images are cropped, if they are.
+      look: how images are cropped, or None.
       field: for messages.
 
     Returns:
-      `Arrays` for each path. The columns of all tables are in the order of the first.
+      `Arrays` for each path. The columns of all tables are in the order of the first table.
 
     Raises:
-      UserError: what cannot be read or trained on, with file, row and column.
+      UserError: data cannot be read or trained on; the message has the file, row and column.
     """
     found, columns = [], None
     for path in paths:
@@ -101,9 +100,9 @@ def load(
 
 
 def _archive(path: pathlib.Path, source: Source) -> tuple[Any, Any]:
-    """The pairs of an archive of NumPy; what it holds beside arrays of numbers is never run."""
+    """The pairs of a NumPy archive. Pickled objects in it are never loaded."""
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{source} is no archive of NumPy; write it by np.savez")
+        raise UserError(f"{source} is not an archive of NumPy; write it by np.savez")
     try:
         if size := memory.too_large(path):
             raise UserError(f"{source} is too large ({size}); cut it into several files")
@@ -122,10 +121,10 @@ def _archive(path: pathlib.Path, source: Source) -> tuple[Any, Any]:
 
 
 def pairs_of(arrays: Mapping[str, Any], source: Source) -> tuple[Any, Any]:
-    """Training and test examples, each with labels, out of named arrays.
+    """Selects training and test examples with labels from named arrays.
 
     Args:
-      arrays: train_x, train_y, test_x, test_y; the last two may both be absent.
+      arrays: train_x, train_y, test_x, test_y; the last two are optional.
       source: for messages.
 
     Returns:
@@ -165,20 +164,20 @@ def _table(
 def pairs_in(
     table: Any, label: str, source: Source, columns: Sequence[str] | None = None
 ) -> tuple[Any, Any, list[str]]:
-    """Training and test examples, each with labels, out of a table.
+    """Selects training and test examples with labels from a table.
 
     Args:
-      table: of pyarrow.
-      label: the column of labels.
+      table: a table of pyarrow.
+      label: name of the column of labels.
       source: for messages.
-      columns: of numbers, in their order; None takes all beside the labels.
+      columns: names of the columns of numbers, in order; None for all except the labels.
 
     Returns:
-      ``(x, y)`` to train on; the same to test on, or None where there is no column split; and the
-      names of the columns of x.
+      ``(x, y)`` for training; ``(x, y)`` for testing, or None without a column split; and the names
+      of the columns of x.
 
     Raises:
-      UserError: a column or value that cannot be trained on.
+      UserError: a column or value is not suitable for training.
     """
     _check_columns(table, label, source)
     names = [name for name in table.column_names if name not in (label, _SPLIT)]
@@ -235,7 +234,7 @@ def _check_columns(table: Any, label: str, source: Source) -> None:
 
 
 def _values(column: Any, name: str, source: Source) -> np.ndarray:
-    """The values of a column without gaps; rows count from 1, below the header."""
+    """The values of a column without gaps. Rows are numbered from 1, below the header."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
@@ -268,12 +267,12 @@ def _numbers(column: Any, name: str, source: Source) -> np.ndarray:
             "turn it into numbers, leave it out, or name it as the labels by "
             f"{source.setting('label', name)}"
         )
-    with np.errstate(over="ignore"):  # what becomes infinite is refused
+    with np.errstate(over="ignore"):  # infinite values are refused later
         values = values.astype(np.float32)
     if not np.isfinite(values).all():
         row = int((~np.isfinite(values)).argmax())
         raise UserError(
-            f"{source}: column {name!r} is {values[row]} in row {row + 1}; mend it, or leave that "
+            f"{source}: column {name!r} is {values[row]} in row {row + 1}; fix it, or leave that "
             "row out"
         )
     return values

@@ -1,4 +1,4 @@
-"""Folders of images: a class is a folder, decoded once into the cache.
+"""Folders of images, with one folder per class, decoded once into the cache.
 
 root/train/cat/1.png  root/train/dog/7.jpg  root/test/cat/2.png ...
 root/cat/1.png  root/dog/7.jpg ...
@@ -19,15 +19,15 @@ from bpnjax.data.arrays import Arrays, Source, checked, fingerprint
 from bpnjax.utils.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-_NO_DATA = ("thumbs.db", "desktop.ini", "__macosx")  # what systems leave, beside hidden files
+_NO_DATA = ("thumbs.db", "desktop.ini", "__macosx")  # files of operating systems, ignored
 _GREY = ("1", "L", "LA")
-_DEEP = ("I", "F")  # modes that begin so hold more than 8 bits
+_DEEP = ("I", "F")  # modes of PIL that begin like this have more than 8 bits
 _NAMED = 3
 _THREADS = 4
 
 
 class _Part(NamedTuple):
-    """The files of a part, and the class of each."""
+    """The files of one part with their classes."""
 
     files: list[pathlib.Path]
     labels: np.ndarray  # int32 [n]
@@ -37,7 +37,7 @@ class _Part(NamedTuple):
 
 
 class _Encoded:
-    """The examples of a part as `bpnjax.data.crops` reads them; workers get a copy."""
+    """The examples of a part for `bpnjax.data.crops`; each worker gets a copy."""
 
     def __init__(self, part: _Part) -> None:
         self.part = part
@@ -56,17 +56,17 @@ def load(
 
     Args:
       root: a folder with ``train/CLASS/FILE`` and ``test/CLASS/FILE``, or with ``CLASS/FILE``.
-        Files are PNG or JPEG; hidden ones are passed over.
+        Files are PNG or JPEG. Hidden files are ignored.
       dataset: `config.dataset`: `resize`, `test_share`, `cache_dir`, `workers`.
       source: for messages.
-      look: how images are cropped, if they are.
+      look: how images are cropped, or None.
 
     Returns:
-      `Arrays` uint8 ``[n, h, w, channels]``, mapped into memory; one channel where all images are
-      grey. Class names are those of the folders, in the order of `bpnjax.data.labels.in_order`.
+      `Arrays` uint8 ``[n, h, w, channels]``, memory-mapped, with one channel if all images are
+      grey. Classes have the names of their folders, in the order of `bpnjax.data.labels.in_order`.
 
     Raises:
-      UserError: no images, files that cannot be read, or sizes that differ.
+      UserError: there are no images, a file cannot be read, or sizes differ.
     """
     names, parts = _listed(root, source)
     if "test" not in parts:
@@ -97,7 +97,7 @@ def load(
 def _cache_folder(
     root: pathlib.Path, parts: dict[str, _Part], dataset: Any, look: crops.Look | None
 ) -> pathlib.Path:
-    """Where a folder's images are kept: by place, names, sizes and times of the files."""
+    """The cache folder of a folder of images, by path, names, sizes and times of its files."""
     listed = [
         (who, str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns)
         for who, part in parts.items()
@@ -124,7 +124,7 @@ def _decoded(
             for who, of_part in files.items():
                 found = crops.centre_crops(of_part, dataset.workers)
                 arrays |= {f"{who}_{what}": array for what, array in found.items()}
-        except Exception:  # whatever it is: `_decode` names the files that cannot be read
+        except Exception:  # of any kind; `_decode` names the files that cannot be read
             _decode(every, (1, 1, 3), source)
             raise
     else:
@@ -132,7 +132,7 @@ def _decoded(
         first = len(parts["train"].files)
         for (who, part), rows in zip(parts.items(), (images[:first], images[first:]), strict=True):
             arrays |= {f"{who}_images": rows, f"{who}_labels": part.labels}
-    # A crop shows a part of a file; what is outside counts as well.
+    # A centre crop is only a part of a file, and the version must depend on all of it.
     whole = (file.read_bytes() for file in every) if files else ()
     order = ("train_images", "test_images", "train_labels", "test_labels")
     version = fingerprint([*(arrays[name] for name in order), *whole], names)
@@ -140,7 +140,7 @@ def _decoded(
 
 
 def _listed(root: pathlib.Path, source: Source) -> tuple[tuple[str, ...], dict[str, _Part]]:
-    """Class names, and the files of each part; the part train alone where there is no other."""
+    """Class names, and the files of each part; only the part train if there is no other."""
     folders = {f.name: f for f in _entries(root, source, "put each into the folder of its class")}
     if not {"train", "test"} & set(folders):
         whole = _classes(folders, source)
@@ -156,9 +156,9 @@ def _listed(root: pathlib.Path, source: Source) -> tuple[tuple[str, ...], dict[s
             f"{source} has 'test' but no 'train'; name the two parts train and test, or give one "
             "folder per class"
         )
-    mend = "put each into the folder of its class"
+    fix = "put each into the folder of its class"
     found = {
-        who: _classes({f.name: f for f in _entries(folders[who], source, mend)}, source)
+        who: _classes({f.name: f for f in _entries(folders[who], source, fix)}, source)
         for who in folders
     }
     names = tuple(labels.in_order(found["train"]))
@@ -182,23 +182,23 @@ def _visible(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             yield entry
 
 
-def _entries(folder: pathlib.Path, source: Source, mend: str) -> Iterator[pathlib.Path]:
-    """The folders in a folder that has no images of its own."""
+def _entries(folder: pathlib.Path, source: Source, fix: str) -> Iterator[pathlib.Path]:
+    """The folders in a folder, which must not hold images itself."""
     for entry in _visible(folder):
         if entry.is_dir():
             yield entry
         elif entry.suffix.lower() in SUFFIXES:
-            raise UserError(f"{source} has images beside its folders, as {entry.name}; {mend}")
+            raise UserError(f"{source} has images beside its folders, as {entry.name}; {fix}")
 
 
 def _classes(folders: dict[str, pathlib.Path], source: Source) -> dict[str, list[pathlib.Path]]:
-    """The images of each class."""
+    """The image files of each class."""
     found = {}
     for name, folder in folders.items():
         found[name] = list(_visible(folder))
         for file in found[name]:
             if file.is_dir() or file.suffix.lower() not in SUFFIXES:
-                what = "a folder" if file.is_dir() else f"a file that is none of {SUFFIXES}"
+                what = "a folder" if file.is_dir() else f"a file that is not one of {SUFFIXES}"
                 raise UserError(
                     f"{source}: {file} in a class folder is {what}; keep only images there, as "
                     "CLASS/FILE.png"
@@ -216,18 +216,18 @@ def _classes(folders: dict[str, pathlib.Path], source: Source) -> dict[str, list
 
 
 def stacked(images: Sequence[Any], shape: Sequence[int], source: Source) -> np.ndarray:
-    """Images as one array.
+    """Decodes images into one array.
 
     Args:
-      images: of PIL, or the paths of their files.
-      shape: height, width and channels to resize to; () leaves them as they are.
+      images: images of PIL, or the paths of their files.
+      shape: height, width and channels to resize to; () keeps the size.
       source: for messages.
 
     Returns:
-      uint8 ``[n, h, w, channels]``; one channel where all images are grey and no shape is given.
+      uint8 ``[n, h, w, channels]``, with one channel if all are grey and no shape is given.
 
     Raises:
-      UserError: images that cannot be read, sizes that differ, or more than 8 bits.
+      UserError: an image cannot be read or has more than 8 bits, or sizes differ.
     """
     sizes, grey = _sizes(images, source)
     channels = 1 if grey else 3
@@ -254,12 +254,12 @@ def _name(images: Sequence[Any], i: int) -> str:
 
 
 def _each(images: Sequence[Any], function: Callable[[int], Any], source: Source) -> list[Any]:
-    """Applies a function to the place of each image, and names those that it cannot read."""
+    """Calls a function with the number of each image; reports the images for which it fails."""
 
     def tried(i: int) -> Any:
         try:
             return function(i)
-        except Exception as error:  # PIL raises anything for a damaged file
+        except Exception as error:  # PIL may raise anything for a damaged file
             return error
 
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -275,7 +275,7 @@ def _each(images: Sequence[Any], function: Callable[[int], Any], source: Source)
 
 
 def _sizes(images: Sequence[Any], source: Source) -> tuple[list[tuple[int, int]], bool]:
-    """Width and height of each image, and whether all are grey; nothing is decoded."""
+    """Width and height of each image, and whether all are grey, without decoding."""
 
     def look(i: int) -> tuple[tuple[int, int], str]:
         image = _opened(images[i])

@@ -1,4 +1,4 @@
-"""Labels of any kind as class numbers: integers, text or truth values, from arrays or names."""
+"""Class numbers for labels of any kind: integers, text or booleans, from arrays or names."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -12,13 +12,13 @@ _WHOLE = re.compile(r"-?\d+")
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Class names in their order: by value if all are whole numbers, else as text.
+    """Sorts class names by value if all are whole numbers, else as text.
 
     Args:
-      names: in any order, each once.
+      names: distinct names in any order.
 
     Returns:
-      The same names.
+      The sorted names.
 
     Example:
       >>> from bpnjax.data.labels import in_order
@@ -34,20 +34,20 @@ def in_order(names: Iterable[str]) -> list[str]:
 def numbered(
     parts: Sequence[Any], whats: Sequence[str], class_names: Sequence[str] | None = None
 ) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    """Class numbers for the labels of the parts of a set, and the names of the classes.
+    """Maps the labels of the parts of a set to class numbers, and names the classes.
 
     Args:
-      parts: labels ``[n]`` of each part, of any integer kind, text, truth values, or whole numbers
-        stored as floats.
-      whats: what each part is called in messages, field first.
-      class_names: in the order of the outputs; whole numbers among the labels count them from 0
-        then. None: the classes are the labels of the first part, in the order of `in_order`.
+      parts: labels ``[n]`` of each part: integers, text, booleans, or whole numbers stored as
+        floats.
+      whats: name of each part for messages, beginning with the field.
+      class_names: in the order of the outputs. Integer labels then count these names from 0. None
+        takes the labels of the first part, in the order of `in_order`.
 
     Returns:
       The class names, and int32 ``[n]`` for each part.
 
     Raises:
-      UserError: labels that are missing or no labels, or that the first part does not have.
+      UserError: a label is missing, invalid or not in the first part.
 
     Example:
       >>> from bpnjax.data.labels import numbered
@@ -78,10 +78,10 @@ def numbered(
 
 
 def _texts(labels: Any, what: str) -> tuple[list[str], np.ndarray]:
-    """The labels that occur, as text, and the place of each example's among them."""
+    """The distinct labels as text, and the place of each example's label among them."""
     try:
         labels = labels if isinstance(labels, np.ndarray) else np.asarray(labels)
-    except ValueError as error:  # of lists
+    except ValueError as error:  # lists of different lengths
         raise UserError(f"{what} differ in shape; give one integer or text each") from error
     if labels.ndim == 2:
         raise UserError(
@@ -95,7 +95,10 @@ def _texts(labels: Any, what: str) -> tuple[list[str], np.ndarray]:
         )
     if labels.dtype.kind == "f":
         broken = ~np.isfinite(labels)
-        for bad, why in ((broken, "missing"), (~broken & _fractional(labels), "no whole number")):
+        for bad, why in (
+            (broken, "missing"),
+            (~broken & _fractional(labels), "not a whole number"),
+        ):
             if bad.any():
                 row = int(bad.argmax())
                 raise UserError(
@@ -115,7 +118,7 @@ def _texts(labels: Any, what: str) -> tuple[list[str], np.ndarray]:
 def _fractional(labels: np.ndarray) -> np.ndarray:
     labels = labels.astype(np.float64)  # a half float cannot hold the limit
     with np.errstate(invalid="ignore"):
-        return (labels % 1 != 0) | (np.abs(labels) >= 2**53)  # beyond, floats skip integers
+        return (labels % 1 != 0) | (np.abs(labels) >= 2**53)  # larger floats skip integers
 
 
 def _text(label: Any, row: int, what: str) -> str:
@@ -139,20 +142,20 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def chosen(wanted: Sequence[Any], names: Sequence[str], what: str) -> np.ndarray:
-    """The numbers of classes that a user lists, by their names or their numbers.
+    """Looks up the numbers of classes that a user lists by name or number.
 
-    Where all classes are named by whole numbers, as digits are, those are their names.
+    If all classes are named by whole numbers, as digits are, a number means the name.
 
     Args:
       wanted: texts or integers.
       names: of the classes.
-      what: the field and the value, for messages.
+      what: the field and its value, for messages.
 
     Returns:
       int64 ``[k]``.
 
     Raises:
-      UserError: a class that does not exist.
+      UserError: a class does not exist.
 
     Example:
       >>> from bpnjax.data.labels import chosen
@@ -183,11 +186,11 @@ def _range(names: Sequence[str]) -> str:
 
 
 def stratified(labels: np.ndarray, share: float) -> np.ndarray:
-    """Marks the same share of each class, the same examples in every run.
+    """Marks the same share of each class, with the same examples in every run.
 
     Args:
       labels: int ``[n]``.
-      share: between 0 and 1; at least one example of each class is marked.
+      share: between 0 and 1. At least one example per class is marked.
 
     Returns:
       bool ``[n]``.
@@ -208,7 +211,7 @@ def stratified(labels: np.ndarray, share: float) -> np.ndarray:
 
 
 def held_out(labels: np.ndarray, share: float, names: Sequence[str], what: str) -> np.ndarray:
-    """Marks the examples to test on where a source has none for that.
+    """Marks the examples to test on in a source without a test part.
 
     Args:
       labels: int ``[n]``.
@@ -220,7 +223,7 @@ def held_out(labels: np.ndarray, share: float, names: Sequence[str], what: str) 
       bool ``[n]``.
 
     Raises:
-      UserError: a class of which nothing is left to train on.
+      UserError: no training example is left of a class.
     """
     marked = stratified(labels, share)
     left, all_of = (np.bincount(rows, minlength=len(names)) for rows in (labels[~marked], labels))

@@ -1,4 +1,4 @@
-"""Your own data in Python: arrays, batches, columns and files as a sequence of tasks."""
+"""Your own data in Python: arrays, batches, columns and files become a sequence of tasks."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,48 +44,48 @@ def tasks(
     A source is one of
 
     - a pair ``(x, y)`` of arrays (NumPy, JAX, PyTorch, pandas, lists): examples ``[n, ...]``, uint8
-      for images, and labels ``[n]`` of any integer kind or text;
-    - an iterable of batches ``(x, y)``, as a generator or a PyTorch DataLoader, which is read once
-      into memory;
-    - a Dataset of Hugging Face's `datasets`, or a DatasetDict with train and test: anything with
-      ``column_names`` whose columns can be indexed;
-    - a mapping with train_x, train_y, test_x, test_y, or with a source as train and one as test;
-    - a path of what `dataset.path` takes, see `bpnjax.data.files.load`: a `pathlib.Path`, or a text
-      that ends in .npz, .csv or .parquet, begins with ``.``, ``~`` or ``/``, or leads somewhere;
-    - any other text: the name of a set, as `dataset.name`.
+      for images, and labels ``[n]``, integers or text;
+    - an iterable of batches ``(x, y)``, such as a generator or a PyTorch DataLoader, which is read
+      once into memory;
+    - a Dataset of Hugging Face's `datasets`, a DatasetDict with train and test, or anything else
+      with ``column_names`` whose columns can be indexed;
+    - a mapping with train_x, train_y, test_x, test_y, or with one source as train and one as test;
+    - a path as for `dataset.path`, see `bpnjax.data.files.load`: a `pathlib.Path`, or a text that
+      ends in .npz, .csv or .parquet, begins with ``.``, ``~`` or ``/``, or is an existing path;
+    - any other text: the name of a set, as for `dataset.name`.
 
-    One source is cut into tasks by its classes. A list of sources has one for each task; classes of
-    equal name in several of them are the same output unless ``heads="multi"``.
+    One source is cut into tasks by its classes. A list of sources has one source per task. Classes
+    with the same name are then the same output unless ``heads="multi"``.
 
     Args:
-      source: as above, or a list of such.
+      source: one source, or a list of sources.
       test: the examples to test on, of the same kind. Without them, and if the source has no test
-        part itself, a share of each class is held out.
-      classes: of each task, by label or class number: ``[["cat", "dog"], ["bird", "fish"]]``.
-      num_tasks: how many tasks; each has the same number of classes, in their order.
-      classes_per_task: or how many classes each of them has.
-      order_seed: -1 keeps the order of the classes, else it is shuffled.
-      kind: class_split, or permuted: ``num_tasks`` tasks of all classes, each with the elements of
-        the input in an order of its own.
+        part, a share of each class is held out.
+      classes: labels or class numbers of each task: ``[["cat", "dog"], ["bird", "fish"]]``.
+      num_tasks: number of tasks, each with the same number of classes, in their order.
+      classes_per_task: number of classes per task, instead of ``num_tasks``.
+      order_seed: seed that shuffles the classes; -1 keeps their order.
+      kind: class_split, or permuted: ``num_tasks`` tasks with all classes, each with its own
+        permutation of the input.
       heads: single (all tasks share the outputs), multi (each task has its own).
-      first_identity: permuted: the first task keeps the order.
-      examples_per_task: above 0: so many training examples of each task, drawn once.
-      class_names: in the order of the outputs; integer labels count them from 0. None: what occurs
-        among the labels, in order.
-      label: the column of labels, where there are columns.
-      test_share: the share of each class that is held out for the test.
-      validation: share of each class's training examples held out.
-      on: test, or validation: the part that is tested.
+      first_identity: permuted: whether the first task is not permuted.
+      examples_per_task: number of training examples per task, drawn once; 0 for all.
+      class_names: in the order of the outputs. Integer labels then count these names from 0. None
+        takes the sorted labels of the training examples.
+      label: name of the column of labels, for sources with columns.
+      test_share: share of each class that is held out for testing.
+      validation: share of each class's training examples that is held out for validation.
+      on: the part that is tested: test or validation.
       normalize: standard, imagenet, unit, symmetric or none, as `dataset.normalize`.
       resize: ``(height, width, channels)`` for images of other or mixed sizes.
-      data_dir: the folder of prepared TFDS sets.
+      data_dir: folder of the prepared TFDS sets.
       cache_dir: the folder of decoded images.
 
     Returns:
-      `TaskSequence`. Examples are uint8 or f32, classes are named by the text of their labels.
+      `TaskSequence`. Examples are uint8 or f32, and classes are named by their labels as text.
 
     Raises:
-      UserError: data that cannot be trained on, or tasks that they do not allow.
+      UserError: the data are not suitable for training, or do not allow these tasks.
 
     Example:
       >>> import numpy as np
@@ -101,7 +101,7 @@ def tasks(
     _check_choices(kind=kind, heads=heads, on=on, normalize=normalize)
     for name, share in (("test_share", test_share), ("validation", validation)):
         if not (0 < share < 1 or (share == 0 and name == "validation")):
-            raise UserError(f"{name}: {share} is no share; give a number between 0 and 1")
+            raise UserError(f"{name}: {share} is not a share; give a number between 0 and 1")
     if on == "validation" and not validation:
         raise UserError("validation: 0 leaves nothing to test on, but on is 'validation'; give 0.1")
     dataset = SimpleNamespace(
@@ -133,7 +133,7 @@ def _check_choices(**given: str) -> None:
     }  # fmt: skip
     for name, value in given.items():
         if value not in choices[name]:
-            raise UserError(f"{name}: {value!r} is none of {', '.join(choices[name])}")
+            raise UserError(f"{name}: {value!r} is not one of {', '.join(choices[name])}")
 
 
 def _groups(
@@ -144,7 +144,7 @@ def _groups(
     order_seed: int,
     permuted: bool,
 ) -> list[np.ndarray]:
-    """The classes of each task, by one of three arguments."""
+    """The classes of each task, given by one of three arguments."""
     available = len(arrays.class_names)
     if permuted and num_tasks is None:
         raise UserError("num_tasks: permuted inputs make any number of tasks; give it")
@@ -199,7 +199,7 @@ def _of_several(
 def _is_path(source: Any) -> bool:
     if not isinstance(source, str):
         return isinstance(source, os.PathLike)
-    # A name of TFDS may have a separator, too: fgvc_aircraft/family.
+    # A TFDS name may contain a separator too: fgvc_aircraft/family.
     plainly = source.endswith(files.SUFFIXES) or source.startswith((".", "~", os.sep))
     return plainly or (os.sep in source and os.path.exists(source))
 
@@ -209,17 +209,17 @@ def _is_array(value: Any) -> bool:
 
 
 def _is_pair(value: Any) -> bool:
-    """Whether these are examples and labels, rather than two sources."""
+    """Whether these are examples and labels, instead of two sources."""
     if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(map(_is_array, value)):
         return False
-    first = value[1][:1]  # one label, perhaps one-hot
+    first = value[1][:1]  # one label, possibly one-hot
     return not isinstance(first, list) or not first or np.ndim(first[0]) == 0
 
 
 def _read(
     source: Any, test: Any, dataset: Any, class_names: Sequence[str] | None, where: Source
 ) -> Arrays:
-    """The set of one source."""
+    """Reads one source."""
     if isinstance(source, Mapping) and "train" in source:
         if test is None and "test" in source:
             test = source["test"]
@@ -245,7 +245,7 @@ def _read(
 
 
 def _pair(source: Any, dataset: Any, where: Source) -> tuple[Any, Sequence[str] | None]:
-    """Examples and labels of a part, and the names of its classes where it has any."""
+    """Examples and labels of one part, and the names of its classes if it has any."""
     if hasattr(source, "column_names"):
         return _columns(source, dataset, where)
     if _is_pair(source):
@@ -259,7 +259,7 @@ def _pair(source: Any, dataset: Any, where: Source) -> tuple[Any, Sequence[str] 
 
 
 def _stacked(x: Any, dataset: Any, where: Source) -> Any:
-    """Examples as one array; images of PIL are decoded."""
+    """Examples as one array. Images of PIL are decoded."""
     first = x[0] if isinstance(x, list) and x else None
     if hasattr(first, "convert") and hasattr(first, "mode"):
         return image_folders.stacked(x, dataset.resize, where)
@@ -272,7 +272,7 @@ def _stacked(x: Any, dataset: Any, where: Source) -> Any:
 
 
 def _batches(source: Iterable[Any], dataset: Any, where: Source) -> tuple[Any, Any]:
-    """Everything that an iterable of batches gives, at once."""
+    """Joins all batches of an iterable."""
     xs, ys = [], []
     for batch in source:
         if not isinstance(batch, (list, tuple)) or len(batch) != 2:
@@ -293,7 +293,7 @@ def _batches(source: Iterable[Any], dataset: Any, where: Source) -> tuple[Any, A
 
 
 def _columns(source: Any, dataset: Any, where: Source) -> tuple[Any, Sequence[str] | None]:
-    """The pair of a Dataset with columns: one column of images or arrays, or columns of numbers."""
+    """The pair of a Dataset: one column of images or arrays, or several columns of numbers."""
     names = list(source.column_names)
     if dataset.label not in names:
         raise UserError(
@@ -328,7 +328,7 @@ def _columns(source: Any, dataset: Any, where: Source) -> tuple[Any, Sequence[st
 def _column(source: Any, name: str) -> list[Any]:
     if hasattr(source, "__getitem__"):
         return list(source[name])
-    return [row[name] for row in source]  # of one that can be read in turn only
+    return [row[name] for row in source]  # a source that can only be iterated
 
 
 def _is_wide(value: Any) -> bool:

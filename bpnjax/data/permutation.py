@@ -1,4 +1,4 @@
-"""Permuted pixels: the order in which a task sees the elements of its input."""
+"""Permuted pixels: the order in which a task gets the elements of its input."""
 
 from typing import Any
 
@@ -7,15 +7,15 @@ import jax.numpy as jnp
 
 
 def pixel_order(key: jax.Array, task: Any, size: int, first_identity: bool) -> jax.Array:
-    """The pixel order of a task.
+    """The permutation of one task's input.
 
-    Pixel i of what the task sees is pixel ``order[i]`` of the image.
+    Element i of the task's input is element ``order[i]`` of the image.
 
     Args:
       key: typed PRNG key, the same for all tasks.
       task: int scalar, may be traced.
-      size: elements of a flat input; colours of a pixel are permuted on their own.
-      first_identity: whether task 0 sees the images as they are.
+      size: number of elements of a flat input; the colours of a pixel are permuted separately.
+      first_identity: whether the images of task 0 are not permuted.
 
     Returns:
       int32 ``[size]``.

@@ -1,7 +1,7 @@
-"""Task sequences: which examples, classes and pixel orders make each task.
+"""Task sequences: which examples, classes and permutations make each task.
 
-Images are never copied per task: a task is a row of example indices. Index sets are chosen
-first and shuffled later, so no shuffle can leak an example from one task into another.
+Images are never copied per task: a task is a row of example indices. These sets of indices are
+chosen first and shuffled later, so no shuffle can move an example from one task into another.
 """
 
 import dataclasses
@@ -20,21 +20,21 @@ from bpnjax.data.sources import load_arrays, look_of
 from bpnjax.utils import prng
 from bpnjax.utils.errors import UserError
 
-# Mean and standard deviation of ImageNet's red, green and blue between 0 and 1, as those who
-# publish networks trained on it divide by.
+# Mean and standard deviation of ImageNet's red, green and blue on a scale from 0 to 1, which
+# published networks are trained with.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The examples of one split of a sequence: arrays of NumPy on the host, of JAX on a device.
+    """The examples of one split of a sequence, as NumPy arrays or as JAX arrays on a device.
 
     Attributes:
-      images: ``[n, ...]``, as they are stored, uint8 for images.
-      labels: int32 ``[n]``, one of the K classes that the sequence uses.
+      images: ``[n, ...]`` in their stored form, uint8 for images.
+      labels: int32 ``[n]``, numbers of the K classes that the sequence uses.
       index: int32 ``[T, N]``, example numbers of each task, padded with 0.
-      count: int32 ``[T]``, how many of a row are real.
+      count: int32 ``[T]``, number of examples in each row.
     """
 
     images: Any
@@ -44,20 +44,20 @@ class Split:
 
 
 class Extractor(NamedTuple):
-    """The frozen layers whose outputs replace the images of a sequence."""
+    """Frozen layers whose outputs replace the images of a sequence."""
 
-    arrays: dict[str, np.ndarray]  # of those layers, by path
+    arrays: dict[str, np.ndarray]  # parameters and statistics of those layers, by path
     shape: tuple[int, ...]  # of an image
-    scale: np.ndarray  # f32 [channels], of images
+    scale: np.ndarray  # f32 [channels], for images
     shift: np.ndarray
-    dtype: np.dtype  # of the images, as they are stored
+    dtype: np.dtype  # of the stored images
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TaskSequence:
-    """A sequence of T tasks with C outputs, which are shared, or a head for each task.
+    """A sequence of T tasks with C outputs, which tasks share or which are one head per task.
 
-    `bpnjax.data.tasks` makes one of any data. Its length is T.
+    `bpnjax.data.tasks` makes one from any data. Its ``len`` is T.
 
     Attributes:
       train: the examples to train on.
@@ -66,13 +66,13 @@ class TaskSequence:
       class_names: ``[C]``.
       scale: f32 ``[channels]``; the network's input is ``image * scale + shift``.
       shift: f32 ``[channels]``.
-      columns: int32 ``[T, K]``, the output that stands for a class of the sets in a task.
-      permuted: whether each task sees the elements of the input in an order of its own.
-      extractor: what made the images, if they are features.
-      files: `bpnjax.data.crops.Files` of the training rows, where they are cropped at random.
+      columns: int32 ``[T, K]``, the output of each class of the sets in each task.
+      permuted: whether each task has its own permutation of the input.
+      extractor: the frozen layers that computed the images, if they are features.
+      files: `bpnjax.data.crops.Files` of the training rows if these are cropped at random.
       heads: single (all tasks share the outputs), multi (each has its own).
-      first_identity: if permuted, whether the first task keeps the order.
-      version: says which data it is: the version of a set, or a fingerprint of other data.
+      first_identity: if permuted, whether the first task is not.
+      version: identifies the data: the version of a set, or a fingerprint of other data.
     """
 
     train: Split
@@ -118,15 +118,15 @@ class TaskSequence:
           task: from 0.
 
         Returns:
-          Names.
+          Their names.
         """
         return tuple(self.class_names[c] for c in np.flatnonzero(self.classes[task]))
 
     def normalise(self, x: Any) -> Any:
-        """Examples as a network should read them.
+        """Normalises examples for the network.
 
         Args:
-          x: as they are stored, ``[n, ...]``; a JAX array under `jax.jit`, too.
+          x: stored examples, ``[n, ...]``; also a JAX array under `jax.jit`.
 
         Returns:
           f32 ``[n, ...]``: ``x * scale + shift``.
@@ -138,10 +138,10 @@ class TaskSequence:
 
         Args:
           task: from 0.
-          seed: of the run, for permuted inputs only.
+          seed: of the run; only permuted inputs need it.
 
         Returns:
-          Normalised examples f32 ``[n, ...]``, and int32 ``[n]``, their outputs.
+          Normalised examples f32 ``[n, ...]``, and their outputs int32 ``[n]``.
         """
         return self._examples(self.train, task, slice(None), seed)
 
@@ -150,26 +150,26 @@ class TaskSequence:
 
         Args:
           task: from 0.
-          seed: as for `train_examples`.
+          seed: as in `train_examples`.
 
         Returns:
-          As `train_examples`.
+          As in `train_examples`.
         """
         return self._examples(self.test, task, slice(None), seed)
 
     def batches(
         self, task: int, batch_size: int, epoch: int = 0, seed: int = 0
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The training examples of a task, shuffled, in whole batches; what is left over waits.
+        """Yields the training examples of a task in shuffled batches; drops an incomplete last one.
 
         Args:
           task: from 0.
-          batch_size: examples in a batch.
-          epoch: each is in an order of its own.
+          batch_size: number of examples in a batch.
+          epoch: each epoch has its own order.
           seed: of the run.
 
         Yields:
-          As `train_examples`, ``batch_size`` of them.
+          As in `train_examples`, with n = ``batch_size``.
 
         Raises:
           UserError: the task has fewer examples.
@@ -207,7 +207,7 @@ class TaskSequence:
 
 
 class Cut(NamedTuple):
-    """How a set is cut into tasks, apart from their classes: the fields of `sequence`, ..."""
+    """How a set is cut into tasks, except for their classes; see the fields of `sequence`."""
 
     heads: str = "single"
     permuted: bool = False
@@ -219,7 +219,7 @@ class Cut(NamedTuple):
 
 
 def set_names(config: ConfigDict) -> list[str]:
-    """The sets that a configuration names; none where it gives a path to own data."""
+    """The names of the sets in a configuration; empty if it has a path to own data."""
     if config.dataset.path:
         return []
     return [name.strip() for name in config.dataset.name.split(",") if name.strip()]
@@ -232,11 +232,11 @@ def load_sequence(config: ConfigDict) -> TaskSequence:
       config: a validated run configuration.
 
     Returns:
-      `TaskSequence`, host arrays. Its ``test`` is the validation part where `evaluate.on` says so;
-      examples held out for validation are in no training set.
+      `TaskSequence` of NumPy arrays. Its ``test`` is the validation part if `evaluate.on` says so.
+      Examples held out for validation are in no training set.
 
     Raises:
-      UserError: sets that cannot be had, or a sequence that they do not allow.
+      UserError: a set cannot be loaded, or does not allow this sequence.
 
     Example:
       >>> from bpnjax import config, data
@@ -277,7 +277,7 @@ def load_sequence(config: ConfigDict) -> TaskSequence:
 
 
 def _check_kind(config: ConfigDict, names: Sequence[str], field: str) -> None:
-    """One set, or one per task: several paths need not say that they are that."""
+    """Checks for one set, or one per task; several paths imply one per task."""
     kind, given, group = config.sequence.kind, config.dataset[field.split(".")[1]], "sequence"
     if kind == "datasets" and len(names) < 2:
         raise UserError(
@@ -298,14 +298,14 @@ def _check_kind(config: ConfigDict, names: Sequence[str], field: str) -> None:
 
 
 def check_batch_size(config: ConfigDict, sequence: TaskSequence) -> None:
-    """Makes sure that each task fills a batch.
+    """Checks that each task fills at least one batch.
 
     Args:
       config: a run configuration.
-      sequence: what it trains on.
+      sequence: the data of the run.
 
     Raises:
-      UserError: a task is smaller.
+      UserError: a task has too few examples.
     """
     smallest = int(sequence.train.count.min())
     if config.train.batch_size > smallest:
@@ -331,21 +331,21 @@ def _train_splits(text: str, names: Sequence[str]) -> list[str]:
 def join(
     sets: Sequence[Arrays], names: Sequence[str], cut: Cut, field: str, apart: bool
 ) -> TaskSequence:
-    """Makes a sequence of several sets, with one task for each.
+    """Makes a sequence from several sets, with one task per set.
 
     Args:
       sets: the sets, all of one shape.
       names: the names of the sets, for messages.
       cut: how they become a sequence.
-      field: that names them, for messages.
-      apart: classes of two sets are two outputs even if their names are equal, as `set/class`;
-        else they are the same output where all tasks share the outputs.
+      field: the field that names them, for messages.
+      apart: whether classes of two sets are different outputs even if their names are equal; they
+        are then named `set/class`. Otherwise they are one output if all tasks share the outputs.
 
     Returns:
       `TaskSequence`.
 
     Raises:
-      UserError: they differ in shape or dtype.
+      UserError: the sets differ in shape or dtype.
     """
     for what in ("shape", "dtype"):
         found = {
@@ -355,11 +355,11 @@ def join(
             found = {name: shape[1:] for name, shape in found.items()}
         if len(set(found.values())) > 1:
             shown = ", ".join(f"{name}: {value}" for name, value in found.items())
-            mend = "give them all the same"
+            fix = "give them all the same"
             if what == "shape" and all(len(shape) == 3 for shape in found.values()):
-                mend = "give one, for example --config.dataset.resize='(32, 32, 3)'"
+                fix = "give one, for example --config.dataset.resize='(32, 32, 3)'"
                 field = "dataset.resize" if field.startswith("dataset.") else field
-            raise UserError(f"{field}: the sets differ in {what} ({shown}); {mend}")
+            raise UserError(f"{field}: the sets differ in {what} ({shown}); {fix}")
     sizes = [len(s.class_names) for s in sets]
     starts = np.cumsum([0, *sizes])
     joined: dict[str, Any] = {}
@@ -402,7 +402,7 @@ def class_groups(
       int64 ``[k]`` for each task.
 
     Raises:
-      UserError: the set does not have them.
+      UserError: the set does not have so many or such classes.
     """
     available = len(class_names)
     if permuted:
@@ -430,14 +430,14 @@ def assemble(
     Args:
       arrays: the set.
       groups: class numbers of each task.
-      cut: how.
-      shared: classes of equal name are one output, where all tasks share the outputs.
+      cut: how it is cut.
+      shared: whether classes with the same name are one output if all tasks share the outputs.
 
     Returns:
       `TaskSequence`.
 
     Raises:
-      UserError: a task without examples, or a part to validate on that cannot be had.
+      UserError: a task has no examples, or there can be no validation part.
     """
     used = list(dict.fromkeys(int(c) for group in groups for c in group))
     renumber = np.full(len(arrays.class_names), -1, np.int32)
@@ -507,11 +507,11 @@ def assemble(
 def _outputs(
     members: np.ndarray, heads: str, same: Sequence[Any]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lays out the outputs for a table of which tasks have which classes, bool [T, K].
+    """Lays out the outputs for a table of the classes of each task, bool [T, K].
 
-    Classes with an equal entry in ``same`` are one output, unless each task has outputs of its own.
-    Returns the outputs of each task bool [T, C], the output of a class in a task int32 [T, K], and
-    a class of each output int [C].
+    Classes with an equal entry in ``same`` are one output unless each task has its own outputs.
+    Returns the outputs of each task bool [T, C], the output of each class in a task int32 [T, K],
+    and one class of each output int [C].
     """
     tasks = members.shape[0]
     if heads == "single":
@@ -536,7 +536,7 @@ def _split(
     classes: np.ndarray,
     most: int = 0,
 ) -> Split:
-    # Only what the sequence uses goes to the device; the whole set stays as it is, uncopied.
+    # Only the examples that the sequence uses go to the device. The set itself is not copied.
     if len(rows) < len(images):
         images, labels = images[rows], labels[rows]
     labels = renumber[labels]
@@ -575,8 +575,8 @@ def _normalisation(arrays: Arrays, rows: np.ndarray, how: str) -> tuple[np.ndarr
             )
         mean, std = np.array(_IMAGENET)
         return (1 / (arrays.maximum * std)).astype(np.float32), (-mean / std).astype(np.float32)
-    # Of floats the first row is taken away before squares are summed: a mean far from 0 would
-    # leave nothing of a small deviation.
+    # The first row of floats is subtracted before squares are summed. Otherwise a mean far from
+    # 0 would take all digits of a small deviation.
     first = np.asarray(arrays.train_images[rows[:1]], np.float64).reshape(-1, channels)[0]
     if arrays.train_images.dtype.kind != "f":
         first = np.zeros(channels)
@@ -590,7 +590,7 @@ def _normalisation(arrays: Arrays, rows: np.ndarray, how: str) -> tuple[np.ndarr
     mean = total / n
     std = np.sqrt(np.maximum(squares / n - mean**2, 0))
     mean += first
-    # A constant tells nothing and must not explode, nor must what f32 cannot tell from one.
+    # A constant, or what f32 cannot distinguish from one, must not be scaled up.
     std[(least == most) | (std <= np.finfo(np.float32).eps * np.abs(mean))] = 1
     scale = (1 / std).astype(np.float32)
     return scale, (-mean * scale.astype(np.float64)).astype(np.float32)

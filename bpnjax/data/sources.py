@@ -1,4 +1,4 @@
-"""Where images come from: embedded sets and TFDS, decoded once into cached arrays."""
+"""The sets of images: built-in ones, and sets of TFDS decoded once into cached arrays."""
 
 import contextlib
 import pathlib
@@ -17,22 +17,21 @@ _DECODE_BLOCK = 2000
 def load_arrays(name: str, dataset: Any, train_split: str = "train") -> Arrays:
     """Loads a set by name.
 
-    A set of TFDS is decoded once, into arrays in the cache folder; later calls map them into
-    memory.
+    A TFDS set is decoded once into arrays in the cache folder. Later calls memory-map them.
 
     Args:
-      name: an embedded set (``digits``, ``gaussians``) or any TFDS image classification set.
-      dataset: `config.dataset`: where prepared sets, archives and the cache are, the shape to
-        resize to, if any, by bilinear interpolation, and how images are cropped.
-      train_split: what to train on, as TFDS names it: ``train+validation``, ``train[:50%]``.
+      name: a built-in set (``digits``, ``gaussians``) or any TFDS image classification set.
+      dataset: `config.dataset`: folders of prepared sets, archives and the cache, the shape to
+        resize to (bilinear interpolation), and how images are cropped.
+      train_split: the split to train on, as TFDS names it: ``train+validation``, ``train[:50%]``.
 
     Returns:
-      `Arrays`; those of TFDS sets are memory-mapped, read-only uint8 ``[n, h, w, channels]``. With
-      `dataset.augment` they are the middles of the images, and ``train_files`` is where those to
-      train on are.
+      `Arrays`. Those of TFDS sets are memory-mapped, read-only uint8 ``[n, h, w, channels]``. With
+      `dataset.augment` the images are centre crops, and ``train_files`` has the encoded training
+      images.
 
     Raises:
-      UserError: unknown, unreachable, damaged or unsuitable set.
+      UserError: the set is unknown, unreachable, damaged or unsuitable.
 
     Example:
       >>> from bpnjax import config, data
@@ -96,13 +95,13 @@ def load_arrays(name: str, dataset: Any, train_split: str = "train") -> Arrays:
 
 
 def look_of(dataset: Any) -> crops.Look | None:
-    """How images are cropped, as `dataset.augment` says.
+    """How images are cropped according to `dataset.augment`.
 
     Args:
       dataset: `config.dataset`.
 
     Returns:
-      `bpnjax.data.crops.Look`, or None where they are not.
+      `bpnjax.data.crops.Look`, or None if they are not cropped.
     """
     shape = tuple(dataset.resize)
     return crops.Look(dataset.resize_shorter, shape) if dataset.augment != "none" else None
@@ -136,7 +135,7 @@ def _split(
 
 
 def _encoded(builder: Any, split: str) -> Any:
-    """The examples of a split, images as the bytes of their files."""
+    """The examples of a split, with images as the bytes of their files."""
     import tensorflow_datasets as tfds
 
     image_features = [
@@ -148,7 +147,7 @@ def _encoded(builder: Any, split: str) -> Any:
 
 @contextlib.contextmanager
 def _readable(builder: Any, split: str) -> Iterator[None]:
-    """Turns what reading a damaged or unsuitable set raises into a `UserError`."""
+    """Turns errors while a damaged or unsuitable set is read into a `UserError`."""
     try:
         yield
     except (ValueError, OSError, IndexError, RuntimeError) as error:

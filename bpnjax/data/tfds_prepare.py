@@ -1,6 +1,6 @@
-"""Opens a prepared TFDS set, or prepares it first, and says in one line why it cannot.
+"""Opens a prepared TFDS set or prepares it first. Says in one line if it cannot.
 
-TFDS is imported inside the functions: it is slow, and not every command needs a set.
+TFDS is imported inside the functions, because it is slow and not every command needs it.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from bpnjax.utils.paths import expanded
 PROBE_SECONDS = 10.0
 _PROBED_HOSTS = 4
 _NAMED = 8
-# What else to know where a set cannot be downloaded.
+# Further advice for sets that cannot be downloaded.
 _HINTS = {
     # TFDS compares them with its checksums.
     "cars196": " its host has taken the set down, mirrors keep files of these names, which are"
@@ -44,7 +44,7 @@ _HINTS = {
 
 
 def _tls_context() -> ssl.SSLContext:
-    """Trusts what requests trusts, with which TFDS downloads: the probe must agree with it."""
+    """Trusts the same certificates as requests, which TFDS downloads with."""
     import certifi
 
     bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
@@ -55,14 +55,14 @@ def _tls_context() -> ssl.SSLContext:
 
 
 def unreachable(urls: Sequence[str], timeout: float = PROBE_SECONDS) -> str:
-    """Asks whether one of some addresses answers; honours the proxies of the environment.
+    """Checks whether one of some addresses answers; uses the proxies of the environment.
 
     Args:
         urls: The addresses.
-        timeout: Seconds in total, within which this returns whatever name resolution does.
+        timeout: Seconds in total after which this returns, even if name resolution hangs.
 
     Returns:
-        "" if one answers, else why none does.
+        "" if one answers, else the reason why none does.
     """
     answers: queue.Queue[str] = queue.Queue()
 
@@ -72,12 +72,12 @@ def unreachable(urls: Sequence[str], timeout: float = PROBE_SECONDS) -> str:
             with urllib.request.urlopen(request, timeout=timeout, context=_tls_context()):
                 answers.put("")
         except urllib.error.HTTPError as error:
-            # Below 500 the server is there, and the download itself says best what it refuses.
+            # Below 500 the server is there, and the download itself explains best what it refuses.
             answers.put(f"HTTP status {error.code}" if error.code >= 500 else "")
         except (OSError, ValueError, http.client.HTTPException) as error:
             answers.put(one_line(getattr(error, "reason", error)) or type(error).__name__)
 
-    # Daemon threads: a pool would be joined at exit, however long name resolution hangs.
+    # Daemon threads, because a pool would wait at exit for a name resolution that hangs.
     for url in urls:
         threading.Thread(target=ask, args=(url,), daemon=True).start()
     deadline = time.monotonic() + timeout
@@ -100,7 +100,7 @@ def _one_per_host(urls: Iterable[str]) -> list[str]:
 
 
 def _archives(builder: Any) -> dict[str, str | None]:
-    """The archives of a set as {address: file name}, the name None where it is not known."""
+    """The archives of a set as {address: file name}; the name is None if unknown."""
     named = {url: info.filename for url, info in (builder.url_infos or {}).items()}
     return named | {a.url: a.filename for a in getattr(builder, "archives", ())}
 
@@ -120,7 +120,7 @@ def _remedies(builder: Any, error: Any) -> UserError:
 
 
 def _check_sources(builder: Any, root: Any, manual_dir: Path) -> None:
-    """Raises UserError where the archives of a set are neither on disk nor reachable."""
+    """Raises UserError if the archives of a set are neither on disk nor reachable."""
     from tensorflow_datasets.core.download import resource
 
     folder = root / "downloads" / "manual"
@@ -140,7 +140,7 @@ def _check_sources(builder: Any, root: Any, manual_dir: Path) -> None:
             f" {one_line(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)}"
         )
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS or (manual_dir and len(absent) < len(named)):
-        return  # TFDS takes what is there; the rest may belong to another config
+        return  # TFDS takes what is there; other archives may belong to another config
     if manual_dir and absent:
         files = [filename or url for url, filename in absent.items()][:_NAMED]
         raise UserError(
@@ -218,7 +218,7 @@ def _builder(name: str, roots: Sequence[Any], manual_dir: Path, verify: bool) ->
 
 @contextlib.contextmanager
 def _installed_modules(name: str) -> Iterator[None]:
-    """Turns a missing module, however deep TFDS finds out, into a UserError."""
+    """Turns a missing module, wherever TFDS notices it, into a UserError."""
     try:
         yield
     except ImportError as error:
@@ -247,7 +247,7 @@ def _prepare(name: str, roots: Sequence[Any], manual_dir: Path, verify: bool) ->
             manual_dir=manual_dir or None, try_download_gcs=False
         )
         try:
-            # What TFDS prints there is no result of the command; its progress bars are on stderr.
+            # TFDS prints text that is not a result of the command; its progress bars go to stderr.
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare(
                     download_config=download_config, file_format="array_record"
@@ -259,7 +259,7 @@ def _prepare(name: str, roots: Sequence[Any], manual_dir: Path, verify: bool) ->
         ) as error:
             raise _remedies(builder, one_line(error)) from error
         except OSError as error:
-            if not builder.data_path.exists():  # else another process was faster
+            if not builder.data_path.exists():  # otherwise another process was faster
                 raise UserError(
                     f"dataset.name={name!r}: cannot be prepared in {roots[0]} ({one_line(error)});"
                     " make the folder writable and free space, or pass another"
@@ -269,17 +269,17 @@ def _prepare(name: str, roots: Sequence[Any], manual_dir: Path, verify: bool) ->
 
 
 def unprepared(names: Iterable[str], data_dir: Path = "") -> dict[str, list[str]]:
-    """Lists the sets that are not prepared yet, and prepares none.
+    """Lists the sets that are not prepared yet, without preparing them.
 
     Args:
-        names: As in `ensure_prepared`.
+        names: Names as in `ensure_prepared`.
         data_dir: As in `ensure_prepared`.
 
     Returns:
         A dict of name to the file names of its archives, as far as they are known.
 
     Raises:
-        UserError: Unknown name.
+        UserError: A name is unknown.
     """
     roots, found = data_roots(data_dir), {}
     for name in names:
@@ -293,18 +293,18 @@ def unprepared(names: Iterable[str], data_dir: Path = "") -> dict[str, list[str]
 def ensure_prepared(
     name: str, data_dir: Path = "", manual_dir: Path = "", verify: bool = True
 ) -> Any:
-    """Opens a prepared TFDS set, and prepares it first where it is not.
+    """Opens a TFDS set, and prepares it first if necessary.
 
-    A prepared set is read from its folder alone: it needs no network, no TensorFlow and no
-    builder in TFDS. The sets of `builders.NAMES` and `sets.SETS` are prepared without TensorFlow,
-    any other by the builder of TFDS, as array_record. An interrupted preparation leaves nothing
-    that is taken for a prepared set.
+    A prepared set is read from its folder alone, without network, TensorFlow or a builder in TFDS.
+    The sets of `builders.NAMES` and `sets.SETS` are prepared without TensorFlow, all others by the
+    builder of TFDS as array_record. An interrupted preparation leaves nothing that could be
+    mistaken for a prepared set.
 
     Args:
-        name: A name of TFDS or of a prepared set, with a version or a config where wanted:
+        name: A name in TFDS or of a prepared set, optionally with a version or config:
             "cifar10:3.0.2", "cifar10_1/v6".
-        data_dir: The folder of prepared sets; "" is the default of TFDS (TFDS_DATA_DIR as it was
-            when TFDS was imported, else ~/tensorflow_datasets).
+        data_dir: The folder of prepared sets; "" is the default of TFDS (TFDS_DATA_DIR when TFDS
+          was imported, else ~/tensorflow_datasets).
         manual_dir: A folder with the official archives; "" downloads them.
         verify: Whether to verify the archives of these sets in `manual_dir`.
 
@@ -312,8 +312,8 @@ def ensure_prepared(
         A read-only `tfds.core.DatasetBuilder`.
 
     Raises:
-        UserError: Unknown name, damaged prepared set, archives that are missing, malformed or
-            not reachable, a module missing to prepare it, or a folder that cannot be written.
+        UserError: The name is unknown, the prepared set is damaged, archives are missing, malformed
+          or unreachable, a module is missing, or a folder cannot be written.
 
     Source:
         https://www.tensorflow.org/datasets/api_docs/python/tfds/data_source

@@ -1,6 +1,6 @@
-"""Finds the folder of a prepared TFDS set and opens it, checked, with no network.
+"""Finds the folder of a prepared TFDS set, opens it and checks it, without network.
 
-TFDS is imported inside the functions: it is slow, and not every command needs a set.
+TFDS is imported inside the functions, because it is slow and not every command needs it.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from bpnjax.utils.errors import UserError
 
 
 def one_line(text: Any) -> str:
-    """The text with every run of white space as one space.
+    """Replaces every run of white space in a text by one space.
 
     Args:
         text: Anything that `str` takes, such as an exception.
@@ -51,13 +51,13 @@ def parse_name(name: str) -> tuple[str, str | None, str | None]:
 
 
 def data_roots(data_dir: Path) -> list[Any]:
-    """Lists the folders in which prepared sets are.
+    """Lists the folders that may hold prepared sets.
 
     Args:
-        data_dir: The one folder; "" is the default of TFDS and what `tfds.core.add_data_dir` added.
+        data_dir: The only folder; "" is the default of TFDS and those of `tfds.core.add_data_dir`.
 
     Returns:
-        A list of `epath.Path`; the first is where to prepare.
+        A list of `epath.Path`. New sets are prepared in the first one.
     """
     from etils import epath
     from tensorflow_datasets.core import constants
@@ -65,7 +65,7 @@ def data_roots(data_dir: Path) -> list[Any]:
 
     if data_dir:
         return [epath.Path(data_dir).expanduser()]
-    # TFDS fixes its default, with TFDS_DATA_DIR, when it is imported.
+    # TFDS reads TFDS_DATA_DIR only when it is imported.
     default = epath.Path(constants.DATA_DIR).expanduser()
     return [default] + [root for root in file_utils.list_data_dirs() if root != default]
 
@@ -77,7 +77,7 @@ def tfds_class(dataset: str) -> Any:
         dataset: The name of a set, without config and version.
 
     Returns:
-        The class, or None where TFDS knows no such set.
+        The class, or None if TFDS does not know the set.
     """
     import tensorflow_datasets as tfds
 
@@ -90,10 +90,10 @@ def tfds_class(dataset: str) -> Any:
 def _default_config(base: Any, dataset: str) -> str | None:
     from tensorflow_datasets.core import dataset_builder
 
-    with contextlib.suppress(ValueError):  # unreadable metadata: the class may still know
+    with contextlib.suppress(ValueError):  # unreadable metadata; the class may still know
         if config := dataset_builder.load_default_config_name(base):
             return config
-    with contextlib.suppress(ImportError):  # a class that cannot be imported has no say
+    with contextlib.suppress(ImportError):  # a class that cannot be imported is ignored
         builder_class = tfds_class(dataset)
         if builder_class and builder_class.BUILDER_CONFIGS:
             return builder_class.default_builder_config.name
@@ -105,7 +105,7 @@ def versions_in(folder: Any, version: str | None = None) -> list[Any]:
 
     Args:
         folder: The folder of the set, or of its config.
-        version: "x.y.z" with * as wildcard, which they match; None takes all.
+        version: "x.y.z" with * as wildcard; None for all.
 
     Returns:
         A list of `tfds.core.Version`.
@@ -120,9 +120,9 @@ def find(dataset: str, config: str | None, version: str | None, roots: Iterable[
     """Finds the folder of the highest prepared version.
 
     Args:
-        dataset: Its name, known to TFDS or not.
-        config: Its config; None takes the default one of a set that has configs.
-        version: "x.y.z" with * as wildcard; None takes any.
+        dataset: The name of the set, known to TFDS or not.
+        config: Its config; None for the default config, if the set has configs.
+        version: "x.y.z" with * as wildcard; None for any.
         roots: The folders of prepared sets.
 
     Returns:
@@ -149,7 +149,7 @@ def _lost_shards(builder: Any) -> Iterator[str]:
             elif path.suffix.startswith(".array_record"):
                 from array_record.python import array_record_module
 
-                # The reader of a truncated file opens, and holds no record.
+                # The reader of a truncated file opens without error, but holds no record.
                 reader = array_record_module.ArrayRecordReader(os.fspath(path))
                 if reader.num_records() != length:
                     yield f"{path.name} is damaged (it holds {reader.num_records()} of {length})"
@@ -157,7 +157,7 @@ def _lost_shards(builder: Any) -> Iterator[str]:
 
 
 def open_prepared(folder: Any) -> Any:
-    """Opens a prepared folder and checks that its files are whole.
+    """Opens a prepared folder and checks that its files are complete.
 
     Args:
         folder: The folder of one version.
@@ -178,9 +178,9 @@ def open_prepared(folder: Any) -> Any:
         wrong = "" if builder.info.splits else "it has no splits"
         if formats.intersection(file_adapters.FileFormat.with_random_access()):
             wrong = wrong or next(_lost_shards(builder), "")
-    except ImportError:  # says nothing about the files
+    except ImportError:  # does not concern the files
         raise
-    except Exception as error:  # whatever TFDS cannot read is damaged, and it raises anything
+    except Exception as error:  # TFDS may raise anything for a damaged set
         raise UserError(f"{folder}: damaged prepared set: {one_line(error)}; {remedy}") from error
     if wrong:
         raise UserError(f"{folder}: damaged prepared set: {wrong}; {remedy}")

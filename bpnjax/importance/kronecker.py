@@ -1,15 +1,15 @@
-r"""The Fisher information of Dense layers as Kronecker factors, and the anchor that it gives.
+r"""Fisher information of Dense layers as Kronecker factors, and the anchor made from them.
 
-For one Dense layer with input a (a 1 appended, for the bias) and derivative d of the loss for its
-output, the gradient of an example is the outer product of both, and its second moments factor
-approximately:
+Let a be the input of a Dense layer, with a 1 appended for the bias, and d the derivative of the
+loss for its output. The gradient of an example is the outer product of both, and its second
+moments factor approximately:
 
 .. math:: E[\mathrm{vec}(a d^T) \mathrm{vec}(a d^T)^T] \approx A \otimes G,\quad
-          A = E[a a^T],\ G = E[d d^T]
+   A = E[a a^T],\ G = E[d d^T]
 
-A diagonal Fisher says which weights matter; this one says which *directions of the input* a layer
-has been used on. Source: Martens and Grosse 2015 (arXiv 1503.05671), Sec. 3; as an anchor Ritter,
-Botev and Barber 2018 (arXiv 1805.07810).
+A diagonal Fisher says which weights matter. This one also says which *directions of the input* a
+layer has been used on. Source: Martens and Grosse 2015 (arXiv 1503.05671), Sec. 3; as an anchor
+Ritter, Botev and Barber 2018 (arXiv 1805.07810).
 """
 
 from collections.abc import Mapping
@@ -44,23 +44,23 @@ __all__ = [
 class Factors(NamedTuple):
     """Second moments of one layer, or sums of them."""
 
-    inputs: jax.Array  # A, f32 [d + 1, d + 1], the last row and column those of the bias
+    inputs: jax.Array  # A, f32 [d + 1, d + 1]; the last row and column belong to the bias
     outputs: jax.Array  # G, f32 [k, k]
 
 
 class Basis(NamedTuple):
-    """The directions in which a layer's ``A (x) G`` is diagonal."""
+    """The directions in which ``A (x) G`` of a layer is diagonal."""
 
-    inputs: jax.Array  # f32 [d + 1, d + 1], eigenvectors of A in columns
-    outputs: jax.Array  # f32 [k, k], of G
-    curvature: jax.Array  # f32 [d + 1, k], products of their eigenvalues, not negative
+    inputs: jax.Array  # f32 [d + 1, d + 1], eigenvectors of A as columns
+    outputs: jax.Array  # f32 [k, k], eigenvectors of G as columns
+    curvature: jax.Array  # f32 [d + 1, k], products of the eigenvalues, not negative
 
 
 def empty_factors(layers: Mapping[str, Layer]) -> dict[str, Factors]:
-    """Zeros to add to, for every Dense layer that is called once.
+    """Factors of zero for every Dense layer that is called once.
 
     Args:
-      layers: ``{path: Layer}`` as `Network.layers`.
+      layers: ``{path: Layer}`` as in `Network.layers`.
 
     Returns:
       ``{path: Factors}``, f32 ``[inputs + 1, inputs + 1]`` and ``[outputs, outputs]``.
@@ -85,7 +85,7 @@ def factors_sum(
     classes: jax.Array | None = None,
     loss: Loss | None = None,
 ) -> dict[str, Factors]:
-    """Sum over a batch of both factors of each layer; see `factors`.
+    """Sums both factors of each layer over a batch; see `factors`.
 
     Args:
       network: a `bpnjax.networks.Network` that maps ``x`` to logits ``[n, C]``.
@@ -94,7 +94,7 @@ def factors_sum(
       x: inputs ``[n, ...]``.
       labels: int ``[n]``.
       weights: f32 ``[n]``, 0 for examples that are padding; all 1 by default.
-      classes: bool ``[C]``, the head whose softmax is meant; all outputs by default.
+      classes: bool ``[C]``, the outputs that belong to the softmax; all by default.
       loss: ``(outputs, labels) -> losses [n]``; cross-entropy by default.
 
     Returns:
@@ -124,7 +124,7 @@ def factors(
 
     .. math:: A = \frac{1}{n} \sum_b a_b a_b^T, \quad G = \frac{1}{n} \sum_b d_b d_b^T
 
-    ``a_b`` is the layer's input with a 1 appended (after the key, where the task has one), ``d_b``
+    ``a_b`` is the layer's input with a 1 appended (after the key, if the task has one). ``d_b`` is
     the derivative of the negative log-likelihood of the label for the layer's output.
 
     Args:
@@ -174,7 +174,7 @@ def diagonalise(total: Factors, scale: float | jax.Array = 1.0) -> Basis:
     """
     a, inputs = jnp.linalg.eigh(total.inputs)
     g, outputs = jnp.linalg.eigh(total.outputs)
-    # Rounding makes eigenvalues of what is positive semidefinite a little negative.
+    # Rounding makes some eigenvalues of a positive semidefinite matrix slightly negative.
     curvature = scale * jnp.maximum(a, 0.0)[:, None] * jnp.maximum(g, 0.0)
     return Basis(inputs, outputs, curvature)
 
@@ -182,19 +182,20 @@ def diagonalise(total: Factors, scale: float | jax.Array = 1.0) -> Basis:
 def pull_back(
     weights: jax.Array, anchor: jax.Array, basis: Basis, strength: float | jax.Array
 ) -> jax.Array:
-    r"""The proximal step of the anchor: towards it, furthest along the directions that matter.
+    r"""The proximal step of the anchor: moves weights to it, most along important directions.
 
     .. math:: \arg\min_Z \frac{1}{2} |Z - \theta|^2 + \frac{s}{2} \mathrm{tr}\big(
               (Z - \theta^*)^T A (Z - \theta^*) G\big)
 
     In the basis of both factors each coefficient of ``theta - theta*`` is divided by ``1 + s``
-    times its curvature, so the step cannot overshoot at any strength.
+    times its curvature, so the step does not overshoot at any strength.
 
     Args:
       weights: theta, f32 ``[d + 1, k]``, the bias in the last row.
-      anchor: theta*, the same.
-      basis: as `diagonalise` gives.
-      strength: s, the anchor's strength times the length of the gradient steps since the last pull.
+      anchor: theta*, of the same shape.
+      basis: from `diagonalise`.
+      strength: s, the strength of the anchor times the length of the gradient steps since the last
+        pull.
 
     Returns:
       f32 ``[d + 1, k]``.
@@ -209,8 +210,8 @@ def pull_back(
       >>> kronecker.pull_back(jnp.full((2, 1), 8.0), jnp.zeros((2, 1)), flat, 3.0).tolist()
       [[8.0], [2.0]]
 
-    Source: Ritter et al. 2018, Eq. 7-9 (the penalty); Parikh and Boyd 2014, Sec. 4.2 (its proximal
-    step instead of its gradient).
+    Source: Ritter et al. 2018, Eq. 7-9, for the penalty; Parikh and Boyd 2014, Sec. 4.2, for the
+    proximal step that replaces its gradient.
     """
     chex.assert_equal_shape([weights, anchor, basis.curvature])
     moved = basis.inputs.T @ (weights - anchor) @ basis.outputs

@@ -1,10 +1,10 @@
 """How much each parameter matters: Fisher information (EWC), sensitivity (MAS), units (SLNID).
 
-All are exact per example and take one backward pass; the sums are those of
-`bpnjax.importance.per_example`.
+All are exact per example and take one backward pass, see `bpnjax.importance.per_example`.
 
-The network is evaluated, so that an example does not depend on the others of its batch. Variables
-such as the running statistics of BatchNorm are constants: ``fisher(network.bind(variables), ...)``.
+The network runs in evaluation, so that an example does not depend on the others of its batch.
+Variables such as the running statistics of BatchNorm are constants:
+``fisher(network.bind(variables), ...)``.
 """
 
 from collections.abc import Callable
@@ -55,12 +55,12 @@ def fisher_sum(
       params: its parameters.
       mode: of one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
-      labels: int ``[n]``; read by ``kind="empirical"`` only.
+      labels: int ``[n]``; only ``kind="empirical"`` reads them.
       kind: ``"empirical"``, ``"true"`` or ``"sampled"``.
       weights: f32 ``[n]``, 0 for examples that are padding; all 1 by default.
-      key: typed PRNG key; needed by ``kind="sampled"``.
-      chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
-      classes: bool ``[C]``, the head whose softmax is meant; all outputs by default.
+      key: typed PRNG key; ``kind="sampled"`` needs it.
+      chunk: number of examples at a time where a layer needs `jax.vmap` of `jax.grad`.
+      classes: bool ``[C]``, the outputs that belong to the softmax; all by default.
       loss: ``(outputs, labels) -> losses [n]``, whose gradients ``kind="empirical"`` squares;
         cross-entropy by default.
 
@@ -68,8 +68,8 @@ def fisher_sum(
       A tree like the parameters, f32.
 
     Raises:
-      ValueError: unknown ``kind``, ``"sampled"`` without a key, another loss than cross-entropy
-        for a kind that draws labels from a softmax, or labels that are no classes.
+      ValueError: ``kind`` is unknown, ``"sampled"`` has no key, a kind that draws labels from a
+        softmax has another loss than cross-entropy, or a label is not a class.
 
     Example:
       >>> import jax.numpy as jnp, flax.linen as nn
@@ -104,7 +104,7 @@ def fisher_sum(
             return jax.tree.map(jnp.square, backward(gradients))
         read = labels if kind == "empirical" else jnp.zeros(x.shape[0], jnp.int32)
         per_example.check_labels(logits, read)
-        # d(-log p_y)/d logits = p - onehot(y); everything upstream of the logits is linear in it.
+        # d(-log p_y)/d logits = p - onehot(y), and the backward pass is linear in it.
         p, width = jax.nn.softmax(within_head(logits, classes)), logits.shape[-1]
         if kind != "true":
             return jax.tree.map(
@@ -161,28 +161,28 @@ def fisher(
     .. math:: F_j = \frac{1}{n} \sum_i \Big( \frac{\partial \log p(y_i | x_i)}{\partial \theta_j}
               \Big)^2
 
-    The kinds differ in the label: ``"empirical"`` takes the label of the data, ``"true"`` the
-    expectation over the model's own labels, :math:`\sum_c p(c | x_i) (\cdot)^2`, and ``"sampled"``
-    one label drawn from the model per example. It is never the square of a batch-mean gradient,
-    which many codes call Fisher and which is too small by about the batch size.
+    The kinds differ in the label. ``"empirical"`` takes the label of the data. ``"true"`` takes the
+    expectation over the model's own labels, :math:`\sum_c p(c | x_i) (\cdot)^2`. ``"sampled"``
+    draws one label from the model per example. The square of a batch-mean gradient, which many
+    codes call Fisher, is something else: it is too small by about the batch size.
 
     Args:
       network: a `bpnjax.networks.Network` that maps ``x`` to logits ``[n, C]``.
       params: its parameters.
       mode: of the task; ``{}`` for none.
       x: inputs ``[n, ...]``.
-      labels: int ``[n]``; read by ``kind="empirical"`` only.
+      labels: int ``[n]``; only ``kind="empirical"`` reads them.
       kind: ``"empirical"``, ``"true"`` or ``"sampled"``.
-      key: typed PRNG key; needed by ``kind="sampled"``.
-      batch_size: examples in one pass.
-      chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
+      key: typed PRNG key; ``kind="sampled"`` needs it.
+      batch_size: number of examples in one pass.
+      chunk: number of examples at a time where a layer needs `jax.vmap` of `jax.grad`.
       loss: as in `fisher_sum`.
 
     Returns:
       A tree like the parameters, f32, non-negative.
 
     Raises:
-      ValueError: as `fisher_sum`.
+      ValueError: as in `fisher_sum`.
 
     Example:
       >>> import jax, jax.numpy as jnp, flax.linen as nn
@@ -236,7 +236,7 @@ def sensitivity_sum(
     chunk: int = 32,
     classes: jax.Array | None = None,
 ) -> Any:
-    """Sum over a batch of absolute per-example gradients of the squared output norm.
+    """Sums absolute per-example gradients of the squared output norm over a batch.
 
     Args:
       network: a `bpnjax.networks.Network` that maps ``x`` to outputs ``[n, C]``.
@@ -244,8 +244,8 @@ def sensitivity_sum(
       mode: of one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
       weights: f32 ``[n]``, 0 for examples that are padding; all 1 by default.
-      chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
-      classes: bool ``[C]``, the head whose outputs are meant; all outputs by default.
+      chunk: number of examples at a time where a layer needs `jax.vmap` of `jax.grad`.
+      classes: bool ``[C]``, the outputs that count; all by default.
 
     Returns:
       A tree like the parameters, f32.
@@ -263,7 +263,7 @@ def sensitivity_sum(
         gradient = jax.grad(lambda f: jnp.sum(counted * jnp.square(outputs_of(f))))(free)
         return jax.tree.map(jnp.abs, gradient)
 
-    labels = jnp.zeros(x.shape[0], jnp.int32)  # not used by MAS
+    labels = jnp.zeros(x.shape[0], jnp.int32)  # MAS does not use them
     return per_example.sums(
         network, params, mode, x, labels, weights, chunk, magnitudes, jnp.abs, magnitude
     )
@@ -283,16 +283,16 @@ def sensitivity(
     .. math:: \Omega_j = \frac{1}{n} \sum_i \Big| \frac{\partial \|F(x_i)\|_2^2}{\partial
               \theta_j} \Big|
 
-    ``F`` are the logits. No labels are used. The absolute value is taken per example; the released
-    code takes it of the gradient summed over a batch by default, where signs cancel.
+    ``F`` are the logits. No labels are used. The absolute value is taken per example. The authors'
+    code by default takes it of the gradient summed over a batch, where signs cancel.
 
     Args:
       network: a `bpnjax.networks.Network` that maps ``x`` to outputs ``[n, C]``.
       params: its parameters.
       mode: of the task; ``{}`` for none.
       x: inputs ``[n, ...]``.
-      batch_size: examples in one pass.
-      chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
+      batch_size: number of examples in one pass.
+      chunk: number of examples at a time where a layer needs `jax.vmap` of `jax.grad`.
 
     Returns:
       A tree like the parameters, f32, non-negative.
@@ -329,25 +329,25 @@ def neurons_sum(
     classes: jax.Array | None = None,
     loss: Loss | None = None,
 ) -> dict[str, jax.Array]:
-    """Sum over a batch of absolute gradients for the units' inputs; see `neurons`.
+    """Sums absolute gradients for the inputs of units over a batch; see `neurons`.
 
     Args:
       network: a `bpnjax.networks.Network` that maps ``x`` to logits ``[n, C]``.
       params: its parameters.
       mode: of one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
-      labels: int ``[n]``; read by ``of="loss"`` only.
+      labels: int ``[n]``; only ``of="loss"`` reads them.
       of: ``"output_norm"`` or ``"loss"``.
       weights: f32 ``[n]``, 0 for examples that are padding; all 1 by default.
-      classes: bool ``[C]``, the head whose outputs are meant; all outputs by default.
+      classes: bool ``[C]``, the outputs that count; all by default.
       loss: ``(outputs, labels) -> losses [n]`` for ``of="loss"``; cross-entropy by default.
 
     Returns:
       ``{path: f32 [outputs]}`` for every Dense layer that is called once on ``[n, d]``.
 
     Raises:
-      ValueError: unknown ``of``.
-      AssertionError: weights, classes or losses of a shape that would only broadcast.
+      ValueError: ``of`` is unknown.
+      AssertionError: weights, classes or losses have a wrong shape that would still broadcast.
     """
     if network.tapped is None:
         raise ValueError(
@@ -381,27 +381,26 @@ def neurons(
     *,
     of: str = "output_norm",
 ) -> dict[str, jax.Array]:
-    r"""Importance of the units: how much what is measured depends on the input of each.
+    r"""Importance of units: how much a measured quantity depends on the input of each unit.
 
     .. math:: a_i = \frac{1}{n} \sum_b \Big| \frac{\partial s(x_b)}{\partial z_i} \Big|
 
-    ``z_i`` is the sum that unit i of a Dense layer puts into its nonlinearity. ``of="output_norm"``
-    takes ``s = ||F(x)||^2`` (with MAS), ``of="loss"`` the negative log-likelihood of the label
-    (with EWC).
+    ``z_i`` is the input of the nonlinearity of unit i of a Dense layer. ``of="output_norm"`` takes
+    ``s = ||F(x)||^2`` (as MAS), ``of="loss"`` the negative log-likelihood of the label (as EWC).
 
     Args:
       network: a `bpnjax.networks.Network` that maps ``x`` to logits ``[n, C]``.
       params: its parameters.
       mode: of the task; ``{}`` for none.
       x: inputs ``[n, ...]``.
-      labels: int ``[n]``; read by ``of="loss"`` only.
+      labels: int ``[n]``; only ``of="loss"`` reads them.
       of: ``"output_norm"`` or ``"loss"``.
 
     Returns:
       ``{path: f32 [outputs]}`` for every Dense layer that is called once on ``[n, d]``.
 
     Raises:
-      ValueError: unknown ``of``.
+      ValueError: ``of`` is unknown.
 
     Example:
       >>> import jax.numpy as jnp, flax.linen as nn

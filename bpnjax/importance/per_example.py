@@ -1,9 +1,9 @@
-"""Sums over examples of element-wise functions of each one's gradient, in one backward pass.
+"""Sums over examples of element-wise functions of per-example gradients, in one backward pass.
 
-For a Dense layer called once, with inputs ``a`` [n, d] and output gradients ``delta`` [n, k] of one
-batched backward pass, the gradient of example i with respect to the kernel is ``a_i delta_i^T``.
-Its square is ``a_i^2 (delta_i^2)^T``, so the sum over examples is a matrix product and no array of
-size n x parameters exists. Other layers fall back to `jax.vmap` of `jax.grad`, a chunk at a time.
+Consider a Dense layer that is called once, with inputs ``a`` [n, d] and output gradients ``delta``
+[n, k] from one batched backward pass. The kernel's gradient for example i is ``a_i delta_i^T``. Its
+square is ``a_i^2 (delta_i^2)^T``, so the sum over examples is a matrix product, and no array of
+size n x parameters is needed. Other layers use `jax.vmap` of `jax.grad`, a chunk at a time.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,19 +17,19 @@ import numpy as np
 from bpnjax.networks import Layer, Network
 from bpnjax.utils.arrays import names_of
 
-Backward = Callable[[jax.Array], dict[str, jax.Array]]  # a cotangent of the outputs -> of layers
+Backward = Callable[[jax.Array], dict[str, jax.Array]]  # cotangent of outputs -> {layer: ...}
 Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (outputs, labels) -> losses [n]
 
 
 def check_labels(outputs: Any, labels: Any) -> None:
-    """Refuses labels that are no classes, of which a softmax would give finite nonsense.
+    """Raises an error for labels that are not classes; a softmax would give a wrong finite result.
 
     Args:
       outputs: of the network, or their shape; ``[n, C]`` for classes.
-      labels: int ``[n]``; their range is looked at where they are not traced.
+      labels: int ``[n]``. Their range is checked unless they are traced.
 
     Raises:
-      ValueError: other shapes, no integers, or a label outside 0 to C - 1.
+      ValueError: the shapes do not fit, labels are not integers, or one is outside 0 to C - 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -37,7 +37,7 @@ def check_labels(outputs: Any, labels: Any) -> None:
       >>> check_labels(jnp.zeros((1, 3)), jnp.array([3]))
       Traceback (most recent call last):
       ...
-      ValueError: label 3 is no class of 3 outputs; labels are 0 to 2
+      ValueError: label 3 is not a class of 3 outputs; labels are 0 to 2
     """
     whole = jnp.issubdtype(jnp.result_type(labels), jnp.integer)
     if len(outputs.shape) != 2 or jnp.shape(labels) != outputs.shape[:1] or not whole:
@@ -51,22 +51,22 @@ def check_labels(outputs: Any, labels: Any) -> None:
         for label in (known.min(), known.max()):
             if not 0 <= label < outputs.shape[1]:
                 raise ValueError(
-                    f"label {label} is no class of {outputs.shape[1]} outputs; labels are 0 to "
+                    f"label {label} is not a class of {outputs.shape[1]} outputs; labels are 0 to "
                     f"{outputs.shape[1] - 1}"
                 )
 
 
 def check_batch(x: Any, weights: Any, classes: Any = None, labels: Any = None) -> None:
-    """Refuses what would not fit the examples of a batch and still broadcast against them.
+    """Raises an error for arrays that do not fit the batch but would broadcast against it.
 
     Args:
       x: inputs ``[n, ...]``.
       weights: of the examples, ``[n]``.
       classes: ``[C]``, or None.
-      labels: ``[n, ...]``, or None where `check_labels` looks at them.
+      labels: ``[n, ...]``, or None where `check_labels` checks them.
 
     Raises:
-      AssertionError: another rank, or another number of examples.
+      AssertionError: an array has another rank or another number of examples.
     """
     chex.assert_rank(weights, 1)
     chex.assert_equal_shape_prefix([x, weights], 1)
@@ -88,8 +88,8 @@ def gradients_of_losses(loss: Loss, outputs: jax.Array, labels: jax.Array) -> ja
       f32 like the outputs.
 
     Raises:
-      AssertionError: the loss is no vector ``[n]``; labels ``[n]`` that broadcast against outputs
-        ``[n, 1]`` give ``[n, n]``.
+      AssertionError: the loss is not a vector ``[n]``, as when labels ``[n]`` broadcast against
+        outputs ``[n, 1]`` to ``[n, n]``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -108,13 +108,13 @@ def gradients_of_losses(loss: Loss, outputs: jax.Array, labels: jax.Array) -> ja
 
 
 def one_pass_layers(layers: Mapping[str, Layer]) -> dict[str, Layer]:
-    """Those that the outer-product identity covers: Dense, called once, on [n, d], not lifted.
+    """The layers that one backward pass covers: Dense, called once, on [n, d], not lifted.
 
     Args:
-      layers: ``{path: Layer}`` as `Network.layers` gives.
+      layers: ``{path: Layer}`` as in `Network.layers`.
 
     Returns:
-      The part of ``layers`` whose per-example gradients need not be formed.
+      The part of ``layers`` that needs no per-example gradients.
     """
     return {
         path: layer
@@ -126,7 +126,7 @@ def one_pass_layers(layers: Mapping[str, Layer]) -> dict[str, Layer]:
 def probe(
     network: Network, params: Any, mode: Any, x: jax.Array
 ) -> tuple[jax.Array, Backward, dict[str, list[jax.Array]]]:
-    """What the outer-product identity needs of a batch.
+    """Runs the network and returns what the outer-product identity needs.
 
     Args:
       network: maps ``x`` to outputs ``[n, ...]``.
@@ -135,8 +135,8 @@ def probe(
       x: inputs ``[n, ...]``.
 
     Returns:
-      Outputs f32 ``[n, ...]``; a function from a cotangent of them to ``{path: f32 [n, outputs]}``,
-      the derivative for the output of each of `one_pass_layers`; and the layers' inputs,
+      Outputs f32 ``[n, ...]``; a function from their cotangent to ``{path: f32 [n, outputs]}``, the
+      derivative for the output of each of `one_pass_layers`; and the layers' inputs,
       ``{path: [[n, d]]}``.
     """
     tapped = network.tapped
@@ -165,10 +165,10 @@ def _dense_sums(
     magnitudes: Callable[[jax.Array, Backward], dict[str, jax.Array]],
     element: Callable[[jax.Array], jax.Array],
 ) -> dict[str, jax.Array]:
-    """Sums over examples of ``element(gradient)`` for the covered Dense layers.
+    """Sums ``element(gradient)`` over examples for the layers of `one_pass_layers`.
 
-    ``element`` is a square or an absolute value, so that of an outer product is the outer product
-    of those of its factors. ``magnitudes(logits, backward)`` gives element(delta) per layer.
+    ``element`` is a square or an absolute value, so ``element`` of an outer product is the outer
+    product of ``element`` of its factors. ``magnitudes(logits, backward)`` gives element(delta).
     """
     logits, backward, inputs = probe(network, params, mode, x)
     sums = {}
@@ -192,10 +192,10 @@ def _other_sums(
     labels: jax.Array,
     magnitude: Callable[..., Any],
 ) -> list[jax.Array]:
-    """The same for the leaves at some places of the parameters, by vmap of grad.
+    """Sums ``element(gradient)`` over examples for the other parameters, by vmap of grad.
 
     ``magnitude(logits_of, free, label)`` gives element(gradient) of one example, where
-    ``logits_of(free)`` are its logits as a function of these leaves.
+    ``logits_of(free)`` are its logits as a function of these parameters.
     """
     leaves, structure = jax.tree.flatten(params)
     # Gradients of bf16 parameters are squared and summed in f32.
@@ -257,29 +257,28 @@ def sums(
     element: Callable[[jax.Array], jax.Array],
     magnitude: Callable[..., Any],
 ) -> Any:
-    """Sums over a batch of ``element(gradient)``, an element-wise function of single gradients.
+    """Sums ``element(gradient)``, an element-wise function of per-example gradients, over a batch.
 
     Args:
       network: maps ``x`` to outputs ``[n, ...]``.
       params: its parameters.
       mode: of one task for the whole batch; ``{}`` for none.
       x: inputs ``[n, ...]``.
-      labels: of the examples, ``[n, ...]``, handed to ``magnitude``.
+      labels: of the examples, ``[n, ...]``, passed to ``magnitude``.
       weights: f32 ``[n]``, of the examples.
-      chunk: examples at a time where a layer needs `jax.vmap` of `jax.grad`.
+      chunk: number of examples at a time where a layer needs `jax.vmap` of `jax.grad`.
       magnitudes: ``(logits, backward) -> {path: f32 [n, outputs]}``, element(delta) of each of
-        `one_pass_layers`; ``backward`` is that of `probe`.
-      element: `jax.numpy.square` or `jax.numpy.abs`: that of a product is the product of those of
-        its factors.
+        `one_pass_layers`; ``backward`` comes from `probe`.
+      element: `jax.numpy.square` or `jax.numpy.abs`.
       magnitude: ``(logits_of, free, label) -> tree``, element(gradient) of one example for the
-        leaves ``free`` of the other layers, whose logits are ``logits_of(free)``.
+        parameters ``free`` of the other layers, whose logits are ``logits_of(free)``.
 
     Returns:
       A tree like the parameters, f32.
     """
     covered = _dense_sums(network, params, mode, x, weights, magnitudes, element)
     structure = jax.tree.structure(params)
-    # A Dense layer without bias has no such leaf.
+    # A Dense layer without bias has no such parameter.
     found: list[Any] = [covered.get(name) for name in jax.tree.leaves(names_of(params))]
     rest = [place for place, value in enumerate(found) if value is None]
     if rest:

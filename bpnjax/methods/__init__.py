@@ -50,7 +50,7 @@ bd_psp_ewc = compose("bd_psp_ewc", bd, psp, ewc, paper="both of its protections 
 bd_ewc_kfac = compose("bd_ewc_kfac", bd, ewc_kfac)
 bd_psp_ewc_kfac = compose("bd_psp_ewc_kfac", bd, psp, ewc_kfac)
 gd_ewc = compose("gd_ewc", gd, ewc, paper=BPN)
-# Fair peers and controls: who else knows the task, and what is it that helps?
+# Fair peers and controls. Who else knows the task, and which part of BPN helps?
 xdg_ewc = compose("xdg_ewc", xdg, ewc, paper="Masse et al. 2018, arXiv 1802.01569")
 ewc_masked = compose("ewc_masked", ewc, paper="control", join=output_mask)
 gd_matched_ewc = compose("gd_matched_ewc", gd_matched, ewc, paper="control")
@@ -60,7 +60,7 @@ bd_frozen = compose("bd_frozen", bd, frozen, paper=SKILL)
 bias_frozen = compose("bias_frozen", plain_bias, frozen, paper=SKILL)
 random_bias_ewc = compose("random_bias_ewc", random_bias, ewc, paper="control")
 
-# In the order in which help and tables list them, whatever imported what first.
+# The order of help and tables, which must not depend on the order of imports.
 _ORDER = (
     sgd, stl, joint, ewc, ewc_online, ewc_kfac, si, mas, slnid, imm_mean, imm_mode, lwf, ebll, gem,
     agem, er, der, derpp, ncm, slda, fecam, ranpac, joint_ridge, psp, xdg, bd_ewc, bd_psp,

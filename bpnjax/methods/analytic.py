@@ -1,13 +1,13 @@
-r"""What methods with an analytic head share: sums over the features of a network that never moves.
+r"""The common part of methods with an analytic head: sums over features of a frozen network.
 
-The features z of an example are what enters the network's output layer. A method of this kind
-trains nothing: neither parameters nor running statistics move, whether they are pretrained or
-random. When a task ends, one pass over its examples adds to sums per class, a head is solved from
-all sums so far, and it answers in place of the output layer. Sums know no order, and so neither do
-the answers.
+The features z of an example are the input of the network's output layer. A method of this kind
+trains nothing: parameters and running statistics stay as they are, pretrained or random. When a
+task ends, one pass over its examples adds to sums per class, and a head is solved from all sums so
+far. This head replaces the output layer. Sums do not depend on the order of examples, and so
+neither do the answers.
 
-The steps of a task change nothing, and one epoch suffices (``train.epochs=1``). The loss and the
-accuracy that they report are those of the network's own output layer, which never answers.
+The training steps change nothing, so one epoch suffices (``train.epochs=1``). The loss and accuracy
+that they report belong to the network's own output layer, which is never used to answer.
 """
 
 from collections.abc import Callable
@@ -34,26 +34,26 @@ __all__ = [
     "product",
 ]
 
-_FIRST = 512  # examples from which the means of classes are guessed
+_FIRST = 512  # number of examples for the first guess of the class means
 
 
 class LinearHead(NamedTuple):
-    """A linear output layer; the bias of classes that were never seen is far below."""
+    """A linear output layer. Classes that were never seen have a very low bias."""
 
     kernel: jax.Array  # f32 [d, C]
     bias: jax.Array  # f32 [C]
 
 
 class AnalyticState(NamedTuple):
-    """What a method with an analytic head keeps."""
+    """The state of a method with an analytic head."""
 
     sums: Any  # over the examples of all tasks so far
-    head: Any  # solved from the sums: what answers
-    settings: Any  # arrays that the head is solved with
+    head: Any  # solved from the sums; it gives the answers
+    settings: Any  # arrays that the solution needs
 
 
 def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """A matrix product in full f32 on accelerators, too, for sums that are inverted later.
+    """A matrix product in full f32, also on accelerators, for sums that are inverted later.
 
     Args:
       a: f32 ``[m, k]``.
@@ -69,21 +69,21 @@ class ClassSums(NamedTuple):
     """Sums per class."""
 
     examples: jax.Array  # f32 [C]
-    total: jax.Array  # of the features, f32 [C, d]
+    total: jax.Array  # sum of the features, f32 [C, d]
 
     @property
     def means(self) -> jax.Array:
-        """The mean features of each class f32 ``[C, d]``, 0 of classes without examples."""
+        """The mean features of each class, f32 ``[C, d]``; 0 for classes without examples."""
         return self.total / jnp.maximum(self.examples, 1.0)[:, None]
 
     @staticmethod
     def empty(classes: int, inputs: int) -> "ClassSums":
-        """No examples of C classes with d features."""
+        """Sums without examples, for C classes and d features."""
         return ClassSums(jnp.zeros(classes, jnp.float32), jnp.zeros((classes, inputs), jnp.float32))
 
 
 def class_sums(features: jax.Array, classes: jax.Array) -> ClassSums:
-    """The sums of a batch.
+    """The sums of one batch.
 
     Args:
       features: f32 ``[n, d]``.
@@ -105,15 +105,15 @@ def class_sums(features: jax.Array, classes: jax.Array) -> ClassSums:
 def guessed_means(features: jax.Array, classes: jax.Array) -> jax.Array:
     r"""Means of classes from a few examples, to be subtracted before products are summed.
 
-    A covariance from sums of products loses the digits that the means take up. What is left of
-    these after the subtraction is small, and is corrected for exactly.
+    A covariance from sums of products loses as many digits as the means take up. After the
+    subtraction the means are small, and what is left of them is corrected exactly.
 
     Args:
       features: f32 ``[n, d]``.
       classes: one-hot f32 ``[n, C]``, 0 in rows of padding.
 
     Returns:
-      f32 ``[C, d]``; the mean of all for classes without an example.
+      f32 ``[C, d]``; the mean of all examples for classes without one.
     """
     sums = class_sums(features, classes)
     mean = sums.total.sum(0) / jnp.maximum(sums.examples.sum(), 1.0)
@@ -121,17 +121,17 @@ def guessed_means(features: jax.Array, classes: jax.Array) -> jax.Array:
 
 
 def apart(old: ClassSums, new: ClassSums) -> tuple[jax.Array, jax.Array]:
-    r"""What the means of two sets of examples add to the scatter of both together.
+    r"""The scatter that the different means of two sets of examples add.
 
     .. math:: S = S_a + S_b + w \, \delta \delta^T, \quad \delta = \mu_b - \mu_a, \quad
               w = \frac{n_a n_b}{n_a + n_b}
 
     Args:
-      old: sums of a.
-      new: sums of b.
+      old: sums of the set a.
+      new: sums of the set b.
 
     Returns:
-      w f32 ``[C]``, 0 where only one of them has the class, and delta f32 ``[C, d]``.
+      w f32 ``[C]``, 0 for classes that only one of them has, and delta f32 ``[C, d]``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -169,7 +169,7 @@ def linear_head(kernel: jax.Array, bias: jax.Array, count: jax.Array) -> LinearH
     Args:
       kernel: f32 ``[d, C]``.
       bias: f32 ``[C]``.
-      count: examples of each class so far, f32 ``[C]``.
+      count: number of examples of each class so far, f32 ``[C]``.
 
     Returns:
       `LinearHead`.
@@ -205,17 +205,17 @@ def analytic(
     outputs: Callable[[AnalyticState, jax.Array], jax.Array],
     trains: str = "in turn",
 ) -> Method:
-    """Makes a method of sums over features and what is solved from them.
+    """Makes a method from sums over features and a head that is solved from them.
 
     Args:
       name: of the method, for messages.
       init: ``(key, d, C) -> state``, before the first task.
-      learn: ``(state, sums, first) -> state`` at the end of a task. ``sums(of_batch, like)`` adds
+      learn: ``(state, sums, first) -> state``, at the end of a task. ``sums(of_batch, like)`` adds
         up ``of_batch(places int32 [n], features f32 [n, d], classes f32 [n, C]) -> tree`` over all
-        examples, and ``first()`` gives features and classes of a few. A row of ``classes`` is
-        one-hot; rows of padding are 0, in ``features`` as well.
+        examples. ``first()`` gives the features and classes of a few examples. A row of
+        ``classes`` is one-hot. Rows of padding are 0, in ``features`` too.
       outputs: ``(state, features f32 [n, d]) -> f32 [n, C]``.
-      trains: as of `bpnjax.methods.Method`.
+      trains: as in `bpnjax.methods.Method`.
 
     Returns:
       `Method`.
@@ -235,8 +235,8 @@ def analytic(
         if output.kind != "dense" or output.rank != 2 or not output.plain:
             raise UserError(
                 f"network: {name} takes the place of a dense output layer on features [n, d], and "
-                f"the last layer of {setup.network.name}, {path!r}, is none; let the network end "
-                "in nn.Dense"
+                f"the last layer of {setup.network.name}, {path!r}, is not one; let the network "
+                "end in nn.Dense"
             )
 
     def start(key: Any, params: Any, setup: Setup) -> AnalyticState:
@@ -245,7 +245,7 @@ def analytic(
         return init(key, output.inputs, setup.num_outputs)
 
     def gradient(grads: Any, params: Any, state: Any, batch: Batch, ctx: Context) -> Any:
-        # No use of the gradient is left, and the compiler drops the whole backward pass.
+        # The gradient is not used, so the compiler drops the whole backward pass.
         del params, state, batch, ctx
         return jax.tree.map(jnp.zeros_like, grads)
 

@@ -1,8 +1,8 @@
-"""What a continual-learning method is: a few pure functions, and how to compose them.
+"""The definition of a continual-learning method as a few pure functions, and their composition.
 
-All state is an argument and a return value. Whatever a method keeps per task has a leading axis
-``[T, ...]`` that is allocated once, and the task is a traced integer, so that a sequence of any
-length compiles its programs once. Every hook works under `jax.jit` and `jax.vmap` (over seeds).
+All state is an argument and a return value. What a method stores per task has a leading axis
+``[T, ...]`` that is allocated once, and the task is a traced integer. So a sequence of any length
+compiles its programs once. Every hook works under `jax.jit` and `jax.vmap` (over seeds).
 """
 
 import dataclasses
@@ -23,17 +23,17 @@ __all__ = ["Batch", "Context", "Method", "Setup", "TaskData", "chain", "output_l
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setup:
-    """What a method may know when it allocates its state. It holds no traced values.
+    """Facts that a method can use when it allocates its state. It holds no traced values.
 
     Attributes:
-      network: the network, as bpnjax sees it.
+      network: the network.
       num_tasks: T.
-      num_outputs: C, length of the outputs' last axis.
-      classes: which outputs belong to each task, bool ``[T, C]``; None if this was not given.
-      multi_head: whether each task uses its own outputs only, in training as well.
+      num_outputs: C, length of the last axis of the outputs.
+      classes: the outputs that belong to each task, bool ``[T, C]``; None if not given.
+      multi_head: whether each task uses its own outputs only, also in training.
       loss: ``(outputs, labels) -> losses [n]``; None for cross-entropy.
       label: shape and dtype of one label.
-      told_task: whether the method (with all parts of a composition) acts differently per task.
+      told_task: whether the method, including all parts of a composition, needs to know the task.
     """
 
     network: Network
@@ -55,7 +55,7 @@ class Setup:
         return self.classes
 
     def need_cross_entropy(self, who: str) -> None:
-        """Refuses another loss than cross-entropy, for methods whose formula needs classes."""
+        """Raises an error for another loss than cross-entropy, for methods that need classes."""
         if self.loss is not None:
             raise UserError(
                 f"loss: {who} is defined for cross-entropy on class labels only; leave loss out, "
@@ -68,7 +68,7 @@ class Setup:
             )
 
     def stored_example(self, who: str) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of one example, ``[...]``; `UserError` where they are not known."""
+        """Shape and dtype of one example, ``[...]``; `UserError` if they are not known."""
         if self.network.example is None:
             raise UserError(
                 f"x: {who} must know the shape of an example; pass a batch to the function "
@@ -80,10 +80,10 @@ class Setup:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """The examples of one step. On several devices it holds the examples of all of them.
+    """The examples of one step, from all devices.
 
     Attributes:
-      x: examples as they are stored, ``[n, ...]``.
+      x: stored examples, ``[n, ...]``.
       y: labels ``[n, ...]``, int32 ``[n]`` for classes.
       weight: f32 ``[n]``, 0 for padding; not all 0.
       task: int32 ``[n]``, the task of each example.
@@ -97,22 +97,22 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
-    """The data of the task that just ended, and importance over them.
+    """The data of the task that just ended, and importance measures over them.
 
     Attributes:
-      take: ``positions int32 [m] -> (x [m, ...], y [m, ...])``, examples by their position in the
-        order of the last training.
-      size: how many positions there are; static.
-      count: how many of them, from the first one, are no padding; int scalar, may be traced.
+      take: ``positions int32 [m] -> (x [m, ...], y [m, ...])``, the examples at these positions of
+        the last epoch.
+      size: number of positions; static.
+      count: number of examples before the padding begins; int scalar, may be traced.
       fisher: ``(kind, examples) -> tree``, as `bpnjax.importance.fisher`, of the first ``examples``
-        (0 for all).
-      factors: ``(examples, params) -> {path: Factors}``, as `bpnjax.importance.kronecker.factors`;
-        None takes the parameters at the end of training, which the others always take.
+        examples (0 for all).
+      factors: ``(examples, params) -> {path: Factors}``, as `bpnjax.importance.kronecker.factors`.
+        None stands for the parameters at the end of training, which the other measures always use.
       sensitivity: ``() -> tree``, as `bpnjax.importance.sensitivity`.
       neurons: ``(of) -> {path: f32 [outputs]}``, as `bpnjax.importance.neurons`.
-      sums: ``(of_batch, like) -> tree``, sums over all examples in one pass, shared by the devices:
-        ``of_batch(positions int32 [n], x, y, weights) -> tree`` gives the sums of a batch, in which
-        examples of weight 0 must add nothing; ``like`` is a tree of their shapes.
+      sums: ``(of_batch, like) -> tree``, sums over all examples in one pass, shared by the devices.
+        ``of_batch(positions int32 [n], x, y, weights) -> tree`` gives the sums of one batch, to
+        which examples of weight 0 must add nothing. ``like`` is a tree of their shapes.
     """
 
     take: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
@@ -127,33 +127,33 @@ class TaskData:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """The place of a hook in training, and functions for what it may ask about examples.
+    """The place in training where a hook is called, and functions of examples.
 
-    ``outputs``, ``losses``, ``features`` and ``losses_from`` use the mode of each example's own
-    task. In a composition they use the whole method and not only the part that asks. They may be
-    differentiated with respect to ``params``. On several devices every device computes them for
-    all examples that it is given.
+    ``outputs``, ``losses``, ``features`` and ``losses_from`` run each example in the mode of its
+    own task. In a composition they use the whole method, not only the part that calls them. They
+    can be differentiated with respect to ``params``. On several devices every device computes them
+    for all examples that it is given.
 
     Attributes:
-      setup: what does not change in a run.
+      setup: facts that do not change in a run.
       task: the task of the examples in `Method.forward`: int scalar, or int ``[n]``, one per
         example.
-      current: the task that is being trained, int scalar; None if there is none.
+      current: the task in training, int scalar; None if there is none.
       training: whether `Method.forward` is called for a training step of the current task.
-      key: typed PRNG key of this step, or of this task's end; None outside of hooks, when a task
-        is answered (`bpnjax.learner.Learner.answer`).
-      step: int scalar, steps of the current task before this one; at a task's end its steps.
-      step_size: tree of f32 scalars like the parameters, the learning rate of each leaf now.
+      key: typed PRNG key of this step, or of this task's end. None outside of hooks, when the model
+        answers (`bpnjax.learner.Learner.answer`).
+      step: int scalar, number of earlier steps of the current task; at its end the number of all.
+      step_size: tree of f32 scalars like the parameters, the current learning rate of each leaf.
       outputs: ``(params, x, task) -> f32 [n, ...]``.
       losses: ``(params, x, y, task) -> f32 [n]``, the losses that training minimises.
       features: ``(params, x, task, paths) -> {path: f32 [n, ...]}``, the inputs of these layers.
-      losses_from: ``(params, x, y, task, path, features) -> f32 [n]``, with a layer's input
+      losses_from: ``(params, x, y, task, path, features) -> f32 [n]``, with the input of one layer
         replaced.
-      trained: ``(params, x, task) -> (f32 [n, ...], variables)``, outputs as in training: with
-        dropout and the statistics of this batch, and the network's variables after it.
-      loss_of: ``(outputs, y, task) -> f32 [n]``, the losses of outputs that are computed already.
-      observe: ``(variables, share) -> None``: adds these to running statistics that all tasks
-        share, with the weight ``share``, where the batch of the step has the weight 1.
+      trained: ``(params, x, task) -> (f32 [n, ...], variables)``, outputs as in training, with
+        dropout and the statistics of this batch, and the network's variables afterwards.
+      loss_of: ``(outputs, y, task) -> f32 [n]``, the losses of given outputs.
+      observe: ``(variables, share) -> None``, adds these to the running statistics that all tasks
+        share, with the weight ``share``; the batch of the step has the weight 1.
     """
 
     setup: Setup
@@ -173,24 +173,24 @@ class Context:
 
     @property
     def answering(self) -> bool:
-        """Says whether a task is being answered, outside of training and of hooks."""
+        """Whether the model answers, outside of training and of hooks."""
         return self.key is None
 
     def stored_or_current(self, current: Any, stored: Any) -> Any:
-        """Takes for each example what is in training or, for other tasks, what was stored.
+        """Takes the current tree for examples of the task in training, else the stored one.
 
         Args:
           current: tree of the task in training, leaves ``[...]``.
-          stored: the same tree, of the tasks of ``task``: leaves ``[...]``, or ``[n, ...]``.
+          stored: the same tree for the tasks in ``task``, leaves ``[...]`` or ``[n, ...]``.
 
         Returns:
-          ``stored``, with ``current`` wherever the task is the one in training.
+          ``stored``, with ``current`` where the task is the one in training.
         """
         if self.current is None:
             return stored
         if self.training and jnp.ndim(self.task) == 0:
             return current
-        # Between two tasks ``current`` is -1, which is no task.
+        # Between two tasks ``current`` is -1, which no task has.
         is_current = (jnp.asarray(self.task) == self.current) & (self.current >= 0)
 
         def one(new: jax.Array, old: jax.Array) -> jax.Array:
@@ -208,32 +208,32 @@ def _begin_task(key: Any, params: Any, state: Any, ctx: Context) -> tuple[Any, A
 class Method:
     """A continual-learning method. With all defaults it is plain fine-tuning.
 
-    ``params`` are the shared parameters, ``task_params`` those that exist only while their task is
-    trained (the factors of BD), ``state`` is whatever the method keeps, any pytree of arrays.
+    ``params`` are the shared parameters. ``task_params`` exist only while their task is trained
+    (such as the factors of BD). ``state`` is what the method stores, any pytree of arrays.
 
     Attributes:
       name: its name in the registry.
       paper: where it was published.
-      told_task: whether it acts differently for each task, so that it must know or guess the task.
+      told_task: whether it acts differently for each task, so that it must know or infer the task.
       trains: ``"in turn"``; ``"afresh"`` for a fresh network per task (stl); ``"jointly"`` for one
         training on all tasks together (joint). The last two are upper bounds.
-      check: ``(setup) -> None``; raises `UserError` for a network or sequence that it cannot use.
+      check: ``(setup) -> None``; raises `UserError` for an unsuitable network or sequence.
       init: ``(key, params, setup) -> state``, allocated for all tasks.
-      begin_task: ``(key, params, state, ctx) -> (params, state, task_params)``, fresh task
-        parameters; the structure is the same for all tasks.
+      begin_task: ``(key, params, state, ctx) -> (params, state, task_params)``, with fresh task
+        parameters. Their structure is the same for all tasks.
       forward: ``(params, task_params, state, ctx) -> (params, mode)``, the parameters and the mode
         for the tasks ``ctx.task``. Training, tests and loaded models all answer through it.
       gradient: ``(grads, params, state, batch, ctx) -> grads``, from the gradient of the mean loss
-        of the batch to the one that the optimizer gets.
-      end_step: ``(old, new, grads, state, batch, ctx) -> (params, state)``, after the optimizer:
-        parameters before and after its step, and the gradient of the mean loss of the batch.
-      end_task: ``(params, task_params, state, data, ctx) -> (params, state)``: freezes the mode,
-        measures importance, keeps examples. ``data`` is a `TaskData`.
-      output_layer: ``(state, features, ctx) -> f32 [n, C]``, replaces the network's output layer;
-        the features are the inputs of that layer, f32 ``[n, d]``. None keeps the network's own
-        layer. With a replaced layer the running statistics stay those of ``init``.
-      optimizer: ``tx -> tx``, from the learner's optimizer to that of ``task_params``.
-      learning_rate: the learning rate of ``task_params``; None takes that of the shared parameters.
+        of the batch to the gradient that the optimizer gets.
+      end_step: ``(old, new, grads, state, batch, ctx) -> (params, state)``, after the optimizer. It
+        gets the parameters before and after the step, and the gradient of the mean loss.
+      end_task: ``(params, task_params, state, data, ctx) -> (params, state)``. It freezes the mode,
+        measures importance and stores examples. ``data`` is a `TaskData`.
+      output_layer: ``(state, features, ctx) -> f32 [n, C]``, replaces the network's output layer.
+        The features are the inputs of that layer, f32 ``[n, d]``. None keeps the network's layer.
+        With a replaced layer the running statistics stay those of ``init``.
+      optimizer: ``tx -> tx``, from the learner's optimizer to the one of ``task_params``.
+      learning_rate: of ``task_params``; None for the learning rate of the shared parameters.
     """
 
     name: str = "method"
@@ -263,10 +263,10 @@ class Method:
 
 
 def chain(*methods: Method, name: str = "", paper: str = "") -> Method:
-    """Composes methods. Modes and task parameters merge, and gradients pass from left to right.
+    """Composes methods. Modes and task parameters are merged; gradients pass from left to right.
 
-    Biases of one layer add up and keys of one layer multiply (`bpnjax.modes.merge`). Each part sees
-    only its own state, and has a PRNG key of its own.
+    Biases of one layer add up, and keys of one layer multiply (`bpnjax.modes.merge`). Each part
+    sees only its own state, and has its own PRNG key.
 
     Args:
       *methods: the parts; their states form a tuple, in this order.
@@ -274,12 +274,11 @@ def chain(*methods: Method, name: str = "", paper: str = "") -> Method:
       paper: where it was published.
 
     Returns:
-      A `Method`. It is told the task if one part is.
+      A `Method`. It is told the task if one of its parts is.
 
     Raises:
-      UserError: two parts that cannot go together: an upper bound or a method with an output layer
-        of its own with anything, or two parts that ask for learning rates of their own for their
-        task parameters.
+      UserError: two parts do not go together: an upper bound or a method with its own output layer
+        with any other, or two parts with different learning rates of their task parameters.
 
     Example:
       >>> from bpnjax import methods
@@ -287,7 +286,7 @@ def chain(*methods: Method, name: str = "", paper: str = "") -> Method:
       >>> method.name, method.told_task
       ('bd+ewc', True)
 
-    Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V, where BD goes with EWC or with PSP.
+    Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V, which combines BD with EWC or with PSP.
     """
     bounds = [m.name for m in methods if m.trains != "in turn"]
     if bounds and len(methods) > 1:
@@ -298,8 +297,8 @@ def chain(*methods: Method, name: str = "", paper: str = "") -> Method:
     heads = [m.name for m in methods if m.output_layer is not None]
     if heads and len(methods) > 1:
         raise UserError(
-            f"chain: {heads[0]} answers by itself from the features of a network that does not "
-            "move and cannot be a part of another method; leave it out"
+            f"chain: {heads[0]} has its own output layer on a frozen network and cannot be a part "
+            "of another method; leave it out"
         )
     rates = {m.learning_rate for m in methods if m.learning_rate is not None}
     if len(rates) > 1:
@@ -388,19 +387,19 @@ def chain(*methods: Method, name: str = "", paper: str = "") -> Method:
 
 
 def _own_key(ctx: Context, part: int) -> Context:
-    """The context of one part of a composition, which draws numbers of its own."""
+    """The context of one part of a composition, with its own random numbers."""
     return dataclasses.replace(ctx, key=jax.random.fold_in(ctx.key, part))
 
 
 def output_leaves(params: Any, setup: Setup) -> Any:
-    """Marks the leaves of the output layer, the last layer that the network calls.
+    """Marks the parameters of the output layer, which is the last layer that the network calls.
 
     Args:
       params: the shared parameters, or their shapes.
       setup: of the learner.
 
     Returns:
-      A tree like ``params`` of f32 scalars: 1.0 for the leaves of the output layer, else 0.0.
+      A tree like ``params`` of f32 scalars: 1.0 for parameters of the output layer, else 0.0.
 
     Raises:
       UserError: the layers of the network are not known.

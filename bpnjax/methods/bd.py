@@ -2,33 +2,33 @@ r"""BD, the beneficial perturbation: a bias per task and layer, learned as a pro
 
 .. math:: y = W_{shared} x + b + M W, \quad M \in R^{1 \times H}, \quad W \in R^{H \times K}
 
-``modulation`` names other vectors in the place of the bias, learned in the same way
-(`bpnjax.modes.MODULATIONS`): their value is what the plain network has, plus M W.
+``modulation`` replaces the bias by other vectors, learned in the same way
+(`bpnjax.modes.MODULATIONS`). Their value is that of the plain network plus M W.
 
 While the task is learned, W follows its gradient and M takes steps against the sign of its
-gradient. Afterwards the product is frozen in a bank ``[T, K]`` and the factors are dropped. M
-starts at zero, so that the network starts as it was. W starts uniform in +-1/sqrt(H), because with
-both at zero neither would ever move. ``step`` says how long the steps of M are:
+gradient. Then the product is frozen in a bank ``[T, K]`` and the factors are dropped. M starts at
+zero, so that the network starts unchanged. W starts uniform in +-1/sqrt(H), because neither would
+ever move if both were zero. ``step`` chooses the size of M's steps:
 
 - ``"relative"`` (default): epsilon / sqrt(1 + t) times the root mean square of the layer's outputs,
-  with t the steps of the task so far (`bpnjax.optim.relative_step`). Epsilon has no unit, and one
-  value serves all networks; docs/paper/step/step.md has the measurements. Vectors that multiply
-  have no unit either: their steps are epsilon / sqrt(1 + t).
-- ``"absolute"``: epsilon, as in the paper (`bpnjax.optim.beneficial_sign`). It has to be found for
+  with t the number of steps of the task so far (`bpnjax.optim.relative_step`). Epsilon has no unit,
+  and one value serves all networks; docs/paper/step/step.md has the measurements. Vectors that
+  multiply have no unit either, so their steps are epsilon / sqrt(1 + t).
+- ``"absolute"``: epsilon, as in the paper (`bpnjax.optim.beneficial_sign`). It must be tuned for
   each network.
 
-`gd` is the same with M following its true gradient, the paper's control; `gd_matched` follows the
-gradient's direction with steps of the length of BD's, epsilon * sqrt(H).
+In `gd`, the paper's control, M follows its true gradient instead. In `gd_matched` it follows the
+gradient's direction with steps as long as those of BD, epsilon * sqrt(H).
 
 Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V, Alg. 1 and 2. Variant: the relative step is
-ours; the step of M is its whole update, no learning rate multiplies it (the paper does not say what
-it is handed to); every layer gets a bias, convolutions too, unless ``layers`` chooses (the paper:
-fully connected layers only, the output layer among them); initial values are those of the lab's
-prototype of a later paper. Of the other modulations ``gain`` is that of (IA)^3 (Liu et al. 2022,
-arXiv 2205.05638), ``bias+gain`` FiLM (Perez et al. 2018, arXiv 1709.07871), ``rank1`` that of
-BatchEnsemble (Wen et al. 2020, arXiv 2002.06715; here the layer's own bias is multiplied, too),
-``depthwise`` that of CLR (Ge et al. 2023, arXiv 2307.11386), ``mask`` a hard gate per unit as in
-Piggyback (Mallya et al. 2018, arXiv 1801.06519, which has one per weight).
+ours. M's step is its whole update and no learning rate multiplies it; the paper does not say which
+optimizer gets it. Every layer that ``layers`` chooses gets a bias, by default all, convolutions
+included; in the paper only fully connected layers do, including the output layer. The initial
+values come from the lab's prototype of a later paper. Of the other modulations ``gain`` is that of
+(IA)^3 (Liu et al. 2022, arXiv 2205.05638), ``bias+gain`` FiLM (Perez et al. 2018, arXiv
+1709.07871), ``rank1`` BatchEnsemble (Wen et al. 2020, arXiv 2002.06715; here the layer's own bias
+is multiplied too), ``depthwise`` CLR (Ge et al. 2023, arXiv 2307.11386), and ``mask`` a hard gate
+per unit like Piggyback (Mallya et al. 2018, arXiv 1801.06519), which has one per weight.
 """
 
 from collections.abc import Callable, Mapping
@@ -51,7 +51,7 @@ Factors = dict[str, dict[str, dict[str, jax.Array]]]
 Epsilon = Annotated[
     float,
     Setting(
-        "step of M, against the sign of its gradient; see bd.step for its unit",
+        "size of M's step, against the sign of its gradient; see bd.step for the unit",
         above=0,
         search=(
             Range(0.02, 2.0, when=("bd.step", "relative")),
@@ -62,8 +62,8 @@ Epsilon = Annotated[
 Step = Annotated[
     str,
     Setting(
-        "M's steps: relative to the size of the layer's outputs and falling within the task, or "
-        "absolute (the paper's)",
+        "unit of M's step: relative (to the size of the layer's outputs, falling within the task) "
+        "or absolute (as in the paper)",
         choices=STEPS,
     ),
 ]
@@ -71,35 +71,35 @@ HiddenDim = Annotated[int, Setting("H, the inner width of the product M W", at_l
 Kind = Annotated[
     str,
     Setting(
-        "what each task has of a layer: bias, gain (on its outputs), bias+gain, rank1 (key on its "
-        "inputs and gain), depthwise (a 3 x 3 kernel per channel behind a convolution), mask (a "
+        "vectors per task and layer: bias, gain (on the outputs), bias+gain, rank1 (a key on the "
+        "inputs and a gain), depthwise (a 3 x 3 kernel per channel after a convolution), mask (a "
         "bit per unit)",
         choices=tuple(modes.MODULATIONS),
         field="bd.modulation",
     ),
 ]
 LayerPattern = Annotated[
-    str, Setting("which layers get a bias per task, a pattern for their path", pattern=True)
+    str, Setting("layers with a bias per task, as a pattern for their paths", pattern=True)
 ]
 Rate = Annotated[
     float | None,
-    Setting("of W (and of M under gd); None for train.learning_rate", above=0),
+    Setting("learning rate of W (with gd also of M); None: train.learning_rate", above=0),
 ]
 
 
 def empty_bank(
     layers: Mapping[str, Layer], num_tasks: int, modulation: str = "bias"
 ) -> dict[str, dict[str, jax.Array]]:
-    """Makes a bank in which each task's mode is the plain network until the task is stored.
+    """Makes a bank whose modes are the plain network until a task is stored.
 
     Args:
-      layers: ``{path: Layer}`` as `bpnjax.networks.Network.layers`, or a part of it.
+      layers: ``{path: Layer}`` as in `bpnjax.networks.Network.layers`, or a part of it.
       num_tasks: T.
-      modulation: what a task has of each layer, a name of `bpnjax.modes.MODULATIONS`.
+      modulation: the vectors per task and layer, a name of `bpnjax.modes.MODULATIONS`.
 
     Returns:
-      ``{path: {"bias": f32 [T, K]}}``, K the outputs of a layer, and likewise for other vectors; of
-      ``"mask"`` uint8 ``[T, ceil(K / 8)]``.
+      ``{path: {"bias": f32 [T, K]}}`` with K the outputs of a layer, and likewise for other
+      vectors; for ``"mask"`` uint8 ``[T, ceil(K / 8)]``.
 
     Example:
       >>> from bpnjax.networks.layers import Layer
@@ -118,26 +118,26 @@ def init_factors(
     measure: bool = False,
     modulation: str = "bias",
 ) -> Factors:
-    r"""Makes the factors of a new task: M zero, W uniform in +-1/sqrt(H).
+    r"""Makes the factors of a new task, with M zero and W uniform in +-1/sqrt(H).
 
     .. math:: M = 0, \quad W_{ij} \sim U(-1 / \sqrt{H}, 1 / \sqrt{H})
 
-    Their product is zero, so the network starts as it was. A first step of epsilon on M moves the
+    Their product is zero, so the network starts unchanged. A first step of epsilon on M moves the
     bias by about 0.46 epsilon sqrt(H) against the gradient, whatever the gradient's length, and by
-    epsilon sqrt(K / 3) across it: H acts like a step size, and a small H leaves the direction to
-    chance.
+    epsilon sqrt(K / 3) across it. So H acts like a step size, and with a small H the direction is
+    mostly random.
 
     Args:
       key: typed PRNG key.
-      layers: ``{path: Layer}`` as `bpnjax.networks.Network.layers`.
+      layers: ``{path: Layer}`` as in `bpnjax.networks.Network.layers`.
       hidden_dim: H.
       measure: whether each has a leaf ``measure``, f32 ``[2]``, for a relative step.
-      modulation: what a task learns of each layer, a name of `bpnjax.modes.MODULATIONS`.
+      modulation: the vectors per task and layer, a name of `bpnjax.modes.MODULATIONS`.
 
     Returns:
-      ``{path: {"bias": {"M": f32 [1, H], "W": f32 [H, K]}}}``, or the names of other vectors with
-      W ``[H, *shape]``; ``bpnjax.optim.beneficial_perturbation`` is the transform that trains them,
-      `product` the vectors they stand for.
+      ``{path: {"bias": {"M": f32 [1, H], "W": f32 [H, K]}}}``, or other names of vectors with W
+      ``[H, *shape]``. `bpnjax.optim.beneficial_perturbation` trains them, and `product` makes the
+      vectors.
 
     Example:
       >>> import jax
@@ -150,8 +150,8 @@ def init_factors(
       >>> product(factors)["out"]["bias"].tolist()
       [0.0, 0.0, 0.0]
 
-    Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V. Variant: the paper does not say how they
-    start; these are the values of the lab's prototype of a later paper.
+    Source: Wen et al. 2020 (arXiv 2009.13954), Sec. V. Variant: the paper gives no initial values;
+    these come from the lab's prototype of a later paper.
     """
     bound = hidden_dim**-0.5
 
@@ -171,16 +171,16 @@ def init_factors(
 
 
 def product(factors: Factors, modulation: str = "bias") -> dict[str, dict[str, jax.Array]]:
-    r"""The vectors that are the product of the factors.
+    r"""Multiplies the factors to vectors.
 
     .. math:: bias = M W, \quad gain = 1 + M W
 
     Args:
-      factors: ``{path: {"bias": {"M": [1, H], "W": [H, K]}}}`` as `init_factors` gives.
-      modulation: of which they are.
+      factors: ``{path: {"bias": {"M": [1, H], "W": [H, K]}}}`` from `init_factors`.
+      modulation: the vectors that they stand for.
 
     Returns:
-      A mode, ``{path: {"bias": [K]}}``, differentiable for the factors.
+      A mode, ``{path: {"bias": [K]}}``, differentiable with respect to the factors.
 
     Example:
       >>> import jax.numpy as jnp
@@ -194,7 +194,7 @@ def product(factors: Factors, modulation: str = "bias") -> dict[str, dict[str, j
 
     def one(name: str, own: dict[str, jax.Array]) -> jax.Array:
         m = own["M"].reshape(-1, *(1,) * (own["W"].ndim - 1))
-        # As a matrix product its gradient for W would be written out before W's optimizer reads it.
+        # A matrix product would store its gradient for W before W's optimizer reads it.
         return in_units_of(name, jnp.sum(m * own["W"], 0), own)
 
     changes = {
@@ -205,12 +205,12 @@ def product(factors: Factors, modulation: str = "bias") -> dict[str, dict[str, j
 
 
 def in_units_of(name: str, change: jax.Array, own: Mapping[str, jax.Array]) -> jax.Array:
-    """A learned change whose step is relative to the layer's outputs (bias) or to 1 (all others).
+    """Sets the unit of a learned change: the size of the outputs for a bias, 1 for other vectors.
 
     Args:
       name: of the vector.
       change: any array.
-      own: the task parameters of the vector, a ``measure`` among them or not.
+      own: the task parameters of the vector, with or without a ``measure``.
 
     Returns:
       ``change``.
@@ -227,17 +227,17 @@ def modulated(
     of: Callable[[Any], Any],
     measure: bool = False,
 ) -> dict[str, Any]:
-    """The hooks of a method that learns vectors per task and layer and keeps them in a bank.
+    """The hooks of a method that learns vectors per task and layer and stores them in a bank.
 
     Args:
       layers: a pattern for the paths of the layers.
-      modulation: which vectors, a name of `bpnjax.modes.MODULATIONS`.
+      modulation: the vectors, a name of `bpnjax.modes.MODULATIONS`.
       fresh: ``(key, layers) -> task_params``, ``{path: {name: {...}}}``.
-      of: ``task_params -> {path: {name: [...]}}``, the vectors they stand for.
+      of: ``task_params -> {path: {name: [...]}}``, the vectors that these stand for.
       measure: whether the task parameters of each vector have a leaf ``measure``.
 
     Returns:
-      Arguments of `Method`; its state is the bank, see `empty_bank`.
+      Arguments of `Method`. Its state is the bank, see `empty_bank`.
     """
     kind = modes.MODULATIONS[modulation]
 
@@ -285,7 +285,7 @@ def modulated(
         except ValueError as error:
             raise UserError(f"bd.modulation: {modulation}: {error}") from error
         if measure or modulation != "bias":
-            _check_read(setup, chosen(setup), kind, measure)
+            _check_read(setup, chosen(setup), modulation, measure)
 
     return {
         "told_task": True,
@@ -297,15 +297,18 @@ def modulated(
     }
 
 
-def _check_read(
-    setup: Setup, chosen: Mapping[str, Layer], kind: modes.Modulation, measure: bool
-) -> None:
-    """Refuses a plain function that leaves a part of the mode alone, or does not measure."""
+def _check_read(setup: Setup, chosen: Mapping[str, Layer], modulation: str, measure: bool) -> None:
+    """Raises an error for a plain function that ignores a part of the mode, or does not measure."""
     network = setup.network
     if all(layer.kind != "function" for layer in chosen.values()):
         return
-    setup.stored_example("a step relative to the outputs of layers (bd.step)")
-    measures = {"measure": jnp.zeros(2, jnp.float32)} if measure and "bias" in kind.names else {}
+    kind = modes.MODULATIONS[modulation]
+    measured = measure and "bias" in kind.names
+    setup.stored_example(
+        "a step relative to the outputs of layers (bd.step)" if measured
+        else f"bd.modulation={modulation}"
+    )  # fmt: skip
+    measures = {"measure": jnp.zeros(2, jnp.float32)} if measured else {}
     mode = {
         path: {name: jnp.zeros(shape, jnp.float32) for name, shape in own.items()} | measures
         for path, own in kind.shapes(chosen).items()
@@ -386,7 +389,7 @@ def gd_matched(
     step: Step = "relative",
     modulation: Kind = "bias",
 ) -> Method:
-    """BD with steps along the gradient that are as long as BD's."""
+    """BD with steps along the gradient that have the length of BD's steps."""
     return _factored(
         hidden_dim, layers, learning_rate,
         lambda tx: optim.beneficial_perturbation(tx, epsilon, step=step, direction="gradient"),

@@ -1,15 +1,17 @@
-"""Controls for an honest reading of BPN: what is due to the direction, the step, the oracle?
+"""Controls for BPN: how much comes from the direction, the step size, and knowing the task?
 
 .. math:: y = W x + b + bias_t
 
-- `plain_bias`: one plain bias per task and layer, zero at first, trained by its gradient, or by
-  BD's relative step on the bias itself (``step="relative"``); or other vectors of ``bd.modulation``
-  in its place.
+- `plain_bias`: one plain bias per task and layer, zero at first, trained by its gradient or by
+  the relative step of BD on the bias itself (``step="relative"``). ``bd.modulation`` replaces the
+  bias by other vectors.
 - `random_bias`: one random bias per task and layer, never trained, uniform among the vectors of
-  the norm ``norm``.
-- `output_mask`: a method without modes, told the task when it answers, by a mask on its outputs.
+  length ``norm``.
+- `output_mask`: a method without modes that is told the task when it answers, by a mask on its
+  outputs.
 
-GD with the step of BD in length is `bpnjax.methods.gd_matched`. Layers are those of ``bd.layers``.
+`bpnjax.methods.gd_matched` is GD with steps as long as those of BD. ``bd.layers`` chooses the
+layers.
 
 Source: ours.
 """
@@ -34,7 +36,7 @@ PLAIN_STEPS = ("optimizer", "relative")
 ChosenLayers = Annotated[
     str,
     Setting(
-        "which layers get a bias per task, a pattern for their path", pattern=True,
+        "layers with a bias per task, as a pattern for their paths", pattern=True,
         field="bd.layers",
     ),
 ]  # fmt: skip
@@ -45,7 +47,7 @@ def plain_bias(
     learning_rate: Annotated[
         float | None,
         Setting(
-            "of the biases of bias_ewc; None for train.learning_rate",
+            "learning rate of the task biases; None: train.learning_rate",
             above=0,
             search=(Range(1e-3, 0.3, when=("plain_bias.step", "optimizer"), own_program=True),),
         ),
@@ -54,20 +56,21 @@ def plain_bias(
     step: Annotated[
         str,
         Setting(
-            "how they are trained: by the optimizer, or by BD's relative step", choices=PLAIN_STEPS
+            "training of the task biases: by the optimizer, or by the relative step of BD",
+            choices=PLAIN_STEPS,
         ),
     ] = "optimizer",
     epsilon: Annotated[
         float,
         Setting(
-            "of the relative step, as bd.epsilon",
+            "size of the relative step, as bd.epsilon",
             above=0,
             search=(Range(0.02, 2.0, when=("plain_bias.step", "relative")),),
         ),
     ] = 0.2,
     modulation: Kind = "bias",
 ) -> Method:
-    """A bias per task and layer that follows its gradient, or takes BD's steps itself."""
+    """A bias per task and layer that follows its gradient or takes the relative step of BD."""
     relative, kind = step == "relative", modes.MODULATIONS[modulation]
 
     def fresh(key: Any, chosen: Mapping[str, Layer]) -> Any:
@@ -122,15 +125,15 @@ def random_bias(
 
 
 def output_mask(method: Method) -> Method:
-    r"""Tells a method without modes the task, as a mask on its outputs when it answers.
+    r"""Tells a method without modes the task when it answers, by a mask on its outputs.
 
     .. math:: z'_c = z_c - 10^9 \, [c \notin C_t]
 
-    with :math:`C_t` the classes of the task; training sees the outputs as they are, and so do the
-    measures that a method takes at a task's end.
+    with :math:`C_t` the classes of the task. Training, and the measures that a method takes at the
+    end of a task, use the outputs without the mask.
 
     Args:
-      method: without modes; trained as it is.
+      method: a method without modes. Its training does not change.
 
     Returns:
       A `Method` whose told accuracy is the masked accuracy of ``method``.
@@ -144,7 +147,7 @@ def output_mask(method: Method) -> Method:
       >>> output_mask(methods.ewc()).told_task
       True
 
-    Source: ours; what BPN's task biases are to be compared with, since both are told the task.
+    Source: ours; a fair comparison for the task biases of BPN, since both are told the task.
     """
     if method.told_task:
         raise UserError(f"output_mask: {method.name} is told the task already; leave the mask out")
@@ -156,7 +159,7 @@ def output_mask(method: Method) -> Method:
 
     def forward(params: Any, task_params: Any, state: Any, ctx: Context) -> tuple[Any, Any]:
         params, mode = method.forward(params, task_params, state, ctx)
-        if not ctx.answering:  # training, or a hook that asks for a Fisher or for outputs to keep
+        if not ctx.answering:  # training, or a hook that asks for a Fisher or for outputs to store
             return params, mode
         *_, output = ctx.setup.network.layers
         classes = jnp.asarray(ctx.setup.known_classes("a mask on the outputs"))[ctx.task]

@@ -1,20 +1,21 @@
-r"""EBLL, encoder based lifelong learning: LwF, and what earlier tasks need of the features stays.
+r"""EBLL, encoder based lifelong learning: LwF that also keeps features that earlier tasks need.
 
-After task k an autoencoder is fitted to the features x of its examples, which are the input of
-one layer (``layer``, by default the last), with the rest of the network frozen:
+After task k an autoencoder is fitted to the features x of its examples, with the rest of the
+network frozen. The features are the input of one layer (``layer``, by default the last):
 
 .. math:: \min \; \alpha_r |x - \hat x|^2 + L_k(\hat x), \quad
           code_k(x) = \mathrm{sigmoid}(A_k^T x + a_k), \quad \hat x = D^T code_k(x) + d
 
-and its encoder is kept. Later tasks t add to LwF's loss
+Its encoder is stored. Each later task t adds to LwF's loss
 
 .. math:: \frac{\alpha}{2} \sum_{k<t} |code_k(x) - code_k(x_{old})|^2
 
-averaged over the batch, with the features before the task as :math:`x_{old}`. LwF's settings apply.
+averaged over the batch, where :math:`x_{old}` are the features before the task. The settings of LwF
+apply too.
 
 Source: Rannen Triki et al. 2017 (arXiv 1704.01920), Eq. 6-9. Variant: both squares are summed over
-elements and averaged over examples (the authors' code sums the latter over the batch); the
-autoencoder is fitted with Adam (AdaDelta there).
+elements and averaged over examples, where the authors' code sums the latter over the batch. The
+autoencoder is fitted with Adam instead of AdaDelta.
 """
 
 from typing import Annotated, Any, NamedTuple
@@ -31,14 +32,14 @@ from bpnjax.utils.errors import UserError
 
 
 class Encoder(NamedTuple):
-    """The half of an autoencoder that is kept: ``code(x) = sigmoid(A^T x + a)``."""
+    """The stored half of an autoencoder: ``code(x) = sigmoid(A^T x + a)``."""
 
     kernel: jax.Array  # A, f32 [(T,) features, code]
     bias: jax.Array  # a, f32 [(T,) code]
 
 
 class EbllState(NamedTuple):
-    """What EBLL keeps: LwF's state and an encoder per task."""
+    """The state of EBLL: that of LwF and an encoder per task."""
 
     lwf: LwfState
     encoders: Encoder  # of all tasks
@@ -46,12 +47,12 @@ class EbllState(NamedTuple):
 
 
 def encode(encoder: Encoder, features: Any) -> jax.Array:
-    r"""The code of features.
+    r"""The code that an encoder gives for features.
 
     .. math:: code(x) = \mathrm{sigmoid}(A^T x + a)
 
     Args:
-      encoder: of one task, kernel f32 ``[features, code]``, bias f32 ``[code]``.
+      encoder: of one task, with kernel f32 ``[features, code]`` and bias f32 ``[code]``.
       features: f32 ``[n, features]``.
 
     Returns:
@@ -77,7 +78,7 @@ def code_loss(encoder: Encoder, features: Any, old: Any, weight: Any) -> jax.Arr
     Args:
       encoder: of one task.
       features: f32 ``[n, features]``.
-      old: f32 ``[n, features]``, those before the task.
+      old: f32 ``[n, features]``, the features before the task.
       weight: f32 ``[n]``, 0 for padding; not all 0.
 
     Returns:
@@ -92,25 +93,25 @@ def code_loss(encoder: Encoder, features: Any, old: Any, weight: Any) -> jax.Arr
       0.125
 
     Source: Rannen Triki et al. 2017 (arXiv 1704.01920), Eq. 8. Variant: summed over the code and
-    averaged over examples; where others average over the code too, their strength is as many times
-    ours as the code has elements.
+    averaged over examples. Codes that average over the code need a strength larger by its length.
     """
     squares = jnp.square(encode(encoder, features) - encode(encoder, old)).sum(-1)
     return 0.5 * jnp.sum(weight * squares) / jnp.sum(weight)
 
 
 def fit(params: Any, data: TaskData, ctx: Context, layer: str, options: "Autoencoder") -> Encoder:
-    """Fits an autoencoder to the features of a task that ended; the formula is above.
+    """Fits an autoencoder to the features of a task that ended; see the top of this file.
 
     Args:
-      params: the shared parameters, which stay as they are.
+      params: the shared parameters. They do not change.
       data: of the task.
       ctx: of the task's end.
       layer: the layer whose input is encoded.
-      options: of the autoencoder; every epoch takes the examples in the same order.
+      options: of the autoencoder. Every epoch takes the examples in the same order.
 
     Returns:
-      Its encoder, kernel f32 ``[features, code]`` and bias f32 ``[code]``; the decoder is dropped.
+      The encoder, with kernel f32 ``[features, code]`` and bias f32 ``[code]``. The decoder is
+      dropped.
 
     Source: Rannen Triki et al. 2017 (arXiv 1704.01920), Sec. 3.2. Variant: Adam, Glorot-uniform
     kernels.
@@ -147,7 +148,7 @@ def fit(params: Any, data: TaskData, ctx: Context, layer: str, options: "Autoenc
 
 
 class Autoencoder(NamedTuple):
-    """How an autoencoder is fitted."""
+    """The settings of an autoencoder's training."""
 
     code: int
     reconstruction: float
@@ -159,22 +160,26 @@ class Autoencoder(NamedTuple):
 @register("ebll", paper="Rannen Triki et al. 2017, arXiv 1704.01920")
 def ebll(
     layer: Annotated[
-        str, Setting("the layer whose input is encoded, by its path; '' is the last one")
+        str, Setting("path of the layer whose input is encoded; '' is the last layer")
     ] = "",
     code: Annotated[int, Setting("width of the codes", at_least=1)] = 100,
     strength: Annotated[
         float,
         Setting(
-            "alpha, of alpha/2 |difference of codes|^2", at_least=0, search=(Range(1e-3, 10.0),)
+            "alpha of the penalty alpha/2 |difference of codes|^2",
+            at_least=0,
+            search=(Range(1e-3, 10.0),),
         ),
     ] = 0.1,
     reconstruction: Annotated[
         float,
-        Setting("weight of |x - reconstruction|^2 in an autoencoder's objective", at_least=0),
+        Setting("weight of |x - reconstruction|^2 in the autoencoder's loss", at_least=0),
     ] = 0.01,
-    epochs: Annotated[int, Setting("of an autoencoder", at_least=1)] = 10,
-    learning_rate: Annotated[float, Setting("of an autoencoder, with Adam", above=0)] = 1e-3,
-    batch_size: Annotated[int, Setting("examples in a step of an autoencoder", at_least=1)] = 128,
+    epochs: Annotated[int, Setting("epochs of an autoencoder", at_least=1)] = 10,
+    learning_rate: Annotated[
+        float, Setting("learning rate of an autoencoder (Adam)", above=0)
+    ] = 1e-3,
+    batch_size: Annotated[int, Setting("examples per step of an autoencoder", at_least=1)] = 128,
     distillation: Strength = 1.0,
     temperature: Temperature = 2.0,
     heads: Heads = "tasks",
@@ -199,7 +204,7 @@ def ebll(
         chosen = encoded(setup)
         if chosen not in layers:
             raise UserError(
-                f"ebll.layer: {chosen!r} is no layer of this network; it has {', '.join(layers)}"
+                f"ebll.layer: {chosen!r} is not a layer of this network; it has {', '.join(layers)}"
             )
         if layers[chosen].kind != "dense" or layers[chosen].rank != 2:
             raise UserError(
@@ -223,8 +228,8 @@ def ebll(
         old = features_of(state.lwf.teacher)
         features, backward = jax.vjp(features_of, params)
 
-        # The sum over earlier tasks is taken of gradients for the features, so that its length can
-        # be traced and the network is differentiated once.
+        # Gradients for the features are summed over earlier tasks. So the number of tasks may be
+        # traced, and the network is differentiated only once.
         def add(k: Any, total: jax.Array) -> jax.Array:
             encoder = jax.tree.map(lambda leaf: leaf[k], state.encoders)
             return total + jax.grad(code_loss, argnums=1)(encoder, features, old, batch.weight)

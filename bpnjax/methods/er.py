@@ -1,6 +1,6 @@
-r"""Experience replay and its dark kin: a reservoir of earlier examples joins each step.
+r"""Experience replay and its variants: examples from a reservoir of earlier ones join each step.
 
-`er` trains on the batch and a draw :math:`B_1` from the memory together,
+`er` trains on the batch together with a draw :math:`B_1` from the replay memory,
 
 .. math:: \frac{1}{|B| + |B_1|} \sum_{b \in B \cup B_1} CE(z_b(\theta), y_b)
 
@@ -9,16 +9,16 @@ or, with ``combine="sum"``, on the sum of the two means. `der` and `derpp` add t
 .. math:: \alpha \frac{1}{|B_1| C} \sum_{b \in B_1} |z_b(\theta) - z_b|^2
           + \beta \frac{1}{|B_2|} \sum_{b \in B_2} CE(z_b(\theta), y_b)
 
-with :math:`B_1, B_2` two independent draws from the memory and :math:`z_b` the C outputs that the
-network gave when the example entered it; `der` has :math:`\beta = 0`.
+where :math:`B_1, B_2` are two independent draws from the memory and :math:`z_b` the C outputs that
+the network gave when the example entered it. `der` has :math:`\beta = 0`.
 
-Examples enter the memory after the step that learned from them, with the outputs before it, as
-training gave them. A method with modes answers each of them in the mode of its own task.
+Examples enter the memory after the step that trained on them, with the outputs before that step in
+training mode. A method with modes answers each stored example in the mode of its own task.
 
-Source: Chaudhry et al. 2019 (arXiv 1902.10486) for ER, whose step is on the union; Buzzega et al.
-2020 (arXiv 2004.07211), Eq. 5 and 6, for DER and DER++. Variant: the squared difference is averaged
-over outputs, as in the authors' code; the paper writes the norm, which sums them, beside alphas
-found with that code.
+Source: Chaudhry et al. 2019 (arXiv 1902.10486) for ER on the union; Buzzega et al. 2020 (arXiv
+2004.07211), Eq. 5 and 6, for DER and DER++. Variant: the squared difference is averaged over
+outputs, as in the authors' code. The paper writes a norm, which is a sum, but its alphas were found
+with that code.
 """
 
 from typing import Annotated, Any, NamedTuple
@@ -31,12 +31,12 @@ from bpnjax.methods.base import Batch, Context, Method, Setup
 from bpnjax.methods.settings import Range, Setting, register
 from bpnjax.utils import prng
 
-MemorySize = Annotated[int, Setting("examples in the reservoir", at_least=1)]
-BatchSize = Annotated[int, Setting("of them that join a step", at_least=1)]
+MemorySize = Annotated[int, Setting("number of examples in the replay memory", at_least=1)]
+BatchSize = Annotated[int, Setting("number of stored examples in a step", at_least=1)]
 Alpha = Annotated[
     float,
     Setting(
-        "der, derpp: weight of the distance to the outputs kept",
+        "der, derpp: weight of the distance to the stored outputs",
         at_least=0,
         search=(Range(0.03, 3.0),),
     ),
@@ -44,7 +44,7 @@ Alpha = Annotated[
 
 
 class ReplayState(NamedTuple):
-    """What ER, DER and DER++ keep."""
+    """The state of ER, DER and DER++."""
 
     memory: replay.Reservoir
     alpha: jax.Array  # weight of the outputs, shape=()
@@ -105,7 +105,7 @@ def _replaying(
         old: Any, new: Any, grads: Any, state: ReplayState, batch: Batch, ctx: Context
     ) -> tuple[Any, ReplayState]:
         del grads
-        # As in training: early running statistics of BatchNorm would give outputs of any size.
+        # As in training: early running statistics of BatchNorm would give outputs of a wrong size.
         answers = ctx.trained(old, batch.x, batch.task)[0] if keeps_outputs else None
         memory = replay.offer(state.memory, jax.random.fold_in(ctx.key, 1), batch, answers)
         return new, state._replace(memory=memory)
@@ -120,7 +120,7 @@ def er(
     combine: Annotated[
         str,
         Setting(
-            "er: mean over the union of batch and draw (authors), or the sum of both means",
+            "er: mean over batch and stored examples together (union), or the sum of both means",
             choices=("union", "sum"),
         ),
     ] = "union",
@@ -131,7 +131,7 @@ def er(
 
 @register("der", group="replay", paper="Buzzega et al. 2020, arXiv 2004.07211")
 def der(memory_size: MemorySize = 500, batch_size: BatchSize = 128, alpha: Alpha = 1.0) -> Method:
-    """Dark experience replay: outputs are kept instead of labels; see the top of this file."""
+    """Dark experience replay, which stores outputs; see the top of this file for the formula."""
     return _replaying("der", memory_size, batch_size, alpha, 0.0, "sum")
 
 
@@ -141,8 +141,13 @@ def derpp(
     batch_size: BatchSize = 128,
     alpha: Alpha = 1.0,
     beta: Annotated[
-        float, Setting("derpp: weight of the cross-entropy", at_least=0, search=(Range(0.1, 3.0),))
+        float,
+        Setting(
+            "derpp: weight of the cross-entropy of stored examples",
+            at_least=0,
+            search=(Range(0.1, 3.0),),
+        ),
     ] = 0.5,
 ) -> Method:
-    """DER++: outputs and labels are kept; see the top of this file for the formula."""
+    """DER++, which stores outputs and labels; see the top of this file for the formula."""
     return _replaying("derpp", memory_size, batch_size, alpha, beta, "sum")

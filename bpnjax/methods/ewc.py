@@ -1,41 +1,41 @@
-r"""EWC: a quadratic anchor at earlier tasks' parameters, weighted by the Fisher information.
+r"""EWC: a quadratic penalty on the distance to earlier parameters, weighted by the Fisher.
 
 .. math:: L_t(\theta) + \frac{\lambda}{2} \sum_{k<t} \sum_j F_{k,j} (\theta_j - \theta^*_{k,j})^2
 
-The sum over tasks of such penalties is again one penalty, with importance :math:`\sum_k F_k` and
-as anchor the mean of the anchors weighted by the Fishers, plus a constant. So every variant needs
-two arrays like the parameters, however many tasks there are. They differ in the anchor
-(``anchors``):
+The sum of such penalties over tasks is again one penalty plus a constant. Its importance is
+:math:`\sum_k F_k`, and its anchor is the mean of the anchors weighted by the Fishers. So every
+variant needs two arrays like the parameters, however many tasks there are. The variants differ in
+the anchor (``anchors``):
 
-- ``"latest"`` (default): the parameters after the last task, with the Fishers summed; what most
-  codes do and what the paper's setting needs (methods differ: the official code was never
-  released).
-- ``"per_task"``: each Fisher keeps its own anchor, as in Kirkpatrick et al. 2017, exactly.
+- ``"latest"`` (default): the parameters after the last task, with the Fishers summed. Most codes do
+  this, and the paper's setting needs it (the official code was never released).
+- ``"per_task"``: each Fisher has its own anchor, exactly as in Kirkpatrick et al. 2017.
 
-`ewc_online` forgets old Fishers: F = decay * F + F_new, anchor latest (Schwarz et al. 2018). With a
-decay of 1 it would be EWC.
+`ewc_online` forgets old Fishers: F = decay * F + F_new, with the latest anchor (Schwarz et al.
+2018). A decay of 1 gives EWC.
 
-``form`` says how the anchor pulls:
+``form`` chooses how the penalty acts:
 
-- ``"proximal"`` and ``"gradient"``: by the gradient of the penalty, the former implicitly, with the
-  same fixed points and so that it cannot diverge; see `bpnjax.optim.anchor_gradient`. Their
-  strength lambda has the unit of a loss: a Fisher is the square of gradients, so a network that
-  learned its task twice as well has a quarter of it, and networks differ by orders of magnitude.
-- ``"relative"`` (default): the importance of a task is the root of its Fisher over the mean of
-  these roots in the same array of parameters, and after the optimizer's step a share of the way
-  back to the anchor is taken:
+- ``"proximal"`` and ``"gradient"`` follow the gradient of the penalty. The proximal form does so
+  implicitly, with the same fixed points, and cannot diverge; see `bpnjax.optim.anchor_gradient`.
+  Their strength lambda depends on the unit of the loss. A Fisher is a square of gradients: a
+  network that learned its task twice as well has a quarter of it, and networks differ by orders of
+  magnitude.
+- ``"relative"`` (default): the importance of a task is the root of its Fisher, divided by the mean
+  of these roots in the same array of parameters. After the optimizer's step the parameters move
+  back to the anchor by a share of the distance:
 
 .. math:: G = \sum_k \frac{\sqrt{F_k}}{\mathrm{mean}(\sqrt{F_k})}, \quad
           \theta \leftarrow \theta - \frac{\kappa G}{1 + \kappa G} (\theta - \theta^*)
 
-The strength kappa has no unit; multiplying the loss by a number changes nothing, and all tasks
-count alike. It is the proximal step of the penalty in Adam's metric: there the step size of a
-parameter is :math:`\eta / \sqrt{v}`, so that the product of step size and curvature is
-:math:`\lambda \eta F / \sqrt{v}`, which goes like the root of F where v does like F.
+The strength kappa has no unit. A constant factor on the loss changes nothing, and all tasks count
+equally. This is the proximal step of the penalty in Adam's metric: there the step size of a
+parameter is :math:`\eta / \sqrt{v}`, so the product of step size and curvature is
+:math:`\lambda \eta F / \sqrt{v}`, which is proportional to the root of F if v is proportional to F.
 
-All shared parameters are anchored, biases and output layer included; a task's own biases never are.
+All shared parameters are anchored, biases and output layer included. A task's own biases never are.
 
-Source: Kirkpatrick et al. 2017 (arXiv 1612.00796). Variant: lambda/2 as there; Wen et al. 2020
+Source: Kirkpatrick et al. 2017 (arXiv 1612.00796). Variant: lambda/2 as there. Wen et al. 2020
 (Suppl. C) write lambda without the 1/2 and use 2,000, which is a strength of 4,000 here. The
 relative form is ours.
 """
@@ -54,13 +54,14 @@ from bpnjax.utils.errors import UserError
 
 FORMS = ("proximal", "gradient")
 EWC_FORMS = ("relative", *FORMS)
-MOST_KAPPA = 100.0  # of an average parameter 1% of a step would be left
+MOST_KAPPA = 100.0  # leaves 1% of a step to an average parameter
 DEFAULT_STRENGTH = {"relative": 0.02, "proximal": 2000.0, "gradient": 2000.0}
 ANCHORS = ("latest", "per_task")
 Strength = Annotated[
     float | None,
     Setting(
-        "kappa or lambda, see ewc.form; None: 0.02 if relative, else 2000",
+        "strength of the penalty, kappa or lambda (see ewc.form); None: 0.02 for relative, else "
+        "2000",
         at_least=0,
         search=(
             Range(1e-3, 1.0, when=("ewc.form", "relative"), default=0.02),
@@ -69,26 +70,32 @@ Strength = Annotated[
     ),
 ]
 Fisher = Annotated[
-    str, Setting("labels of the Fisher: those of the data, all, or sampled", choices=FISHER_KINDS)
+    str,
+    Setting(
+        "labels of the Fisher: empirical (of the data), true (all, weighted), or sampled",
+        choices=FISHER_KINDS,
+    ),
 ]
 Examples = Annotated[
-    int, Setting("of a task, drawn once, that its Fisher is the mean over; 0 is all", at_least=0)
+    int, Setting("number of examples per task for the Fisher, drawn once; 0: all", at_least=0)
 ]
-Form = Annotated[str, Setting("of the pull: proximal (cannot diverge) or gradient", choices=FORMS)]
+Form = Annotated[
+    str, Setting("how the penalty acts: proximal (cannot diverge) or gradient", choices=FORMS)
+]
 
 
 EwcForm = Annotated[
     str,
     Setting(
-        "of the pull: relative (kappa, no unit) or, by lambda, proximal (cannot diverge) or "
-        "gradient",
+        "how the penalty acts: relative (by kappa, without unit), or by lambda: proximal (cannot "
+        "diverge) or gradient",
         choices=EWC_FORMS,
     ),
 ]
 
 
 class EwcState(NamedTuple):
-    """What EWC keeps, however many tasks there were."""
+    """The state of EWC, whose size does not depend on the number of tasks."""
 
     importance: Any  # like the shared parameters, f32; zeros before the first task ends
     anchor: Any  # like the shared parameters
@@ -100,14 +107,14 @@ def relative_importance(fisher: Any) -> Any:
 
     .. math:: G_j = \frac{\sqrt{F_j}}{\mathrm{mean}_{i \in a(j)} \sqrt{F_i}}
 
-    with a(j) the array that parameter j is in, a layer's kernel say; 0 where all of its F is. So
-    each array counts alike, those of deep layers, too, whose gradients may be much smaller.
+    where a(j) is the array that holds parameter j, such as the kernel of a layer. It is 0 if F is 0
+    in the whole array. So each array counts equally, even in layers with much smaller gradients.
 
     Args:
       fisher: F, a tree, f32, not negative.
 
     Returns:
-      The same tree, f32, each leaf of mean 1.
+      The same tree, f32. The mean of each leaf is 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -129,18 +136,18 @@ def relative_importance(fisher: Any) -> Any:
 def accumulate(
     state: EwcState, params: Any, new: Any, decay: Any = 1.0, anchors: str = "latest"
 ) -> EwcState:
-    r"""Adds a task to what EWC keeps.
+    r"""Adds a task to the state of EWC.
 
     .. math:: F \leftarrow \gamma F + F_{new}, \quad
               \theta^* \leftarrow \theta \text{ (latest)} \quad \text{or} \quad
               \theta^* \leftarrow \theta^* + (F_{new} / F) (\theta - \theta^*) \text{ (per task)}
 
-    with the new F on the right; where it is 0 the anchor is the latest parameters.
+    with the new F on the right. Where it is 0, the anchor is the latest parameters.
 
     Args:
-      state: before.
+      state: the state before.
       params: the shared parameters after the task.
-      new: the task's Fisher, same tree, f32, not negative.
+      new: the task's Fisher, the same tree, f32, not negative.
       decay: gamma, factor on the earlier importance.
       anchors: ``"latest"`` or ``"per_task"``.
 
@@ -156,7 +163,7 @@ def accumulate(
       ([4.0], [3.0])
 
     Source: Kirkpatrick et al. 2017 (arXiv 1612.00796) for ``"per_task"``; Schwarz et al. 2018
-    (arXiv 1805.06370), Sec. 4, for a decay, with ``"latest"``.
+    (arXiv 1805.06370), Sec. 4, for the decay, with ``"latest"``.
     """
     total = jax.tree.map(lambda old, f: decay * old + f, state.importance, new)
     if anchors == "latest":
@@ -171,20 +178,20 @@ def accumulate(
 
 
 def zeros_like(params: Any) -> Any:
-    """Zero importance of all parameters, f32."""
+    """A tree of zeros like the parameters, f32."""
     return jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
 
 
 def anchored(strength: Any, form: str, measure: Any, keep: Any = accumulate) -> Method:
-    """A method that holds parameters near those after earlier tasks.
+    """Makes a method that holds parameters near those after earlier tasks.
 
     Args:
-      strength: lambda, of lambda/2 times the sum of importance times squared distance; kappa of the
-        relative form.
+      strength: lambda, where the penalty is lambda/2 times the sum of importance times squared
+        distance; for the relative form kappa.
       form: ``"proximal"`` or ``"gradient"``, see `bpnjax.optim.anchor_gradient`; or ``"relative"``,
         see the top of this file.
-      measure: ``TaskData -> tree``, the importance of a task, for the relative form its square.
-      keep: ``(state, params, importance) -> state``, adds it.
+      measure: ``TaskData -> tree``, the importance of a task; for the relative form its square.
+      keep: ``(state, params, importance) -> state``, adds the importance to the state.
 
     Returns:
       A `Method` whose state is an `EwcState`.
@@ -221,7 +228,7 @@ def anchored(strength: Any, form: str, measure: Any, keep: Any = accumulate) -> 
 
 
 def _strength(given: Any, form: str) -> Any:
-    """The strength that a form takes, refused where it can only be meant for another."""
+    """The strength for a form; raises an error if it can only be meant for another form."""
     if given is None:
         return DEFAULT_STRENGTH[form]
     if form == "relative" and not hasattr(given, "aval") and given > MOST_KAPPA:
@@ -246,7 +253,11 @@ def ewc(
     fisher: Fisher = "empirical",
     examples: Examples = 0,
     anchors: Annotated[
-        str, Setting("the last task's parameters, or those of each task", choices=ANCHORS)
+        str,
+        Setting(
+            "parameters that the penalty pulls to: latest (last task) or per_task (every task)",
+            choices=ANCHORS,
+        ),
     ] = "latest",
     form: EwcForm = "relative",
 ) -> Method:
@@ -269,7 +280,7 @@ def ewc_online(
     decay: Annotated[
         float,
         Setting(
-            "ewc_online: factor on earlier Fishers at each new task",
+            "ewc_online: factor on the earlier Fisher at each new task",
             at_least=0,
             below=1,
             search=(Range(0.5, 0.99, "linear"),),

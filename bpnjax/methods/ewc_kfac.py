@@ -1,24 +1,24 @@
-r"""EWC with Kronecker-factored Fishers: the anchor holds a layer in the directions it was used in.
+r"""EWC with Kronecker factors: protects the input directions that a layer was used on.
 
 .. math:: L_t(\theta) + \frac{\lambda}{2} \sum_l \mathrm{tr}(\Delta_l^T A_l \Delta_l G_l),\quad
           A_l = \sum_{k<t} A_{k,l},\ G_l = \frac{1}{t} \sum_{k<t} G_{k,l},\ \
           \Delta_l = \theta_l - \theta^*_l
 
-with tasks counted from 0. A diagonal Fisher lets a task's gradient through wherever single weights
-do not matter; inputs of earlier tasks are directions across many weights. What is kept is a pair of
-matrices per layer, however many tasks there are, and nothing per task. Sums of products are taken
-for the product of sums, which is exact for one task.
+with tasks counted from 0. Inputs of earlier tasks are directions across many weights. A diagonal
+Fisher allows a change of weights that do not matter one by one, even where they matter together.
+The state is a pair of matrices per layer, however many tasks there are. The sum of products is
+approximated by the product of sums, which is exact for one task.
 
-The anchor acts by its proximal step after every ``every`` updates of the optimizer, counted over
-the task, and at the task's end for those that are left, for as many times the learning rate. So its
-cost is a fraction of a step's and no strength diverges. The optimizer sees the task's gradient
-only: under momentum 0.9 its steps are ten times the rate, and the strength counts a tenth of what
-it does under plain SGD.
+The anchor acts by a proximal step after every ``every`` updates of the optimizer within a task, and
+once more at the end of the task for the remaining ones, with a correspondingly longer step. So it
+costs a fraction of a training step, and no strength diverges. The optimizer sees the task's
+gradient only. With momentum 0.9 its steps are ten times as long, so a strength has a tenth of the
+effect that it has with plain SGD.
 
-For networks whose shared parameters are those of Dense layers called once.
+The shared parameters must belong to Dense layers that are called once.
 
-Source: Ritter, Botev and Barber 2018 (arXiv 1805.07810), "online structured Laplace"; the anchor is
-the parameters after the last task. Variant: empirical Fisher, proximal.
+Source: Ritter, Botev and Barber 2018 (arXiv 1805.07810), "online structured Laplace", with the
+parameters after the last task as anchor. Variant: empirical Fisher, proximal step.
 """
 
 from typing import Annotated, Any, NamedTuple
@@ -35,17 +35,17 @@ from bpnjax.utils.errors import UserError
 
 
 class KfacState(NamedTuple):
-    """What EWC with Kronecker factors keeps, however many tasks there were."""
+    """The state of EWC with Kronecker factors, of the same size for any number of tasks."""
 
     total: dict[str, kronecker.Factors]  # sums over tasks, one per layer
     basis: dict[str, kronecker.Basis]
     anchor: Any  # like the shared parameters
-    tasks: jax.Array  # int32 scalar, how many are in the sums
+    tasks: jax.Array  # int32 scalar, number of tasks in the sums
     strength: jax.Array  # lambda, shape=(); an array so that sweeps can vmap over it
 
 
 def joined(layer: Any) -> jax.Array:
-    """A layer's kernel with its bias as a last row (zeros where it has none).
+    """A layer's kernel with its bias as the last row (zeros if it has no bias).
 
     Args:
       layer: ``{"kernel": [d, k], "bias": [k]}``, the bias optional.
@@ -81,7 +81,7 @@ def _join(path: str, leaf: str) -> str:
 
 
 def _check(setup: Setup) -> None:
-    """Refuses a network with shared parameters that are not of Dense layers called once."""
+    """Raises an error for shared parameters outside of Dense layers that are called once."""
     covered = {}
     if setup.network.tapped is not None:
         covered = per_example.one_pass_layers(setup.network.layers)
@@ -100,28 +100,26 @@ def ewc_kfac(
     strength: Annotated[
         float,
         Setting(
-            "lambda, of lambda/2 tr(D^T A D G), D = theta - anchor",
+            "lambda of the penalty lambda/2 tr(D^T A D G) with D = theta - anchor",
             at_least=0,
             search=(Range(0.1, 1e5),),
         ),
     ] = 10.0,
     examples: Annotated[
-        int, Setting("of a task, drawn once, for its factors; 0 is all", at_least=0)
+        int, Setting("number of examples per task for the factors, drawn once; 0: all", at_least=0)
     ] = 5000,
-    every: Annotated[
-        int, Setting("updates of the optimizer for one pull towards the anchor", at_least=1)
-    ] = 4,
+    every: Annotated[int, Setting("optimizer updates per pull towards the anchor", at_least=1)] = 4,
 ) -> Method:
     r"""EWC with Kronecker factors; see the top of this file for the formula.
 
-    Every so many steps comes the proximal step of the anchor,
+    Every so many steps the anchor takes its proximal step,
 
     .. math:: \theta_l \leftarrow \arg\min_z \frac{1}{2 n \eta} |z - \theta_l|^2 +
               \frac{\lambda}{2} \mathrm{tr}(\Delta_l^T A_l \Delta_l G_l),
               \quad \Delta_l = z - \theta^*_l
 
-    for each layer l, with n the steps since the last one and :math:`\eta` the learning rate of the
-    layer; `bpnjax.importance.kronecker.pull_back` solves it.
+    for each layer l, with n the number of steps since the last one and :math:`\eta` the learning
+    rate of the layer. `bpnjax.importance.kronecker.pull_back` solves it.
     """
 
     def init(key: Any, params: Any, setup: Setup) -> KfacState:
@@ -130,7 +128,7 @@ def ewc_kfac(
         basis = {}
         for path, (inputs, outputs) in total.items():
             d, k = len(inputs), len(outputs)
-            # Zero curvature pulls nothing.
+            # Zero curvature does not pull.
             basis[path] = kronecker.Basis(
                 jnp.eye(d, dtype=jnp.float32),
                 jnp.eye(k, dtype=jnp.float32),
@@ -159,8 +157,8 @@ def ewc_kfac(
     ) -> tuple[Any, KfacState]:
         del old, grads, batch
         due = (ctx.step % every == every - 1) & (ctx.current > 0)
-        # Where neither the step nor the task is batched by vmap over seeds (the command's epochs)
-        # this is a branch; as a select every step would pay for the pull.
+        # This is a branch where vmap over seeds batches neither step nor task (the command's
+        # epochs). As a select, every step would pay for the pull.
         new = jax.lax.cond(due, lambda p: pulled(p, state, every, ctx.step_size), lambda p: p, new)
         return new, state
 

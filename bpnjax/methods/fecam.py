@@ -3,16 +3,16 @@ r"""FeCAM: the nearest class mean in the Mahalanobis distance of each class.
 .. math:: \hat y = \arg\min_c (u - m_c)^T \hat\Sigma_c^{-1} (u - m_c), \quad
           \tilde z = z^\beta, \quad u = \tilde z / |\tilde z|, \quad m_c = \mu_c / |\mu_c|
 
-with the features z of a network that stays as it is (`bpnjax.methods.analytic`), the mean
-:math:`\mu_c` and the covariance of :math:`\tilde z` within class c, which is shrunk and then scaled
-to correlations (`normalised_covariance`), so that classes of large and of small variance can be
+with the features z of a frozen network (`bpnjax.methods.analytic`), the mean :math:`\mu_c` and the
+covariance of :math:`\tilde z` within class c. The covariance is shrunk and then scaled to
+correlations (`normalised_covariance`), so that classes with large and small variance can be
 compared. The logits are minus the distances.
 
-It stores a d x d matrix per class and one more in training.
+The state has one d x d matrix per class, and training needs a second one.
 
-Source: Goswami et al. 2023 (FeCAM, arXiv 2309.14062), Eq. 4-9; features and means are scaled to
-length 1 in their code. Variant: shrunk once, as in the paper; their code does it twice. Features
-below 0, which only networks without a last ReLU have, keep their sign under the power.
+Source: Goswami et al. 2023 (FeCAM, arXiv 2309.14062), Eq. 4-9; their code scales features and means
+to length 1. Variant: shrunk once, as in the paper; their code does it twice. Negative features,
+which only networks without a last ReLU have, keep their sign under the power.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class FecamSums(NamedTuple):
 
 
 class FecamHead(NamedTuple):
-    """What answers: the classes' means and inverse covariances."""
+    """The head: means and inverse covariances of the classes."""
 
     means: jax.Array  # of length 1, f32 [C, d]
     precision: jax.Array  # f32 [C, d, d]
@@ -62,7 +62,7 @@ def transformed(features: jax.Array, power: jax.Array | float) -> jax.Array:
 
     Args:
       features: f32 ``[n, d]``.
-      power: beta, above 0; 1 for the features as they are.
+      power: beta, above 0; 1 changes nothing.
 
     Returns:
       f32 ``[n, d]``.
@@ -79,7 +79,7 @@ def transformed(features: jax.Array, power: jax.Array | float) -> jax.Array:
 
 
 def normalised_covariance(covariance: jax.Array, shrinkage: jax.Array | float) -> jax.Array:
-    r"""A covariance that is shrunk and then scaled to a diagonal of ones.
+    r"""Shrinks a covariance and scales it to a diagonal of ones.
 
     .. math:: \Sigma' = \Sigma + \gamma V_1 I + \gamma V_2 (1 - I), \quad
               \hat\Sigma_{ij} = \Sigma'_{ij} \Big/ \sqrt{\Sigma'_{ii} \Sigma'_{jj}}
@@ -91,7 +91,7 @@ def normalised_covariance(covariance: jax.Array, shrinkage: jax.Array | float) -
       shrinkage: gamma, above 0.
 
     Returns:
-      f32 ``[d, d]``; the identity where the covariance is 0.
+      f32 ``[d, d]``; the identity if the covariance is 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -113,7 +113,7 @@ def normalised_covariance(covariance: jax.Array, shrinkage: jax.Array | float) -
 
 
 def distances(means: jax.Array, precision: jax.Array, vectors: jax.Array) -> jax.Array:
-    r"""Mahalanobis distances, squared.
+    r"""Squared Mahalanobis distances.
 
     .. math:: D_{ic} = (u_i - m_c)^T \Lambda_c (u_i - m_c)
 
@@ -165,14 +165,14 @@ def fecam(
     shrinkage: Annotated[
         float,
         Setting(
-            "gamma, weight of the means of the covariance's elements", above=0,
+            "gamma, weight of the mean elements that are added to the covariance", above=0,
             search=(Range(0.01, 100.0),),
         ),
     ] = 1.0,
     power: Annotated[
         float,
         Setting(
-            "beta, to which features are raised; 1: none", above=0,
+            "beta, the power to which features are raised; 1: no change", above=0,
             search=(Range(0.2, 1.0, "linear"),),
         ),
     ] = 0.5,

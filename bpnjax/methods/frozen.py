@@ -1,16 +1,16 @@
-r"""Frozen: the shared network stays, and of the output layer a task learns its own columns.
+r"""Frozen: the shared network does not change, and a task learns its own output columns.
 
 .. math:: \theta \leftarrow \theta_{old} \text{ but for } W_{out}[:, c], \, b_{out}[c], \quad
           c \in C_t
 
 For a network that starts from pretrained weights (``model.pretrained``). With biases per task
-(`bd_frozen`, `bias_frozen`) nothing that an earlier task answers with among its own classes ever
-changes, so its logits stay the same, bit for bit. The gradient of the frozen parameters is not even
-computed. Running statistics of BatchNorm are no parameters: keep them frozen, or per task, by
-``model.batch_statistics``.
+(`bd_frozen`, `bias_frozen`) a later task never changes the answers of an earlier task among its own
+classes: its logits stay the same, bit for bit. The gradient of the frozen parameters is not even
+computed. Running statistics of BatchNorm are not parameters; ``model.batch_statistics`` keeps them
+frozen, or per task.
 
-Source: Ge et al. 2023 (SKILL, arXiv 2305.15591), whose network is frozen and whose tasks have a
-head and a bias per unit each. Variant: the head of a task is its columns of one output layer.
+Source: Ge et al. 2023 (SKILL, arXiv 2305.15591), with a frozen network, and one head and one bias
+per unit for each task. Variant: the head of a task is its columns of one output layer.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ from bpnjax.methods.settings import register
 
 
 def learning_columns(params: Any, setup: Setup, task: Any) -> Any:
-    """Which parameters a task may change.
+    """Marks the parameters that a task may change.
 
     Args:
       params: the shared parameters, or their shapes.
@@ -31,8 +31,8 @@ def learning_columns(params: Any, setup: Setup, task: Any) -> Any:
       task: int scalar, may be traced.
 
     Returns:
-      A tree like ``params``: for leaves of the output layer bool ``[C]``, True for the task's own
-      classes; for others all False.
+      A tree like ``params``. Parameters of the output layer are bool ``[C]``, True for the task's
+      own classes; all others are False.
 
     Raises:
       UserError: the classes of the tasks, or the layers of the network, are not known.
@@ -52,7 +52,7 @@ def learning_columns(params: Any, setup: Setup, task: Any) -> Any:
     own = jnp.asarray(setup.known_classes("frozen"))[task]
 
     def one(flag: jax.Array, leaf: Any) -> jax.Array:
-        # A leaf of another length than the outputs, of a norm say, belongs to all classes.
+        # A parameter with another length than the outputs, such as of a norm, is for all classes.
         fits = leaf.ndim > 0 and leaf.shape[-1] == setup.num_outputs
         return own & (flag > 0) if fits else jnp.bool_(False)
 
@@ -61,7 +61,7 @@ def learning_columns(params: Any, setup: Setup, task: Any) -> Any:
 
 @register("frozen", paper="Ge et al. 2023, arXiv 2305.15591")
 def frozen() -> Method:
-    """A network that does not move; see the top of this file."""
+    """A network whose shared layers do not change; see the top of this file."""
 
     def check(setup: Setup) -> None:
         setup.known_classes("frozen")
@@ -89,7 +89,7 @@ def frozen() -> Method:
     def end_step(
         old: Any, new: Any, grads: Any, state: Any, batch: Batch, ctx: Context
     ) -> tuple[Any, Any]:
-        del grads, batch  # weight decay and momentum would move them, too
+        del grads, batch  # weight decay and momentum would move the parameters too
         learns = learning_columns(old, ctx.setup, ctx.current)
         return jax.tree.map(lambda o, n, may: jnp.where(may, n, o), old, new, learns), state
 

@@ -1,19 +1,19 @@
-r"""GEM and A-GEM: the gradient must not raise the loss on examples kept of earlier tasks.
+r"""GEM and A-GEM: a step must not raise the loss on stored examples of earlier tasks.
 
 .. math:: \min_{g'} \frac{1}{2} |g' - g|^2 \quad \text{so that} \quad
           g'^T g_k \ge 0 \text{ for all } k < t
 
-At each step GEM computes the gradient g_k of every earlier task's memory and projects the step's
-own gradient g onto what none of them forbids (`bpnjax.optim.projection.gem`, with a margin). A-GEM
-takes one gradient on a batch drawn from all memories (`bpnjax.optim.projection.agem`).
+In each step GEM computes the gradient g_k on the memory of every earlier task, and projects the
+step's gradient g so that it conflicts with none of them (`bpnjax.optim.projection.gem`, with a
+margin). A-GEM uses one gradient on a batch drawn from all memories
+(`bpnjax.optim.projection.agem`).
 
-The memory of a task is the last examples of its stream: ``memories`` of them, or of each class
-with ``per="class"`` (the BPN paper's GEM(n)). It is filled when the task ends; until then it
-is not used.
+The memory of a task holds the last examples of its stream: ``memories`` of them, or as many of each
+class with ``per="class"`` (GEM(n) in the BPN paper). It is filled when the task ends.
 
 Source: Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), Eq. 8; Chaudhry et al. 2019 (arXiv
-1812.00420), Eq. 11. Variant: the authors' ring counter carries over from task to task, ours starts
-anew for each.
+1812.00420), Eq. 11. Variant: the authors' ring counter continues from task to task; here it starts
+anew for each task.
 """
 
 from typing import Annotated, Any, NamedTuple
@@ -26,36 +26,36 @@ from bpnjax.methods.base import Batch, Context, Method, Setup, TaskData
 from bpnjax.methods.settings import Range, Setting, register
 from bpnjax.optim import projection
 
-Memories = Annotated[int, Setting("examples kept of each task, or of each class", at_least=1)]
+Memories = Annotated[int, Setting("number of examples stored per task, or per class", at_least=1)]
 Per = Annotated[
     str,
     Setting(
-        "memories count per task (GEM's code) or per class (the BPN paper's GEM(n))",
+        "what gem.memories counts for: task (as in GEM's code) or class (GEM(n) of the BPN paper)",
         choices=("task", "class"),
     ),
 ]
 
 
 class Memory(NamedTuple):
-    """The examples that GEM and A-GEM keep of each task, in their stored dtype."""
+    """The stored examples of each task, in their own dtype."""
 
     x: jax.Array  # [T, M, ...]
     y: jax.Array  # [T, M, ...]
-    real: jax.Array  # f32 [T, M], 0 where a task has fewer examples
+    real: jax.Array  # f32 [T, M], 0 for empty places
 
 
 def last_examples(data: TaskData, size: int, per_class: int, num_classes: int) -> Any:
-    """Chooses what is kept of a task: the last examples of its stream.
+    """Chooses the examples to store: the last ones of a task's stream.
 
     Args:
-      data: of the task that ended, in the order in which it was trained on last.
+      data: of the task that ended, in the order of its last epoch.
       size: M, places in the memory.
-      per_class: if above 0, at most so many of each class.
+      per_class: if above 0, the largest number per class.
       num_classes: C, outputs of the network.
 
     Returns:
       Examples ``[M, ...]`` and labels ``[M, ...]`` in the order of the stream, and f32 ``[M]``, 0
-      for places left empty.
+      for empty places.
 
     Source: Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), Sec. 3, the last m examples of each task.
     """
@@ -76,17 +76,17 @@ def last_examples(data: TaskData, size: int, per_class: int, num_classes: int) -
 
 
 def draw(memory: Memory, earlier: jax.Array, key: Any, size: int) -> Any:
-    """Draws examples of earlier tasks' memories, none twice.
+    """Draws examples from the memories of earlier tasks, without replacement.
 
     Args:
       memory: of all tasks.
-      earlier: bool ``[T]``, which tasks to draw from.
+      earlier: bool ``[T]``, the tasks to draw from.
       key: typed PRNG key.
-      size: how many.
+      size: number of examples.
 
     Returns:
-      Examples ``[n, ...]``, labels ``[n, ...]``, their tasks int32 ``[n]`` and f32 ``[n]``, 0 for
-      places beyond what the memories hold; n is ``size``, or all places if there are fewer.
+      Examples ``[n, ...]``, labels ``[n, ...]``, their tasks int32 ``[n]``, and f32 ``[n]``, 0 for
+      places that could not be filled. n is ``size``, or the number of all places if that is less.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -99,7 +99,7 @@ def draw(memory: Memory, earlier: jax.Array, key: Any, size: int) -> Any:
     """
     tasks, places = memory.real.shape
     real = (memory.real * earlier[:, None]).reshape(-1)
-    # The places with the largest of independent numbers: one number per place, not per draw.
+    # Draws one random number per place and takes the largest ones.
     lots = jnp.where(real > 0, jax.random.uniform(key, real.shape, jnp.float32), -1.0)
     chosen = jax.lax.top_k(lots, min(size, tasks * places))[1]
     row, column = chosen // places, chosen % places
@@ -150,12 +150,14 @@ def gem(
     margin: Annotated[
         float,
         Setting(
-            "gem: least weight of a task's gradient once any is in conflict",
+            "gem: smallest weight of a task's gradient when any gradient conflicts",
             at_least=0,
             search=(Range(0.0, 1.0, "linear"),),
         ),
     ] = 0.5,
-    damping: Annotated[float, Setting("gem: added to the diagonal of the dual", at_least=0)] = 1e-3,
+    damping: Annotated[
+        float, Setting("gem: number added to the diagonal of the dual problem", at_least=0)
+    ] = 1e-3,
 ) -> Method:
     """GEM; see the top of this file for the formula."""
 
@@ -180,7 +182,7 @@ def agem(
     memories: Memories = 256,
     per: Per = "task",
     batch_size: Annotated[
-        int, Setting("agem: examples of the memory in its reference gradient", at_least=1)
+        int, Setting("agem: stored examples in the reference gradient", at_least=1)
     ] = 256,
 ) -> Method:
     """A-GEM; see the top of this file for the formula."""
@@ -190,7 +192,7 @@ def agem(
         flat, restore = ravel_pytree(grads)
         earlier = jnp.arange(state.real.shape[0]) < ctx.current
         x, y, task, weight = draw(state, earlier, ctx.key, batch_size)
-        # Zero while nothing is kept.
+        # Zero while the memory is empty.
         reference = _memory_gradient(params, ctx, x, y, task, weight)
         return restore(projection.agem(flat, reference))
 

@@ -4,21 +4,22 @@ r"""IMM, incremental moment matching: the networks after each task are merged in
 - `imm_mode`: :math:`\theta = \sum_k \alpha_k F_k \theta_k \big/ \sum_k \alpha_k F_k`, elementwise,
   with 1e-8 added to each Fisher.
 
-All tasks learned so far weigh the same. Each task starts from the last one's parameters
-(weight-transfer), on request with
+All tasks learned so far have the same weight. Each task starts from the parameters of the last one
+(weight-transfer). Two options keep it near them:
 
-- a pull towards them, :math:`\lambda |\theta - \theta_{k-1}|^2` (L2-transfer, ``l2``),
-- a random part of the hidden units put back to them in each step (drop-transfer, ``drop``, the
-  share of those units; see `drop_transfer`).
+- a penalty :math:`\lambda |\theta - \theta_{k-1}|^2` (L2-transfer, ``l2``),
+- in each step a random share ``drop`` of the hidden units uses the last task's weights
+  (drop-transfer, see `drop_transfer`).
 
-Training goes on from the unmerged network; what answers is the merged one. The whole network is
-merged, as the authors do (``columns="all"``), or each class's column of the output layer only over
-the tasks that have the class (``columns="own"``). By default a head per task is merged by the
-latter, since other tasks never trained it, and one shared output layer by the former.
+Training continues from the unmerged network; the merged one answers. ``columns="all"`` merges the
+whole network, as the authors do. ``columns="own"`` merges the output column of a class only over
+the tasks that have the class. The default is "own" for one head per task, since other tasks never
+trained it, and "all" for one shared output layer.
 
 Source: Lee et al. 2017 (arXiv 1703.08475), Eq. 3, 4, 6 and Sec. 3.2. Variant: the Fisher of
-`imm_mode` is exact per example, with one sampled label each (the authors' code squares means of
-1,000); the units to drop are drawn once a step, where the code draws them for each example.
+`imm_mode` is exact per example, with one sampled label each, where the authors' code squares means
+over 1,000 examples. The units to drop are drawn once per step, where the code draws them per
+example.
 """
 
 from typing import Annotated, Any, NamedTuple
@@ -34,7 +35,7 @@ from bpnjax.methods.settings import Range, Setting, register
 L2 = Annotated[
     float,
     Setting(
-        "lambda of lambda |theta - theta of the last task|^2; 0 is weight-transfer",
+        "lambda of the penalty lambda |theta - theta of the last task|^2; 0: weight-transfer only",
         at_least=0,
         search=(Range(1e-6, 1.0),),
     ),
@@ -42,39 +43,39 @@ L2 = Annotated[
 Drop = Annotated[
     float,
     Setting(
-        "share of the hidden units that a step leaves at the last task's weights",
+        "share of hidden units that use the last task's weights in a step (drop-transfer)",
         at_least=0, below=1, search=(Range(0.0, 0.8, "linear", own_program=True),),
     ),
 ]  # fmt: skip
 Columns = Annotated[
     str,
     Setting(
-        "the output layer: all columns are merged, each over its own tasks, or auto by the heads",
+        "output columns: all are merged over all tasks, own over their own tasks; auto: by heads",
         choices=("auto", "all", "own"),
     ),
 ]
 
 
 class ImmState(NamedTuple):
-    """What IMM keeps: the network of each task, and what they are merged to."""
+    """The state of IMM: the network of each task, and the merged network."""
 
-    thetas: Any  # like the shared parameters with a leading axis [T]
+    thetas: Any  # like the shared parameters, with a leading axis [T]
     fishers: Any  # the same, or None for the mean
-    done: jax.Array  # f32 [T], 1 for tasks learned
-    merged: Any  # like the shared parameters, what answers
+    done: jax.Array  # f32 [T], 1 for learned tasks
+    merged: Any  # like the shared parameters; it gives the answers
     strength: jax.Array  # lambda of the L2-transfer, shape=()
     drop: jax.Array  # rate of the drop-transfer, shape=()
 
 
 def merge(theta: Any, share: Any) -> jax.Array:
-    r"""Weighted mean over the leading axis; where all shares are 0, the plain mean.
+    r"""Weighted mean over the leading axis; the plain mean where all weights are 0.
 
     .. math:: \theta = \sum_k s_k \theta_k \Big/ \sum_k s_k
 
     Args:
       theta: ``[T, ...]``.
-      share: s, not negative, broadcasts against it: ``[T, 1, ...]`` for IMM's mean, Fishers for its
-        mode.
+      share: s, not negative, which broadcasts against it: ``[T, 1, ...]`` for IMM's mean, Fishers
+        for its mode.
 
     Returns:
       ``[...]``, in the dtype of ``theta``.
@@ -96,23 +97,23 @@ def merge(theta: Any, share: Any) -> jax.Array:
 
 
 def drop_transfer(params: Any, previous: Any, is_head: Any, rate: Any, key: Any) -> Any:
-    r"""Replaces a random part of the hidden units by what they were after the last task.
+    r"""Gives a random part of the hidden units their weights after the last task.
 
     .. math:: \hat\theta_i = \theta'_i + \frac{m_i}{1 - p} (\theta_i - \theta'_i)
 
-    with :math:`m_i` 0 with probability p, else 1, one for all weights and the bias of unit i; its
+    where :math:`m_i` is 0 with probability p, else 1, for all weights and the bias of unit i. The
     expectation is :math:`\theta`.
 
     Args:
-      params: a dict tree of parameters, leaves ``[..., units]``; those of one layer have the same
+      params: a dict tree of parameters, leaves ``[..., units]``. Those of one layer have the same
         units.
-      previous: those after the last task, same tree.
-      is_head: same tree, 1.0 for the output layer, which drops nothing.
+      previous: the parameters after the last task, the same tree.
+      is_head: the same tree, 1.0 for the output layer, which drops nothing.
       rate: p, scalar in [0, 1).
       key: typed PRNG key.
 
     Returns:
-      Parameters, same tree and dtypes.
+      Parameters, with the same tree and dtypes.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -131,7 +132,7 @@ def drop_transfer(params: Any, previous: Any, is_head: Any, rate: Any, key: Any)
         layer = jax.tree_util.keystr(path[:-1], simple=True, separator="/")
         if layer not in layers:
             own = jax.random.fold_in(key, len(layers))
-            # Not `jax.random.bernoulli`, which draws other numbers where 64-bit floats are on.
+            # `jax.random.bernoulli` would draw other numbers if 64-bit floats are on.
             draws = jax.random.uniform(own, new.shape[-1:], jnp.float32)
             layers[layer] = (draws < jnp.float32(1.0 - rate)) / jnp.float32(1.0 - rate)
         mixed = old + layers[layer] * (new - old)
@@ -169,7 +170,7 @@ def _merging(by_mode: bool, l2: float, drop: float, columns: str, form: str) -> 
             return drop_transfer(params, previous, is_head, rate, ctx.key), {}
         if ctx.current is None:
             return state.merged, {}
-        # While a task is trained the network answers as it stands; it has yet to be merged.
+        # In training the network answers unmerged.
         in_training = ctx.current >= 0
         return jax.tree.map(lambda p, m: jnp.where(in_training, p, m), params, state.merged), {}
 
@@ -210,7 +211,7 @@ def _merging(by_mode: bool, l2: float, drop: float, columns: str, form: str) -> 
                 classes = jnp.asarray(setup.known_classes("imm"))
                 owned = state.done[:, None] * classes  # [T, C]
                 column = owned.reshape(owned.shape[:1] + (1,) * (theta.ndim - 2) + owned.shape[1:])
-                # A class that no task so far has: merged like everything else.
+                # A class that no task has so far is merged like everything else.
                 column = jnp.where(column.sum(0, keepdims=True) > 0, column, every)
                 share = jnp.where(head > 0, column, every)
             return merge(theta, share * fisher)

@@ -1,4 +1,4 @@
-"""What a learner is given, checked once: batches, the data of a task, examples, labels."""
+"""Checks of what a learner is given: batches, the data of a task, examples, labels."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,7 +15,7 @@ __all__ = ["checked_batch", "checked_data", "checked_examples", "checked_labels"
 
 
 def checked_batch(setup: Setup, batch: Any) -> tuple[Any, Any, Any, Any]:
-    """Examples, labels, weights and tasks of a batch; None where it has none of the last two."""
+    """Examples, labels, weights and tasks of a batch; None for missing weights and tasks."""
     if not isinstance(batch, (tuple, list)) or not 2 <= len(batch) <= 4:
         raise UserError(
             f"batch: give (x, y), or (x, y, weight) with 0 for padding, not {type(batch).__name__}"
@@ -46,7 +46,7 @@ def checked_data(setup: Setup, data: Any) -> tuple[Any, Any]:
     if isinstance(data, (tuple, list)) and data and all(hasattr(part, "shape") for part in data):
         data = [data]
     elif isinstance(data, tuple) and not any(isinstance(part, tuple) for part in data):
-        data = [data]  # of lists of numbers
+        data = [data]  # a pair of lists of numbers
     parts = [_real(batch) for batch in data]
     if not parts:
         raise UserError("data: no batches; give the examples of the task that ended")
@@ -63,7 +63,7 @@ def checked_data(setup: Setup, data: Any) -> tuple[Any, Any]:
 
 
 def _real(batch: Any) -> tuple[Any, Any]:
-    """Examples and labels of a batch without those of weight 0."""
+    """Examples and labels of a batch, without those of weight 0."""
     if not isinstance(batch, (tuple, list)) or not 2 <= len(batch) <= 4:
         raise UserError(
             f"data: give (x, y), or an iterable of batches (x, y), not of {type(batch).__name__}"
@@ -79,7 +79,7 @@ def _real(batch: Any) -> tuple[Any, Any]:
 
 
 def checked_examples(setup: Setup, x: Any) -> Any:
-    """Examples that fit the network; NaN is looked for in NumPy arrays only."""
+    """Examples that fit the network. NaN is searched for in NumPy arrays only."""
     example = setup.network.example
     if not hasattr(x, "dtype"):
         try:
@@ -88,7 +88,7 @@ def checked_examples(setup: Setup, x: Any) -> Any:
             raise UserError(f"x: no array of examples ({error}); give [n, ...]") from error
     if example is None:
         if not x.ndim:
-            raise UserError("x: a scalar is no batch of examples; give [n, ...]")
+            raise UserError("x: a scalar is not a batch of examples; give [n, ...]")
         return x
     if tuple(x.shape[1:]) != example.shape[1:] or x.ndim != len(example.shape):
         raise UserError(
@@ -102,7 +102,7 @@ def checked_examples(setup: Setup, x: Any) -> Any:
         )
     if isinstance(x, np.ndarray):
         if _kind(x.dtype) == "float" and not np.isfinite(x).all():
-            raise UserError("x: the examples hold NaN or infinite numbers; mend the data")
+            raise UserError("x: the examples hold NaN or infinite numbers; fix the data")
         if _kind(x.dtype) == "integer" and x.size:
             room = jnp.iinfo(example.dtype)
             if x.min() < room.min or x.max() > room.max:
@@ -115,13 +115,13 @@ def checked_examples(setup: Setup, x: Any) -> Any:
 
 
 def _kind(dtype: Any) -> str:
-    """What numbers of a dtype are: those of one kind are converted without a word."""
+    """The kind of numbers of a dtype; numbers of the same kind are converted silently."""
     kinds = {"float": jnp.floating, "integer": jnp.integer}
     return next((kind for kind, of in kinds.items() if jnp.issubdtype(dtype, of)), str(dtype))
 
 
 def checked_labels(setup: Setup, y: Any, n: int) -> Any:
-    """Labels that fit the network; their range is looked at in NumPy arrays only."""
+    """Labels that fit the network. Their range is checked in NumPy arrays only."""
     label = setup.label
     if not hasattr(y, "dtype"):
         try:
@@ -140,12 +140,12 @@ def checked_labels(setup: Setup, y: Any, n: int) -> Any:
             least, most = int(y.min()), int(y.max())
             if least < 0 or most >= setup.num_outputs:
                 raise UserError(
-                    f"y: label {least if least < 0 else most} is no class of this network; it "
+                    f"y: label {least if least < 0 else most} is not a class of this network; it "
                     f"has {setup.num_outputs} outputs, labels are 0 to "
                     f"{setup.num_outputs - 1}"
                 )
         elif not whole and not np.isfinite(y).all():
-            raise UserError("y: the labels hold NaN or infinite numbers; mend the data")
+            raise UserError("y: the labels hold NaN or infinite numbers; fix the data")
         return y.astype(label.dtype, copy=False)
     return y
 
@@ -153,8 +153,8 @@ def checked_labels(setup: Setup, y: Any, n: int) -> Any:
 def checked_losses(loss: Callable[[Any, Any], Any], outputs: Any, y: Any) -> Any:
     """The losses of a user's function, ``[n, ...]``, which must not depend on other examples.
 
-    Outputs ``[n, 1]`` minus labels ``[n]`` are ``[n, n]``: such a loss has a finite gradient, of
-    something else. It is told by its shape, which follows the number of examples on other axes.
+    Outputs ``[n, 1]`` minus labels ``[n]`` are ``[n, n]``. Such a loss has a finite but wrong
+    gradient. Its shape reveals it: another axis also changes with the number of examples.
     """
     losses = loss(outputs, y)
     n = outputs.shape[0]

@@ -1,7 +1,7 @@
 """Joint training: one network on all tasks together, the usual upper bound without task identity.
 
-It trains once, after the data of all tasks are there, so only the last row of its accuracy
-matrix is filled; backward transfer and forgetting have no meaning for it.
+It trains once, when the data of all tasks are there. So only the last row of its accuracy matrix is
+filled, and backward transfer and forgetting are not defined for it.
 """
 
 from bpnjax.methods.base import Method

@@ -1,19 +1,20 @@
-r"""LwF, learning without forgetting: earlier answers to the new task's examples are kept.
+r"""LwF, learning without forgetting: keeps the earlier answers to the new task's examples.
 
 .. math:: L_t(\theta) + \lambda \sum_{k<t} H\big(\mathrm{softmax}(z^{old}_k / \tau),
           \mathrm{softmax}(z_k / \tau)\big)
 
-where z are the logits of task k's head on the current batch, H the cross-entropy averaged over the
-batch and *old* the network after the last task. Temperature 2, no factor of its square.
+where z are the logits of task k's head on the current batch, H is the cross-entropy averaged over
+the batch, and *old* is the network after the last task. The default temperature is 2, and its
+square is not a factor.
 
-Heads (``heads``): ``"tasks"``, each earlier task's classes are a head of their own, as in the
-paper; ``"seen"``, all classes of earlier tasks are one head, for tasks that share their classes
-(permuted pixels), where the sum would count the same head again for every task.
+``heads`` chooses the heads: ``"tasks"`` has one head per earlier task, as in the paper. ``"seen"``
+has one head of all earlier classes, for tasks that share their classes (permuted pixels), where the
+sum would count the same head once per task.
 
-With ``warmup_steps`` only the output layer is trained in the first steps of a later task.
+``warmup_steps`` trains only the output layer in the first steps of a later task.
 
-Source: Li and Hoiem 2016 (arXiv 1606.09282), Eq. 2-4. Variant: the old network answers the very
-batch that is trained on, rather than from a record made before the task.
+Source: Li and Hoiem 2016 (arXiv 1606.09282), Eq. 2-4. Variant: the old network answers the current
+batch itself, instead of from a record made before the task.
 """
 
 from typing import Annotated, Any, NamedTuple
@@ -30,7 +31,7 @@ from bpnjax.utils.heads import within_head
 Strength = Annotated[
     float,
     Setting(
-        "lambda, weight of the earlier answers",
+        "lambda, weight of the distillation loss",
         at_least=0,
         field="lwf.strength",
         search=(Range(0.1, 30.0),),
@@ -39,27 +40,30 @@ Strength = Annotated[
 Temperature = Annotated[
     float,
     Setting(
-        "of the softmax of the answers", above=0, field="lwf.temperature", search=(Range(1.0, 8.0),)
+        "temperature of the softmax in the distillation loss",
+        above=0,
+        field="lwf.temperature",
+        search=(Range(1.0, 8.0),),
     ),
 ]
 Heads = Annotated[
     str,
     Setting(
-        "one head per earlier task (tasks), or all earlier classes together (seen)",
+        "softmax over the classes of each earlier task (tasks) or of all earlier tasks (seen)",
         choices=("tasks", "seen"), field="lwf.heads",
     ),
 ]  # fmt: skip
 WarmUp = Annotated[
     int,
     Setting(
-        "steps of a later task in which only the output layer is trained", at_least=0,
+        "steps at the start of a later task that train the output layer only", at_least=0,
         field="lwf.warmup_steps",
     ),
 ]  # fmt: skip
 
 
 class LwfState(NamedTuple):
-    """What LwF keeps: the network after the last task, which teaches."""
+    """The state of LwF: the network after the last task, which teaches."""
 
     teacher: Any  # the shared parameters after the last task
     strength: jax.Array  # lambda, shape=()
@@ -74,12 +78,12 @@ def distillation(new: Any, old: Any, heads: Any, temperature: Any, weight: Any) 
     Args:
       new: z, logits f32 ``[n, C]``.
       old: logits f32 ``[n, C]``.
-      heads: bool ``[h, C]``, the classes of each head; heads without classes count nothing.
+      heads: bool ``[h, C]``, the classes of each head; heads without classes add nothing.
       temperature: tau.
       weight: w, f32 ``[n]``, 0 for padding; not all 0.
 
     Returns:
-      f32 scalar; at ``new = old`` the entropy of the old answers and not 0, with a gradient of 0.
+      f32 scalar. At ``new = old`` it is the entropy of the old answers, and its gradient is 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -89,8 +93,8 @@ def distillation(new: Any, old: Any, heads: Any, temperature: Any, weight: Any) 
       >>> round(float(distillation(new, old, heads, 2.0, weight)), 4)  # log 2
       0.6931
 
-    Source: Li and Hoiem 2016 (arXiv 1606.09282), Eq. 2-3. Variant: no factor of the temperature's
-    square, as in the authors' code: its gradient is ``(q - p) / tau``.
+    Source: Li and Hoiem 2016 (arXiv 1606.09282), Eq. 2-3. Variant: without a factor of the squared
+    temperature, as in the authors' code, so the gradient is ``(q - p) / tau``.
     """
 
     def head(classes: jax.Array) -> jax.Array:
@@ -103,11 +107,11 @@ def distillation(new: Any, old: Any, heads: Any, temperature: Any, weight: Any) 
 
 
 class Distillation(NamedTuple):
-    """The hooks of LwF, for `lwf` itself and for EBLL, which adds to them."""
+    """The hooks of LwF, for `lwf` and for EBLL, which extends them."""
 
     check: Any  # (setup) -> None
     start: Any  # (params) -> LwfState
-    add: Any  # (grads, params, LwfState, batch, ctx) -> grads, with that of `distillation`
+    add: Any  # (grads, params, LwfState, batch, ctx) -> grads, plus that of `distillation`
     warm_up: Any  # (grads, ctx) -> grads of the output layer only, while a later task warms up
 
 
@@ -121,7 +125,7 @@ def distil(
       strength: lambda.
       temperature: of the softmax.
       heads: ``"tasks"`` or ``"seen"``.
-      warmup_steps: of each later task.
+      warmup_steps: number of steps at the start of each later task.
 
     Returns:
       `Distillation`.
@@ -184,7 +188,7 @@ def lwf(
 
     return Method(
         check=hooks.check,
-        # The teacher is not asked before the second task.
+        # The first task does not use the teacher.
         init=lambda key, params, setup: hooks.start(params),
         gradient=gradient,
         end_task=end_task,

@@ -2,13 +2,13 @@ r"""NCM, nearest class mean: an example belongs to the class whose mean features
 
 .. math:: \hat y = \arg\min_c |z - \mu_c|^2 = \arg\max_c \; z^T \mu_c - \tfrac12 |\mu_c|^2
 
-with the features z of a network that stays as it is (`bpnjax.methods.analytic`). The second form is
-linear and gives the logits, which differ from :math:`-|z - \mu_c|^2 / 2` by one number for all
+with the features z of a frozen network (`bpnjax.methods.analytic`). The second form is linear and
+gives the logits. They differ from :math:`-|z - \mu_c|^2 / 2` by a number that is the same for all
 classes.
 
 Source: Mensink et al. 2013 (TPAMI 35, 2624), Sec. 3; on pretrained features Janson et al. 2022
-(arXiv 2210.04428). Variant: Euclidean, where SimpleCIL (Zhou et al. 2023, arXiv 2303.07338) takes
-the cosine.
+(arXiv 2210.04428). Variant: Euclidean distance, where SimpleCIL (Zhou et al. 2023, arXiv
+2303.07338) uses the cosine.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def nearest_mean(sums: ClassSums) -> LinearHead:
     .. math:: W = \mu^T, \quad b_c = -\tfrac12 |\mu_c|^2
 
     Args:
-      sums: of all examples.
+      sums: over all examples.
 
     Returns:
       `LinearHead`.

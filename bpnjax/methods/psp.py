@@ -2,13 +2,13 @@ r"""PSP, parameter superposition: a fixed random +-1 key per task on the input o
 
 .. math:: y = W (x \odot key_t) + b, \quad key_t \in \{-1, +1\}^{inputs}
 
-Networks of different tasks lie in one set of weights; read out with its own key each task sees
-the others as noise that grows with their number and shrinks with the layer's width.
+Several networks are superposed in one set of weights. Read out with its own key, a task sees the
+others as noise, which grows with their number and falls with the layer's width.
 
-Source: Cheung et al. 2019 (arXiv 1902.05522), binary variant, with the layer's bias (the released
-code creates one and never adds it) and fixed keys (the released configurations train them); Wen et
-al. 2020, Alg. 3. Keys sit on pixels, every hidden layer and the last layer's input (``layers``
-chooses), are drawn independently per layer and task, and are derived from one seed.
+Source: Cheung et al. 2019 (arXiv 1902.05522), binary variant; Wen et al. 2020, Alg. 3. The layer's
+bias is added (the released code creates one and never adds it), and keys are fixed (the released
+configurations train them). By default the inputs of all layers have keys, the pixels included
+(``layers`` chooses). Keys are drawn independently per layer and task from one seed.
 """
 
 from typing import Annotated, Any
@@ -22,7 +22,9 @@ from bpnjax.utils.errors import UserError
 
 @register("psp", paper="Cheung et al. 2019, arXiv 1902.05522")
 def psp(
-    layers: Annotated[str, Setting("which layers' inputs get a key, by path", pattern=True)] = ".*",
+    layers: Annotated[
+        str, Setting("layers whose inputs get a key, as a pattern for their paths", pattern=True)
+    ] = ".*",
 ) -> Method:
     """PSP; its state is a bank of key seeds, one per layer."""
 
@@ -34,18 +36,18 @@ def psp(
 
 
 def from_bank(params: Any, task_params: Any, state: Any, ctx: Context) -> tuple[Any, Any]:
-    """The hook `forward` of a method whose state is a bank of modes that never change."""
+    """The hook `forward` for a state that is a bank of constant modes."""
     del task_params
     return params, modes.select(state, ctx.task)
 
 
 def checks_layers(group: str, pattern: str) -> Any:
-    """The hook `check` of a method that acts on layers: their pattern must match some."""
+    """The hook `check` for a pattern that must match at least one layer."""
 
     def check(setup: Setup) -> None:
         try:
             matching(setup.network.layers, pattern)
         except ValueError as error:
-            raise UserError(f"{group}.layers: {error}; mend the pattern") from error
+            raise UserError(f"{group}.layers: {error}; fix the pattern") from error
 
     return check

@@ -1,21 +1,21 @@
-r"""RanPAC: ridge regression on random features, and the same on all tasks at once (`joint_ridge`).
+r"""RanPAC: ridge regression on random features; `joint_ridge` does it on all tasks at once.
 
 .. math:: h = \max(0, P^T z), \quad G = \sum_i h_i h_i^T, \quad Q = \sum_i h_i e_{y_i}^T, \quad
           W = (G + \lambda g I)^{-1} Q, \quad g = \mathrm{tr}\, G / M
 
-with the features z of a network that stays as it is (`bpnjax.methods.analytic`), a Gaussian
-:math:`P \in R^{d \times M}` that is drawn from the seed and never stored, and one-hot labels e; the
-logits are :math:`W^T h`.
+with the features z of a frozen network (`bpnjax.methods.analytic`), a Gaussian :math:`P \in R^{d
+\times M}` that is drawn from the seed and never stored, and one-hot labels e. The logits are
+:math:`W^T h`.
 
-The strength lambda has no unit. Each task says how well each of `RIDGES` predicts a fifth of its
-examples (every fifth one) from the other four: the squared error is summed over the tasks so far,
-and lambda is the one of the least sum. All of this is sums, so that the order of tasks does not
-matter. Nothing but the M x M matrix G is large.
+The strength lambda has no unit. In each task every strength of `RIDGES` is fitted to four fifths of
+the examples and predicts every fifth one. Squared errors are summed over the tasks so far, and the
+lambda with the smallest sum is used. All of these are sums, so the order of tasks does not matter.
+Only the M x M matrix G is large.
 
 Source: McDonnell et al. 2023 (RanPAC, arXiv 2307.02251), Eq. 5-6 and Algorithm 1, without its first
-phase (no part of the network is trained). Variant: the authors choose lambda, in absolute units,
-by the last fifth of the last task alone, and so depend on the order. Their M is 10,000: with 2,000
-it takes a hundredth of the time.
+phase (no part of the network is trained). Variant: the authors choose lambda, in absolute units, on
+the last fifth of the last task only, so their result depends on the order. Their M is 10,000; 2,000
+take a hundredth of the time.
 """
 
 from collections.abc import Callable
@@ -35,39 +35,42 @@ from bpnjax.methods.analytic import (
 from bpnjax.methods.base import Method
 from bpnjax.methods.settings import Setting, register
 
-# From the strongest to the weakest, so that of equal errors the strongest is taken.
+# From the strongest to the weakest, so that the strongest wins among equal errors.
 RIDGES = (100.0, 10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4)
 _EVERY = 5
 
 Features = Annotated[
     int,
-    Setting("M, random features (10,000 in the paper); 0 for the network's own", at_least=0),
+    Setting(
+        "M, number of random features (10,000 in the paper); 0: none, the network's features",
+        at_least=0,
+    ),
 ]
 Ridge = Annotated[
     float | None,
     Setting(
-        "lambda, relative to the mean of G's diagonal; None: by held-out examples of each task",
+        "lambda relative to the mean of G's diagonal; None: chosen on held-out examples",
         above=0,
     ),
 ]
 
 
 class RidgeSums(NamedTuple):
-    """Sums of all tasks so far."""
+    """Sums over all tasks so far."""
 
     gram: jax.Array  # G, f32 [M, M]
     targets: jax.Array  # Q, f32 [M, C]
-    examples: jax.Array  # examples of each class, f32 [C]
-    errors: jax.Array  # squared errors of held-out examples with each of RIDGES, f32 [ridges]
+    examples: jax.Array  # number of examples of each class, f32 [C]
+    errors: jax.Array  # squared errors on held-out examples with each of RIDGES, f32 [ridges]
 
 
 class _Parts(NamedTuple):
-    """Sums of one task, of the examples that are fitted and of those that are held out."""
+    """Sums of one task, over the fitted and over the held-out examples."""
 
     gram: jax.Array  # f32 [2, M, M]
     targets: jax.Array  # f32 [2, M, C]
     examples: jax.Array  # f32 [C]
-    squares: jax.Array  # of the held-out targets, f32 scalar
+    squares: jax.Array  # squared and summed held-out targets, f32 scalar
 
 
 def random_features(seed: Any, features: jax.Array, number: int) -> jax.Array:
@@ -78,7 +81,7 @@ def random_features(seed: Any, features: jax.Array, number: int) -> jax.Array:
     Args:
       seed: typed PRNG key.
       features: z, f32 ``[n, d]``.
-      number: M; 0 for ``features`` themselves.
+      number: M; 0 returns ``features`` unchanged.
 
     Returns:
       f32 ``[n, M]``.
@@ -91,7 +94,7 @@ def random_features(seed: Any, features: jax.Array, number: int) -> jax.Array:
       ((1, 2000), True, 0.5)
 
     Source: McDonnell et al. 2023 (arXiv 2307.02251), Sec. 4.1. Variant: divided by the root of d,
-    which changes nothing for a ridge in units of G.
+    which does not matter for a ridge in units of G.
     """
     if not number:
         return features
@@ -101,7 +104,7 @@ def random_features(seed: Any, features: jax.Array, number: int) -> jax.Array:
 
 
 def solve_ridge(gram: jax.Array, targets: jax.Array, ridge: jax.Array | float) -> jax.Array:
-    r"""Ridge regression from its sums.
+    r"""Solves ridge regression from its sums.
 
     .. math:: W = (G + \lambda g I)^{-1} Q, \quad g = \mathrm{tr}\, G / M
 
@@ -111,7 +114,7 @@ def solve_ridge(gram: jax.Array, targets: jax.Array, ridge: jax.Array | float) -
       ridge: lambda, above 0.
 
     Returns:
-      f32 ``[M, C]``; NaN where lambda is too small for f32.
+      f32 ``[M, C]``; NaN if lambda is too small for f32.
 
     Example:
       >>> import jax.numpy as jnp
@@ -129,18 +132,18 @@ def solve_ridge(gram: jax.Array, targets: jax.Array, ridge: jax.Array | float) -
 
 
 def held_out_errors(gram: jax.Array, targets: jax.Array, squares: jax.Array) -> jax.Array:
-    r"""Squared errors on held-out examples of a fit to the others, with each of `RIDGES`.
+    r"""Squared errors on held-out examples of the fit to the others, with each of `RIDGES`.
 
     .. math:: E_\lambda = \sum_i |W_\lambda^T h_i - e_i|^2
               = \mathrm{tr}\, W_\lambda^T G' W_\lambda - 2\, \mathrm{tr}\, W_\lambda^T Q' + E_0
 
     Args:
-      gram: f32 ``[2, M, M]``, of the fitted and of the held-out examples.
+      gram: f32 ``[2, M, M]``, over the fitted and over the held-out examples.
       targets: f32 ``[2, M, C]``, likewise.
       squares: E_0, the held-out targets squared and summed, f32 scalar.
 
     Returns:
-      f32 ``[ridges]``; infinite where lambda is too small for f32.
+      f32 ``[ridges]``; infinite if lambda is too small for f32.
     """
 
     def one(ridge: jax.Array) -> jax.Array:
@@ -207,5 +210,5 @@ def ranpac(features: Features = 2000, ridge: Ridge = None) -> Method:
 
 @register("joint_ridge", group="ranpac", paper="the upper bound of analytic heads")
 def joint_ridge(features: Features = 2000, ridge: Ridge = None) -> Method:
-    """RanPAC's solution on the examples of all tasks together, lambda chosen on all of them."""
+    """RanPAC's solution on the examples of all tasks together, which also choose lambda."""
     return _ridge("joint_ridge", features, ridge, "jointly")

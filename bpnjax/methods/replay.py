@@ -20,9 +20,9 @@ class Reservoir:
     Attributes:
       x: examples in their stored dtype, ``[M, ...]``.
       y: their labels, ``[M, ...]``.
-      task: int32 ``[M]``, the task that each came with.
-      outputs: f32 ``[M, ...]``, what the network answered when the example came; None if not kept.
-      seen: int32 scalar, examples offered so far.
+      task: int32 ``[M]``, the task of each example.
+      outputs: f32 ``[M, ...]``, the network's outputs when the example was stored; None if unused.
+      seen: int32 scalar, number of examples offered so far.
     """
 
     x: jax.Array
@@ -36,10 +36,10 @@ def empty(size: int, x: Any, y: Any, outputs: Any = None) -> Reservoir:
     """A reservoir without examples.
 
     Args:
-      size: M, examples it has room for.
+      size: M, the capacity.
       x: shape and dtype of one example, `jax.ShapeDtypeStruct` ``[...]``.
       y: shape and dtype of one label.
-      outputs: shape of the outputs to keep beside each example; None for none.
+      outputs: shape of the outputs to store with each example; None for none.
 
     Returns:
       `Reservoir`.
@@ -67,17 +67,17 @@ def offer(memory: Reservoir, key: Any, batch: Batch, outputs: Any = None) -> Res
 
     .. math:: P(\text{the i-th example of the stream is taken}) = \min(1, M / i)
 
-    and one that is taken replaces a random one when the reservoir is full, so that at any time it
-    is a uniform sample of the stream.
+    An accepted example replaces a random one when the reservoir is full. So the reservoir is a
+    uniform sample of the stream at any time.
 
     Args:
-      memory: before.
+      memory: the reservoir before.
       key: typed PRNG key.
-      batch: whose examples of weight 0 are not offered.
-      outputs: f32 ``[n, ...]`` to be kept beside, if the reservoir has room for them.
+      batch: the examples. Those of weight 0 are not offered.
+      outputs: f32 ``[n, ...]`` to store with them, if the reservoir has room for outputs.
 
     Returns:
-      The reservoir after.
+      The reservoir afterwards.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -98,8 +98,8 @@ def offer(memory: Reservoir, key: Any, batch: Batch, outputs: Any = None) -> Res
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(order)
     draws = jax.vmap(lambda k, most: jax.random.randint(k, (), 0, most + 1))(keys, before)
     place = jnp.where(before < size, before, draws)
-    place = jnp.where(real > 0, place, size)  # beyond the end: dropped
-    # Of several that take the same place the last one stays, as if offered one after another.
+    place = jnp.where(real > 0, place, size)  # a place beyond the end is dropped
+    # Of several examples with the same place the last one stays, as if offered one by one.
     last = jnp.full(size + 1, -1, jnp.int32).at[jnp.minimum(place, size)].max(order)
     place = jnp.where(last[jnp.minimum(place, size)] == order, place, size)
 
@@ -116,16 +116,16 @@ def offer(memory: Reservoir, key: Any, batch: Batch, outputs: Any = None) -> Res
 
 
 def draw(memory: Reservoir, key: Any, size: int) -> tuple[Reservoir, jax.Array]:
-    """Draws from a reservoir with replacement.
+    """Draws examples from a reservoir with replacement.
 
     Args:
       memory: a reservoir.
       key: typed PRNG key.
-      size: m, how many.
+      size: m, number of examples.
 
     Returns:
-      The examples drawn, leaves ``[m, ...]``, and a scalar that is 0.0 while the reservoir is
-      empty, else 1.0. Multiply what the examples give by it: an empty reservoir holds zeros.
+      The examples, leaves ``[m, ...]``, and a scalar: 0.0 while the reservoir is empty, else 1.0.
+      Multiply by it, since an empty reservoir holds zeros.
     """
     filled = jnp.minimum(memory.seen, memory.task.shape[0])
     places = jax.random.randint(key, (size,), 0, jnp.maximum(filled, 1))
@@ -147,26 +147,26 @@ def gradient(
     loss: Callable[[jax.Array], jax.Array],
     ctx: Context,
 ) -> Any:
-    r"""The gradient of a loss on replayed examples. They pass the network as in training.
+    r"""The gradient of a loss on replayed examples, which run through the network as in training.
 
     .. math:: \nabla_\theta L(z(\theta))
 
-    The replayed examples also enter running statistics of BatchNorm that all tasks share.
-    Statistics of the batch alone would be those of the current task, and earlier tasks would be
-    answered wrong.
+    If all tasks share running statistics of BatchNorm, the replayed examples enter them too.
+    Statistics of the batch alone would describe the current task, and earlier tasks would be
+    answered wrongly.
 
     Args:
       params: the shared parameters.
       drawn: the examples.
-      there: as `draw` gives it.
+      there: the scalar of `draw`.
       loss: ``outputs [m, ...] -> scalar``.
       ctx: of the step.
 
     Returns:
       A tree like ``params``.
 
-    Source: ours. A network of PyTorch updates running statistics in every forward pass, one after
-    another; here those of the passes of a step are averaged.
+    Source: ours. In PyTorch every forward pass updates the running statistics, one after another;
+    here the passes of a step are averaged.
     """
 
     def of(params: Any) -> tuple[jax.Array, Any]:
@@ -179,11 +179,11 @@ def gradient(
 
 
 def add(grads: Any, more: Any, share: Any) -> Any:
-    """``grads + share * more``, tree by tree.
+    """Adds ``share * more`` to ``grads``.
 
     Args:
       grads: any tree.
-      more: same tree.
+      more: the same tree.
       share: a scalar, may be traced.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Settings of methods. The signature of a method holds their meaning, default and range.
+"""Settings of methods. A method's signature holds their meaning, default and range.
 
     @register("mine")
     def mine(
@@ -57,12 +57,12 @@ class Setting:
       at_least: smallest value allowed.
       above: values must be larger than this.
       below: values must be smaller than this.
-      choices: the values allowed, if they can be listed.
+      choices: the allowed values, if they can be listed.
       pattern: whether it is a regular expression for paths of layers.
       field: the field of the command's configuration; by default GROUP.NAME, with the group of the
         method and the name of the argument.
-      search: where `bpnjax.search` looks for it: the first range whose condition is met; a setting
-        without one stays as it is.
+      search: the ranges in which `bpnjax.search` looks for it. The first one whose condition is met
+        counts. Without a range the search does not change the setting.
     """
 
     meaning: str
@@ -79,7 +79,7 @@ class Setting:
 
         Args:
           value: the value that was given. Arrays of JAX are not checked, as they may be traced.
-          default: the default of the argument; the value must have its type.
+          default: the default of the argument. The value must have the same type.
 
         Returns:
           A text such as ``"-1 is below 0; give at least 0"``; None if the value is allowed.
@@ -105,14 +105,14 @@ class Setting:
             try:
                 re.compile(value)
             except re.error as error:
-                return f"{value!r} is no regular expression ({error}); mend it"
+                return f"{value!r} is not a regular expression ({error}); fix it"
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return self._range(value)
         return None
 
     @property
     def limits(self) -> str:
-        """The range in words, such as ``"at least 0, below 1"``; empty where there is none.
+        """The range in words, such as ``"at least 0, below 1"``; empty without limits.
 
         Example:
           >>> from bpnjax.methods import Setting
@@ -138,28 +138,28 @@ class Setting:
 
 
 def _exactly(limit: float) -> str:
-    """A limit as text, all of its digits where it is a whole number."""
+    """A limit as text, with all digits of a whole number."""
     return str(int(limit)) if float(limit).is_integer() else f"{limit:g}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One setting of a factory: its argument and its field of the configuration."""
+    """One setting of a factory: an argument and its field in the configuration."""
 
     name: str  # of the argument
     setting: Setting
     default: Any
-    part: int  # of a composition, the place of the method that takes it
+    part: int  # in a composition, the number of the part that takes it
 
 
 class Factory(Generic[P]):
-    """A function that makes a method, with its settings, which the command knows as well.
+    """A function that makes a method, with settings that the command knows too.
 
     Attributes:
       name: of the method, as in ``--config.method=NAME``.
       paper: where it was published.
-      group: of the configuration, for its settings.
-      parts: the factories that a composition is made of; its own only, for any other.
+      group: name of the group of its settings in the configuration.
+      parts: the factories of a composition; for other methods the factory itself.
       fields: ``{"group.name": Field}``.
     """
 
@@ -187,7 +187,7 @@ class Factory(Generic[P]):
         return self._build(*args, **kwargs)
 
     def checked(self, *args: Any, **kwargs: Any) -> Method:
-        """As a call, of a function whose arguments are checked against their settings."""
+        """Calls the function after its arguments were checked against their settings."""
         signature = inspect.signature(self._raw)
         known = list(signature.parameters)
         for name in kwargs:
@@ -204,7 +204,7 @@ class Factory(Generic[P]):
     _raw: Callable[..., Method]
 
     def from_config(self, config: Mapping[str, Any]) -> Method:
-        """Makes the method of a run's configuration.
+        """Makes the method that a configuration describes.
 
         Args:
           config: a `ConfigDict` with the groups of this method.
@@ -235,7 +235,7 @@ class Factory(Generic[P]):
 
 
 class _Composition(Factory[Any]):
-    """Several methods at once; settings by name, or per part where two have the same."""
+    """Several methods at once. Settings go by name, or per part if two parts share the name."""
 
     def __init__(
         self,
@@ -285,11 +285,11 @@ _BUILT_IN: set[str] = set()
 def register(
     name: str, *, group: str = "", paper: str = ""
 ) -> Callable[[Callable[P, Method]], Factory[P]]:
-    """Registers a function that returns a `Method` under a name.
+    """A decorator that registers a function which returns a `Method`.
 
     Args:
-      name: of the method; a name of this package cannot be taken again.
-      group: of the configuration, where its settings go; the name by default.
+      name: of the method. Names of this package cannot be replaced.
+      group: group of its settings in the configuration; by default the name.
       paper: where it was published.
 
     Returns:
@@ -343,11 +343,11 @@ def compose(
       name: of the composition.
       *parts: factories, in the order of `bpnjax.methods.chain`.
       paper: where it was published.
-      join: makes one method of those of the parts; `chain` by default.
+      join: makes one method from those of the parts; `chain` by default.
 
     Returns:
-      A `Factory` that takes the settings of all parts by name. Where two parts have the same name
-      they are given per part, as in ``bd_psp(bd=dict(layers="fc.*"), psp=dict(layers=".*"))``.
+      A `Factory` that takes the settings of all parts by name. If two parts share a name, settings
+      are given per part, as in ``bd_psp(bd=dict(layers="fc.*"), psp=dict(layers=".*"))``.
 
     Example:
       >>> from bpnjax import methods

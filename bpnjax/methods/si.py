@@ -1,20 +1,20 @@
-r"""SI, synaptic intelligence: an anchor weighted by each parameter's share of the loss's fall.
+r"""SI, synaptic intelligence: a penalty weighted by how much each parameter lowered the loss.
 
-While a task is trained,
+While a task is trained, a path integral is updated in each step,
 
 .. math:: w_j \leftarrow w_j - g_j \, \Delta\theta_j
 
-with g the gradient of the task's own loss (the anchor's pull left out) and :math:`\Delta\theta` the
-step that the optimizer really made. After the task
+with g the gradient of the task's own loss, without the penalty, and :math:`\Delta\theta` the actual
+step of the optimizer. After the task
 
 .. math:: \Omega_j \leftarrow \max\Big(0, \Omega_j +
           \frac{w_j}{(\theta_j - \theta^*_j)^2 + \xi}\Big), \quad \theta^* \leftarrow \theta
 
-and the penalty is :math:`c \sum_j \Omega_j (\theta_j - \theta^*_j)^2`, without 1/2.
+and the penalty is :math:`c \sum_j \Omega_j (\theta_j - \theta^*_j)^2`, without a factor 1/2.
 
-Source: Zenke et al. 2017 (arXiv 1703.04200), Eq. 3-5. Variant: ``clamp``: ``"sum"`` clamps the
-running sum as the authors' code does (default), ``"increment"`` each task's addition, ``"none"``
-neither.
+Source: Zenke et al. 2017 (arXiv 1703.04200), Eq. 3-5. Variant: ``clamp``. ``"sum"`` (default) keeps
+the running sum from becoming negative, as the authors' code does, ``"increment"`` each task's
+addition, ``"none"`` neither.
 """
 
 from typing import Annotated, Any, NamedTuple
@@ -31,16 +31,16 @@ CLAMPS = ("sum", "increment", "none")
 
 
 class SiState(NamedTuple):
-    """What SI keeps, however many tasks there were."""
+    """The state of SI, whose size does not depend on the number of tasks."""
 
     path: Any  # w, like the shared parameters
     importance: Any  # Omega, like the shared parameters
-    anchor: Any  # theta at the end of the last task; before the first, its start
+    anchor: Any  # theta at the end of the last task; in the first task its initial value
     strength: jax.Array  # c, shape=()
 
 
 def fold(state: SiState, params: Any, damping: Any, clamp: str = "sum") -> SiState:
-    r"""Turns the path integral of a task into importance and moves the anchor.
+    r"""Turns the path integral of a task into importance, and moves the anchor.
 
     .. math:: \Omega_j \leftarrow \max\Big(0, \Omega_j +
               \frac{w_j}{(\theta_j - \theta^*_j)^2 + \xi}\Big), \quad
@@ -49,11 +49,12 @@ def fold(state: SiState, params: Any, damping: Any, clamp: str = "sum") -> SiSta
     Args:
       state: at the end of the task.
       params: theta, the shared parameters.
-      damping: xi, in the unit of a parameter's square; a parameter that hardly moved gets little.
+      damping: xi, in the unit of a squared parameter. It bounds the importance of parameters that
+        hardly moved.
       clamp: ``"sum"``, ``"increment"`` or ``"none"``.
 
     Returns:
-      The state for the next task; its path integral is zero.
+      The state for the next task, with a path integral of zero.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,8 +64,8 @@ def fold(state: SiState, params: Any, damping: Any, clamp: str = "sum") -> SiSta
       >>> state.importance.tolist(), state.anchor.tolist(), state.path.tolist()
       ([2.0], [1.0], [0.0])
 
-    Source: Zenke et al. 2017 (arXiv 1703.04200), Eq. 5. Variant: ``"sum"`` as the authors' code;
-    other codes clamp ``"increment"`` or ``"none"``, which differ where a path integral is negative.
+    Source: Zenke et al. 2017 (arXiv 1703.04200), Eq. 5. Variant: ``"sum"`` as in the authors' code.
+    Other codes clamp ``"increment"`` or ``"none"``, which differ where a path integral is negative.
     """
 
     def one(omega: Any, w: Any, p: Any, a: Any) -> Any:
@@ -84,12 +85,22 @@ def fold(state: SiState, params: Any, damping: Any, clamp: str = "sum") -> SiSta
 def si(
     strength: Annotated[
         float,
-        Setting("c, of c sum Omega (theta - anchor)^2", at_least=0, search=(Range(1e-3, 1e3),)),
+        Setting(
+            "c of the penalty c sum Omega (theta - anchor)^2",
+            at_least=0,
+            search=(Range(1e-3, 1e3),),
+        ),
     ] = 0.1,
     damping: Annotated[
-        float, Setting("xi, in the denominator of Omega", above=0, search=(Range(1e-4, 1.0),))
+        float, Setting("xi, added to the denominator of Omega", above=0, search=(Range(1e-4, 1.0),))
     ] = 0.1,
-    clamp: Annotated[str, Setting("what may not become negative", choices=CLAMPS)] = "sum",
+    clamp: Annotated[
+        str,
+        Setting(
+            "what must not be negative: the sum (sum), a task's addition (increment), or none",
+            choices=CLAMPS,
+        ),
+    ] = "sum",
     form: Form = "proximal",
 ) -> Method:
     """SI; see the top of this file for the formula."""
@@ -102,7 +113,7 @@ def si(
     def gradient(grads: Any, params: Any, state: SiState, batch: Batch, ctx: Context) -> Any:
         del batch
         size = ctx.step_size if form == "proximal" else 0.0
-        # c without 1/2 is a strength of 2c in lambda/2.
+        # c without 1/2 is a strength of 2c with 1/2.
         return optim.anchor_gradient(
             grads, params, state.anchor, state.importance, 2.0 * state.strength, size
         )
@@ -111,7 +122,7 @@ def si(
         old: Any, new: Any, grads: Any, state: SiState, batch: Batch, ctx: Context
     ) -> tuple[Any, SiState]:
         del batch, ctx
-        # With the step that was really made.
+        # The step includes everything that changed the parameters, such as the penalty.
         path = jax.tree.map(lambda w, g, a, b: w - g * (b - a), state.path, grads, old, new)
         return new, state._replace(path=path)
 

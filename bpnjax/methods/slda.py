@@ -4,12 +4,12 @@ r"""SLDA, streaming linear discriminant analysis: class means under one covarian
           \Lambda = \big((1 - \varepsilon) \Sigma + \varepsilon I\big)^{-1}, \quad
           \Sigma = \frac1n \sum_i (z_i - \mu_{y_i}) (z_i - \mu_{y_i})^T
 
-with the features z of a network that stays as it is (`bpnjax.methods.analytic`). Classes are held
-to be equally likely.
+with the features z of a frozen network (`bpnjax.methods.analytic`). All classes are assumed to be
+equally likely.
 
 Source: Hayes and Kanan 2020 (arXiv 1909.01520), Eq. 1-4. Variant: the paper updates the covariance
-example by example, with the mean as it is then, and so depends on the order; here it is the exact
-covariance within classes of all examples so far, from running sums, which does not.
+example by example with the current mean, so it depends on the order. Here it is the exact
+covariance within classes of all examples so far, from running sums.
 """
 
 from collections.abc import Callable
@@ -43,14 +43,14 @@ class SldaSums(NamedTuple):
 
 
 def joined(old: SldaSums, new: SldaSums) -> SldaSums:
-    r"""The sums of two sets of examples together; classes may be in both.
+    r"""Joins the sums of two sets of examples, which may share classes.
 
     .. math:: S = S_a + S_b + \sum_c \frac{n_{ac} n_{bc}}{n_{ac} + n_{bc}} \,
               (\mu_{bc} - \mu_{ac}) (\mu_{bc} - \mu_{ac})^T
 
     Args:
-      old: of the examples so far.
-      new: of others.
+      old: of the first set.
+      new: of the second set.
 
     Returns:
       `SldaSums`.
@@ -74,15 +74,15 @@ def joined(old: SldaSums, new: SldaSums) -> SldaSums:
 
 
 def discriminant(sums: SldaSums, shrinkage: jax.Array | float) -> LinearHead:
-    r"""The linear discriminant of the sums.
+    r"""Computes the linear discriminant from the sums.
 
     .. math:: w_c = \Lambda (\mu_c - m), \quad b_c = -\tfrac12 (\mu_c + m)^T w_c, \quad
               \Lambda = \big((1 - \varepsilon) \Sigma + \varepsilon I\big)^{-1}
 
-    with the mean m of all examples; it changes the outputs by one number for all classes.
+    with the mean m of all examples, which changes all outputs by the same number.
 
     Args:
-      sums: of all examples.
+      sums: over all examples.
       shrinkage: epsilon, above 0, at most 1.
 
     Returns:
@@ -99,11 +99,11 @@ def discriminant(sums: SldaSums, shrinkage: jax.Array | float) -> LinearHead:
 
     Source: Hayes and Kanan 2020 (arXiv 1909.01520), Eq. 2-4.
     """
-    # By its eigenvalues, which rounding may have made negative and the identity then does not mend.
+    # By eigenvalues, since rounding may make some of them negative; they count as 0.
     covariance = sums.scatter / jnp.maximum(sums.classes.examples.sum(), 1.0)
     values, vectors = jnp.linalg.eigh(covariance)
     values = (1.0 - shrinkage) * jnp.maximum(values, 0.0) + shrinkage
-    # Around the mean of all: what the classes have in common takes no digits.
+    # Centred at the mean of all classes, so that no digits are lost to it.
     middle = sums.classes.total.sum(0) / jnp.maximum(sums.classes.examples.sum(), 1.0)
     means = sums.classes.means - middle
     kernel = product(vectors, product(vectors.T, means.T) / values[:, None])
@@ -116,7 +116,7 @@ def slda(
     shrinkage: Annotated[
         float,
         Setting(
-            "epsilon, the identity's share of the covariance", above=0, below=1,
+            "epsilon, share of the identity in the shrunken covariance", above=0, below=1,
             search=(Range(1e-6, 0.9),),
         ),
     ] = 1e-4,

@@ -1,19 +1,19 @@
-r"""SLNID, selfless sequential learning: units that few others fire with, but for what is needed.
+r"""SLNID, selfless sequential learning: few units fire at the same time; earlier units are spared.
 
-To the loss of every task comes, for each hidden layer of width K,
+The loss of every task gets an additional term for each hidden layer of width K,
 
 .. math:: \lambda \sum_{i \ne j} d_{ij} \, e^{-(i - j)^2 / 2 \sigma^2} \,
           \frac{1}{n} \sum_b |h_i^b h_j^b|, \quad \sigma = K / scale
 
-with h the units after their nonlinearity, so that a task is coded by few units and leaves others
-to later tasks. The discount d spares the units that earlier tasks need, with the importance a of
-`bpnjax.importance.neurons` summed over tasks: :math:`e^{-(a_i + a_j)}` (``discount="sum"``)
-or :math:`e^{-\max(a_i, a_j)}` (``"max"``). The weights are protected by MAS or by EWC
-(``on``), with the strength ``anchor_strength``.
+with h the units after their nonlinearity. So a task uses few units and leaves others to later
+tasks. The discount d spares the units that earlier tasks need. With the importance a of
+`bpnjax.importance.neurons`, summed over tasks, it is :math:`e^{-(a_i + a_j)}` (``discount="sum"``)
+or :math:`e^{-\max(a_i, a_j)}` (``"max"``). MAS or EWC (``on``) protects the weights, with the
+strength ``anchor_strength``.
 
-Source: Aljundi et al. 2019 (arXiv 1806.05421), Eq. 5-7. Variant: the discount of the paper is
-``"sum"``; the authors' code takes the maximum unless told otherwise. Their code's locality has
-``scale`` 6, and 0 switches it off, as here.
+Source: Aljundi et al. 2019 (arXiv 1806.05421), Eq. 5-7. Variant: ``"sum"`` is the paper's discount;
+the authors' code uses the maximum by default. The ``scale`` of their code is 6, and 0 switches
+locality off, as here.
 """
 
 import itertools
@@ -32,7 +32,7 @@ from bpnjax.utils.errors import UserError
 
 
 class SlnidState(NamedTuple):
-    """What SLNID keeps beside the anchor it is combined with."""
+    """The state of SLNID together with the anchor it is combined with."""
 
     anchored: EwcState  # of MAS or EWC
     importance: dict[str, jax.Array]  # {hidden layer: f32 [K]}, summed over tasks
@@ -40,13 +40,13 @@ class SlnidState(NamedTuple):
 
 
 def hidden_layers(layers: Mapping[str, Layer]) -> dict[str, str]:
-    """The Dense layers whose units go into another Dense layer.
+    """The Dense layers whose units are the input of another Dense layer.
 
     Args:
-      layers: ``{path: Layer}`` as `bpnjax.networks.Network.layers`.
+      layers: ``{path: Layer}`` as in `bpnjax.networks.Network.layers`.
 
     Returns:
-      ``{layer: the next one}``; the output layer is none of the former.
+      ``{layer: next layer}``, without the output layer as a key.
 
     Example:
       >>> from bpnjax.networks.layers import Layer
@@ -67,7 +67,7 @@ def hidden_layers(layers: Mapping[str, Layer]) -> dict[str, str]:
 def inhibition(
     units: Any, importance: Any, weight: Any, scale: float, discount: str = "sum"
 ) -> jax.Array:
-    r"""How much the units of a layer fire together.
+    r"""How much the units of a layer fire at the same time.
 
     .. math:: \sum_{i \ne j} d_{ij} \, e^{-(i - j)^2 s^2 / 2 K^2} \,
               \frac{1}{\sum_b w_b} \sum_b w_b |h_i^b h_j^b|, \quad
@@ -81,7 +81,7 @@ def inhibition(
       discount: ``"sum"`` or ``"max"``.
 
     Returns:
-      The sum over ordered pairs (each pair counts twice), f32 scalar; not divided by K.
+      The sum over ordered pairs (each pair counts twice), f32 scalar, not divided by K.
 
     Example:
       >>> import jax.numpy as jnp
@@ -92,7 +92,7 @@ def inhibition(
       3.0
 
     Source: Aljundi et al. 2019 (arXiv 1806.05421), Eq. 5-7. Variant: the paper's discount is
-    ``"sum"``, the authors' code takes ``"max"`` unless told otherwise.
+    ``"sum"``; the authors' code uses ``"max"`` by default.
     """
     width = units.shape[1]
     both = jnp.add.outer if discount == "sum" else jnp.maximum.outer
@@ -108,25 +108,28 @@ def inhibition(
 @register("slnid", paper="Aljundi et al. 2019, arXiv 1806.05421")
 def slnid(
     strength: Annotated[
-        float, Setting("of the inhibition between units", at_least=0, search=(Range(1e-6, 0.1),))
+        float,
+        Setting("strength of the inhibition between units", at_least=0, search=(Range(1e-6, 0.1),)),
     ] = 1e-3,
     scale: Annotated[
         float,
         Setting(
-            "the inhibition reaches (width of the layer) / scale units far; 0: all", at_least=0
+            "the inhibition reaches as far as (width of the layer) / scale units; 0: all units",
+            at_least=0,
         ),
     ] = 6.0,
     discount: Annotated[
         str,
-        Setting("of important units: sum (the paper's), max (the code's)", choices=("sum", "max")),
+        Setting(
+            "how importance discounts the inhibition: sum (the paper), max (the authors' code)",
+            choices=("sum", "max"),
+        ),
     ] = "sum",
-    on: Annotated[
-        str, Setting("the anchor that it is combined with", choices=("mas", "ewc"))
-    ] = "mas",
+    on: Annotated[str, Setting("anchor that it is combined with", choices=("mas", "ewc"))] = "mas",
     anchor_strength: Annotated[
         float,
         Setting(
-            "of that anchor, as mas.strength or ewc.strength",
+            "strength of that anchor, as mas.strength or ewc.strength",
             at_least=0,
             search=(Range(1e-3, 1e3),),
         ),

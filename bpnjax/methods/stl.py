@@ -1,7 +1,7 @@
-"""Single-task learning: a fresh network for every task, all of them kept.
+"""Single-task learning: a fresh network for every task, all of which are stored.
 
-Upper bound of the paper's Fig. 6. It costs a whole network per task and must be told the task. It
-is not a bound for later tasks in every case: nothing is transferred to them.
+This is the upper bound in the paper's Fig. 6. It stores a whole network per task and must be told
+the task. Nothing is transferred between tasks, so other methods can be better on later tasks.
 
 Source: Wen et al. 2020 (arXiv 2009.13954), Sec. VI-D 1.
 """
@@ -18,7 +18,7 @@ from bpnjax.methods.settings import register
 
 @register("stl", paper="Wen et al. 2020, Sec. VI-D 1")
 def stl() -> Method:
-    """A network per task; its state is all of them, leaves ``[T, ...]``."""
+    """A network per task. The state holds all of them, leaves ``[T, ...]``."""
 
     def init(key: Any, params: Any, setup: Setup) -> Any:
         del key

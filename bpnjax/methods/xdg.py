@@ -1,13 +1,13 @@
-r"""XdG, context-dependent gating: a random part of the hidden units is silent in each task.
+r"""XdG, context-dependent gating: each task switches off a random part of the hidden units.
 
 .. math:: y = W (x \odot gate_t) + b, \quad gate_t \in \{0, 1\}^{inputs}, \quad
           P(gate = 0) = gated
 
-A fair peer of PSP and BD: it knows the task as they do, and stores a seed. A gate sits on the
-input of every layer but the first, that is on the hidden units.
+A fair peer of PSP and BD: it knows the task as they do, and stores one seed. The gates act on the
+inputs of all layers but the first, which are the hidden units.
 
-Source: Masse et al. 2018 (arXiv 1802.01569). Variant: without rescaling of the units that are left.
-`xdg` is gating alone, `xdg_ewc` with EWC, the paper's combination.
+Source: Masse et al. 2018 (arXiv 1802.01569). Variant: the remaining units are not rescaled. `xdg`
+is gating alone; `xdg_ewc` adds EWC, as in the paper.
 """
 
 from typing import Annotated, Any
@@ -23,14 +23,14 @@ def xdg(
     gated: Annotated[
         float,
         Setting(
-            "share of the hidden units that are silent in a task",
+            "share of hidden units that are switched off in a task",
             at_least=0,
             below=1,
             search=(Range(0.2, 0.95, "linear", own_program=True),),
         ),
     ] = 0.8,
 ) -> Method:
-    """XdG; its state is a bank of gate seeds, for each layer but the first."""
+    """XdG; its state is a bank of gate seeds for each layer but the first."""
 
     def init(key: Any, params: Any, setup: Setup) -> Any:
         del params

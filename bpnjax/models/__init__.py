@@ -1,4 +1,4 @@
-"""Plain Flax networks; they know nothing of tasks."""
+"""Plain Flax networks, which know nothing of tasks."""
 
 from bpnjax.models.alexnet import AlexNet
 from bpnjax.models.convnet import ConvNet

@@ -1,4 +1,4 @@
-"""AlexNet in one tower, as torchvision has it."""
+"""AlexNet in one tower, as in torchvision."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,9 +13,9 @@ from bpnjax.models.convolution import conv
 
 CHANNELS = (64, 192, 384, 256, 256)
 HIDDEN = (4096, 4096)
-SMALLEST = 63  # pixels per side: below it nothing is left for the last pooling
-_GRID = 6  # cells per side that the features are averaged into
-# Of each convolution: size of the kernel, stride, padding, and whether max pooling follows.
+SMALLEST = 63  # pixels per side; a smaller image leaves nothing for the last pooling
+_GRID = 6  # cells per side, over which the features are averaged
+# For each convolution: kernel size, stride, padding, and whether max pooling follows.
 _CONVS = ((11, 4, 2, True), (5, 1, 2, True), (3, 1, 1, False), (3, 1, 1, False), (3, 1, 1, True))
 
 
@@ -27,7 +27,8 @@ def adaptive_average_pool(x: jax.Array, cells: int) -> jax.Array:
 
     Args:
       x: ``[n, h, w, channels]``.
-      cells: c, of each side; neighbouring cells overlap where it does not divide h or w.
+      cells: c, the number of cells per side. Neighbouring cells overlap if it does not divide h or
+        w.
 
     Returns:
       ``[n, cells, cells, channels]``, in the dtype of ``x``.
@@ -48,7 +49,7 @@ def adaptive_average_pool(x: jax.Array, cells: int) -> jax.Array:
 
 
 def _averages(length: int, cells: int) -> np.ndarray:
-    """The matrix ``[cells, length]`` whose rows average what falls into a cell."""
+    """The matrix ``[cells, length]`` whose rows average over one cell."""
     matrix = np.zeros((cells, length))
     for i, row in enumerate(matrix):
         start, stop = i * length // cells, -(-(i + 1) * length // cells)
@@ -60,13 +61,13 @@ class AlexNet(nn.Module):
     """Five convolutions, an average over 6 x 6 cells, two Dense layers with dropout, the output.
 
     Layers are named ``conv_0 ... conv_4``, ``fc6``, ``fc7`` and ``output``. Dropout acts on the
-    inputs of ``fc6`` and ``fc7`` where the call is given a PRNG key for it,
-    ``rngs={"dropout": key}``, and nowhere else: without one the network is deterministic.
+    inputs of ``fc6`` and ``fc7`` if the call gets a PRNG key for it, ``rngs={"dropout": key}``.
+    Without a key the network is deterministic.
 
-    What the convolutions give may be computed once (``features=True``, [n, d]) and be the input
-    later.
+    The features behind the convolutions may be computed once (``features=True``, [n, d]) and be the
+    input later.
 
-    With the widths below it is torchvision's, number by number, for weights that
+    With the default widths it equals torchvision's network, for weights that
     `bpnjax.models.torch_weights.alexnet_params` converts.
     """
 

@@ -13,10 +13,10 @@ from bpnjax.models.pooling import max_pool
 
 
 class ConvNet(nn.Module):
-    """Per channel count a 3x3 Conv, ReLU and 2x2 max pooling; then Dense and ReLU; then the output.
+    """Blocks of 3x3 Conv, ReLU and 2x2 max pooling; then Dense and ReLU layers; then the output.
 
-    Layers are named ``conv_0 ...``, ``hidden_0 ...`` and ``output``. What the convolutions give may
-    be computed once (``features=True``, [n, d]) and be the input later.
+    Layers are named ``conv_0 ...``, ``hidden_0 ...`` and ``output``. The features behind the
+    convolutions may be computed once (``features=True``, [n, d]) and be the input later.
     """
 
     channels: tuple[int, ...]

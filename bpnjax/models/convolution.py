@@ -1,4 +1,4 @@
-"""Convolution that XLA computes quickly on a CPU: depthwise, and gradients inside a loop."""
+"""Convolutions that XLA computes quickly on a CPU: depthwise ones, and gradients in a loop."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-Pads = Sequence[tuple[int, int]]  # before and after, of each dimension
+Pads = Sequence[tuple[int, int]]  # (before, after) for each dimension
 
 _LABELS = ("NHWC", "HWIO", "NHWC")
 _TRANSPOSED = ("NHWC", "HWOI", "NHWC")
@@ -28,31 +28,34 @@ def conv(
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> jax.Array:
-    r"""`jax.lax.conv_general_dilated` for Linen's ``Conv(..., conv_general_dilated=conv)``.
+    r"""A replacement for `jax.lax.conv_general_dilated`, for Linen's ``conv_general_dilated=``.
 
     .. math:: y_{nijo} = \sum_{uvc} x_{n, s i + u - p, s j + v - p, c} k_{uvco}
 
-    The gradients of JAX's own are convolutions of permuted dimensions. XLA's CPU compiler puts
-    those in order in a program's main computation only, and inside a loop, where training runs,
-    takes twenty times as long for them. Here the gradients are written in order:
+    JAX's own gradients are convolutions with permuted dimensions. XLA's CPU compiler reorders those
+    in the main computation of a program only. Inside a loop, where training runs, they take twenty
+    times as long. Here the gradient of the inputs is written in the right order, and that of the
+    kernel as a matrix product that sums over positions, a few examples at a time,
 
     .. math:: \bar x = \mathrm{conv}(\bar y, \mathrm{flip}(k)^T), \quad
-              \bar k = \mathrm{conv}(x^T, \bar y^T)^T
+              \bar k_{uvco} = \sum_{nij} x_{n, s i + u - p, s j + v - p, c} \bar y_{nijo}
 
-    A depthwise convolution, one group per channel, is a sum of shifted products on a CPU,
+    Both follow from tangents, so forward mode and second derivatives work as well.
+
+    On a CPU a depthwise convolution, one group per channel, is computed as a sum of shifted
+    products,
 
     .. math:: y_{nijc} = \sum_{uv} x_{n, s i + u - p, s j + v - p, c} k_{uvc}
 
-    which XLA runs many times faster there than the loop over groups that it makes of one. A 1x1
-    convolution is a matrix product. Two spatial dimensions and no dilation are covered; all else
-    goes to JAX's own.
+    which is many times faster there than XLA's loop over groups. A 1x1 convolution is a matrix
+    product. Only two spatial dimensions without dilation are covered; JAX computes all others.
 
     Args:
       x: ``[n, h, w, c]``.
-      kernel: ``[u, v, c, o]``, or ``[u, v, 1, c]`` of a depthwise one, of the dtype of ``x``.
+      kernel: ``[u, v, c, o]``, or ``[u, v, 1, c]`` if depthwise, of the dtype of ``x``.
       strides: two integers.
-      padding: pairs (before, after) of the two dimensions, or "SAME", "VALID".
-      **options: what Linen passes on besides.
+      padding: (before, after) for each of the two dimensions, or "SAME", "VALID".
+      **options: further arguments from Linen.
 
     Returns:
       ``[n, i, j, o]``.
@@ -64,7 +67,7 @@ def conv(
       >>> jax.grad(lambda k: conv(x, k, (1, 1), "VALID").sum())(jnp.ones((2, 2, 1, 1))).ravel()
       Array([ 8., 12., 20., 24.], dtype=float32)
 
-    Source: gradients by hand; the slow loop is https://github.com/jax-ml/jax/issues/12868.
+    Source: ours for the gradients; the slow loop is https://github.com/jax-ml/jax/issues/12868.
     """
     dilated = any(
         d not in (None, 1, (1, 1), [1, 1])
@@ -180,7 +183,7 @@ def _depthwise(
             feature_group_count=x.shape[-1],
         )  # fmt: skip
 
-    # Nothing but x and the kernel is kept for the gradient: slices are cheaper than their storage.
+    # The gradient keeps x and the kernel only: slices are cheaper to repeat than to store.
     @partial(jax.checkpoint, prevent_cse=False)
     def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
         ours = partial(_shifted, strides, pads)
@@ -195,7 +198,7 @@ def _shifted(strides: tuple[int, ...], pads: Pads, x: jax.Array, kernel: jax.Arr
     parts = _slices(x, kernel.shape, strides, pads)
     total: Any = 0
     for part, weight in zip(parts, _weights(kernel), strict=True):
-        total = total + part * weight  # bfloat16 times float32 is float32
+        total = total + part * weight  # bfloat16 times float32 gives float32
     return total.astype(x.dtype)
 
 
@@ -203,7 +206,7 @@ def _shifted(strides: tuple[int, ...], pads: Pads, x: jax.Array, kernel: jax.Arr
 def _shifted_jvp(
     strides: tuple[int, ...], pads: Pads, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """Tangents in a form that is quick when it is transposed, into gradients."""
+    """Tangents in a form that becomes fast gradients when it is transposed."""
     (x, kernel), (x_dot, kernel_dot) = primals, tangents
     y = _shifted(strides, pads, x, kernel)
     y_dot = jnp.zeros_like(y)
@@ -215,12 +218,12 @@ def _shifted_jvp(
 
 
 def _scattered(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads) -> jax.Array:
-    """The same, each product padded to where it is added; transposed, a sum of slices."""
+    """The same, with each product padded to its place; its transpose is a sum of slices."""
     u, v = kernel.shape[:2]
     total: Any = 0
     for (i, j), weight in zip(np.ndindex(u, v), _weights(kernel), strict=True):
         total += jnp.pad(x * weight, ((0, 0), (u - 1 - i, i), (v - 1 - j, j), (0, 0)))
-    # What the padding of the convolution adds or leaves out at each end.
+    # How much the padding of the convolution adds or cuts at each end.
     ends = [
         (before + 1 - n, after + 1 - n) for n, (before, after) in zip((u, v), pads, strict=True)
     ]
@@ -231,9 +234,9 @@ def _scattered(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: 
 
 
 def _one_by_one(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads) -> jax.Array:
-    """The same, example by example; transposed, products added up over the examples.
+    """The same, example by example; its transpose sums products over the examples.
 
-    XLA's sums over examples, rows and columns at once are slow.
+    XLA is slow at sums over examples, rows and columns at once.
     """
     h, w = _size(x, kernel.shape, strides, pads)
     weights = [jnp.broadcast_to(weight, (h, w, x.shape[-1])) for weight in _weights(kernel)]
@@ -248,13 +251,13 @@ def _one_by_one(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads:
 
 
 def _weights(kernel: jax.Array) -> list[jax.Array]:
-    """The rows of a depthwise kernel, one per shift, in float32 at least."""
+    """The rows of a depthwise kernel, one per shift, in at least float32."""
     kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
     return list(kernel.reshape(-1, kernel.shape[-1]))
 
 
 def _size(x: jax.Array, kernel: Sequence[int], strides: Sequence[int], pads: Pads) -> list[int]:
-    """Rows and columns of the output."""
+    """The number of rows and columns of the output."""
     sizes = zip(x.shape[1:3], kernel, strides, pads, strict=False)
     return [(n + sum(pad) - u) // s + 1 for n, u, s, pad in sizes]
 
@@ -262,7 +265,7 @@ def _size(x: jax.Array, kernel: Sequence[int], strides: Sequence[int], pads: Pad
 def _slices(
     x: jax.Array, kernel: Sequence[int], strides: Sequence[int], pads: Pads
 ) -> list[jax.Array]:
-    """Of each element of a kernel the inputs that it multiplies, one per output."""
+    """For each element of a kernel the inputs that it multiplies, one per output."""
     size = _size(x, kernel, strides, pads)
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     found = []

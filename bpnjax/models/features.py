@@ -1,8 +1,8 @@
-"""Networks whose first layers can run apart from the rest, on images once and for all.
+"""Networks whose first layers can be computed once for all images.
 
-Such a network is a Linen module whose ``__call__`` takes ``features``: with ``features=True`` it
-returns what its first layers give, ``[n, ...]``, and given that for images it runs the others only;
-each time the layers that do not run have no parameters.
+Such a network is a Linen module whose ``__call__`` takes ``features``. With ``features=True`` it
+returns the output of its first layers, ``[n, ...]``. Called with this output instead of images, it
+runs the other layers only. Layers that do not run have no parameters.
 """
 
 import inspect
@@ -20,13 +20,13 @@ _STATISTICS = "batch_stats"
 
 
 def has_features(network: Any) -> bool:
-    """Whether a class of networks can run its first layers apart from the rest.
+    """Whether the first layers of a class of networks can run apart from the rest.
 
     Args:
-      network: a class, or whatever else makes networks.
+      network: a class, or anything else that makes networks.
 
     Returns:
-      Whether it is a class of Linen whose ``__call__`` has an argument ``features``.
+      True for a Linen class whose ``__call__`` has an argument ``features``.
 
     Example:
       >>> from bpnjax import models
@@ -46,8 +46,8 @@ def make_extractor(
 
     Args:
       network: a module that `has_features`.
-      arrays: of those layers, by path: ``{"conv_0/kernel": array, "batch_stats/norm_0/mean": array,
-        ...}``.
+      arrays: parameters and statistics of those layers by path, such as
+        ``{"conv_0/kernel": array, "batch_stats/norm_0/mean": array}``.
       scale: f32 ``[channels]``.
       shift: f32 ``[channels]``; the network's input is ``image * scale + shift``.
 
@@ -76,13 +76,13 @@ def make_extractor(
 
 
 def name_in_state(path: str) -> str:
-    """The name of an array of those layers in the state of a learner of the whole network.
+    """The name that an array of the first layers has in the state of a learner.
 
     Args:
-      path: as of `make_extractor`.
+      path: as in `make_extractor`.
 
     Returns:
-      ``"params/..."``, or ``"variables/batch_stats/..."`` of running statistics.
+      ``"params/..."``, or ``"variables/batch_stats/..."`` for running statistics.
 
     Example:
       >>> from bpnjax.models.features import name_in_state

@@ -10,12 +10,12 @@ _PATCH = 4  # pixels per side
 
 
 class Mixer(nnx.Module):
-    """Dense layers over patches, then over the features of each patch, both behind a layer norm.
+    """Dense layers over patches, then over the features of each patch, each after a layer norm.
 
     Args:
-      num_classes: outputs.
-      patches: how many patches of 4 x 4 pixels an image has.
-      rngs: of the initial values.
+      num_classes: number of outputs.
+      patches: number of patches of 4 x 4 pixels in an image.
+      rngs: for the initial values.
     """
 
     def __init__(self, num_classes: int, patches: int, rngs: nnx.Rngs) -> None:
@@ -44,14 +44,14 @@ class Mixer(nnx.Module):
 
 
 def mixer(num_classes: int, size: int = 28) -> Callable[[nnx.Rngs], Mixer]:
-    """One block of an MLP-Mixer for grey images, 32 wide, as ``model.factory`` takes it.
+    """One block of an MLP-Mixer for grey images, 32 wide, for ``model.factory``.
 
     Args:
-      num_classes: outputs.
+      num_classes: number of outputs.
       size: pixels per side of the images, a multiple of 4.
 
     Returns:
-      A function of `flax.nnx.Rngs`.
+      A function from `flax.nnx.Rngs` to a `Mixer`.
 
     Example:
       >>> import jax, jax.numpy as jnp

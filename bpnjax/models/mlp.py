@@ -1,4 +1,4 @@
-"""The paper's network: fully connected, ReLU."""
+"""The paper's network: fully connected with ReLU."""
 
 from collections.abc import Callable
 from functools import partial

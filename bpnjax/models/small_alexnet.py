@@ -1,4 +1,4 @@
-"""AlexNet's order of layers, for images of 32 x 32."""
+"""A small AlexNet for images of 32 x 32 pixels."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,19 +13,20 @@ from bpnjax.models.pooling import max_pool
 
 CHANNELS = (32, 64, 96, 64, 64)
 HIDDEN = (512, 512)
-SMALLEST = 8  # pixels per side: three poolings leave one
-_POOLED = (0, 1, 4)  # the convolutions that max pooling follows
+SMALLEST = 8  # pixels per side; three poolings leave one
+_POOLED = (0, 1, 4)  # convolutions that max pooling follows
 
 
 class SmallAlexNet(nn.Module):
     """Five 3 x 3 convolutions, two Dense layers with dropout, the output.
 
-    As in AlexNet max pooling, here 2 x 2, follows the first, second and fifth convolution, and the
+    As in AlexNet, max pooling (here 2 x 2) follows the first, second and fifth convolution, and the
     layers are named ``conv_0 ... conv_4``, ``fc6``, ``fc7`` and ``output``. Dropout acts on the
-    inputs of ``fc6`` and ``fc7`` where the call is given ``rngs={"dropout": key}``.
+    inputs of ``fc6`` and ``fc7`` if the call gets ``rngs={"dropout": key}``.
 
-    What the convolutions give may be computed once (``features=True``, f32 [n, d]) and be the input
-    later: two dimensions are taken for it, and the convolutions then have no parameters.
+    The features behind the convolutions may be computed once (``features=True``, f32 [n, d]) and be
+    the input later. An input of two dimensions counts as features, and the convolutions then have
+    no parameters.
     """
 
     num_classes: int

@@ -1,9 +1,8 @@
-"""Weights published for PyTorch, read without PyTorch and without running what a file contains.
+"""Weights published for PyTorch, read without PyTorch and without running code from the file.
 
-A ``.pth`` file is a zip archive of one pickle, which names tensors, and of their bytes; before
-PyTorch 1.6 it was the pickle and the bytes one after another. A pickle may name any function for
-its reader to call; the reader here knows the few names that rebuild tensors and refuses every
-other.
+A ``.pth`` file is a zip archive of one pickle, which names tensors, and of their bytes. Before
+PyTorch 1.6 it was the pickle followed by the bytes. A pickle may tell its reader to call any
+function. The reader here knows the few names that rebuild tensors and refuses all others.
 """
 
 import os
@@ -30,16 +29,16 @@ _DTYPES = {
     "CharStorage": np.int8, "ShortStorage": np.int16, "IntStorage": np.int32,
     "LongStorage": np.int64,
 }  # fmt: skip
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how a zip archive and a pickle begin
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of a zip archive and of a pickle
 _LEGACY = (0x1950A86A20F9469CFC6C, 1001)  # magic number and version of the format before zip
-# Layer of `AlexNet` -> module of torchvision's.
+# Layer of `AlexNet` -> module of torchvision's network.
 _ALEXNET = {
     "conv_0": "features.0", "conv_1": "features.3", "conv_2": "features.6",
     "conv_3": "features.8", "conv_4": "features.10",
     "fc6": "classifier.1", "fc7": "classifier.4", "output": "classifier.6",
 }  # fmt: skip
 _CELLS = 36  # 6 x 6, before fc6
-# Module of torchvision's ResNet, or of GEM's and Mammoth's -> layer of `ResNet18`.
+# Module in torchvision, GEM or Mammoth -> layer of `ResNet18`.
 _RESNET = {
     "conv1": "conv_0", "bn1": "norm_0", "fc": "output", "linear": "output", "classifier": "output",
 }  # fmt: skip
@@ -48,7 +47,7 @@ _RESNET_BLOCK = {
     "downsample.0": "shortcut", "downsample.1": "shortcut_norm",
     "shortcut.0": "shortcut", "shortcut.1": "shortcut_norm",
 }  # fmt: skip
-# Module of efficientnet_pytorch and its variants -> layer of `EfficientNetLite0`.
+# Module in efficientnet_pytorch and its variants -> layer of `EfficientNetLite0`.
 _EFFICIENTNET = {
     "_conv_stem": "stem", "_bn0": "stem_norm", "_conv_head": "head", "_bn1": "head_norm",
     "_fc": "output",
@@ -64,17 +63,17 @@ _PARTS = {
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads the tensors of a ``state_dict`` that ``torch.save`` wrote, or of a safetensors file.
+    """Reads the tensors of a ``state_dict`` from ``torch.save``, or of a safetensors file.
 
     Args:
-      path: the file; its first bytes tell which of the two it is.
+      path: of the file; its first bytes tell the format.
 
     Returns:
       ``{name: array}``, shapes and dtypes as stored.
 
     Raises:
-      ValueError: no such file, one that is damaged or in another format, or a pickle that names
-        anything but tensors and dictionaries of them; nothing of it has been executed then.
+      ValueError: the file does not exist, is damaged or in another format, or its pickle names
+        anything but tensors and dictionaries of them. Nothing in the file is executed.
 
     Example:
       >>> import tempfile, numpy as np
@@ -85,7 +84,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       ...     read_tensors(file.name)["a"].tolist()
       [0, 1, 2]
 
-    Source: ``torch.save``: the zip format, written since PyTorch 1.6, and the one before.
+    Source: ``torch.save``: the zip format of PyTorch 1.6 and later, and the one before.
     """
     try:
         with open(path, "rb") as file:
@@ -107,12 +106,12 @@ def _unreadable(path: str | os.PathLike[str], what: str) -> ValueError:
 
 
 def _tensors_of(path: str | os.PathLike[str], read: Callable[[], Any]) -> dict[str, np.ndarray]:
-    """The tensors of what a file holds, which a checkpoint has beside other things."""
+    """Reads tensors from a file, without the other entries that a checkpoint may have."""
     try:
         found = read()
     except pickle.UnpicklingError as error:
         raise _unreadable(path, f"refused: {error}") from error
-    # A damaged pickle or archive raises anything.
+    # A damaged pickle or archive may raise anything.
     except Exception as error:
         raise _unreadable(path, f"damaged ({type(error).__name__}: {error})") from error
     if not isinstance(found, dict):
@@ -122,7 +121,7 @@ def _tensors_of(path: str | os.PathLike[str], read: Callable[[], Any]) -> dict[s
         found = inner[0]
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, np.ndarray):
-            raise _unreadable(path, f"entry {name!r} is no tensor; save a state_dict alone")
+            raise _unreadable(path, f"entry {name!r} is not a tensor; save a state_dict alone")
     return dict(found)
 
 
@@ -152,8 +151,7 @@ def _read_zip(path: str | os.PathLike[str]) -> Any:
 
 
 def _read_legacy(file: IO[bytes]) -> Any:
-    """Reads a magic number, a version, facts of the system, the object, its storages' names and,
-    of each, the length and the bytes."""
+    """Reads the format before zip: a pickle of the tensors, then the bytes of each storage."""
     size = os.fstat(file.fileno()).st_size
     storages: dict[str, np.ndarray] = {}
 
@@ -162,7 +160,7 @@ def _read_legacy(file: IO[bytes]) -> Any:
             raise pickle.UnpicklingError(
                 f"the file has {size} bytes, too few for {count} x {dtype}"
             )
-        # The bytes come later in the file: tensors are views of what is filled then.
+        # The bytes come later in the file. Tensors are views of storages that are filled then.
         found = storages.setdefault(key, np.zeros(count, dtype.newbyteorder("<")))
         if found.size != count or found.dtype != dtype:
             raise pickle.UnpicklingError(f"storage {key!r} is named twice, and differs")
@@ -184,8 +182,8 @@ def _read_legacy(file: IO[bytes]) -> Any:
 class _StorageKind:
     """Stands for a storage class of PyTorch in a pickle.
 
-    A pickle may set attributes of whatever it names, so it is never given a dtype of NumPy, which
-    the whole process shares.
+    A pickle may set attributes of the objects that it names, so it never gets a dtype of NumPy,
+    which the whole process shares.
     """
 
     __slots__ = ("name",)
@@ -202,7 +200,7 @@ class _Tensors(pickle.Unpickler):
     ) -> None:
         super().__init__(file)
         self.storage = storage
-        # Objects of this reading only: what a pickle might do to them ends with it.
+        # Fresh objects for each file, so that a pickle's changes to them end with it.
         self.known: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor"): lambda *a: _view(*a[:4]),
@@ -214,15 +212,15 @@ class _Tensors(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.known:
-            raise pickle.UnpicklingError(f"its pickle names {module}.{name}, which is no tensor")
+            raise pickle.UnpicklingError(f"its pickle names {module}.{name}, which is not a tensor")
         return self.known[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
         what, kind, key, _, count, *view = pid
         if what != "storage" or not isinstance(kind, _StorageKind) or kind.name not in _DTYPES:
-            raise pickle.UnpicklingError(f"its pickle refers to {what!r}, which is no tensor")
+            raise pickle.UnpicklingError(f"its pickle refers to {what!r}, which is not a tensor")
         found = self.storage(np.dtype(_DTYPES[kind.name]), key, count)
-        if view and view[0] is not None:  # of the format before zip: a part of a storage
+        if view and view[0] is not None:  # a part of a storage, in the format before zip
             _, offset, size = view[0]
             found = _view(found, offset, (size,), (1,))
         return found
@@ -231,7 +229,7 @@ class _Tensors(pickle.Unpickler):
 def _view(
     storage: np.ndarray, offset: int, size: Sequence[int], stride: Sequence[int]
 ) -> np.ndarray:
-    """A tensor: a strided view of a storage, checked not to leave it."""
+    """A tensor as a strided view of a storage, with its bounds checked."""
     if not (isinstance(storage, np.ndarray) and len(size) == len(stride)):
         raise pickle.UnpicklingError("a tensor is malformed")
     if any(n < 0 for n in (offset, *size, *stride)):
@@ -246,16 +244,16 @@ def _view(
 
 
 def kernel(weight: np.ndarray) -> np.ndarray:
-    """A kernel as Flax has it: inputs before outputs, rows and columns before both.
+    """Reorders the axes of a kernel to Flax's: rows and columns, then inputs, then outputs.
 
     Args:
-      weight: of PyTorch's Linear, ``[out, in]``, or Conv2d, ``[out, in, h, w]``.
+      weight: from PyTorch's Linear, ``[out, in]``, or Conv2d, ``[out, in, h, w]``.
 
     Returns:
       ``[in, out]`` or ``[h, w, in, out]``, contiguous.
 
     Raises:
-      ValueError: another number of axes.
+      ValueError: it has another number of axes.
 
     Example:
       >>> import numpy as np
@@ -269,13 +267,13 @@ def kernel(weight: np.ndarray) -> np.ndarray:
 
 
 def alexnet_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The parameters of `AlexNet` from those of torchvision's.
+    """Converts the parameters of torchvision's AlexNet to those of `AlexNet`.
 
-    PyTorch has channels before rows and columns: kernels are transposed, and so are the rows of
-    fc6, which stand for the elements of the last feature map.
+    PyTorch has channels before rows and columns. So kernels are transposed, and also the rows of
+    fc6, which belong to the elements of the last feature map.
 
     Args:
-      tensors: ``{name: array}`` with torchvision's names, any widths, as `read_tensors` gives.
+      tensors: ``{name: array}`` with torchvision's names, of any widths, from `read_tensors`.
 
     Returns:
       ``{"conv_0": {"kernel": [h, w, in, out], "bias": [out]}, ...}``, NumPy arrays, f32.
@@ -290,7 +288,7 @@ def alexnet_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         parts = []
         for name in (f"{module}.weight", f"{module}.bias"):
             if name not in tensors:
-                raise ValueError(f"no tensor {name}; this is no AlexNet of torchvision")
+                raise ValueError(f"no tensor {name}; this is not an AlexNet of torchvision")
             parts.append(np.asarray(tensors[name], np.float32))
         weight, bias = parts
         if weight.ndim != (4 if "conv" in layer else 2):
@@ -306,19 +304,19 @@ def alexnet_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def resnet_variables(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The parameters and BatchNorm statistics of `ResNet18` from those of a network in PyTorch.
+    """Converts the parameters and BatchNorm statistics of a ResNet-18 of PyTorch to `ResNet18`.
 
     Args:
-      tensors: ``{name: array}``, any widths, with the names of torchvision (``layer1.0.conv1``,
-        ``downsample``, ``fc``) or those of GEM and Mammoth (``shortcut``, ``linear``,
-        ``classifier``), all behind one prefix (``module.``) or none.
+      tensors: ``{name: array}``, of any widths, with the names of torchvision (``layer1.0.conv1``,
+        ``downsample``, ``fc``) or of GEM and Mammoth (``shortcut``, ``linear``, ``classifier``).
+        All may have one common prefix such as ``module.``.
 
     Returns:
       ``{"params": {"conv_0/kernel": [h, w, in, out], ...}, "batch_stats": {"norm_0/mean": [out],
       ...}}``, NumPy arrays, f32.
 
     Raises:
-      ValueError: a tensor has another name.
+      ValueError: a tensor has an unknown name.
 
     Example:
       >>> import numpy as np
@@ -332,7 +330,7 @@ def resnet_variables(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """
     first = min((name for name in tensors if name.endswith("conv1.weight")), key=len, default="")
     prefix = first.removesuffix("conv1.weight") if "layer" not in first else ""
-    # Older versions of Mammoth have each layer a second time, in a Sequential.
+    # Older versions of Mammoth store each layer a second time, in a Sequential.
     own = {n: array for n, array in tensors.items() if not n.startswith(f"{prefix}_features.")}
 
     def layer_of(module: str) -> str | None:
@@ -349,7 +347,7 @@ def resnet_variables(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def efficientnet_lite_variables(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The parameters and BatchNorm statistics of `EfficientNetLite0` from those in PyTorch.
+    """Converts the parameters and BatchNorm statistics of PyTorch's EfficientNet-Lite0.
 
     Args:
       tensors: ``{name: array}`` with the names of efficientnet_pytorch (``_conv_stem``,
@@ -360,7 +358,7 @@ def efficientnet_lite_variables(tensors: Mapping[str, np.ndarray]) -> dict[str, 
       ...}}``, NumPy arrays, f32.
 
     Raises:
-      ValueError: a tensor has another name.
+      ValueError: a tensor has an unknown name.
 
     Example:
       >>> import numpy as np
@@ -386,7 +384,7 @@ def efficientnet_lite_variables(tensors: Mapping[str, np.ndarray]) -> dict[str, 
 def _variables(
     tensors: Mapping[str, np.ndarray], layer_of: Callable[[str], str | None], network: str
 ) -> dict[str, Any]:
-    """Parameters and running statistics by path, of tensors whose modules are those of layers."""
+    """Parameters and running statistics by path, from tensors whose modules match layers."""
     found: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for name, array in tensors.items():
         module, _, part = name.rpartition(".")
@@ -394,7 +392,7 @@ def _variables(
             continue
         layer = layer_of(module)
         if layer is None or part not in _PARTS:
-            raise ValueError(f"{name} {array.shape} is no tensor of {network}")
+            raise ValueError(f"{name} {array.shape} is not a tensor of {network}")
         group, own = _PARTS[part]
         array = np.asarray(array, np.float32)
         if array.ndim > 1:
@@ -403,7 +401,7 @@ def _variables(
     return found
 
 
-# Of networks of this package: what makes their variables of those of PyTorch.
+# Networks of this package, with the functions that convert their variables from PyTorch.
 CONVERTERS: dict[str, Callable[[Mapping[str, np.ndarray]], dict[str, Any]]] = {
     "alexnet": alexnet_params,
     "efficientnet_lite0": efficientnet_lite_variables,

@@ -12,7 +12,7 @@ from bpnjax.models.convolution import conv
 
 
 class _Block(nn.Module):
-    """Attention and two Dense layers, each behind a norm and added to its input."""
+    """Attention and two Dense layers, each after a norm and added to its input."""
 
     heads: int
     hidden: int
@@ -33,30 +33,30 @@ class _Block(nn.Module):
 
 
 class ViT(nn.Module):
-    r"""A vision transformer with norms before the layers, for images of about 32 x 32 pixels.
+    r"""A vision transformer with pre-layer norms, for images of about 32 x 32 pixels.
 
     .. math:: x \leftarrow x + \mathrm{attention}(\mathrm{norm}_0(x)), \quad
               x \leftarrow x + W_1\,\mathrm{gelu}(W_0\,\mathrm{norm}_1(x))
 
-    in each block; x is first a linear map of each patch plus a learned position. Then a norm, the
-    mean over the patches, and the output. Layers are named ``embed``,
+    in each block. x starts as a linear map of each patch plus a learned position. After the blocks
+    come a norm, the mean over the patches, and the output. Layers are named ``embed``,
     ``block_<i>/attention/query|key|value|out``, ``block_<i>/mlp_0``, ``.../mlp_1`` and ``output``.
-    Dropout acts where the call is given ``rngs={"dropout": key}``. Without dropout what goes into
-    the output may be computed once (``features=True``, [n, dim]) and be the input later.
+    Dropout acts if the call gets ``rngs={"dropout": key}``. Without dropout the input of the output
+    layer may be computed once (``features=True``, [n, dim]) and be the input later.
 
     Args:
-      num_classes: outputs.
-      patch: pixels per side of a patch; it divides both sides of the images.
-      depth: blocks.
+      num_classes: number of outputs.
+      patch: pixels per side of a patch; it must divide both sides of the images.
+      depth: number of blocks.
       dim: width of a patch's vector.
-      heads: of the attention; their number divides ``dim``.
+      heads: number of attention heads; it must divide ``dim``.
       mlp: width between the two Dense layers of a block, as a multiple of ``dim``.
-      dropout: share dropped of the sum of patch and position, and of what attention and each Dense
-        layer of a block give.
-      pool: ``"mean"``, or ``"token"``: the output reads a learned vector that is put before the
+      dropout: share dropped from the sum of patch and position, and from the outputs of attention
+        and of each Dense layer in a block.
+      pool: ``"mean"``, or ``"token"`` for an output that reads a learned vector put before the
         patches.
       dtype: of the computation.
-      kernel_init: how kernels start.
+      kernel_init: initializer of kernels.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -66,8 +66,9 @@ class ViT(nn.Module):
       >>> sum(leaf.size for leaf in jax.tree.leaves(made["params"]))
       2693194
 
-    Source: Dosovitskiy et al. 2021 (arXiv 2010.11929); the mean instead of a token as in Beyer et
-    al. 2022 (arXiv 2205.01580). By default the width and heads of ViT-Ti, at half its depth.
+    Source: Dosovitskiy et al. 2021 (arXiv 2010.11929), with the mean instead of a token as in Beyer
+    et al. 2022 (arXiv 2205.01580). The default has the width and heads of ViT-Ti and half its
+    depth.
     """
 
     num_classes: int
@@ -94,7 +95,7 @@ class ViT(nn.Module):
         return x if features else nn.Dense(self.num_classes, name="output", **options)(x)
 
     def _features(self, x: jax.Array, **options: Any) -> jax.Array:
-        """What goes into the output, of images."""
+        """The input of the output layer, for images."""
         if x.ndim != 4 or x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(
                 f"it needs images whose sides are multiples of patch={self.patch}, not "
@@ -103,7 +104,7 @@ class ViT(nn.Module):
         if self.dim % self.heads or self.pool not in ("mean", "token") or self.dropout >= 1:
             raise ValueError(
                 f"heads={self.heads} has to divide dim={self.dim}, pool={self.pool!r} to be 'mean' "
-                f"or 'token', and dropout={self.dropout} to be below 1; mend model.options"
+                f"or 'token', and dropout={self.dropout} to be below 1; fix model.options"
             )
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
         size = (self.patch, self.patch)

@@ -1,4 +1,4 @@
-"""Networks as bpnjax sees them: one adapter file per framework."""
+"""How bpnjax sees a network: one adapter file per framework."""
 
 from bpnjax.networks.base import Network, from_function, in_own_units, measured, modulate
 from bpnjax.networks.layers import Layer, Layers, matching

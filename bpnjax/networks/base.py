@@ -1,4 +1,4 @@
-"""A network as bpnjax sees it: a few pure functions and the layers that take a mode.
+"""A network as a few pure functions, together with its layers that take a mode.
 
 Nothing outside this folder knows which framework a network was written in. `from_linen` and
 `from_nnx` adapt the networks of Flax; `from_function` takes any function of parameters, mode and
@@ -38,19 +38,19 @@ def measured(y: jax.Array, measure: jax.Array, weight: jax.Array | None = None) 
 
     .. math:: \frac{\partial L}{\partial measure} := \Big(\sum_j y_j^2, \; \mathrm{size}(y)\Big)
 
-    for every loss L. So any backward pass also gives the mean square of a layer's outputs, without
-    another forward pass and without a second return value of the network. The ratio of the two
-    numbers stays right when gradients are summed or averaged over micro-batches, over devices or
-    over several calls of a layer. `bpnjax.optim.relative_step` reads it.
+    for every loss L. Any backward pass then also gives the mean square of a layer's outputs. This
+    needs neither another forward pass nor a second return value of the network. The ratio of the
+    two numbers stays right when gradients are summed or averaged over micro-batches, over devices
+    or over several calls of a layer. `bpnjax.optim.relative_step` reads it.
 
     Args:
       y: any array.
-      measure: f32 ``[2]``, of any value.
-      weight: f32 ``[n]``, 0 for examples that are padding, where the first axis of ``y`` is the
-        batch or a multiple of it; by default, and for other arrays, all count.
+      measure: f32 ``[2]``. Its values are not used.
+      weight: f32 ``[n]``, 0 for examples that are padding. It applies where the first axis of ``y``
+        is the batch or a multiple of it. By default, and for other arrays, all elements count.
 
     Returns:
-      ``y``. Derivatives in reverse mode only.
+      ``y``. It can be differentiated in reverse mode only.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -59,7 +59,7 @@ def measured(y: jax.Array, measure: jax.Array, weight: jax.Array | None = None) 
       >>> jax.grad(loss)(jnp.zeros(2)).tolist()
       [25.0, 2.0]
 
-    Source: ours; that a gradient carries a statistic is how Flax trains in 8 bits
+    Source: ours. Flax trains in 8 bits with a gradient that carries a statistic in the same way
     (``flax.linen.fp8_ops``).
     """
     square = jnp.square(jax.lax.stop_gradient(y).astype(jnp.float32))
@@ -68,7 +68,7 @@ def measured(y: jax.Array, measure: jax.Array, weight: jax.Array | None = None) 
     else:
         of_example = square.reshape(weight.shape[0], -1)
         each, width = jnp.sum(of_example, 1), of_example.shape[1]
-        # Not 0 times what may be infinite.
+        # A product with 0 would be NaN where a padding example is infinite.
         total = jnp.sum(jnp.where(weight > 0, each * weight, 0.0))
         statistic = jnp.stack([total, jnp.sum(weight) * width])
     return _with_statistic(y, measure, statistic)
@@ -76,7 +76,7 @@ def measured(y: jax.Array, measure: jax.Array, weight: jax.Array | None = None) 
 
 @jax.custom_vjp
 def _with_statistic(y: jax.Array, measure: jax.Array, statistic: jax.Array) -> jax.Array:
-    """``y``, with the statistic as the gradient for ``measure``."""
+    """Returns ``y``; the gradient for ``measure`` is the statistic."""
     del measure, statistic
     return y
 
@@ -88,14 +88,14 @@ _with_statistic.defvjp(
 
 
 def in_own_units(vector: jax.Array, measure: jax.Array) -> jax.Array:
-    """An array as it is, whose root mean square counts as 1 where `measured` would take it.
+    """Returns an array unchanged, and counts its mean square as 1 where `measured` measures it.
 
     Args:
-      vector: any array, as what a task learns of a gain, whose unit is 1 and not the layer's.
-      measure: f32 ``[2]``, of any value.
+      vector: any array whose unit is 1 instead of the layer's, such as a gain.
+      measure: f32 ``[2]``. Its values are not used.
 
     Returns:
-      ``vector``; the gradient for ``measure`` is ``[1, 1]``. Derivatives in reverse mode only.
+      ``vector``. The gradient for ``measure`` is ``[1, 1]``, in reverse mode only.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -113,27 +113,28 @@ def modulate(
     features: int = 1,
     contracts_batch: bool = False,
 ) -> jax.Array:
-    r"""The output of a layer in a mode.
+    r"""Applies a mode to the output of a layer.
 
     .. math:: y' = (D * y) \odot gain + bias
 
-    Networks that are plain functions call it for each layer; the adapters do it for networks of
-    Flax. `bpnjax.modes.VECTORS` says what each entry is.
+    A network that is a plain function calls this for each layer. For networks of Flax the adapters
+    do it. `bpnjax.modes.VECTORS` explains each entry.
 
     Args:
       y: the output, ``[n, ..., K]``.
-      vectors: what the mode has for the layer, ``mode.get(path, {})``: a ``"depthwise"`` kernel, a
-        ``"gain"``, a ``"bias"`` and a ``"measure"`` (see `measured`: the array that the bias is
-        added to), all optional; a ``"key"`` is left alone, it belongs on the layer's input.
+      vectors: the mode's entries for this layer, ``mode.get(path, {})``. All are optional: a
+        ``"depthwise"`` kernel, a ``"gain"``, a ``"bias"``, and a ``"measure"`` of the array that
+        the bias is added to (see `measured`). A ``"key"`` is ignored; it belongs to the layer's
+        input.
       path: of the layer, for messages.
-      features: how many of the last axes of ``y`` the vectors lie on.
-      contracts_batch: whether the layer contracts its input's first axis.
+      features: how many of the last axes of ``y`` are features.
+      contracts_batch: whether the layer contracts the first axis of its input.
 
     Returns:
       An array like ``y``.
 
     Raises:
-      ValueError: a vector of another shape.
+      ValueError: a vector has the wrong shape.
 
     Example:
       >>> import jax.numpy as jnp
@@ -158,7 +159,7 @@ def modulate(
 
 
 def _kernel_per_channel(path: str, kernel: jax.Array, y: jax.Array) -> jax.Array:
-    """The depthwise kernel of a mode, refused where it does not fit the output."""
+    """Checks that the depthwise kernel of a mode fits the output."""
     fits = y.ndim == 4 and kernel.shape[-3:] == (3, 3, y.shape[-1]) and kernel.ndim in (3, 4)
     if not fits or (kernel.ndim == 4 and kernel.shape[0] not in (1, y.shape[0])):
         raise ValueError(
@@ -170,7 +171,7 @@ def _kernel_per_channel(path: str, kernel: jax.Array, y: jax.Array) -> jax.Array
 
 
 def check_mode(mode: Mapping[str, Any]) -> None:
-    """Refuses a mode with entries that no layer has.
+    """Raises an error if a mode has an unknown entry.
 
     Args:
       mode: ``{path: {name: vector}}``.
@@ -193,13 +194,13 @@ def check_mode(mode: Mapping[str, Any]) -> None:
 
 
 class Outputs:
-    r"""The outputs of one forward pass in a mode, which acts behind a BatchNorm that follows.
+    r"""The outputs of one forward pass in a mode, moved behind a BatchNorm that follows the layer.
 
     .. math:: y = \mathrm{norm}(W x + b) \odot gain + bias
 
-    BatchNorm subtracts the mean of each channel and divides by its deviation, hence undoes any bias
-    and gain before it: the network would answer as without one, and the gradient that the bias gets
-    would be the rounding error.
+    BatchNorm subtracts the mean of each channel and divides by its standard deviation. This undoes
+    any bias and gain before it: the network would answer as without them, and the gradient of the
+    bias would be rounding error.
 
     Source: ours; the paper's networks have no BatchNorm.
     """
@@ -208,11 +209,11 @@ class Outputs:
         self._acted: dict[int, tuple[jax.Array, jax.Array, Callable[..., jax.Array]]] = {}
 
     def act(self, y: jax.Array, vectors: Mapping[str, Any], *options: Any) -> jax.Array:
-        """The output of a layer in the mode.
+        """Applies the mode to the output of a layer.
 
         Args:
-          y: the output without.
-          vectors: as of `modulate`.
+          y: the layer's output without the mode.
+          vectors: as in `modulate`.
           *options: the further arguments of `modulate`.
 
         Returns:
@@ -225,19 +226,19 @@ class Outputs:
             return modulate(y, vectors, *options)
 
         acted = acts(y)
-        # Kept alive, so that no other array can take over its identity in this pass.
+        # Kept alive, so that no other array gets the same id in this pass.
         self._acted[id(acted)] = (acted, y, acts)
         return acted
 
     def behind(self, norm: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-        """The output of a BatchNorm, in the mode of the layer whose output it normalises.
+        """Returns the output of a BatchNorm, in the mode of the layer that it normalises.
 
         Args:
           norm: the call of the BatchNorm.
           x: its input.
 
         Returns:
-          What `act` makes of ``norm(y)`` where ``x`` is what it returned for ``y``; else
+          The mode applied to ``norm(y)`` where ``x`` is what `act` returned for ``y``, else
           ``norm(x)``.
         """
         if id(x) not in self._acted:
@@ -251,26 +252,26 @@ class Network:
     """Pure functions of a network that can run in the mode of a task.
 
     A mode is ``{layer path: {"key": [inputs], "gain": [outputs], "bias": [outputs]}}``, see
-    `bpnjax.modes.VECTORS`; the empty mode ``{}`` is the plain network. In training a layer with a
-    bias may have a ``"measure"`` and a ``"weight"`` beside it, see `measured`. Variables are what a
-    network keeps beside its parameters, such as the running statistics of BatchNorm: a dict of
-    collections, ``{}`` for most networks.
+    `bpnjax.modes.VECTORS`. The empty mode ``{}`` is the plain network. In training a layer with a
+    bias may also have a ``"measure"`` and a ``"weight"``, see `measured`. Variables are what a
+    network keeps beside its parameters, such as the running statistics of BatchNorm. They are a
+    dict of collections, ``{}`` for most networks.
 
     Attributes:
       init: ``key -> (params, variables)``.
       apply: ``(params, mode, x, *, variables={}, train=False, key=None, freeze_statistics=False) ->
-        (outputs [n, ...], variables)``. With ``train=True`` dropout is active, drawn from ``key``,
-        and normalisation uses the statistics of the batch unless ``freeze_statistics``; otherwise
-        the variables come back unchanged. A mode may hold one vector per layer, or ``[n, width]``,
-        one per example.
+        (outputs [n, ...], variables)``. With ``train=True`` dropout is active and drawn from
+        ``key``, and normalisation uses the statistics of the batch unless ``freeze_statistics``.
+        Otherwise the variables are returned unchanged. A mode may hold one vector per layer, or
+        ``[n, width]``, one per example.
       layers: the layers that take a key and a bias, by path, in the order of their first call.
       tapped: ``(params, mode, x, *, variables={}, probes={}, record=(), replaced={}) -> (outputs,
-        {path: [inputs of each call]})`` in evaluation: probes are added to the outputs of layers,
-        ``record`` names the layers whose inputs are returned, ``replaced`` gives layers another
-        input. None where the framework does not allow it; importance then takes one gradient per
-        example.
-      prepare: turns an example as it is stored into the input that ``apply`` expects; applied by
-        ``apply`` and ``tapped`` themselves.
+        {path: [inputs of each call]})``, in evaluation. Probes are added to the outputs of layers.
+        ``record`` names the layers whose inputs are returned. ``replaced`` gives layers another
+        input. It is None where the framework does not allow it; importance then computes one
+        gradient per example.
+      prepare: turns a stored example into the input that the network expects. ``apply`` and
+        ``tapped`` call it themselves.
       name: the name of the network's class, for messages.
       example: shape and dtype of a batch of one example, ``[1, ...]``; None if it is not known.
     """
@@ -291,11 +292,11 @@ class Network:
         """The same network, with a function that prepares its input.
 
         Args:
-          prepare: applied to ``x`` first, for example a normalisation of uint8 images.
-          example: shape and dtype of a batch of one example as it is stored, ``[1, ...]``.
+          prepare: applied to ``x`` first, for example to normalise uint8 images.
+          example: shape and dtype of a batch of one stored example, ``[1, ...]``.
 
         Returns:
-          A `Network` that takes examples as they are stored.
+          A `Network` that takes stored examples.
 
         Example:
           >>> import jax, jax.numpy as jnp, flax.linen as nn
@@ -361,22 +362,22 @@ class Network:
     def features(
         self, params: Params, mode: Mode, x: jax.Array, paths: Sequence[str], **options: Any
     ) -> dict[str, jax.Array]:
-        """Runs the network in evaluation and returns what goes into some of its layers.
+        """Runs the network in evaluation and returns the inputs of some of its layers.
 
         Args:
           params: the shared parameters.
           mode: of the task, or ``{}``.
           x: the batch, ``[n, ...]``.
-          paths: of layers that `layers` calls ``plain``.
+          paths: of layers that are ``plain`` in `layers`.
           **options: ``variables`` and ``replaced``, as of ``tapped``.
 
         Returns:
-          ``{path: input of the layer's last call}``: what multiplies the kernel, hence after the
-          key.
+          ``{path: input of the layer's last call}``, the array that multiplies the kernel, after
+          the key.
 
         Raises:
-          ValueError: the network has no such layer, its input has no meaning outside the layer, or
-            the framework does not show it.
+          ValueError: the network has no such layer, the input of the layer has no meaning outside
+          it, or the framework does not give access to it.
         """
         if self.tapped is None:
             raise ValueError(
@@ -404,19 +405,19 @@ def from_function(
     layers: Mapping[str, int | tuple[int, int]] | None = None,
     x: Any = None,
 ) -> Network:
-    """Makes a network of a plain function, from any framework or none.
+    """Makes a `Network` from a plain function, written in any framework or none.
 
     Args:
-      apply: ``(params, mode, x) -> outputs [n, ...]``. It passes the output of layer ``path``
-        through ``modulate(y, mode.get(path, {}))`` and multiplies its input by
-        ``mode[path]["key"]`` where that is there.
+      apply: ``(params, mode, x) -> outputs [n, ...]``. For each layer ``path`` it passes the output
+        through ``modulate(y, mode.get(path, {}))``, and multiplies the input by
+        ``mode[path]["key"]`` if there is one.
       init: ``key -> params``.
-      layers: ``{path: outputs}`` or ``{path: (inputs, outputs)}``, the layers for which ``apply``
-        reads a mode; none by default.
-      x: a batch or its shape, ``[n, ...]``; needed by methods that keep examples.
+      layers: the layers for which ``apply`` reads a mode, as ``{path: outputs}`` or
+        ``{path: (inputs, outputs)}``. None by default.
+      x: a batch or its shape, ``[n, ...]``. Methods that store examples need it.
 
     Returns:
-      A `Network` without ``tapped``: importance takes one gradient per example.
+      A `Network` without ``tapped``, so importance computes one gradient per example.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -461,7 +462,7 @@ def from_function(
 
 
 def abstract(x: Any) -> jax.ShapeDtypeStruct:
-    """The shape and dtype that a batch has in JAX, which has no 64 bits unless they are enabled.
+    """The shape and dtype of a batch in JAX, where 64-bit types become 32-bit ones by default.
 
     Args:
       x: an array, a list of numbers, or a shape and dtype.
@@ -481,7 +482,7 @@ def abstract(x: Any) -> jax.ShapeDtypeStruct:
 
 
 def one_example(x: Any) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of a batch of one example.
+    """The shape and dtype of a batch of one example.
 
     Args:
       x: a batch ``[n, ...]``, or its shape.
@@ -503,10 +504,10 @@ def batch_axis(x: Any) -> tuple[int, ...]:
     """The length of the first axis of a network's input, as ``shape[:1]``.
 
     Args:
-      x: the input, an array or a tree of arrays, or their shapes.
+      x: the input: an array, a tree of arrays, or their shapes.
 
     Returns:
-      ``(n,)``; ``()`` where there is none.
+      ``(n,)``, or ``()`` if the input has no such axis.
 
     Example:
       >>> import jax.numpy as jnp
@@ -525,21 +526,21 @@ def align(
     axes: tuple[int, ...],
     contracts_batch: bool = False,
 ) -> jax.Array:
-    """Shapes a vector of a mode so that it broadcasts over all but some axes of an array.
+    """Reshapes a vector of a mode so that it broadcasts over the other axes of an array.
 
     Args:
       path: of the layer, for messages.
-      name: of the vector, as ``"key"`` or ``"bias"``.
+      name: of the vector, such as ``"key"`` or ``"bias"``.
       vector: ``[width]`` for the whole batch, or ``[n, width]`` for one mode per example.
       array: the layer's input or output, ``[n, ...]``.
-      axes: of the array that the vector lies on; their lengths multiply to its width.
-      contracts_batch: whether the layer contracts its input's first axis.
+      axes: axes of the array along which the vector acts. Their lengths multiply to its width.
+      contracts_batch: whether the layer contracts the first axis of its input.
 
     Returns:
       An array of the dtype of ``array`` that broadcasts against it.
 
     Raises:
-      ValueError: another shape, or the first axis of the array is not the batch.
+      ValueError: the vector has another shape, or the first axis of the array is not the batch.
     """
     width, rows = math.prod(array.shape[axis] for axis in axes), vector.shape[:-1]
     if vector.ndim not in (1, 2) or vector.shape[-1] != width:

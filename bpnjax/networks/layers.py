@@ -1,7 +1,7 @@
-"""The layers of a network that take a mode, as far as no framework matters.
+"""The layers of a network that take a mode, independent of the framework.
 
-Whatever else a network has (norms, embeddings, parameters of its own) is left alone, and `matching`
-refuses a pattern that asks for a layer with a kernel of which nothing is known.
+Modes leave everything else in a network alone: norms, embeddings, single parameters. `matching`
+refuses a pattern that asks for a layer of an unknown kind.
 """
 
 import dataclasses
@@ -9,24 +9,25 @@ import re
 
 __all__ = ["KERNELS", "Layer", "Layers", "Other", "matching"]
 
-KERNELS = ("kernel", "weight", "weights", "w")  # what a parameter that multiplies is called
+KERNELS = ("kernel", "weight", "weights", "w")  # usual names of a parameter that multiplies
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """What modes need to know of one layer of a network.
+    """What modes need to know about one layer of a network.
 
     Attributes:
       kind: ``"dense"``, ``"dense_general"``, ``"conv"``, or ``"function"`` for a layer of
         `bpnjax.networks.from_function`.
-      inputs: length of its key, what the kernel contracts: the last axis but for dense_general.
-      outputs: length of its bias: its features, multiplied out for dense_general.
-      calls: how often one forward pass calls it; within nn.scan, how often it is traced.
-      rank: axes of its input, the batch axis included.
-      output_shape: of one call, the batch axis included.
-      plain: whether it is called outside nn.scan, nn.remat and the like, with the kernel as it is
-        in the parameters and on an input whose first axis is the batch, so that this input means
-        something outside of the layer.
+      inputs: length of its key: the last axis of the input; for dense_general all axes that the
+        kernel contracts.
+      outputs: length of its bias: the features; for dense_general the product of all feature axes.
+      calls: how often one forward pass calls it. Within nn.scan, how often it is traced.
+      rank: number of axes of its input, with the batch axis.
+      output_shape: shape of the output of one call, with the batch axis.
+      plain: whether its input has a meaning outside the layer. This needs a call outside of
+        nn.scan, nn.remat and the like, with the kernel as it is in the parameters, on an input
+        whose first axis is the batch.
     """
 
     kind: str
@@ -44,7 +45,7 @@ class Other:
 
     Attributes:
       kind: the name of its class.
-      multiplies: whether it has a kernel, hence would be a layer if its kind were known.
+      multiplies: whether it has a kernel, so that it would be a layer if its kind were known.
     """
 
     kind: str
@@ -52,10 +53,10 @@ class Other:
 
 
 class Layers(dict[str, Layer]):
-    """``{path: Layer}``, in the order of first calls.
+    """A dict ``{path: Layer}``, in the order of first calls.
 
     Attributes:
-      others: ``{path: Other}``, what has parameters beside the layers.
+      others: ``{path: Other}``, the modules beside the layers that have parameters.
       known: names of the classes whose layers take a mode, for messages.
     """
 
@@ -66,18 +67,18 @@ class Layers(dict[str, Layer]):
 
 
 def matching(layers: dict[str, Layer], pattern: str) -> dict[str, Layer]:
-    """The layers whose whole path matches a regular expression, in their order.
+    """Returns the layers whose whole path matches a regular expression, in their order.
 
     Args:
       layers: as `find_layers` returns them.
       pattern: matched against the whole path; ``"(?!output$).*"`` leaves one layer out.
 
     Returns:
-      The part of ``layers`` that matches.
+      The matching part of ``layers``.
 
     Raises:
-      ValueError: none does, and then the message lists those there are; or the pattern matches
-        something with a kernel that is not of a known kind, such as an Einsum.
+      ValueError: no layer matches (the message lists all layers), or the pattern matches a module
+        with a kernel of an unknown kind, such as an Einsum.
 
     Example:
       >>> from bpnjax.networks.layers import Layer, matching

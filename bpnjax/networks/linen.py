@@ -1,8 +1,8 @@
 """Networks written with `flax.linen`: the adapter that runs them in a mode.
 
-The network is an ordinary Linen module that knows nothing of modes:
+The network is an ordinary Linen module that knows nothing of modes. While JAX traces it,
 `flax.linen.intercept_methods` multiplies the input of a layer by its key and adds the bias to its
-output while JAX traces. The layers are those that multiply their input by a kernel, `KINDS`.
+output. A layer is a module of one of the classes `KINDS`, which multiply their input by a kernel.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ KINDS: dict[Any, str] = {
     nn.ConvLocal: "conv",
     nn.ConvTranspose: "conv",
 }
-_TRAIN = {  # arguments by which modules are told that they are trained, and their values
+_TRAIN = {  # arguments that tell a module that it trains, and their values in training
     "train": True,
     "training": True,
     "is_training": True,
@@ -58,24 +58,24 @@ class Call(NamedTuple):
 
     path: str
     kind: str
-    contracted: tuple[int, ...]  # axes of the input, ascending, as the kernel has them
-    features: int  # how many of the output's last axes
+    contracted: tuple[int, ...]  # axes of the input that the kernel contracts, ascending
+    features: int  # how many of the output's last axes are features
 
 
 def layer_call(context: Any, x: Any) -> Call | None:
-    """What an intercepted call of `flax.linen` is, if it is one of a layer of `KINDS`.
+    """Describes an intercepted call of `flax.linen` if it is a call of a layer of `KINDS`.
 
     Args:
       context: `flax.linen.module.InterceptorContext`.
       x: the call's input.
 
     Returns:
-      `Call`; None for any other module, for a subclass that does not reach its base's ``__call__``
-      and for a DenseGeneral with batch dimensions.
+      `Call`. None for any other module, for a DenseGeneral with batch dimensions, and for a
+      subclass that does not call its base's ``__call__``.
     """
     module = context.module
     base = next((base for base in KINDS if isinstance(module, base)), None)
-    # A subclass with a __call__ of its own is met where that calls super().__call__, or not at all.
+    # A subclass with its own __call__ is intercepted at super().__call__, or not at all.
     if base is None or context.orig_method.func is not base.__call__.__wrapped__:
         return None
     path = "/".join(module.path)
@@ -92,16 +92,16 @@ def _as_tuple(value: Any) -> tuple[int, ...]:
 
 
 def describe(call: Call, x: Any, y: Any, plain: bool) -> Layer:
-    """The `Layer` of a call.
+    """The `Layer` that a call belongs to.
 
     Args:
       call: of a layer.
-      x: its input, or the shape.
-      y: its output, or the shape.
+      x: its input, or the input's shape.
+      y: its output, or the output's shape.
       plain: see `Layer`.
 
     Returns:
-      `Layer`, called once.
+      `Layer`, with one call counted.
     """
     inputs = math.prod(x.shape[axis] for axis in call.contracted)
     outputs = math.prod(y.shape[y.ndim - call.features :])
@@ -109,14 +109,14 @@ def describe(call: Call, x: Any, y: Any, plain: bool) -> Layer:
 
 
 def own_kernel(params: Any, path: str) -> Any:
-    """The kernel of a layer as it is in the parameter tree.
+    """The kernel of a layer as it is in the parameters.
 
     Args:
       params: a parameter collection.
       path: of the layer, names joined by ``/``; "" for the network itself.
 
     Returns:
-      The leaf; None where there is none.
+      The array, or None if there is none.
     """
     for name in path.split("/") if path else ():
         params = params.get(name, {})
@@ -126,7 +126,7 @@ def own_kernel(params: Any, path: str) -> Any:
 def others_of(
     params: Any, layers: Mapping[str, Layer], classes: dict[str, str]
 ) -> dict[str, Other]:
-    """What owns parameters and is not a layer, by path; the nearest module called names it.
+    """The modules that have parameters but are not layers, by path.
 
     Args:
       params: a parameter collection.
@@ -134,7 +134,7 @@ def others_of(
       classes: ``{path: class name}`` of all modules that were called.
 
     Returns:
-      ``{path: Other}``.
+      ``{path: Other}``, named by the nearest module that was called.
     """
     others: dict[str, Other] = {}
     for path, _ in jax.tree_util.tree_leaves_with_path(params):
@@ -155,10 +155,10 @@ def others_of(
 
 
 def inside_nn_jit() -> bool:
-    """Is this traced within `flax.linen.jit`, which would keep a mode's vectors as constants?
+    """Whether the code is traced within `flax.linen.jit`, which would keep a mode as constants.
 
     Returns:
-      True or False, by the frames of the Python stack.
+      True or False, from the frames of the Python stack.
     """
     frame: Any = sys._getframe()
     while frame is not None:
@@ -173,7 +173,7 @@ def _variables(params: Any) -> Mapping[str, Any]:
 
 
 def _check(model: Any, mode: Mapping[str, Any]) -> None:
-    """Refuses what could not be run in a mode, by name and with what to do instead."""
+    """Raises an error for a model that cannot run in a mode, and says what to do instead."""
     if not isinstance(model, nn.Module):
         if isinstance(model, type):
             raise ValueError(f"model is the class {model.__name__}; pass an instance of it")
@@ -213,7 +213,7 @@ def _run(
         call_kwargs: dict[str, Any],
         context: Any,
     ) -> Any:
-        if context.module.scope is None:  # unbound: without parameters, as some identities are
+        if context.module.scope is None:  # unbound, without parameters, like some identities
             return next_call(*call_args, **call_kwargs)
         classes["/".join(context.module.path)] = type(context.module).__name__
         if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
@@ -273,11 +273,11 @@ def _run(
 def _on_running_statistics(
     norm: Any, next_call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
-    """Calls a BatchNorm on its running statistics, whatever it was told."""
+    """Calls a BatchNorm with its running statistics, whatever the network asked for."""
     told = norm.use_running_average
     if told is None:
         return next_call(*args[:1], **{**kwargs, "use_running_average": True})
-    # Told when it was made. The module is of this call alone: Flax clones modules for each apply.
+    # Set in the constructor. Flax clones modules for each apply, so this changes one call only.
     object.__setattr__(norm, "use_running_average", True)
     try:
         return next_call(*args, **kwargs)
@@ -290,26 +290,24 @@ def modulated_apply(
 ) -> Any:
     r"""Runs a Linen network in a mode.
 
-    For every layer that the mode names, of the classes `KINDS` (Dense, DenseGeneral,
+    For every layer that the mode names and that is of a class in `KINDS` (Dense, DenseGeneral,
     Conv, ConvLocal, ConvTranspose),
 
     .. math:: y = (W (x \odot key) + b) \odot gain + bias
 
-    and for every other layer the ordinary forward pass. The empty mode ``{}`` is the plain network.
-    Gain and bias of a layer that a BatchNorm follows directly act behind the norm, which would undo
-    them (`bpnjax.networks.base.Outputs`). A layer that is called several times gets its
-    vectors at each call, and so does one within `flax.linen.scan`, whose iterations share the
-    vectors as they share the path. For DenseGeneral, as in the attention of `flax.linen`, the key
-    lies on all axes that its kernel contracts and the bias on all axes of its features, both as one
-    flat vector.
+    All other layers do their ordinary forward pass. The empty mode ``{}`` is the plain network. If
+    a BatchNorm directly follows a layer, gain and bias act behind the norm, because the norm would
+    undo them (`bpnjax.networks.base.Outputs`). A layer that is called several times gets its
+    vectors at each call. The iterations of `flax.linen.scan` share the vectors, as they share the
+    path. For DenseGeneral, as in the attention of `flax.linen`, the key covers all axes that the
+    kernel contracts and the bias covers all feature axes, both as one flat vector.
 
     Args:
       model: any Linen module; its layers are found by path at trace time.
       params: its parameter collection, or a dict of collections with a ``"params"`` entry.
       mode: ``{path: {"key": [inputs] or [n, inputs], "bias": [outputs] or [n, outputs]}}``, or
-        other entries of `bpnjax.modes.VECTORS`; all optional, any float dtype (cast to that of the
-        layer). With a leading axis ``n``
-        each example of the batch has a mode of its own.
+        other entries of `bpnjax.modes.VECTORS`. All are optional. Any float dtype is cast to that
+        of the layer. With a leading axis ``n`` each example of the batch has its own mode.
       x: the batch, ``[n, ...]``.
       *args: further arguments of the module's call.
       **kwargs: further keyword arguments of ``model.apply``: ``train=True``, ``rngs``,
@@ -320,7 +318,7 @@ def modulated_apply(
 
     Raises:
       ValueError: the model is not a Linen module; or the mode names a layer that the network did
-        not call, has entries of wrong width or other names, or names a layer within
+        not call, has an unknown entry or one of the wrong width, or names a layer within
         `flax.linen.jit`, whose cache would keep the mode.
 
     Example:
@@ -341,18 +339,18 @@ def modulated_apply(
 
 
 def find_layers(model: nn.Module, params: Any, x: Any, *args: Any, **kwargs: Any) -> Layers:
-    """Lists the layers of a network that take a key and a bias, in the order of their first call.
+    """Lists the layers of a network that take a mode, in the order of their first call.
 
     Args:
       model: any Linen module.
       params: its parameters or collections, or their shapes (`jax.eval_shape`).
-      x: a batch or its shape, ``[n, ...]``; nothing is computed.
+      x: a batch or its shape, ``[n, ...]``. The network is traced, not run.
       *args: further arguments of the module's call.
       **kwargs: further keyword arguments of ``model.apply``.
 
     Returns:
-      ``{path: Layer}``, a dict whose ``others`` are the modules beside them that have parameters:
-      norms, embeddings and whatever `matching` will refuse.
+      `Layers`, a dict ``{path: Layer}``. Its ``others`` are the other modules that have parameters,
+      such as norms and embeddings.
 
     Raises:
       ValueError: the model is not a Linen module.
@@ -387,24 +385,24 @@ def from_linen(module: nn.Module, x: Any, *, train: str | None = "", **kwargs: A
 
     .. math:: y = (W (x \odot key) + b) \odot gain + bias
 
-    in every layer of the classes `KINDS` that a mode names. The network may be nested, share layers
-    and use attention, norms, dropout and embeddings; see `modulated_apply` for what takes a mode.
+    This holds for every layer of the classes `KINDS` that the mode names. The network may be
+    nested, share layers and use attention, norms, dropout and embeddings. See `modulated_apply`.
 
     Args:
       module: an instance of a Linen module, whose call takes a batch and returns the outputs.
       x: a batch or its shape (`jax.ShapeDtypeStruct`), ``[n, ...]``; only its shape and dtype are
         used.
-      train: name of the argument by which the call is told that it trains. By default the one of
-        ``train``, ``training``, ``is_training``, ``deterministic`` and ``use_running_average`` that
-        the call has (the last two are passed as its negation); None for a call that has none.
+      train: name of the argument that tells the call that it trains; None if it has none. By
+        default it is found among ``train``, ``training``, ``is_training``, ``deterministic`` and
+        ``use_running_average``; the last two are passed negated.
       **kwargs: further keyword arguments of the call, the same in training and evaluation.
 
     Returns:
       A `Network`. Dropout draws from the collection ``"dropout"``, in training only.
 
     Raises:
-      ValueError: the module is no Linen module, the call has no argument of the name ``train``, or
-        it cannot be run on ``x``.
+      ValueError: the module is not a Linen module, the call has no argument of the name ``train``,
+        or it cannot be run on ``x``.
 
     Example:
       >>> import jax, jax.numpy as jnp, flax.linen as nn
@@ -515,7 +513,7 @@ _NO_STATISTICS = (ModifyScopeVariableError, ScopeCollectionNotFound, ScopeVariab
 
 
 def _without_statistics(error: Exception) -> ValueError:
-    """The error of an evaluation that would use, or misses, the statistics of a batch."""
+    """The error for an evaluation that uses, or lacks, the statistics of a batch."""
     return ValueError(
         "the network cannot be evaluated example by example: BatchNorm must use its running "
         "statistics there; give its call an argument train (or use_running_average) and pass its "
@@ -525,7 +523,7 @@ def _without_statistics(error: Exception) -> ValueError:
 
 
 def _sown(collection: Any) -> bool:
-    """Whether a module sows into a collection: what it has would grow with each call."""
+    """Whether modules sow into this collection, so that it would grow with each call."""
     nodes = jax.tree.leaves(collection, is_leaf=lambda node: isinstance(node, tuple))
     return any(isinstance(node, tuple) for node in nodes)
 
@@ -535,7 +533,7 @@ def _said(error: Exception) -> str:
 
 
 def _train_argument(module: nn.Module, name: str | None) -> tuple[str, bool]:
-    """The argument that tells the call that it trains, and its value then; "" for none."""
+    """The argument that tells the call that it trains, and its value in training; "" for none."""
     if name is None:
         return "", True
     known = inspect.signature(type(module).__call__).parameters
@@ -547,7 +545,7 @@ def _train_argument(module: nn.Module, name: str | None) -> tuple[str, bool]:
             )
         return name, _TRAIN.get(name, True)
     return next(
-        # A field of the module that is set is not given again in the call.
+        # A field of the module that is already set must not be given again in the call.
         ((n, v) for n, v in _TRAIN.items() if n in known and getattr(module, n, None) is None),
         ("", True),
     )

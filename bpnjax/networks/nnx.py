@@ -1,9 +1,9 @@
 """Networks written with `flax.nnx`: the adapter that runs them in a mode.
 
 The network is an ordinary NNX module that knows nothing of modes. Every forward pass builds a copy
-of it from the arrays it is given. In this copy each layer of `KINDS` gets a subclass of its class
-that multiplies the input by the key and adds the bias to the output. Neither the user's module nor
-a class of Flax is changed, so passes may run in several threads and within one another.
+of it from the arrays that it is given. In this copy each layer of `KINDS` gets a subclass that
+multiplies the input by the key and adds the bias to the output. Neither the user's module nor a
+class of Flax is changed, so passes may run in several threads and be nested.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ KINDS: dict[type[nnx.Module], str] = {
     nnx.Einsum: "dense_general",
 }
 TRAIN_FLAGS: Mapping[str, bool] = types.MappingProxyType(
-    {  # names by which modules are told that they are trained, and their values then
+    {  # names of the flags that tell modules that they train, and their values in training
         "deterministic": False,
         "use_running_average": False,
         "train": True,
@@ -54,10 +54,10 @@ TRAIN_FLAGS: Mapping[str, bool] = types.MappingProxyType(
     }
 )
 _COLLECTIONS: dict[Any, str] = {nnx.BatchStat: "batch_stats", nnx.Cache: "cache"}
-# What a leaf is if it is neither a parameter nor a variable.
+# Groups of values that are neither parameters nor variables.
 _KEY, _COUNT, _KEPT = "key of a random stream", "count of a random stream", "kept as it is"
-_ARRAYS = (jax.Array, np.ndarray, np.generic, complex, float, int)  # what JAX takes as one
-_SITE = "_bpnjax_site"  # attribute of a layer of the copy: where it is and in which pass
+_ARRAYS = (jax.Array, np.ndarray, np.generic, complex, float, int)  # what JAX takes as an array
+_SITE = "_bpnjax_site"  # attribute of a copied layer: its place and its forward pass
 _LIFTED = (
     "layer {path!r} lies within a lifted transformation (nnx.scan, nnx.remat, nnx.vmap, nnx.jit); "
     "its input has no meaning here"
@@ -79,44 +79,46 @@ def from_nnx(
 
     .. math:: y = (W (x \odot key) + b) \odot gain + bias
 
-    in every layer of the classes `KINDS` that a mode names: Linear, LinearGeneral (hence the
-    projections of MultiHeadAttention), Conv, ConvTranspose, and Einsum where it is a linear layer:
-    its kernel's axes are either contracted with the input or are the last ones of the output. The
-    network may be nested, share layers and parameters, and use attention, norms, dropout,
-    embeddings, nnx.scan, nnx.vmap, nnx.remat and nnx.jit. A layer at several attributes has the
-    path of the first, in alphabetical order, and is called several times.
+    This holds for every layer of the classes `KINDS` that the mode names: Linear, LinearGeneral
+    (which includes the projections of MultiHeadAttention), Conv, ConvTranspose, and Einsum if it is
+    a linear layer, which means that each axis of its kernel is either contracted with the input or
+    one of the last axes of the output. The network may be nested, share layers and parameters, and
+    use attention, norms, dropout, embeddings, nnx.scan, nnx.vmap, nnx.remat and nnx.jit. A layer
+    that is held by several attributes has the path of the first one in alphabetical order, and
+    counts as called several times.
 
-    Gain and bias of a layer that a BatchNorm follows directly act behind the norm, which would undo
-    them; `bpnjax.modes.VECTORS` has all that a mode may hold. A subclass of a layer takes the mode
-    where its call reaches ``super().__call__``. For a layer that contracts several axes the key
-    lies on all of them, in their order in the input, and gain and bias on all feature axes, each as
-    one flat vector.
+    If a BatchNorm directly follows a layer, gain and bias act behind the norm, because the norm
+    would undo them. `bpnjax.modes.VECTORS` lists everything that a mode may hold. A subclass of a
+    layer takes the mode at its call of ``super().__call__``. For a layer that contracts several
+    axes, the key covers all of them in their order in the input, and gain and bias cover all
+    feature axes, each as one flat vector.
 
     Args:
-      module: a module, whose parameters ``init`` then returns whatever its key; or a function
-        ``rngs -> module``, with which ``init`` builds a new network from ``nnx.Rngs(key)``. A
-        module is read once, here: it is never changed, and later changes to it are not seen.
+      module: a module, or a function ``rngs -> module``. With a module, ``init`` returns its
+        parameters and ignores the key. With a function, ``init`` builds a new network from
+        ``nnx.Rngs(key)``. A module is read once, here. It is never changed, and later changes to it
+        have no effect.
       x: a batch or its shape (`jax.ShapeDtypeStruct`), ``[n, ...]``; only its shape and dtype are
         used.
-      train_flags: ``{name: value in training}``; in evaluation each has the opposite value. Every
-        attribute of such a name that is a bool or None is set, as ``module.train()`` and
-        ``module.eval()`` do, and so is every argument of the network's call. By default
-        ``deterministic``, ``use_running_average``, ``train``, ``training`` and ``is_training``.
+      train_flags: ``{name: value in training}``; in evaluation each has the opposite value. The
+        flags are set on every attribute of that name that is a bool or None, as
+        ``module.train()`` and ``module.eval()`` do, and on every argument of the network's call.
+        By default ``deterministic``, ``use_running_average``, ``train``, ``training`` and
+        ``is_training``.
       **kwargs: further keyword arguments of the call, the same in training and evaluation.
 
     Returns:
       A `Network`. Its parameters are the values of all ``nnx.Param`` as a plain dict tree by
-      attribute names, ``{"layers": {"0": {"kernel": ...}}}`` for the layer ``"layers/0"``. Its
-      variables are the values of all other ``nnx.Variable``, by their type:
-      ``{"batch_stats": ...}`` for ``nnx.BatchStat``, ``"cache"`` for ``nnx.Cache``, else the type's
-      name; and ``"constants"``, JAX arrays that are attributes without a Variable. Random streams
-      are in neither: ``apply`` seeds them all from its ``key``. Without a key they are those of a
-      fixed one in evaluation, and training refuses to draw. If the call has an argument ``rngs``,
-      it is seeded likewise.
+      attribute names, such as ``{"layers": {"0": {"kernel": ...}}}`` for the layer ``"layers/0"``.
+      Its variables are the values of all other ``nnx.Variable`` by their type (``"batch_stats"``
+      for ``nnx.BatchStat``, ``"cache"`` for ``nnx.Cache``, else the type's name), and
+      ``"constants"``, JAX arrays that are attributes without a Variable. Random streams are in
+      neither: ``apply`` seeds them, and an argument ``rngs`` of the call, from its ``key``. Without
+      a key, evaluation uses a fixed one, and training raises an error when it draws.
 
     Raises:
-      ValueError: ``module`` is something else; a parameter holds no arrays; ``train_flags`` has a
-        name that the network does not know; or the network cannot be run on ``x``.
+      ValueError: ``module`` is something else, a parameter holds no array, ``train_flags`` has a
+        name that the network does not know, or the network cannot be run on ``x``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -145,7 +147,7 @@ def from_nnx(
     if isinstance(module, nnx.Module):
         adapter = _Adapter.of(module, None, train_flags, kwargs)
     else:
-        # Traced only: what the factory computes is thrown away, its structure is kept.
+        # Only traced: the structure is kept, and nothing is computed.
         adapters: list[_Adapter] = []
 
         def trace(key: jax.Array) -> None:
@@ -171,7 +173,7 @@ def from_nnx(
 
 
 def _check_module(module: Any) -> None:
-    """Refuses what is neither a module nor a factory of one, and says what to do instead."""
+    """Raises an error for what is neither a module nor a factory, and says what to do instead."""
     name = getattr(module, "__name__", type(module).__name__)
     kind = module if isinstance(module, type) else type(module)
     if any(base.__module__.startswith("flax.linen") for base in kind.__mro__):
@@ -201,14 +203,14 @@ def _built(factory: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> nnx.Mod
 
 
 def _mark_data(module: nnx.Module) -> None:
-    """Makes arrays data that are attributes of a new module.
+    """Marks arrays that are attributes of a new module as data.
 
-    Flax does so with concrete ones, but not in every version with those that are traced; as static
-    attributes they would outlive their trace.
+    Not every version of Flax does so for traced arrays. As static attributes they would outlive the
+    trace.
     """
     for _, node in _nodes(module):
         for name, value in list(vars(node).items()) if isinstance(node, nnx.Pytree) else []:
-            # nnx.List has numbers for names in some versions, and takes all that it holds for data.
+            # Some versions name the elements of nnx.List by numbers, and treat all of them as data.
             if nnx.is_data(value) or str(name).startswith("_pytree__"):
                 continue
             if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value)):
@@ -221,34 +223,34 @@ def _mark_data(module: nnx.Module) -> None:
 
 
 class _Leaf(NamedTuple):
-    """Where one value of a module is."""
+    """The place of one value in a module."""
 
-    path: tuple[Any, ...]  # in the module, as NNX has it
+    path: tuple[Any, ...]  # in the module, in the form of NNX
     group: str  # "params", a collection of the variables, _KEY, _COUNT or _KEPT
     names: tuple[str, ...]  # in the dict tree of its group
-    shape: tuple[int, ...]  # of a stream's key or count: nnx.vmap may have split it
+    shape: tuple[int, ...]  # of a stream's key or count, which nnx.vmap may have split
 
 
 def _graph_mode() -> contextlib.AbstractContextManager[Any]:
-    """NNX with shared modules, whatever the user has set; older versions know nothing else."""
+    """Sets NNX to allow shared modules, whatever the user has set; older versions always do."""
     return nnx.set_graph_mode(True) if hasattr(nnx, "set_graph_mode") else contextlib.nullcontext()
 
 
 def _nodes(module: nnx.Module | nnx.Rngs) -> list[tuple[str, Any]]:
-    """Everything in a module, each once, by the first path that leads to it."""
+    """Every object in a module, once each, with the first path that leads to it."""
     with _graph_mode():
         return [("/".join(map(str, path)), node) for path, node in nnx.iter_graph(module)]
 
 
 def _raw(value: Any) -> Any:
-    """What a Variable holds, itself: its other accessors copy, or run the user's hooks."""
+    """The value that a Variable holds; other accessors copy it or run the user's hooks."""
     if not isinstance(value, nnx.Variable):
         return value
     return value.get_raw_value() if hasattr(type(value), "get_raw_value") else value.raw_value
 
 
 def _take_apart(module: nnx.Module) -> tuple[Any, tuple[_Leaf, ...], list[Any]]:
-    """Splits a module into its structure, the places of its values, and these."""
+    """Splits a module into its structure, the places of its values, and the values."""
     with _graph_mode():
         graphdef, state = nnx.split(module)
     leaves, values = [], []
@@ -257,7 +259,7 @@ def _take_apart(module: nnx.Module) -> tuple[Any, tuple[_Leaf, ...], list[Any]]:
         group = _group(path, variable, value)
         if group not in (_KEY, _COUNT, _KEPT):
             value = jax.tree.map(jnp.asarray, value)
-        # A dict within the module may have names with a slash; parameter paths are cut at each.
+        # A dict within the module may have names with a slash, and parameter paths are split there.
         names = tuple("/".join(map(str, path)).split("/"))
         shape = jnp.shape(value) if group in (_KEY, _COUNT) else ()
         leaves.append(_Leaf(path, group, names, shape))
@@ -286,12 +288,12 @@ def _group(path: tuple[Any, ...], variable: Any, value: Any) -> str:
     if isinstance(variable, nnx.Variable):
         name = _COLLECTIONS.get(type(variable), type(variable).__name__)
         return name if arrays and held else _KEPT
-    # A NumPy array may decide on shapes, and it cannot depend on a key.
+    # A NumPy array may determine shapes, and it cannot depend on a key.
     return "constants" if isinstance(value, jax.Array) else _KEPT
 
 
 def _without_intermediates(module: nnx.Module) -> nnx.Module:
-    """A copy of a module without what earlier calls left in it by ``sow``, which would pile up."""
+    """A copy of a module without the values that earlier calls left by ``sow``."""
     with _graph_mode():
         graphdef, state = nnx.split(module)
         values = [(path, _raw(value)) for path, value in nnx.to_flat_state(state)]
@@ -301,7 +303,7 @@ def _without_intermediates(module: nnx.Module) -> nnx.Module:
 
 
 def _look_up(tree: Any, names: tuple[str, ...], missing: str) -> Any:
-    """A value of a dict tree; a ValueError that says what is missing where it has none."""
+    """A value of a dict tree; raises ValueError(missing) if it is not there."""
     for name in names:
         if not isinstance(tree, Mapping) or name not in tree:
             raise ValueError(missing)
@@ -316,7 +318,7 @@ def _look_up(tree: Any, names: tuple[str, ...], missing: str) -> Any:
 
 @dataclasses.dataclass(eq=False)
 class _Pass:
-    """One forward pass: what it is told, and what it finds."""
+    """One forward pass: its inputs, and what it records."""
 
     mode: Mode
     train: bool = False
@@ -379,10 +381,10 @@ class _Pass:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Site:
-    """A layer's place, as a static attribute of it: lifted transformations carry it along.
+    """A layer's place, kept as a static attribute so that lifted transformations carry it along.
 
-    They compare and hash it by identity. So nnx.jit traces each pass anew and keeps no mode of an
-    earlier one.
+    It is compared and hashed by identity, so nnx.jit traces each pass anew and keeps no mode of an
+    earlier pass.
     """
 
     path: str
@@ -397,7 +399,7 @@ def _takes_mode(base: type) -> Callable[..., Any]:
 
     def __call__(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         site = vars(self).get(_SITE)
-        if site is None:  # made during the pass, from the class of a layer
+        if site is None:  # a layer that was made during the pass
             return base.__call__(self, inputs, *args, **kwargs)
         return site.run.layer(site.path, self, inputs, args, kwargs)
 
@@ -405,7 +407,7 @@ def _takes_mode(base: type) -> Callable[..., Any]:
 
 
 def _normalises(base: type) -> Callable[..., Any]:
-    """The call of BatchNorm, for networks that tell it by an argument which statistics to use."""
+    """The call of BatchNorm, for networks that choose its statistics by an argument."""
 
     def __call__(self: Any, x: Any, use_running_average: bool | None = None, **kwargs: Any) -> Any:
         site = vars(self).get(_SITE)
@@ -449,20 +451,20 @@ def _unseeded(base: type) -> Callable[..., Any]:
 def _with(call: Callable[[type], Callable[..., Any]], base: type, cls: type) -> type:
     """A subclass of ``cls`` in which ``base`` has another call.
 
-    Where ``cls`` is derived from ``base``, the subclass of ``base`` with that call stands between
-    the two in the order of inheritance, so that ``super().__call__`` finds it.
+    Where ``cls`` is derived from ``base``, the changed subclass of ``base`` stands between the two
+    in the order of inheritance, so that ``super().__call__`` finds it.
     """
     bases = (cls,) if cls is base else (cls, _with(call, base, base))
     body = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     if cls is base:
         body["__call__"] = call(base)
-    # Whether it is a pytree must be said for each class anew.
+    # Each class must declare anew whether it is a pytree.
     options = {"pytree": cls._pytree__is_pytree}  # type: ignore[attr-defined]
     return types.new_class(cls.__name__, bases, options, lambda names: names.update(body))
 
 
 def _swap(node: Any, call: Callable[[type], Callable[..., Any]], base: type) -> None:
-    """Gives an object of the copy the class that `_with` makes, past its own ``__setattr__``."""
+    """Gives an object of the copy the class of `_with`, without its own ``__setattr__``."""
     cls: type = type(node)
     object.__setattr__(node, "__class__", _with(call, base, cls))
 
@@ -470,21 +472,10 @@ def _swap(node: Any, call: Callable[[type], Callable[..., Any]], base: type) -> 
 def _axes(
     module: Any, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[int, ...], int] | None:
-    """On which axes the key and the bias of one call lie.
-
-    Args:
-      module: a layer of `KINDS`.
-      x: the call's input.
-      args: its further arguments.
-      kwargs: its further keyword arguments.
-
-    Returns:
-      Axes of the input that the kernel contracts, ascending, and how many of the output's last axes
-      are features; None where the call is not that of a linear layer.
-    """
+    """The input axes that a call contracts and its number of feature axes; None if not linear."""
     if isinstance(module, nnx.LinearGeneral):
         if module.batch_axis:
-            return None  # each row of the batch has a kernel of its own
+            return None  # each row of the batch has its own kernel
         return tuple(sorted(axis % x.ndim for axis in module.axis)), len(module.out_features)
     if isinstance(module, nnx.Einsum):
         given = args[0] if args else kwargs.get("einsum_str")
@@ -498,8 +489,8 @@ def _einsum_axes(
 ) -> tuple[tuple[int, ...], int] | None:
     """`_axes` of an einsum of an input and a kernel.
 
-    It is a linear layer if each axis of the kernel is either contracted with one of the input or a
-    feature, the other axes of the input keep their order, and the features follow them.
+    It is a linear layer if each axis of the kernel is either contracted with the input or a
+    feature, the other axes of the input keep their order, and the features come after them.
     """
     operands, _, result = equation.replace(" ", "").partition("->")
     of_input, _, of_kernel = operands.partition(",")
@@ -530,18 +521,18 @@ def _einsum_axes(
 
 @dataclasses.dataclass(eq=False)
 class _Adapter:
-    """What is known of a network, and the functions of `Network` on it."""
+    """The known facts about a network, and the functions of `Network`."""
 
     name: str
     factory: Callable[[nnx.Rngs], nnx.Module] | None
     graphdef: Any
     leaves: tuple[_Leaf, ...]
-    values: list[Any]  # of a given module all, of a factory only those of _KEPT
+    values: list[Any]  # all values of a given module; only those of _KEPT for a factory
     flags: Mapping[str, bool]
-    arguments: frozenset[str]  # names of the call's arguments
+    arguments: frozenset[str]  # names of the arguments of the network's call
     kwargs: dict[str, Any]
     classes: dict[str, type]  # of all modules, by path
-    shared: frozenset[str]  # modules of which a Variable is that of another one as well
+    shared: frozenset[str]  # modules that share a Variable with another module
     layers: Layers = dataclasses.field(default_factory=Layers)
 
     @classmethod
@@ -552,7 +543,7 @@ class _Adapter:
         flags: Mapping[str, bool],
         kwargs: dict[str, Any],
     ) -> "_Adapter":
-        """Reads a module, or what a factory has made while its arrays are only traced."""
+        """Reads a module, or the traced result of a factory."""
         graphdef, leaves, values = _take_apart(_without_intermediates(module))
         if factory is not None:
             values = [
@@ -587,7 +578,7 @@ class _Adapter:
         """Finds the layers by tracing one evaluation."""
 
         def trace(params: Params, variables: Variables, x: jax.Array) -> None:
-            # Of a layer whose Variables another one has too, no call alone gives the gradient.
+            # Where another layer shares the Variable, one call does not give the whole gradient.
             kernels = {
                 "/".join(leaf.names[:-1]): _look_up(params, leaf.names, "")
                 for leaf in self.leaves
@@ -603,7 +594,7 @@ class _Adapter:
         jax.eval_shape(trace, *jax.eval_shape(self.init, prng.key(0)), shape)
 
     def _others(self, reached: set[str]) -> dict[str, Other]:
-        """What owns parameters and is not a layer; the nearest module names it."""
+        """The modules that have parameters but are not layers."""
         others: dict[str, Other] = {}
         for leaf in self.leaves:
             owner = "/".join(leaf.names[:-1])
@@ -638,7 +629,7 @@ class _Adapter:
         trees: dict[str, dict[tuple[str, ...], Any]] = {"params": {}}
         for leaf, value in zip(self.leaves, values, strict=True):
             if leaf.group not in (_KEY, _COUNT, _KEPT):
-                # A copy, so that a donated parameter does not take the module's away.
+                # A copy, so that donating a parameter does not delete the module's own array.
                 trees.setdefault(leaf.group, {})[leaf.names] = jax.tree.map(jnp.copy, value)
         collections = {name: traverse_util.unflatten_dict(tree) for name, tree in trees.items()}
         return collections.pop("params"), collections
@@ -693,7 +684,7 @@ class _Adapter:
     def _forward(
         self, run: _Pass, params: Params, variables: Variables, x: Any, key: jax.Array | None
     ) -> tuple[Any, nnx.Module]:
-        """One pass of a copy of the network made from the arrays; returns the copy too."""
+        """Runs one pass of a copy of the network made from the arrays; returns the copy too."""
         check_mode(run.mode)
         run.batch = batch_axis(x)
         seeds = _seeds(key)
@@ -721,14 +712,14 @@ class _Adapter:
             out = module(x, **{**options, **self.kwargs})
             self._check_used(run)
         finally:
-            # The caches of nnx.jit keep what is static of a module; not the arrays of this pass.
+            # The caches of nnx.jit keep static parts of a module, but not the arrays of this pass.
             run.mode, run.probes, run.replaced, run.own_kernels, run.inputs = {}, {}, {}, {}, {}
         return out, module
 
     def _assembled(
         self, params: Params, variables: Variables, seeds: Iterator[jax.Array]
     ) -> nnx.Module:
-        """A module made from its arrays, its random streams seeded anew."""
+        """A module made from its arrays, with its random streams seeded anew."""
         values = []
         for leaf, value in zip(self.leaves, self.values, strict=True):
             path = "/".join(leaf.names)
@@ -752,7 +743,7 @@ class _Adapter:
         return module
 
     def _check_used(self, run: _Pass) -> None:
-        """Refuses a mode of layers that this pass did not call."""
+        """Raises an error if the mode names layers that this pass did not call."""
         unused = [path for path in run.mode if path not in run.found]
         if not unused:
             return
@@ -770,11 +761,11 @@ class _Adapter:
 
 
 def _seeds(key: jax.Array | None) -> Iterator[jax.Array]:
-    """One key after another from one, a fixed one if it is None."""
+    """An endless series of keys from one key, or from a fixed one for None."""
     if key is None:
         key = prng.key(0)
     elif not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)  # an old one, as jax.random.PRNGKey makes it
+        key = jax.random.wrap_key_data(key)  # of the old kind that jax.random.PRNGKey makes
     number = 0
     while True:
         yield jax.random.fold_in(key, number)
@@ -782,10 +773,10 @@ def _seeds(key: jax.Array | None) -> Iterator[jax.Array]:
 
 
 def _flags_of(module: Any, flags: Mapping[str, bool]) -> list[str]:
-    """Those of the flags that a module has as attributes; not methods, as ``train`` is one."""
+    """The flags that a module has as attributes; a method called ``train`` is not one."""
     return [name for name in flags if isinstance(getattr(module, name, ""), bool | None)]
 
 
 def _variables_of(module: nnx.Module) -> Iterator[int]:
-    """Identities of the Variables that are attributes of a module itself."""
+    """The ids of the Variables that are direct attributes of a module."""
     return (id(value) for value in vars(module).values() if isinstance(value, nnx.Variable))

@@ -60,7 +60,9 @@ def _of_epsilon(
 
 def _checked(epsilon: Any) -> Any:
     if isinstance(epsilon, (int, float)) and not 0 <= epsilon < float("inf"):
-        raise ValueError(f"epsilon: {epsilon} is no step length; give a finite number of 0 or more")
+        raise ValueError(
+            f"epsilon: {epsilon} is not a step length; give a finite number of 0 or more"
+        )
     return epsilon
 
 

@@ -64,7 +64,7 @@ def parse_rates(text: str) -> list[tuple[str, float]]:
     """Reads the rules of `layer_rates` from one line.
 
     Args:
-      text: ``PATTERN=FACTOR``, several separated by semicolons; "" is no rule.
+      text: ``PATTERN=FACTOR``, several separated by semicolons; "" is not a rule.
 
     Returns:
       Pairs of a pattern and a factor.
@@ -85,7 +85,7 @@ def parse_rates(text: str) -> list[tuple[str, float]]:
             re.compile(pattern)
         except (ValueError, re.error) as error:
             raise ValueError(
-                f"{part!r} is no rule ({error}); write PATTERN=FACTOR, as 'conv_.*=0;output=10'"
+                f"{part!r} is not a rule ({error}); write PATTERN=FACTOR, as 'conv_.*=0;output=10'"
             ) from error
         if not pattern or not 0 <= factor < float("inf"):
             raise ValueError(f"{part!r} needs a pattern and a factor of 0 or more")

@@ -1,4 +1,4 @@
-"""The command: an artefact's name in, its figure, its table and the runs behind them out.
+"""The command that makes an artefact: its figure, its table and the runs behind them.
 
 python -m bpnjax.paper --artefact=fig6a --workdir=runs/paper
 """
@@ -18,33 +18,33 @@ USAGE = """usage: bpnjax paper --artefact=NAME[,NAME...] [--workdir=DIR]
        bpnjax paper --pages [--root=DIR] [--check]
 
   --artefact=NAME         fig5 fig6a fig6b fig6c table1 table2 fig7 controls
-                          hidden_dim strength untold, or all, which also makes
-                          report/index.html; online and step, which are not
-                          the paper's
-  --sequence=NAME         of table2: eight_tasks (many GB; the default) or
-                          eight_domains; all makes table2 only with it
-  --workdir=DIR           for runs, figures and tables (default: runs/paper)
-  --num_seeds=N           of each run, instead of what the artefact asks for
+                          hidden_dim strength untold, or all of them, which also
+                          makes report/index.html; or online or step, which
+                          are not in the paper
+  --sequence=NAME         sets of table2: eight_tasks (many GB; the default) or
+                          eight_domains; all includes table2 only with it
+  --workdir=DIR           where everything goes (default: runs/paper)
+  --num_seeds=N           seeds of each run, instead of the artefact's number
   --latex                 also writes NAME.tex, the tables for \\input
-  --configs=DIR           the folder of configuration files (default: those of
-                          the package)
+  --configs=DIR           folder of configuration files (default: those of the
+                          package)
   --config.FIELD=VALUE    changes a field in all runs, as
                           --config.dataset.data_dir=DIR
   --pages                 writes the pages of the documentation, and the tables
                           in README, from docs/results/*.json: copy NAME.json
                           and figures of an artefact there first
-  --check                 writes nothing and says which of them differ
-  --root=DIR              of the clone (default: here)"""
+  --check                 writes nothing and lists those that differ
+  --root=DIR              folder of the clone (default: here)"""
 
 
-SEQUENCES = ("eight_tasks", "eight_domains")  # of table2
+SEQUENCES = ("eight_tasks", "eight_domains")  # for table2
 
 
 def artefacts() -> dict[str, Any]:
-    """The functions that make them, by name.
+    """The functions that make artefacts, by name.
 
     Returns:
-      ``{name: (Runner) -> Report}``, in the order in which ``all`` makes them.
+      ``{name: (Runner) -> Report}``, in the order of ``all``.
     """
     from bpnjax.paper import (
         controls,
@@ -76,7 +76,7 @@ def artefacts() -> dict[str, Any]:
 
 
 def _parse(arguments: list[str]) -> tuple[list[str], bool, bool, Any]:
-    """The names of artefacts, whether they are all, whether LaTeX is wanted, and the runner."""
+    """The names of artefacts, whether all were requested, whether LaTeX was, and the runner."""
     more: dict[str, str | bool]
     more = {"artefact": "", "num_seeds": "", "configs": "", "sequence": "", "latex": False}
     config, values, _ = command.parse_fields(configuration.default(), arguments, more)
@@ -85,7 +85,7 @@ def _parse(arguments: list[str]) -> tuple[list[str], bool, bool, Any]:
     given = [f.removeprefix("config.") for f in fields]
     seeds = values.num_seeds
     if seeds and not (seeds.isdecimal() and int(seeds) > 0):
-        raise UserError(f"--num_seeds: {seeds!r} is no number above 0; give one")
+        raise UserError(f"--num_seeds: {seeds!r} is not a number above 0; give one")
     home = pathlib.Path(values.configs or configuration.packaged()["mnist"].parent)
     if not (home / "mnist.py").is_file():
         raise UserError(f"--configs: no mnist.py in {home}; name a folder like the repository's")
@@ -95,8 +95,8 @@ def _parse(arguments: list[str]) -> tuple[list[str], bool, bool, Any]:
         raise UserError(f"--artefact: missing; name one of: {', '.join(known)}, all")
     whole = names == ["all"]
     if whole:
-        # The sets of the paper's Table II take many GB, so that its small ones have to be asked
-        # for; online and step are not the paper's.
+        # The sets of the paper's Table II take many GB, so its small ones must be requested.
+        # Online and step are not in the paper.
         left_out = {"online", "step"} | (set() if values.sequence else {"table2"})
         names = [name for name in known if name not in left_out]
     for name in names:
@@ -113,14 +113,14 @@ def _parse(arguments: list[str]) -> tuple[list[str], bool, bool, Any]:
     if not existing.is_dir():
         raise UserError(f"--workdir: {existing} is a file; name a folder")
     overrides = {field: flat[field] for field in given}
-    from bpnjax.paper.runs import Runner  # late: it imports JAX
+    from bpnjax.paper.runs import Runner  # here, because it imports JAX
 
     runner = Runner(folder, home, int(seeds or 0), overrides, values.sequence)
     return names, whole, values.latex, runner
 
 
 def _pages(arguments: list[str]) -> int:
-    """Writes pages from result files, or says which differ; returns the exit code."""
+    """Writes pages from result files, or lists those that differ; returns the exit code."""
     from bpnjax.paper import pages
     from bpnjax.utils import flags
 
@@ -150,7 +150,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _made(arguments: list[str]) -> int:
-    """Does what the arguments say; returns the exit code."""
+    """Runs the command on its arguments; returns the exit code."""
     if {a.lstrip("-") for a in arguments} & {"pages", "check"}:
         return _pages(arguments)
     names, whole, latex, runner = _parse(arguments)

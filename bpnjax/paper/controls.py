@@ -27,7 +27,7 @@ METHODS = (
     ("ewc_masked", "no bias; the task is told by a mask on the outputs"),
     ("ewc", "no bias, not told the task"),
 )
-# Learning rates of the factors of gd_ewc: is the paper's 0 on task 1 a matter of their length?
+# Learning rates of GD+EWC's factors: does their size explain the paper's 0 on task 1?
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 _TEXT = """EWC with every kind of task bias, on the same networks with the same learning rates.
 Average over tasks after the last one, all classes competing (task_told), and the length of the
@@ -40,13 +40,13 @@ def bias_length(run: runs.Run) -> float:
 
     .. math:: \frac{1}{S L T} \sum_{s, l, t} |bias_{s,l,t}|_2
 
-    over seeds, layers and tasks; what makes controls with other steps comparable to BD.
+    over seeds, layers and tasks. It makes controls with other steps comparable to BD.
 
     Args:
       run: a complete run.
 
     Returns:
-      A float; NaN where the run stores none.
+      A float; NaN if the run stores no biases.
 
     Source: ours.
     """
@@ -60,7 +60,7 @@ def bias_length(run: runs.Run) -> float:
 
 
 def by_rate(runner: runs.Runner) -> tuple[tuple[list[str], list[list[str]]], list[runs.Run]]:
-    """GD+EWC at several rates of its factors: is the paper's 0 a matter of their length?
+    """GD+EWC at several learning rates of its factors: does their size explain the paper's 0?
 
     Args:
       runner: where runs go.

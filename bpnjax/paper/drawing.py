@@ -1,4 +1,4 @@
-"""What the paper's figures share: panels, colours of the methods, bands of mean ± sd."""
+"""Common parts of the paper's figures: panels, colours of methods, bands of mean ± sd."""
 
 import contextlib
 import pathlib
@@ -14,20 +14,20 @@ def color(label: str) -> str | None:
     """The colour of a method, the same in every figure.
 
     Args:
-      label: as the figures call it, ``"BD+EWC"``, or its name in the registry.
+      label: its name in figures, such as ``"BD+EWC"``, or in the registry.
 
     Returns:
-      A colour of matplotlib; None, by which matplotlib chooses, for a method without one.
+      A colour of matplotlib; None (matplotlib chooses) for a method without one.
     """
     found = style.look(label)
     return found.color if found else None
 
 
 def figure_path(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """Where an artefact's figure goes; makes the folder.
+    """The path of an artefact's figure. Makes its folder.
 
     Args:
-      folder: of all artefacts.
+      folder: for all artefacts.
       name: of the artefact.
 
     Returns:
@@ -41,12 +41,12 @@ def figure_path(folder: pathlib.Path, name: str) -> pathlib.Path:
 def panels(
     path: pathlib.Path, rows: int, columns: int, size: tuple[float, float], **options: Any
 ) -> Iterator[list[Any]]:
-    """Axes of a figure; saves it at the end as PNG, and beside it as SVG and PDF.
+    """Yields the axes of a figure; saves it at the end as PNG, SVG and PDF.
 
     Args:
       path: of the figure.
-      rows: of panels.
-      columns: of panels.
+      rows: number of rows of panels.
+      columns: number of columns of panels.
       size: width and height in inches.
       **options: of ``Figure.subplots``.
 
@@ -61,7 +61,7 @@ def panels(
 
 
 def band(axis: Any, x: np.ndarray, values: np.ndarray, label: str) -> None:
-    """A line of means with a band of ± one sd (n - 1).
+    """Draws a line of means with a band of ± one sd (n - 1).
 
     Args:
       axis: to draw on.
@@ -72,7 +72,8 @@ def band(axis: Any, x: np.ndarray, values: np.ndarray, label: str) -> None:
     shown = ~np.isnan(values).any(1)
     x, mean, sd = x[shown], values[shown].mean(1), values[shown].std(1, ddof=values.shape[1] > 1)
     found = style.look(label)
-    # Several lines of one method, as GEM with 10 and with 256 examples, differ in their dashes.
+    # Several lines of one method, such as GEM with 10 and with 256 examples, differ in their
+    # dashes.
     variant = found is not None and label not in (found.display, *style.METHODS)
     drawn = len([line for line in axis.lines if found and line.get_color() == found.color])
     (line,) = axis.plot(
@@ -83,7 +84,7 @@ def band(axis: Any, x: np.ndarray, values: np.ndarray, label: str) -> None:
 
 
 def legend(axis: Any) -> None:
-    """One legend above all panels of the figure that an axis belongs to.
+    """Draws one legend above all panels of a figure.
 
     Args:
       axis: of the figure.

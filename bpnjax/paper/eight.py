@@ -1,4 +1,4 @@
-"""Table II: eight unrelated recognition sets in sequence, a head each."""
+"""Table II: eight unrelated recognition sets in sequence, with one head each."""
 
 import pathlib
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from bpnjax.paper.report import Report
 from bpnjax.run.writers import number
 
 SEEDS = 3
-# Rows: what tables call a method, its name, and its values for the eight small domains, each
-# found by as many trials on held-out training images (docs/REPRODUCTION.md).
+# Rows: name in tables, method, and its settings for the eight small domains. Each method had
+# equally many trials on held-out training images (docs/REPRODUCTION.md).
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "STL": ("stl", {"train__learning_rate": 0.002}),
     "joint": ("joint", {"train__learning_rate": 0.001}),
@@ -61,8 +61,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         {"train__learning_rate": 0.002, "ewc__strength": 300.0, "plain_bias__learning_rate": 0.003},
     ),
 }
-# Averages of the paper on its own eight sets. Its table is an image; these are reconstructed from
-# the relative gains in its text and the averages of the paper on MAS.
+# The paper's averages on its own eight sets. Its table is an image, so they are reconstructed
+# from the relative gains in its text and the averages of the paper on MAS.
 PAPER = {
     "BD+PSP": 0.5887, "PSP": 0.5475, "SLNID": 0.5450, "BD+EWC": 0.5287, "MAS": 0.5269,
     "SI": 0.5049, "EBLL": 0.5029, "EWC": 0.5000, "LwF": 0.4949, "IMM (mean)": 0.434,
@@ -85,13 +85,13 @@ def table2(runner: runs.Runner) -> Report:
     """Accuracy of each of the eight sets after all were learned, and the average.
 
     Args:
-      runner: where runs go; its ``sequence`` says which sets.
+      runner: where runs go; its ``sequence`` chooses the sets.
 
     Returns:
       `Report`.
 
     Raises:
-      UserError: its sets cannot be had.
+      UserError: a set cannot be loaded.
 
     Source: Wen et al. 2020 (arXiv 2009.13954), Table II.
     """
@@ -119,7 +119,7 @@ def table2(runner: runs.Runner) -> Report:
         summary = [run.result["summary"][kind] for kind in kinds]
         cells = [s["average_accuracy"] for s in summary]
         forgotten = summary[0]["forgetting"]
-        lost = "-"  # joint learns all at once
+        lost = "-"  # joint learns all tasks at once
         if forgotten["mean"] is not None:
             lost = number(forgotten["mean"], forgotten["sd"])
         other.append(
@@ -143,7 +143,7 @@ def table2(runner: runs.Runner) -> Report:
 def _ledger(
     done: Sequence[runs.Run], other: Sequence[Sequence[str]]
 ) -> tuple[list[str], list[list[str]]]:
-    """The table of README, the best first."""
+    """The table for README, best methods first."""
     header = [
         "method", "masked average", "told average", "inferred average", "forgetting (masked)",
         "paper, average",

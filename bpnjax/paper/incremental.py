@@ -12,18 +12,18 @@ from bpnjax.paper.report import Cell, Report, beside_paper, state
 
 
 class Line(NamedTuple):
-    """One method of a figure: how to run it and what the paper has."""
+    """One method of a figure: how to run it, and the paper's result."""
 
     label: str
     method: str
     fields: dict[str, Any]
-    paper: float | None  # task 1 after all tasks
+    paper: float | None  # accuracy of task 1 after all tasks
     paper_bytes: int | None = None
     kind: str = "task_told"
 
 
 def _gem(n: int, paper: float | None, paper_bytes: int | None = None) -> Line:
-    # The paper gives GEM a task oracle, one final linear layer per task (Sec. VI-D 3).
+    # In the paper GEM is told the task and has one final linear layer per task (Sec. VI-D 3).
     fields = {"gem__memories": n, "gem__per": "class", "sequence__heads": "multi"}
     return Line(f"GEM({n})", "gem", fields, paper, paper_bytes, "task_masked")
 
@@ -36,8 +36,8 @@ PSP: Way = ("PSP", "psp", {})
 EWC: Way = ("EWC", "ewc", {})
 GD_EWC: Way = ("GD+EWC", "gd_ewc", {})
 
-# GEM's bytes in the paper are images x 3 channels x pixels, colour counted for MNIST and, as
-# 32 x 32 x 3 x 3, twice for CIFAR.
+# The paper's bytes for GEM are images x 3 channels x pixels. This counts colours for MNIST and,
+# as 32 x 32 x 3 x 3, counts them twice for CIFAR.
 MNIST = (
     Line(*STL, 0.99), Line(*BD_EWC, 0.98, 4808), _gem(10, 0.98, 47040), Line(*EWC, 0.0),
     Line(*GD_EWC, 0.0), Line(*BD_PSP, None), Line(*PSP, None),
@@ -57,7 +57,7 @@ CIFAR100 = (
 def _complete(
     runner: runs.Runner, config_file: str, lines: Sequence[Line], seeds: int
 ) -> list[runs.Run]:
-    # Fig. 6a and b show every epoch; Table I uses the same runs.
+    # Fig. 6a and b show every epoch. Table I uses the same runs.
     every_epoch = {"evaluate__every_epochs": 1} if config_file != "cifar100.py" else {}
     more = {"evaluate__inferred_rows": "last"} | every_epoch
     return [
@@ -69,14 +69,14 @@ def _complete(
 
 
 def first_task(run: runs.Run, kind: str) -> tuple[float | None, float | None]:
-    """Task 1 after all tasks: mean and sd over seeds.
+    """Accuracy of task 1 after all tasks: mean and sd over seeds.
 
     Args:
-      run: complete.
-      kind: which of the three accuracies.
+      run: a complete run.
+      kind: one of the three kinds of accuracy.
 
     Returns:
-      The mean, and the sd (n - 1), None for one seed.
+      The mean, and the sd (n - 1; None for one seed).
 
     Source: Wen et al. 2020 (arXiv 2009.13954), Table I.
     """
@@ -105,7 +105,7 @@ def _report(
 
 
 def _ledger(lines: Sequence[Line], done: Sequence[runs.Run]) -> tuple[list[str], list[list[str]]]:
-    """The table of README; GEM with its own heads is another setting and left out."""
+    """The table for README. GEM with its own heads is another setting and left out."""
     header = [
         "method", "seeds", "task 1", "average", "masked average", "inferred average",
         "paper, task 1", "state",
@@ -133,9 +133,9 @@ def by_epoch(
       runner: where runs go.
       name: of the artefact.
       title: of the report.
-      config_file: a file of the folder of configurations.
-      lines: the methods, a `Line` each.
-      seeds: how many, unless the runner says so.
+      config_file: a file in the folder of configurations.
+      lines: the methods, one `Line` each.
+      seeds: number of seeds, unless the runner has one.
 
     Returns:
       `Report`.
@@ -169,8 +169,8 @@ def fig6a(runner: runs.Runner) -> Report:
     Returns:
       `Report`.
 
-    Source: Wen et al. 2020 (arXiv 2009.13954), Fig. 6a. Variant: GEM(n) keeps n of each class,
-    which the paper's bytes fit, and answers with a head per task.
+    Source: Wen et al. 2020 (arXiv 2009.13954), Fig. 6a. Variant: GEM(n) stores n examples per
+    class, which fits the paper's bytes, and answers with one head per task.
     """
     return by_epoch(runner, "fig6a", "Fig. 6a: incremental MNIST", "mnist.py", MNIST, 5)
 
@@ -190,7 +190,7 @@ def fig6b(runner: runs.Runner) -> Report:
 
 
 def fig6c(runner: runs.Runner) -> Report:
-    """Incremental CIFAR-100: the first task by the number of tasks learned.
+    """Incremental CIFAR-100: accuracy of the first task by the number of tasks learned.
 
     Args:
       runner: where runs go.
@@ -225,14 +225,14 @@ colours and CIFAR twice. Ours has five hidden layers, as the paper's text says, 
 
 
 def table1(runner: runs.Runner) -> Report:
-    """Task 1 after all tasks, and bytes per task.
+    """Accuracy of task 1 after all tasks, and bytes per task.
 
     Args:
       runner: where runs go.
 
     Returns:
-      `Report`. Bytes are counted from the arrays that the runs store, not by the paper's
-      arithmetic, which its text takes apart.
+      `Report`. Bytes are counted from the arrays that the runs store. The text explains how the
+      paper's numbers differ.
 
     Source: Wen et al. 2020 (arXiv 2009.13954), Table I.
     """

@@ -1,4 +1,4 @@
-"""One pass over the stream with ResNet-18, beside published figures of the same protocol."""
+"""One pass over the stream with ResNet-18, beside published results of the same protocol."""
 
 import itertools
 from typing import Any
@@ -20,7 +20,7 @@ KINDS = (
     ("task_told", "told, all classes"),
     ("task_masked", "told, own classes"),
 )
-# Label, method and the settings found for batches of 10 and of 64: see `_TEXT`.
+# Label, method and the settings found for batches of 10 and of 64; see `_TEXT`.
 Settings = dict[str, Any]
 METHODS: tuple[tuple[str, str, dict[int, Settings]], ...] = (
     ("SGD", "sgd", {10: {"train__learning_rate": 0.03}, 64: {"train__learning_rate": 0.03}}),
@@ -83,7 +83,7 @@ def online(runner: runs.Runner) -> Report:
     2104.05025), without augmentation. Variant: width 8.
     """
     done: list[runs.Run] = []
-    tables, pictured = [], []
+    tables, drawn = [], []
     for batch, (set_name, config_file) in itertools.product(BATCHES, SETS):
         rows, name = [], f"{set_name}, batches of {batch}"
         for label, method, settings in METHODS:
@@ -93,16 +93,16 @@ def online(runner: runs.Runner) -> Report:
                 found = mean_and_sd(runs.matrix(run, kind)[:, -1].mean(1))
                 row.append(number(found["mean"], found["sd"]))
             rows.append(row)
-            pictured.append((name, run))
+            drawn.append((name, run))
             done.append(run)
         tables.append(([name, *(head for _, head in KINDS)], rows))
     header = ["published, width 20", "method", "nobody tells the task", "source"]
     tables.append((header, [list(row) for row in PUBLISHED]))
     path = drawing.figure_path(runner.folder, "online")
-    cells = list(dict.fromkeys(cell for cell, _ in pictured))
+    cells = list(dict.fromkeys(cell for cell, _ in drawn))
     with drawing.panels(path, 2, len(cells) // 2, (8, 7.5), sharex=False) as axes:
         for axis, cell in zip(axes, cells, strict=True):
-            of_cell = [run for where, run in pictured if where == cell]
+            of_cell = [run for where, run in drawn if where == cell]
             y = np.arange(len(of_cell))[::-1]
             for shift, (kind, head) in zip((0.25, 0.0, -0.25), KINDS, strict=True):
                 values = [runs.matrix(run, kind)[:, -1].mean(1) for run in of_cell]
@@ -125,20 +125,20 @@ def online(runner: runs.Runner) -> Report:
 def complete(
     runner: runs.Runner, config_file: str, label: str, method: str, settings: Settings, batch: int
 ) -> runs.Run:
-    """One row of a table, run unless it is there.
+    """One row of a table. It is run unless it is complete.
 
     Args:
       runner: where runs go.
-      config_file: of `SETS`.
-      label: of `METHODS`.
-      method: the same.
-      settings: the same.
-      batch: examples in a step, and as many that replay methods draw beside them.
+      config_file: from `SETS`.
+      label: from `METHODS`.
+      method: from `METHODS`.
+      settings: from `METHODS`.
+      batch: number of examples in a step, and of replayed examples beside them.
 
     Returns:
       `Run`.
     """
-    if batch != 10:  # that of the configurations
+    if batch != 10:  # the configurations have 10
         settings = settings | {"train__batch_size": batch, "replay__batch_size": batch}
     return runs.complete(
         runner, label, config_file, method, 3, **settings,

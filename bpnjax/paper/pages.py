@@ -1,17 +1,17 @@
 """Pages and tables of the documentation, written from result files.
 
-``docs/results/NAME.json`` holds what an artefact found: its tables as text, the commands of its
-runs, the commit, versions, machine and seeds. From it come the page ``docs/paper/NAME/NAME.md`` (or
+``docs/results/NAME.json`` holds the results of an artefact: its tables as text, the commands of its
+runs, the commit, versions, machine and seeds. It gives the page ``docs/paper/NAME/NAME.md`` (or
 another one that the file names) and every table in README and docs between the lines
 
     <!-- results: NAME/TABLE; rows A, B; columns X, Y -->
     <!-- end of results -->
 
-so that no figure is written by hand. TABLE is its name, or its number on the page from 0; without
-rows and columns it is whole.
+So no result is written by hand. TABLE is a table's name, or its number on the page from 0. Without
+rows and columns it is the whole table.
 
     bpnjax paper --pages            writes them
-    bpnjax paper --pages --check    says which differ
+    bpnjax paper --pages --check    lists those that differ
 """
 
 import json
@@ -38,14 +38,14 @@ _BLOCK = re.compile(
 
 
 def record(made: Report, num_seeds: int = 0) -> dict[str, Any]:
-    """A report as a result file holds it.
+    """The content of a report's result file.
 
     Args:
-      made: an artefact, made.
-      num_seeds: that were asked for; 0 for those of the artefact.
+      made: a report.
+      num_seeds: the requested number; 0 for that of the artefact.
 
     Returns:
-      A dict for JSON: the report, the sha256 of its figures, and with what it was made.
+      A dict for JSON: the report, the sha256 of its figures, and the versions and machine.
     """
     return plain({
         "name": made.name,
@@ -73,22 +73,22 @@ def save(path: pathlib.Path, made: Report, num_seeds: int = 0) -> None:
 
     Args:
       path: of the file; its folder must exist.
-      made: an artefact, made.
-      num_seeds: as of `record`.
+      made: a report.
+      num_seeds: as in `record`.
     """
     text = json.dumps(record(made, num_seeds), indent=1, ensure_ascii=False) + "\n"
     write_atomically(path, text)
 
 
 def report_page(root: pathlib.Path, order: Sequence[str]) -> str:
-    """The report of the paper's artefacts as an HTML page, for the site.
+    """Makes the report of the paper's artefacts as an HTML page for the site.
 
     Args:
       root: of the clone.
-      order: names of artefacts; those without a result file are left out.
+      order: names of artefacts. Those without a result file are left out.
 
     Returns:
-      HTML; see `bpnjax.run.html_page`. Its first link leads to the page ``figures.html`` above it.
+      HTML; see `bpnjax.run.html_page`. A link above the menu leads to ``figures.html``.
     """
     reports = []
     for name in order:
@@ -104,10 +104,10 @@ def render(root: pathlib.Path, check: bool) -> list[str]:
 
     Args:
       root: of the clone.
-      check: write nothing.
+      check: whether to write nothing.
 
     Returns:
-      The files that differed, relative to the root, in words where more is wrong.
+      The files that differed, relative to the root, with a note if their figure is wrong.
 
     Raises:
       UserError: there are no result files, or a page asks for a table that no file has.
@@ -172,7 +172,7 @@ def render(root: pathlib.Path, check: bool) -> list[str]:
 def _part(
     table: dict[str, Any], rows: str | None, columns: str | None, page: pathlib.Path
 ) -> tuple[list[str], list[list[str]]]:
-    """Some rows, by their first cells, and some columns of a table, in the order asked for."""
+    """Selects rows, by their first cells, and columns of a table, in the given order."""
     header, found = table["header"], table["rows"]
     if rows is not None:
         by_name = {row[0].strip("`"): row for row in found}
@@ -205,7 +205,7 @@ def _report(found: dict[str, Any], folder: pathlib.Path) -> Report:
 
 
 def _commit() -> str:
-    """The commit of this code; a mark where files were changed since, or where there is none."""
+    """The commit of this code, with a mark if files were changed since; a text without a clone."""
     home = pathlib.Path(__file__).resolve().parent
 
     def git(*words: str) -> str:

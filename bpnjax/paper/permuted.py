@@ -13,20 +13,20 @@ from bpnjax.paper import drawing, runs
 from bpnjax.paper.report import Cell, Report, beside_paper
 from bpnjax.run.writers import number
 
-GROUP = 10  # tasks
+GROUP = 10  # number of tasks
 
 
 class Line(NamedTuple):
-    """A method of the figure: how to run it and what the paper has."""
+    """A method of the figure: how to run it, and the paper's result."""
 
     label: str
     method: str
-    fields: dict[str, Any]  # what differs from configs/permuted_mnist.py
-    paper: float | None  # average over all tasks
+    fields: dict[str, Any]  # changes to configs/permuted_mnist.py
+    paper: float | None  # average accuracy over all tasks
     seeds: int = 5
 
 
-# How the values were found: docs/REPRODUCTION.md.
+# docs/REPRODUCTION.md says how the values were found.
 METHODS = (
     Line("BD+PSP", "bd_psp", {"train__learning_rate": 1e-4, "train__rate_decay": 0.1}, 0.626),
     Line(
@@ -45,7 +45,7 @@ METHODS = (
         0.344,
     ),
 )  # fmt: skip
-# Beyond the paper: the best composition that stores no more per task than BD+PSP.
+# Not in the paper: the best composition that stores no more per task than BD+PSP.
 BEST = Line(
     "BD+PSP+K-FAC EWC", "bd_psp_ewc_kfac",
     {
@@ -63,17 +63,18 @@ over seeds), two-sided, Holm's correction for the six comparisons of a group: **
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
-    r"""Holm's correction: p-values that may be compared with the level of all tests together.
+    r"""Holm's correction of p-values for several tests.
 
     .. math:: \tilde p_{(i)} = \min\big(1, \max_{j \le i} (m - j + 1) \, p_{(j)}\big)
 
-    with :math:`p_{(j)}` the j-th smallest of the m.
+    with :math:`p_{(j)}` the j-th smallest of the m. The results may be compared with the level of
+    all tests together.
 
     Args:
       p_values: float ``[m]``.
 
     Returns:
-      float ``[m]`` in the order given, at most 1.
+      float ``[m]`` in the given order, at most 1.
 
     Example:
       >>> from bpnjax.paper.permuted import holm
@@ -91,7 +92,7 @@ def holm(p_values: ArrayLike) -> np.ndarray:
 
 
 def stars(p: float) -> str:
-    """The paper's marks.
+    """The paper's marks for a p-value.
 
     Args:
       p: a p-value.
@@ -110,15 +111,15 @@ def stars(p: float) -> str:
 
 
 def so_far(run: runs.Run) -> tuple[np.ndarray, np.ndarray]:
-    r"""The average over all tasks learned so far, by their number.
+    r"""The average over all tasks learned so far, by the number of tasks.
 
     .. math:: A_n = \frac{1}{n} \sum_{j \le n} R_{n,j}
 
     Args:
-      run: complete.
+      run: a complete run.
 
     Returns:
-      The numbers of tasks at which the run was tested, int ``[rows]``, and the averages of
+      The numbers of tasks after which the run was tested, int ``[rows]``, and the averages of
       task_told, float ``[rows, seeds]``.
 
     Source: Wen et al. 2020 (arXiv 2009.13954), Fig. 7a.
@@ -133,7 +134,7 @@ def margins(done: Sequence[runs.Run]) -> tuple[list[str], list[list[str]]]:
     """A table of the averages by the number of tasks, and what the biases add.
 
     Args:
-      done: complete runs; pairs with and without BD are compared, seed by seed.
+      done: complete runs. Pairs with and without BD are compared seed by seed.
 
     Returns:
       Header and rows of text.
@@ -166,8 +167,8 @@ def fig7(runner: runs.Runner) -> Report:
     Returns:
       `Report`.
 
-    Source: Wen et al. 2020 (arXiv 2009.13954), Fig. 7. Variant: the paper says t-test, not which;
-    ours is Welch's on the tasks of a group, with Holm's correction.
+    Source: Wen et al. 2020 (arXiv 2009.13954), Fig. 7. Variant: the paper does not say which t-test
+    it uses; ours is Welch's on the tasks of a group, with Holm's correction.
     """
     lines = (*METHODS, BEST)
     done = [

@@ -27,10 +27,10 @@ and in that of task 2. The paper gives neither clusters nor network; ours are in
 def probabilities(
     run: runs.Run, config: ConfigDict, points: np.ndarray
 ) -> dict[tuple[int, int], np.ndarray]:
-    """Probability of the first class at some points, first seed.
+    """Probability of the first class at some points, for the first seed.
 
     Args:
-      run: a complete run of two tasks whose checkpoints after both are there.
+      run: a complete run of two tasks, with the checkpoints after both.
       config: its configuration.
       points: f32 ``[n, 2]``.
 
@@ -64,8 +64,8 @@ def fig5(runner: runs.Runner) -> Report:
     Returns:
       `Report`.
 
-    Source: Wen et al. 2020 (arXiv 2009.13954), Fig. 5. Variant: clusters and network are ours, the
-    paper gives none.
+    Source: Wen et al. 2020 (arXiv 2009.13954), Fig. 5. Variant: clusters and network are ours,
+    since the paper describes neither.
     """
     done, cells, probabilities_of = [], [], {}
     side = np.linspace(-4, 4, 161)

@@ -1,4 +1,4 @@
-"""What an artefact leaves: Markdown with a table, a figure, the commands; and one page of all."""
+"""The output of an artefact: Markdown with tables, figures and commands; and one page of all."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,14 @@ from bpnjax.run import html_page
 from bpnjax.run.checkpoint import write_atomically
 from bpnjax.run.writers import latex_table, markdown_table, number
 
-CLOSE = 0.02  # a figure is reproduced within this, or above
+CLOSE = 0.02  # a result within this distance, or above, is reproduced
 
 
 class Cell(NamedTuple):
-    """One figure beside the paper's.
+    """One result beside the paper's.
 
-    ``mean`` (None where it was not measured) and ``sd`` (n - 1; None for one seed) are ours;
-    ``paper`` is None where it has none.
+    ``mean`` (None if not measured) and ``sd`` (n - 1; None for one seed) are ours. ``paper`` is
+    None if the paper has none.
     """
 
     label: str
@@ -26,12 +26,12 @@ class Cell(NamedTuple):
 
 
 class Report(NamedTuple):
-    """An artefact, made."""
+    """The results of an artefact."""
 
     name: str
     title: str
-    text: str  # what it shows and what we found, Markdown without headings
-    tables: list[tuple[list[str], list[list[str]]]]  # header and rows
+    text: str  # description and findings, as Markdown without headings
+    tables: list[tuple[list[str], list[list[str]]]]  # (header, rows)
     figures: list[pathlib.Path]
     command: str
     runs: list[str]  # the commands of its runs
@@ -40,15 +40,15 @@ class Report(NamedTuple):
 
 
 def state(mean: float | None, paper: float | None) -> str:
-    """Whether a figure agrees with the paper's.
+    """Whether a result agrees with the paper's.
 
     Args:
-      mean: ours, None if it was not measured.
-      paper: theirs, None if they give none.
+      mean: ours; None if not measured.
+      paper: theirs; None if the paper has none.
 
     Returns:
-      ``"-"``, ``"reproduced"`` (within 0.02), ``"reproduced, higher"`` or ``"differs"``. Where the
-      paper has 0, that a method fails, higher is different.
+      ``"-"``, ``"reproduced"`` (within 0.02), ``"reproduced, higher"`` or ``"differs"``. If the
+      paper has 0, which means that a method fails, a higher result differs.
 
     Example:
       >>> from bpnjax.paper.report import state
@@ -63,11 +63,11 @@ def state(mean: float | None, paper: float | None) -> str:
 
 
 def beside_paper(cells: list[Cell], what: str) -> tuple[list[str], list[list[str]]]:
-    """A table of figures with the paper's, the difference and the state.
+    """A table of results with the paper's, the difference and the state.
 
     Args:
-      cells: a row each.
-      what: the head of the first column.
+      cells: one per row.
+      what: header of the first column.
 
     Returns:
       Header and rows of text, for `bpnjax.run.writers.markdown_table`.
@@ -91,13 +91,13 @@ def beside_paper(cells: list[Cell], what: str) -> tuple[list[str], list[list[str
 
 
 def markdown(report: Report) -> str:
-    """A report as Markdown; figures are beside the file.
+    """Formats a report as Markdown. Figures are beside the file.
 
     Args:
-      report: an artefact, made.
+      report: a report.
 
     Returns:
-      Lines of text, the last with a line feed.
+      Lines of text that end with a line feed.
     """
     parts = [f"# {report.title}", report.text.strip()]
     parts += [markdown_table(*table) for table in report.tables]
@@ -115,11 +115,11 @@ def write(folder: pathlib.Path, report: Report) -> pathlib.Path:
     """Writes ``NAME.md`` beside the figures.
 
     Args:
-      folder: of the artefact; must exist.
-      report: an artefact, made.
+      folder: of the artefact; it must exist.
+      report: a report.
 
     Returns:
-      The file's path.
+      The path of the file.
     """
     path = folder / f"{report.name}.md"
     write_atomically(path, markdown(report))
@@ -127,19 +127,19 @@ def write(folder: pathlib.Path, report: Report) -> pathlib.Path:
 
 
 def latex(report: Report) -> str:
-    r"""The tables of a report for ``\input`` in a LaTeX document.
+    r"""Formats the tables of a report for ``\input`` in a LaTeX document.
 
     Args:
-      report: an artefact, made.
+      report: a report.
 
     Returns:
-      A ``tabular`` of each; see `bpnjax.run.writers.latex_table`.
+      One ``tabular`` per table; see `bpnjax.run.writers.latex_table`.
     """
     return "\n".join(latex_table(*table) for table in report.tables)
 
 
 def page(reports: Sequence[Report], back: tuple[str, str] | None = None) -> str:
-    """All reports as one HTML page that needs no other file.
+    """Formats all reports as one HTML page without other files.
 
     Args:
       reports: in the order of the page; their figures are read from disk.

@@ -17,13 +17,13 @@ from bpnjax.utils.errors import UserError
 
 
 class Runner(NamedTuple):
-    """Where runs go and what a user changed about all of them."""
+    """Where runs go, and the user's changes to all of them."""
 
     folder: pathlib.Path
     configs: pathlib.Path  # the folder of configuration files
-    num_seeds: int  # 0: what the artefact asks for
+    num_seeds: int  # 0: the artefact's number
     overrides: dict[str, Any]  # {field: value}
-    sequence: str = ""  # of table2
+    sequence: str = ""  # for table2
 
 
 class Run(NamedTuple):
@@ -39,20 +39,20 @@ class Run(NamedTuple):
 def configured(
     runner: Runner, config_file: str, method: str, seeds: int, changes: dict[str, Any]
 ) -> ConfigDict:
-    """The configuration of a run: that of the file, with the artefact's and the user's changes.
+    """Makes the configuration of a run: the file with the artefact's and the user's changes.
 
     Args:
       runner: its overrides come last; its number of seeds, if any, replaces ``seeds``.
-      config_file: a file of the folder of configurations, as ``"mnist.py"``.
-      method: a name of the registry.
-      seeds: how many.
+      config_file: a file in the folder of configurations, such as ``"mnist.py"``.
+      method: name of a method.
+      seeds: number of seeds.
       changes: ``{field: value}``.
 
     Returns:
       A validated configuration.
 
     Raises:
-      UserError: no such file or field, or a value that is none.
+      UserError: there is no such file or field, or a value is invalid.
     """
     config = configuration.load_file(str(runner.configs / config_file))
     config.method = method
@@ -68,21 +68,21 @@ def configured(
 def complete(
     runner: Runner, label: str, config_file: str, method: str, seeds: int, **fields: Any
 ) -> Run:
-    """Runs a method on a configuration unless its folder already holds that run, complete.
+    """Runs a method on a configuration unless its folder holds that run already.
 
     Args:
-      runner: where, and changes to all runs.
-      label: what the run is called in tables.
-      config_file: a file of the folder of configurations, as ``"mnist.py"``.
-      method: a name of the registry.
-      seeds: how many, unless the runner says so.
-      **fields: further changes, ``gem__memories=10`` for ``gem.memories``.
+      runner: where runs go, and changes to all of them.
+      label: name of the run in tables.
+      config_file: a file in the folder of configurations, such as ``"mnist.py"``.
+      method: name of a method.
+      seeds: number of seeds, unless the runner has one.
+      **fields: further changes, such as ``gem__memories=10`` for ``gem.memories``.
 
     Returns:
       `Run`.
 
     Raises:
-      UserError: no such configuration, or it cannot be run.
+      UserError: there is no such configuration, or it cannot run.
     """
     changes = {name.replace("__", "."): value for name, value in fields.items()}
     config = configured(runner, config_file, method, seeds, changes)
@@ -103,8 +103,8 @@ def read(folder: pathlib.Path, label: str, command: str) -> Run:
 
     Args:
       folder: of the run.
-      label: what the run is called in tables.
-      command: that makes it.
+      label: name of the run in tables.
+      command: the command that makes the run.
 
     Returns:
       `Run`.
@@ -115,27 +115,27 @@ def read(folder: pathlib.Path, label: str, command: str) -> Run:
 
 
 def matrix(run: Run, kind: str = "task_told") -> np.ndarray:
-    """Accuracies of a run.
+    """The accuracies of a run.
 
     Args:
-      run: complete.
-      kind: which of the three accuracies.
+      run: a complete run.
+      kind: one of the three kinds of accuracy.
 
     Returns:
-      float ``[seeds, T, T]``: in row i those on all tasks after task i, NaN where not tested.
+      float ``[seeds, T, T]``. Row i has the accuracies on all tasks after task i, NaN if untested.
     """
     return np.asarray(plain_nan(run.result["accuracy"][kind]), float)
 
 
 def by_epoch(run: Run, kind: str = "task_told") -> tuple[np.ndarray, np.ndarray]:
-    """Accuracies after each epoch of the sequence.
+    """The accuracies after each epoch of the sequence.
 
     Args:
-      run: made with ``evaluate.every_epochs=1``.
-      kind: which of the three accuracies.
+      run: a run with ``evaluate.every_epochs=1``.
+      kind: one of the three kinds of accuracy.
 
     Returns:
-      The epochs, int ``[E]``, counted from 1 through all tasks, and float ``[E, seeds, T]``.
+      The epochs, int ``[E]``, counted from 1 through all tasks; and float ``[E, seeds, T]``.
 
     Raises:
       UserError: the run was not tested after each epoch.
@@ -148,13 +148,13 @@ def by_epoch(run: Run, kind: str = "task_told") -> tuple[np.ndarray, np.ndarray]
 
 
 def averages(run: Run) -> list[str]:
-    """A run's row of the ledger: what it has after all tasks, over seeds.
+    """The results of a run after all tasks, over seeds, for a row of the ledger.
 
     Args:
-      run: complete.
+      run: a complete run.
 
     Returns:
-      Task 1 told, and the averages told, masked and inferred, as ``mean ± sd``.
+      Accuracy of task 1 told, and the averages told, masked and inferred, as ``mean ± sd``.
     """
     summary = run.result["summary"]
     found = [summary["task_told"]["first_task_accuracy"]]
@@ -166,7 +166,7 @@ def seconds(runs: Iterable[Run]) -> float:
     """Training, testing and compile time of several runs together.
 
     Args:
-      runs: complete ones.
+      runs: complete runs.
 
     Returns:
       Seconds.

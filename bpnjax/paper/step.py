@@ -1,4 +1,4 @@
-"""How long should BD's steps be? One number for all networks, beside the paper's number for each.
+"""How long should BD's steps be? One value for all networks, beside the paper's value for each.
 
 All values and seeds of a row are one vmapped program (`bpnjax.run.sweep`).
 """
@@ -15,8 +15,8 @@ from bpnjax.paper.report import Report
 from bpnjax.run import style
 from bpnjax.run.writers import number
 
-DEFAULT = 0.2  # of bd.epsilon, relative
-STRENGTH = 0.02  # of ewc.strength, relative
+DEFAULT = 0.2  # relative bd.epsilon
+STRENGTH = 0.02  # relative ewc.strength
 RELATIVE = (0.02, 0.06, 0.2, 0.6, 2.0)
 ABSOLUTE = (0.002, 0.006, 0.02, 0.06, 0.2)
 FEW = (0.006, 0.02, 0.2)
@@ -30,10 +30,10 @@ class Setting(NamedTuple):
     name: str
     config_file: str
     fields: dict[str, Any]
-    whole: bool = False  # whether all values of epsilon are run, and what explains them
-    absolute: tuple[float, ...] = FEW  # else the default and these of the paper's rule
+    whole: bool = False  # whether all values of epsilon are run, and their explanations
+    absolute: tuple[float, ...] = FEW  # otherwise the default and these of the paper's rule
     controls: bool = True  # whether the other directions are run
-    unseen: bool = False  # whether it was looked at only after the rule was fixed
+    unseen: bool = False  # whether it was run only after the rule was fixed
 
 
 _FEW_MNIST = {"sequence.examples_per_task": 3000, "train.batch_size": 64, "train.epochs": 3}
@@ -72,14 +72,14 @@ SETTINGS = (
         absolute=ONE, controls=False, unseen=True,
     ),
 )  # fmt: skip
-# Of all settings: nothing is tuned for one of them.
+# For all settings. Nothing is tuned for one of them.
 _COMMON = {"train.learning_rate": 1e-3, "bd.learning_rate": None, "evaluate.inferred_rows": "last"}
 _RULE = {"bd.step": "relative"}
 _PROTECTION = {"ewc.form": "relative", "ewc.strength": STRENGTH}
 _NEW = {**_RULE, **_PROTECTION}
 _PAPER = {"bd.step": "absolute", "ewc.form": "proximal", "ewc.strength": 2000.0}
 _PLAIN = {"plain_bias.step": "relative", **_PROTECTION}
-# The paper's own sets: absolute epsilon, learning rate and strength as tuned there, and the rule.
+# The paper's sets: tuned absolute epsilon, learning rate and strength, and the rule.
 PAPER_SETS = (("MNIST", "mnist.py"), ("CIFAR-10", "cifar10.py"), ("CIFAR-100", "cifar100.py"),
               ("100 permuted MNIST", "permuted_mnist.py"))  # fmt: skip
 _DEFAULTS = {
@@ -166,7 +166,7 @@ def _told(runner: runs.Runner, setting: Setting, row: _Row) -> tuple[np.ndarray,
 
 
 def paper_sets(runner: runs.Runner) -> tuple[tuple[list[str], list[list[str]]], list[runs.Run]]:
-    """The default rule on the paper's own sets, beside what was tuned for each of them.
+    """The default rule on the paper's sets, beside the settings tuned for each of them.
 
     Args:
       runner: where runs go.
@@ -195,7 +195,7 @@ def paper_sets(runner: runs.Runner) -> tuple[tuple[list[str], list[list[str]]], 
 
 
 def step(runner: runs.Runner) -> Report:
-    """BD with a step relative to the layer, and with the paper's absolute one.
+    """BD with a step relative to the layer, and with the paper's absolute step.
 
     Args:
       runner: where results go.
@@ -250,7 +250,7 @@ def step(runner: runs.Runner) -> Report:
     whole = [setting for setting in SETTINGS if setting.whole]
     for setting in whole:
         tables.append(_values(setting, found))
-    path = _picture(runner, whole, found)
+    path = _drawn(runner, whole, found)
     return Report(
         "step", "How long BD's steps should be", _TEXT, tables, [path],
         "python -m bpnjax.paper --artefact=step", commands, seconds,
@@ -265,7 +265,7 @@ def _number(values: np.ndarray) -> str:
 
 
 def _values(setting: Setting, found: Any) -> tuple[list[str], list[list[str]]]:
-    """All values of epsilon of one setting, by method and rule."""
+    """All values of epsilon for one setting, by method and rule."""
     rows = []
     for (name, method, rule), (row, told) in found.items():
         if name == setting.name and row.field:
@@ -279,8 +279,8 @@ def _values(setting: Setting, found: Any) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _picture(runner: runs.Runner, settings: Sequence[Setting], found: Any) -> pathlib.Path:
-    """Accuracy against epsilon, both rules over two decades each."""
+def _drawn(runner: runs.Runner, settings: Sequence[Setting], found: Any) -> pathlib.Path:
+    """Accuracy against epsilon for both rules, over two decades each."""
     path = drawing.figure_path(runner.folder, "step")
     with drawing.panels(path, 1, 2 * len(settings), (8 * len(settings), 4)) as axes:
         cells = [(setting, rule) for setting in settings for rule in ("relative", "absolute")]

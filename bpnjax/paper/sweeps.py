@@ -1,7 +1,7 @@
 """Supplement C: accuracy against the inner width H and against EWC's strength.
 
-Values and seeds are one vmapped program (`bpnjax.run.sweep`). Factors of a width are padded to the
-widest of its group, so widths that differ much are in groups of their own.
+Values and seeds are one vmapped program (`bpnjax.run.sweep`). Factors are padded to the largest
+width of a group, so widths that differ much are in separate groups.
 """
 
 import json
@@ -29,14 +29,14 @@ STRENGTHS = ((0.0, 1.0, 10.0, 100.0, 2000.0, 2e4, 2e5, 2e6),)
 def group(
     config: ConfigDict, path: pathlib.Path, field: str, values: Sequence[float], change: Any
 ) -> tuple[np.ndarray, float]:
-    """One program over values and seeds, run unless its file is there.
+    """Runs one program over values and seeds, unless its file exists.
 
     Args:
       config: of the runs.
       path: of the file.
-      field: that is changed, for the file.
-      values: of it.
-      change: as of `bpnjax.run.sweep.sweep`.
+      field: the field that is changed, for the file.
+      values: its values.
+      change: as in `bpnjax.run.sweep.sweep`.
 
     Returns:
       Accuracies (task_told) ``[V, seeds, T, T]`` and seconds.
@@ -57,7 +57,7 @@ def group(
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two sweeps compute the same; fields that a later version added do not count."""
+    """Whether two sweeps compute the same; fields that a later version added are ignored."""
     configs = [asked["config"] for asked in (one, other)]
     return (
         fingerprint(configs[0]) == fingerprint(configs[1])

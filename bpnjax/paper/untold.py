@@ -1,6 +1,6 @@
-"""Not told the task: how often each rule guesses it, and the accuracy of the answers that follow.
+"""Not told the task: how often each rule infers it, and the accuracy of the resulting answers.
 
-Not of the paper, which always tells the task. All rules are tried on the same trained models.
+This is not in the paper, which always tells the task. All rules use the same trained models.
 """
 
 import json
@@ -28,8 +28,8 @@ SEQUENCES: tuple[tuple[str, str, dict[str, Any], int], ...] = (
     ("100 permuted MNIST", "permuted_mnist.py", {}, 200),
 )
 METHODS = ("bd_psp", "bd_ewc", "psp")
-RULES = (*task_inference.ANSWERS, "statistics")  # that one trained model can try
-BATCH = 10  # examples of one task, where it is inferred for all of them together
+RULES = (*task_inference.ANSWERS, "statistics")  # rules that one trained model can use
+BATCH = 10  # number of examples of one task when it is inferred for all of them together
 _TEXT = f"""Which task is it, and what is the answer, if nobody says? Accuracy after all tasks, on
 500 test images of each task (200 of CIFAR-100 and where there are 100 tasks). Told: the mode is
 that of the task. The rules choose a mode by lowest entropy, by largest logit, or by the Gaussian of
@@ -38,16 +38,16 @@ figure: the answers, for each image."""
 
 
 def shares(predictor: bpnjax.Predictor, sequence: TaskSequence, examples: int) -> dict[str, Any]:
-    """What a model has right, of the test images of all its tasks.
+    """What share of the test images of all tasks a model gets right.
 
     Args:
-      predictor: a loaded model that kept statistics.
-      sequence: what it learned.
-      examples: of each task, at most.
+      predictor: a loaded model that stored statistics.
+      sequence: the tasks that it learned.
+      examples: largest number of examples per task.
 
     Returns:
-      ``{"told": share, rule: {"example": (guess, answer), "batch": (guess, answer)}}``, each the
-      mean over tasks.
+      ``{"told": share, rule: {"example": (guess, answer), "batch": (guess, answer)}}``, each a mean
+      over tasks.
     """
     found: dict[str, dict[str, list[Any]]] = {rule: {"example": [], "batch": []} for rule in RULES}
     told = []
@@ -77,7 +77,7 @@ def _right(
 
 
 def _measured(run: runs.Run, examples: int) -> tuple[list[dict[str, Any]], float]:
-    """`shares` of each seed of a run, made or read, and the seconds that it took."""
+    """`shares` of each seed of a run, computed or read, and the seconds that they took."""
     path = run.folder / "inference.json"
     if path.is_file():
         found = json.loads(path.read_text())
@@ -100,7 +100,7 @@ def _row(run: runs.Run, found: list[dict[str, Any]], rule: str) -> list[str]:
 
 
 def _bars(axis: Any, title: str, measured: dict[str, Any]) -> None:
-    """Answers told and by each rule, for each image; a group of bars per method."""
+    """Draws the accuracy told and by each rule, per image, as one group of bars per method."""
     bars: dict[str, Callable[[Any], float]] = {"told": lambda f: f["told"]}
     for rule in RULES:
         bars[rule] = lambda f, rule=rule: f[rule]["example"][1]  # type: ignore[misc]
@@ -115,9 +115,9 @@ def _bars(axis: Any, title: str, measured: dict[str, Any]) -> None:
 
 
 def untold(runner: runs.Runner) -> Report:
-    """Rules, methods and sequences: the guess and the answer."""
+    """Rules, methods and sequences: the inferred task and the answer."""
     home = runner.folder
-    runner = runner._replace(folder=home / "untold")  # other artefacts' runs keep no statistics
+    runner = runner._replace(folder=home / "untold")  # runs of other artefacts lack statistics
     fields = {line.method: line.fields for line in permuted.METHODS}
     done, tables, seconds = [], [], 0.0
     measured: dict[str, dict[str, list[dict[str, Any]]]] = {}
@@ -161,7 +161,7 @@ def untold(runner: runs.Runner) -> Report:
 def _ledger(
     tables: Sequence[tuple[list[str], list[list[str]]]],
 ) -> tuple[list[str], list[list[str]]]:
-    """The table of README: BD+PSP by the rules that keep nothing and that keep statistics."""
+    """The table for README: BD+PSP by rules that store nothing, and by statistics."""
     rows = [
         [header[0], row[1], row[2], *row[3:]]
         for header, its in tables for row in its

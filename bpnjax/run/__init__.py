@@ -1,1 +1,1 @@
-"""One run of the command: its loop, checkpoints, work folder, results, logs and plots."""
+"""One run of the command: its loop, checkpoints, work folder, results, logs and figures."""

@@ -1,4 +1,4 @@
-"""What a run stores, counted from its state."""
+"""Counts what a run stores, from the shapes of its state."""
 
 import dataclasses
 from functools import partial
@@ -26,22 +26,22 @@ def report(experiment: Experiment) -> dict[str, int]:
     """Counts parameters and bytes of one seed's state; nothing is allocated.
 
     Args:
-      experiment: what does not change during a run.
+      experiment: the static facts of the run.
 
     Returns:
       A dict of ints.
 
       - core_parameters: numbers in the shared parameters.
-      - parameters_per_task, bytes_per_task: by how much what is needed to answer tasks grows with
-        each further task: mode biases, running statistics of BatchNorm, a whole network for stl,
-        the statistics by which a task is told from others. Keys come from one seed for all tasks
-        and cost nothing per task.
-      - answering_bytes: all that is needed to answer the tasks there are, the shared parameters and
-        what analytic heads keep per class included.
-      - training_bytes: everything alive during training: shared and task parameters, optimizer
-        states, importance, anchors, banks, examples in memories.
-      - replay_bytes: of those the memories of earlier examples (gem, agem, er, der, derpp), with
-        what is kept beside the examples.
+      - parameters_per_task, bytes_per_task: how much each further task adds to what is needed to
+        answer: mode biases, running statistics of BatchNorm, a whole network for stl, the
+        statistics that infer the task. Keys come from one seed for all tasks and cost nothing per
+        task.
+      - answering_bytes: everything that is needed to answer the present tasks, including the shared
+        parameters and what analytic heads store per class.
+      - training_bytes: everything in memory during training: shared and task parameters, optimizer
+        states, importance, anchors, banks, replay memories.
+      - replay_bytes: the part of it that belongs to the memories of earlier examples (gem, agem,
+        er, der, derpp), including what is stored with the examples.
     """
     state = _shapes(experiment)
     memories = jax.tree.leaves(
@@ -64,7 +64,7 @@ def _shapes(experiment: Experiment) -> Any:
 
 
 def _answering(experiment: Experiment) -> list[Any]:
-    """The leaves that are needed to answer tasks."""
+    """The arrays that are needed to answer tasks."""
     state = _shapes(experiment)
     needed = jax.tree.leaves(experiment.learner.answering(state.learner))
     leaves = jax.tree.leaves(state.learner)

@@ -1,9 +1,9 @@
-"""Checkpoints that survive a kill at any moment: arrays by Orbax, and a manifest for each.
+"""Checkpoints that survive a kill at any moment: arrays written by Orbax, with a manifest each.
 
-A checkpoint is a folder written by Orbax and beside it ``<name>.json``, which holds the run's
-record (position, accuracies so far, times) and size and checksum of each file. The manifest is
-written last and moved into place as a whole. A checkpoint without a manifest is unfinished, and one
-that does not match its manifest is damaged. In both cases the checkpoint before it is used.
+A checkpoint is a folder written by Orbax. Beside it, ``<name>.json`` holds the run's record
+(position, accuracies so far, times) and the size and checksum of each file. This manifest is
+written last and renamed into place. A checkpoint without a manifest is unfinished, and one that
+does not match its manifest is damaged. In both cases the previous checkpoint is used.
 """
 
 import errno
@@ -26,9 +26,9 @@ from bpnjax.utils.errors import UserError
 
 
 class Position(NamedTuple):
-    """Where a run stands: the next thing to do is this step of this epoch of this task.
+    """Where a run stands: the task, epoch and step that come next.
 
-    All count from 0. After the last step of a task the position is step 0 of the next task.
+    All numbers begin at 0. After the last step of a task the position is step 0 of the next task.
     """
 
     task: int
@@ -59,7 +59,7 @@ def _checkpointer() -> Any:
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").setLevel(logging.ERROR)
-    # One host writes and reads by itself; without this it would wait for all others.
+    # Each host reads and writes by itself. Without this it would wait for all others.
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"host{me}"
@@ -71,42 +71,42 @@ def _checkpointer() -> Any:
 def save(
     folder: pathlib.Path, position: Position, state: Any, record: dict[str, Any], keep: int
 ) -> None:
-    """Writes a checkpoint, then removes all but it and the ``keep - 1`` before it.
+    """Writes a checkpoint, then removes all others except the ``keep - 1`` before it.
 
     Args:
       folder: the run's checkpoint folder.
       position: where the run stands.
       state: any pytree of arrays.
-      record: what else to keep, JSON.
-      keep: how many checkpoints stay.
+      record: further data to store, as JSON.
+      keep: number of checkpoints to keep.
 
     Raises:
-      OSError: it could not be written; the earlier ones are untouched.
+      OSError: it could not be written; earlier checkpoints are not affected.
     """
     import orbax.checkpoint as ocp
 
     folder.mkdir(parents=True, exist_ok=True)
     target = (folder / _name(position)).resolve()
-    state = prng.to_numbers(state)  # Orbax takes keys on one host only
-    if jax.process_count() > 1:  # of JAX's arrays it would look for the other hosts' parts
+    state = prng.to_numbers(state)  # Orbax takes keys on a single host only
+    if jax.process_count() > 1:  # Orbax would look for other hosts' parts of JAX arrays
         state = jax.tree.map(np.asarray, state)
     try:
         with _checkpointer() as checkpointer:
             checkpointer.save(target, args=ocp.args.StandardSave(state), force=True)
     except OSError:
         raise
-    except Exception as error:  # Orbax says of a full disk what its own libraries say
+    except Exception as error:  # Orbax reports a full disk in the words of other libraries
         if not any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "No space left")):
             raise
         raise OSError(errno.ENOSPC, "No space left on device", str(target)) from error
     manifest = {"position": position._asdict(), "record": record, "files": _files(target)}
     sealed_manifest = manifest | {"checksum": _checksum(manifest)}
     write_atomically(folder / f"{target.name}.json", json.dumps(sealed_manifest))
-    # Later ones are damaged, else the run would have gone on from them: they must not take the
-    # place of good ones.
+    # Later checkpoints are damaged, otherwise the run would have continued from them. They must
+    # not count as some of those to keep.
     sealed = sorted(path.stem for path in folder.glob("*.json") if path.stem <= target.name)
     for path in folder.iterdir():
-        ours = _OURS.fullmatch(path.name)  # a folder of somebody else stays
+        ours = _OURS.fullmatch(path.name)  # other folders are not touched
         if path.is_dir() and ours and path.name not in sealed[-keep:]:
             (folder / f"{path.name}.json").unlink(missing_ok=True)
             shutil.rmtree(path, ignore_errors=True)
@@ -115,20 +115,20 @@ def save(
 def restore_latest(
     folder: pathlib.Path, abstract: Any
 ) -> tuple[Position, Any, dict[str, Any]] | None:
-    """Reads the newest complete checkpoint, and warns of those that are damaged or unfinished.
+    """Reads the newest complete checkpoint, and warns of damaged or unfinished ones.
 
     Args:
       folder: the run's checkpoint folder.
-      abstract: the state's structure, shapes and dtypes: a state, or `jax.eval_shape` of one.
+      abstract: structure, shapes and dtypes of the state: a state, or `jax.eval_shape` of one.
 
     Returns:
-      Position, state and record; None where no checkpoint was ever finished.
+      Position, state and record; None if no checkpoint was ever finished.
 
     Raises:
       UserError: there are checkpoints, but all are damaged.
     """
     if folder.is_dir():
-        os.listdir(folder)  # glob would take a folder that may not be read for an empty one
+        os.listdir(folder)  # glob would treat an unreadable folder as empty
     manifests = sorted(folder.glob("*.json"), reverse=True)
     for path in manifests:
         try:
@@ -155,20 +155,20 @@ def _restore(manifest_path: pathlib.Path, abstract: Any) -> tuple[Position, Any,
 
     target = manifest_path.with_suffix("").resolve()
     manifest = json.loads(manifest_path.read_text())
-    checksum = manifest.pop("checksum", None)  # earlier versions wrote none
+    checksum = manifest.pop("checksum", None)  # earlier versions wrote no checksum
     if checksum is not None and checksum != _checksum(manifest):
         raise ValueError("its manifest is not what was written")
     if _files(target) != manifest["files"]:
         raise ValueError("its files are not what was written")
     position = Position(**manifest["position"])
     with warnings.catch_warnings(), _checkpointer() as checkpointer:
-        warnings.simplefilter("ignore")  # of the sharding, which the target gives
+        warnings.simplefilter("ignore")  # the target gives the sharding
         restored = checkpointer.restore(target, args=ocp.args.StandardRestore(_stored(abstract)))
     return position, prng.from_numbers(restored, abstract), manifest["record"]
 
 
 def _stored(abstract: Any) -> Any:
-    """What was stored of a state: shapes and dtypes, all for the default device."""
+    """The stored form of a state: shapes and dtypes, all for the default device."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
@@ -181,14 +181,14 @@ def restore_at(folder: pathlib.Path, position: Position, abstract: Any) -> Any:
 
     Args:
       folder: the run's checkpoint folder.
-      position: where the run stood.
-      abstract: the state's structure, shapes and dtypes: a state, or `jax.eval_shape` of one.
+      position: the position of the checkpoint.
+      abstract: structure, shapes and dtypes of the state: a state, or `jax.eval_shape` of one.
 
     Returns:
       The state.
 
     Raises:
-      UserError: there is no such checkpoint, or it is damaged.
+      UserError: the checkpoint does not exist or is damaged.
     """
     try:
         return _restore(folder / f"{_name(position)}.json", abstract)[1]
@@ -216,10 +216,10 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that at any moment either the old or the new content is there.
+    """Writes a file so that an interruption leaves either the old or the new content.
 
     Args:
-      path: of the file; its folder must exist. ``.NAME.partial`` beside it is used meanwhile.
+      path: of the file; its folder must exist. ``.NAME.partial`` beside it is a temporary file.
       text: its content.
 
     Example:

@@ -18,13 +18,13 @@ from bpnjax.training.experiment import Experiment
 from bpnjax.utils import prng
 from bpnjax.utils.errors import UserError
 
-_SHARE = 0.4  # of a matrix product's rate that training, tests included, reaches (benchmarks/)
+_SHARE = 0.4  # share of the matrix product rate that training and tests reach (benchmarks/)
 
 
 def describe(config: ConfigDict) -> str:
     """Reads the data and shapes of a run and describes it.
 
-    Nothing is trained or written to the run's folder; some matrix products are timed on the device.
+    Nothing is trained or written to the run's folder. Some matrix products are timed on the device.
 
     Args:
       config: a validated configuration.
@@ -35,7 +35,7 @@ def describe(config: ConfigDict) -> str:
     Raises:
       UserError: the run could not start.
     """
-    parallel.choose_layout(config)  # before what takes longer
+    parallel.choose_layout(config)  # checks the devices before the slow parts
     _check_prepared(config)
     layout, sequence, experiment, earlier, stages, per_epoch = train.prepare(config)
     counts = byte_counts.report(experiment)
@@ -74,13 +74,13 @@ def describe(config: ConfigDict) -> str:
 
 
 def cost(config: ConfigDict) -> tuple[int, float]:
-    """Estimates the cost of a run. For this it times some matrix products on the device.
+    """Estimates the cost of a run, from some matrix products that it times on the device.
 
     Args:
       config: a validated configuration.
 
     Returns:
-      Its steps, and about how many seconds they and the tests take on one device.
+      The number of steps, and roughly the seconds that they and the tests take on one device.
 
     Raises:
       UserError: the run could not start, or sets are not prepared.
@@ -92,20 +92,20 @@ def cost(config: ConfigDict) -> tuple[int, float]:
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses a run that could not start, as far as this is known before data are prepared.
+    """Raises an error for a run that cannot start, as far as known before data are prepared.
 
     Args:
       config: a validated configuration.
 
     Raises:
-      UserError: the run could not start. Of sets that are not prepared nothing is known.
+      UserError: the run cannot start. Sets that are not prepared are not checked.
     """
     if not _unprepared(config):
         train.prepare(config)
 
 
 def _unprepared(config: ConfigDict) -> dict[str, list[str]]:
-    """The sets that a run would prepare first, perhaps for hours, and their archives."""
+    """The sets that a run would have to prepare first, and their archives."""
     names = [name for name in set_names(config) if name not in builtin_sets.SETS]
     if not names:
         return {}
@@ -115,7 +115,7 @@ def _unprepared(config: ConfigDict) -> dict[str, list[str]]:
 
 
 def _check_prepared(config: ConfigDict) -> None:
-    """Refuses sets that are not prepared: here nothing is."""
+    """Raises an error for sets that are not prepared, since a dry run prepares none."""
     absent = _unprepared(config)
     if not absent:
         return
@@ -132,7 +132,7 @@ def _check_prepared(config: ConfigDict) -> None:
 
 
 def _seconds(experiment: Experiment, sequence: TaskSequence, stages: Sequence[int]) -> float:
-    """By the multiplications of training and of the tests after each task."""
+    """From the number of multiplications in training and in the tests after each task."""
     core, _ = jax.eval_shape(experiment.learner.network.init, prng.key(0))
     multiplications = 0
     for path, layer in experiment.learner.network.layers.items():
@@ -140,13 +140,13 @@ def _seconds(experiment: Experiment, sequence: TaskSequence, stages: Sequence[in
         for name in path.split("/"):
             kernel = kernel.get(name, {}) if isinstance(kernel, dict) else {}
         size = kernel["kernel"].size if "kernel" in kernel else layer.inputs * layer.outputs
-        # The whole kernel is multiplied at every place of the output: pixels, or patches.
+        # The whole kernel is multiplied at every place of the output: pixels or patches.
         places = math.prod(layer.output_shape[1:]) // layer.outputs
         multiplications += layer.calls * places * size
     tested = 0.0
     for row in stages:
         of_row = int(sequence.test.count[: row + 1].sum())
-        modes = row + 1 if experiment.told_task else 0  # tried for task_inferred
+        modes = row + 1 if experiment.told_task else 0  # used for task_inferred
         every = experiment.config.evaluate.inferred_rows == "all" or row == stages[-1]
         limit = experiment.config.evaluate.inferred_examples
         share = min(1.0, limit * (row + 1) / of_row) if limit else 1.0
@@ -172,13 +172,13 @@ def _matrix_rate(size: int = 1024) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as text.
+    """A duration as text.
 
     Args:
-      seconds: any.
+      seconds: any number.
 
     Returns:
-      Such as ``"12 s"``, ``"3 min"`` or ``"2.5 h"``.
+      A text such as ``"12 s"``, ``"3 min"`` or ``"2.5 h"``.
 
     Example:
       >>> from bpnjax.run import dry_run

@@ -1,4 +1,4 @@
-"""A trained model as safetensors: what answers its tasks, and how to build the network again."""
+"""A trained model as safetensors: what answers its tasks, and how to rebuild the network."""
 
 import json
 import pathlib
@@ -17,15 +17,15 @@ FORMAT = "bpnjax-3"
 
 
 def answering_arrays(experiment: Experiment, state: RunState) -> dict[str, np.ndarray]:
-    """What of a state is needed to answer tasks, by name.
+    """The part of a state that is needed to answer tasks, by name.
 
     Args:
-      experiment: the static side of the run.
+      experiment: the static facts of the run.
       state: of one seed, between two tasks.
 
     Returns:
-      ``{path: array}``: of the learner's state the leaves that its answers depend on (the shared
-      parameters, banks, key seeds, ...), and ``statistics/...`` where the rule asks for them.
+      ``{path: array}``: the parts of the learner's state that answers depend on (the shared
+      parameters, banks, key seeds, ...), and ``statistics/...`` if the inference rule needs them.
     """
     needed = jax.tree.leaves(experiment.learner.answering())
     flat = arrays.flatten(state.learner)
@@ -45,21 +45,21 @@ def save_models(
 ) -> list[pathlib.Path]:
     """Writes ``model.safetensors`` (the first seed) and ``model_seed_<i>.safetensors`` (others).
 
-    The arrays are those of `answering_arrays`. The metadata hold the configuration and what is
-    needed to read examples and name answers, as JSON. `bpnjax.load` reads the file.
+    The arrays are those of `answering_arrays`. The metadata hold, as JSON, the configuration and
+    everything needed to read examples and to name answers. `bpnjax.load` reads the file.
 
     Args:
       workdir: the run's folder.
-      experiment: the static side of the run.
-      state: the final state, with a leading seed axis if there are several.
-      num_seeds: how many.
-      sequence: what was learned.
+      experiment: the static facts of the run.
+      state: the final state, with a leading axis of seeds if there are several.
+      num_seeds: number of seeds.
+      sequence: the tasks of the run.
 
     Returns:
       The files of the models.
     """
     config = experiment.config
-    # A model of features goes out whole, with the layers that made them: it reads images.
+    # A model on features is stored whole, with the layers that compute them, so it reads images.
     before, images = sequence.extractor, sequence.train.images
     shape = before.shape if before else images.shape[1:]
     scale, shift = (before or sequence).scale, (before or sequence).shift
@@ -91,7 +91,7 @@ def save_models(
 
 
 def _range(sequence: TaskSequence) -> list[float] | None:
-    """The least and the largest number in some training examples; None of features of images."""
+    """The smallest and largest number in some training examples; None for features of images."""
     if sequence.extractor:
         return None
     some: Any = np.asarray(sequence.train.images[:1000])

@@ -1,9 +1,9 @@
-"""Frozen layers run once: what they give takes the images' place in a sequence.
+"""Frozen layers that run only once: their outputs replace the images of a sequence.
 
 A network whose first layers start from pretrained weights and have a learning rate of 0 computes
-the same features of an image in every epoch, method and seed. With ``train.features_once`` they
-are computed before training, kept in the cache folder, and the network that is trained begins
-behind them. The network says where they end (`bpnjax.models.features`).
+the same features of an image in every epoch, method and seed. With ``train.features_once`` they are
+computed before training and stored in the cache folder, and only the layers behind them are
+trained. The network says where the features end (`bpnjax.models.features`).
 """
 
 import dataclasses
@@ -30,45 +30,45 @@ from bpnjax.utils import prng
 from bpnjax.utils.arrays import flatten, names_of
 from bpnjax.utils.errors import UserError
 
-_PIXELS = 500 * 32 * 32  # of a batch: larger images, fewer of them
+_PIXELS = 500 * 32 * 32  # pixels in a batch, which limits its number of images
 
 
 def load(config: ConfigDict) -> tuple[ConfigDict, TaskSequence]:
-    """Loads a run's sequence, of features where its configuration asks for them.
+    """Loads the sequence of a run, with features in place of images if configured.
 
     Args:
       config: a validated run configuration.
 
     Returns:
-      The configuration of what is trained, which is ``config`` itself unless layers were run once
-      and are gone, and its `TaskSequence`.
+      The configuration of what is trained, and its `TaskSequence`. The configuration is ``config``
+      itself unless layers were replaced by their outputs.
 
     Raises:
-      UserError: the sets cannot be had, or the layers do not stay as they are.
+      UserError: a set cannot be loaded, or the layers are not frozen.
     """
     return once(config, load_sequence(config))
 
 
 def once(config: ConfigDict, sequence: TaskSequence) -> tuple[ConfigDict, TaskSequence]:
-    """Replaces the images of a sequence by the features of frozen layers, if so asked.
+    """Replaces the images of a sequence by the features of frozen layers, if configured.
 
     Args:
       config: a validated run configuration.
-      sequence: of images.
+      sequence: a sequence of images.
 
     Returns:
-      The configuration without the rates of the layers that are gone, and the sequence: images f32
-      ``[n, d]``, to be taken as they are, and what made them in ``extractor``.
+      The configuration without the rates of the replaced layers, and the sequence. Its images are
+      features f32 ``[n, d]`` without normalisation, and ``extractor`` has the layers.
 
     Raises:
-      UserError: the network has no features, or the layers before them may change.
+      UserError: the network has no features, or the layers before them are not frozen.
     """
     if not config.train.features_once:
         return config, sequence
     if config.resume_from:
         raise UserError(
-            "train.features_once: a run goes on behind another's tasks with the whole network; "
-            "leave it out beside --resume_from"
+            "train.features_once: a run that resumes from another one needs the whole network; "
+            "leave it out with --resume_from"
         )
     if config.dataset.augment != "none":
         raise UserError(
@@ -124,7 +124,7 @@ def _parts(model: Any, x: jax.ShapeDtypeStruct, name: str) -> tuple[dict[str, An
         frozen = jax.eval_shape(before, prng.key(0), x)
         features = jax.eval_shape(partial(model.apply, features=True), frozen, x)
         behind = jax.eval_shape(model.init, prng.key(0), features)["params"]
-    except ValueError as error:  # images too small for it, say
+    except ValueError as error:  # for example, the images are too small for the network
         raise UserError(f"{name}: {said(error)}") from error
     return frozen, behind
 
@@ -145,7 +145,7 @@ def _weights(config: ConfigDict, frozen: dict[str, Any]) -> dict[str, np.ndarray
 
 
 def _layers(params: dict[str, Any]) -> list[str]:
-    """The paths of what owns parameters."""
+    """The paths of modules that own parameters."""
     paths = jax.tree.leaves(names_of(params))
     return list(dict.fromkeys(path.rpartition("/")[0] for path in paths))
 
@@ -158,7 +158,7 @@ def _check_frozen(
     config: ConfigDict, frozen: dict[str, Any], behind: dict[str, Any], sequence: TaskSequence
 ) -> None:
     rules = optim.parse_rates(config.train.rates)
-    # The parts behind the features as a pattern, to name in what mends it.
+    # A pattern for the parts behind the features, which the error messages recommend.
     layers = _layers(behind)
     rest = [name if name in layers else f"{name}/.*" for name in behind]
     for layer in _layers(frozen["params"]):
@@ -172,8 +172,8 @@ def _check_frozen(
             group, name = field.split(".")
             if found.setting.pattern and re.fullmatch(config[group][name], layer):
                 raise UserError(
-                    f"train.features_once: {field}={config[group][name]!r} gives {layer} a part in "
-                    f"the tasks; leave it out, as --config.{field}='{'|'.join(rest)}'"
+                    f"train.features_once: {field}={config[group][name]!r} includes the frozen "
+                    f"layer {layer}; leave it out, as --config.{field}='{'|'.join(rest)}'"
                 )
     if frozen.get("batch_stats") and config.model.batch_statistics != "frozen":
         raise UserError(
@@ -183,13 +183,13 @@ def _check_frozen(
         )
     if sequence.permuted:
         raise UserError(
-            "train.features_once: permuted pixels give each task features of its own; set it to "
+            "train.features_once: with permuted pixels each task has its own features; set it to "
             "False"
         )
 
 
 def _folder(config: ConfigDict, extractor: Extractor, images: Any) -> pathlib.Path:
-    """Where features are kept: by the images and all that makes the one of the other."""
+    """The folder of cached features, by the images and everything that determines the features."""
     network = f"{models.find(config.model).described(config.model)} {config.model.dtype}"
     digest = hashlib.blake2b(network.encode(), digest_size=12)
     for name, array in sorted(extractor.arrays.items()):
@@ -200,7 +200,7 @@ def _folder(config: ConfigDict, extractor: Extractor, images: Any) -> pathlib.Pa
 
 
 def _in_batches(function: Callable[[np.ndarray], jax.Array], images: Any) -> np.ndarray:
-    """Rows in batches of one size, the last one padded, so that one program serves all."""
+    """Computes rows in batches of one size, with the last one padded, so one program serves all."""
     batch = max(1, _PIXELS // int(np.prod(images.shape[1:3])))
     found = []
     for start in range(0, len(images), batch):

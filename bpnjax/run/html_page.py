@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs no network: a menu, tables that sort, figures within it."""
+"""A report as one HTML file that works offline: a menu, sortable tables, and embedded figures."""
 
 import base64
 import html
@@ -11,13 +11,13 @@ __all__ = ["Section", "page"]
 
 
 class Section(NamedTuple):
-    """A part of a page, with a place in its menu."""
+    """A part of a page with an entry in the menu."""
 
     name: str  # of its anchor
     title: str
-    text: str  # paragraphs as in Markdown, of which code, bold text and links are understood
-    tables: Sequence[tuple[Sequence[str], Iterable[Sequence[str]]]]  # header and rows
-    figures: Sequence[tuple[pathlib.Path, str]]  # a PNG file and its caption
+    text: str  # paragraphs of Markdown, limited to code, bold text and links
+    tables: Sequence[tuple[Sequence[str], Iterable[Sequence[str]]]]  # (header, rows)
+    figures: Sequence[tuple[pathlib.Path, str]]  # (PNG file, caption)
     commands: Sequence[str]
     note: str = ""  # the last line
 
@@ -55,8 +55,8 @@ main{padding:1rem 2rem}}
 @media print{nav{display:none}}
 """
 
-# Numbers sort by value (what follows, as in "0.9 ± 0.1", does not count), other cells as text;
-# empty cells and "-" come last. The second click turns the order round.
+# Numbers sort by value (in "0.9 ± 0.1" by the first one), other cells as text. Empty cells and
+# "-" come last. A second click reverses the order.
 _SCRIPT = """
 const value = cell => {
   const text = cell.textContent.trim().replace(/,/g, "");
@@ -82,15 +82,15 @@ if (window.innerWidth < 1024) document.querySelector("nav details").open = false
 
 
 def page(title: str, sections: Sequence[Section], back: tuple[str, str] | None = None) -> str:
-    """The page.
+    """Writes the page.
 
     Args:
-      title: of the whole.
-      sections: in their order; their figures are read from disk.
+      title: of the page.
+      sections: in order; their figures are read from disk.
       back: address and text of a link above the menu.
 
     Returns:
-      HTML, the last character a line feed. It loads nothing: style, script and figures are in it.
+      HTML that ends with a line feed. Style, script and figures are embedded.
 
     Raises:
       OSError: a figure cannot be read.
@@ -132,9 +132,9 @@ def _section(section: Section) -> str:
 
 
 def _inline(text: str) -> str:
-    """Code, bold text and the words of links."""
+    """Formats code, bold text and links as HTML."""
     text = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", html.escape(text, quote=False))
-    text = text.replace(" ± ", "\u00a0±\u00a0")  # not at the end of a line
+    text = text.replace(" ± ", "\u00a0±\u00a0")  # no line break around it
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
     return re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", text)
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks a run to end where it can be saved, the second ends it."""
+"""Ctrl-C and SIGTERM: the first one lets a run save and end, the second one ends it at once."""
 
 import contextlib
 import os
@@ -8,16 +8,16 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-_MESSAGE = "bpnjax: ending after this stretch of steps, to save; Ctrl-C again ends at once"
+_MESSAGE = "bpnjax: saving after the current steps; press Ctrl-C again to stop at once"
 
 
 @contextlib.contextmanager
 def at_a_good_place() -> Iterator[Callable[[], bool]]:
-    """Holds the first Ctrl-C or SIGTERM back while the block runs.
+    """Delays the first Ctrl-C or SIGTERM while the block runs.
 
     Yields:
-      A function that says whether there was one; whoever asks saves and ends. Outside the main
-      thread, where signals cannot be handled, it is always False and Ctrl-C does what it did.
+      A function that says whether there was one. The caller then saves and ends. Outside the main
+      thread, where signals cannot be handled, it always returns False and Ctrl-C acts as usual.
     """
     asked = False
 
@@ -26,7 +26,7 @@ def at_a_good_place() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        # Not print, which may be what the signal came in the middle of.
+        # Not print, which the signal may have interrupted.
         start = "\n" if sys.stderr.isatty() else ""
         os.write(2, f"{start}{_MESSAGE}\n".encode())
 

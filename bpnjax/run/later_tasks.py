@@ -1,11 +1,11 @@
-"""Later tasks: a run that goes on from the tasks that another run has learned.
+"""Later tasks: a run that continues after the tasks of another run.
 
-`resume_from` names the folder of a complete run, or a model of it. Its tasks come first in the
-new, longer sequence and are not trained again: the shared parameters, the modes and what the method
-keeps of them are put into the first places of a fresh state, and training goes on behind them.
+`resume_from` names the folder of a complete run, or one of its models. Its tasks come first in the
+new, longer sequence and are not trained again. Their shared parameters, modes and the method's
+state are copied into the first places of a fresh state, and training continues with the next task.
 
-A model holds what is needed to answer. What protects earlier tasks while later ones are trained (a
-Fisher and its anchor, memories, teachers) is in the checkpoints of a run. A method that has such a
+A model holds only what is needed to answer. What protects earlier tasks during later training (a
+Fisher and its anchor, memories, teachers) is in the checkpoints of a run. A method with such a
 protection needs the checkpoints.
 """
 
@@ -32,8 +32,8 @@ from bpnjax.training.experiment import Experiment, make_experiment
 from bpnjax.utils import arrays, prng
 from bpnjax.utils.errors import UserError
 
-# What may be another in the new run, beside fields that change no result. Which classes a task has
-# is compared itself, not the fields that say so.
+# Fields that may differ in the new run, beside those that change no result. The classes of the
+# tasks are compared directly, not through the fields that define them.
 _MAY_DIFFER = (
     "resume_from", "name", "seed", "num_seeds", "devices", "parallel", "train", "evaluate",
     "sequence.num_tasks", "sequence.classes_per_task", "sequence.classes", "sequence.order_seed",
@@ -43,16 +43,16 @@ _MAY_DIFFER = (
 
 
 class Earlier(NamedTuple):
-    """The tasks learned before, and what is known of them."""
+    """The tasks learned before, and what is known about them."""
 
     path: str  # as the user gave it
     num_tasks: int  # k
     config: Any  # ConfigDict of their run, with the fields of this version
     metadata: dict[str, Any]  # of its model
-    state: RunState | None  # host arrays, [num_seeds, ...] with several; None on other hosts
+    state: RunState | None  # NumPy arrays, [num_seeds, ...] if several; None on other hosts
 
     def normalised(self, sequence: TaskSequence) -> TaskSequence:
-        """The sequence with images scaled as the earlier tasks saw them."""
+        """The sequence with images scaled as in the earlier run."""
         scale, shift = (
             np.asarray(json.loads(self.metadata[name]), np.float32) for name in ("scale", "shift")
         )
@@ -60,14 +60,14 @@ class Earlier(NamedTuple):
 
 
 def find(config: ConfigDict, sequence: TaskSequence) -> Earlier | None:
-    """Reads what `resume_from` names, and checks that this run can go on from it.
+    """Reads what `resume_from` names, and checks that this run can continue from it.
 
     Args:
-      config: a validated configuration, of the longer sequence.
-      sequence: what it gives.
+      config: a validated configuration of the longer sequence.
+      sequence: the longer sequence.
 
     Returns:
-      `Earlier`; None where `resume_from` is empty.
+      `Earlier`, or None if `resume_from` is empty.
 
     Raises:
       UserError: there is no such model, it does not fit, or it lacks what the method needs.
@@ -122,16 +122,16 @@ def _check_fields(earlier: Earlier, config: ConfigDict) -> None:
     if new.evaluate.rule in task_inference.MAPPERS and told:
         if new.evaluate.rule != old.evaluate.rule:
             raise UserError(
-                f"--resume_from: {earlier.path} kept no {new.evaluate.rule} of its tasks; set "
-                f"evaluate.rule as it was there, {old.evaluate.rule}"
+                f"--resume_from: {earlier.path} did not store what evaluate.rule="
+                f"{new.evaluate.rule} needs; set it as in that run, {old.evaluate.rule}"
             )
         alone = new.evaluate.rule == "statistics"
         for field in ("statistics",) if alone else ("features", "clusters", "statistics"):
             if new.evaluate[field] != old.evaluate[field]:
                 raise UserError(
-                    f"--resume_from: {earlier.path} kept {new.evaluate.rule} of its tasks with "
+                    f"--resume_from: {earlier.path} stored {new.evaluate.rule} of its tasks with "
                     f"evaluate.{field}={old.evaluate[field]}, and this run asks for "
-                    f"{new.evaluate[field]}; set it as it was there"
+                    f"{new.evaluate[field]}; set it as in that run"
                 )
     of_file = int(earlier.metadata["seed"])
     first, last = of_file, of_file
@@ -187,20 +187,20 @@ def _abstract(earlier: Earlier, sequence: TaskSequence) -> tuple[Experiment, Run
 
 
 def _parts_that_go_on(method: str) -> tuple[str, ...]:
-    """The parts of a learner's state that are not fresh at each task."""
-    if REGISTRY[method]().trains == "afresh":  # whose networks start anew for each
+    """The parts of a learner's state that do not start fresh at each task."""
+    if REGISTRY[method]().trains == "afresh":  # a new network for each task
         return ("task_variables", "method")
     return ("params", "variables", "task_variables", "method")
 
 
 def kept_elsewhere(experiment: Experiment) -> list[str]:
-    """Names what protects earlier tasks and is not in a model.
+    """Names the parts of a state that protect earlier tasks and are not in a model.
 
     Args:
-      experiment: what does not change during a run.
+      experiment: the static facts of the run.
 
     Returns:
-      Names of the parts of the learner's state, each once; empty where the model has all of it.
+      Names of parts of the learner's state, without duplicates; empty if the model has all of it.
     """
     needed = experiment.learner.answering()
     missing = []
@@ -289,12 +289,13 @@ def _from_checkpoint(
 def put_first(fresh: RunState, earlier: Earlier, config: Any) -> RunState:
     """The state before the first new task.
 
-    Every array of the earlier run goes to the front of its place in the fresh state, along the axis
-    of tasks and, where there are new outputs, along theirs. What lies behind stays fresh: an output
-    layer's new columns as they are drawn at the start of any run, modes and importance zero.
+    Every array of the earlier run is copied to the first places of the fresh state, along the axis
+    of tasks and, if there are new outputs, along the axis of outputs. The other places stay fresh:
+    new columns of an output layer are drawn as at the start of any run, modes and importance are
+    zero.
 
     Args:
-      fresh: of the longer sequence, as `bpnjax.training.epochs.init_state` gives it.
+      fresh: of the longer sequence, from `bpnjax.training.epochs.init_state`.
       earlier: the tasks learned before.
       config: of the new run.
 
@@ -325,14 +326,14 @@ def put_first(fresh: RunState, earlier: Earlier, config: Any) -> RunState:
 
 
 def stages(experiment: Experiment, earlier: Earlier | None = None) -> Sequence[int]:
-    """The tasks that a run trains, one after another.
+    """The tasks that a run trains, in order.
 
     Args:
-      experiment: what does not change during the run.
+      experiment: the static facts of the run.
       earlier: the tasks learned before, if any.
 
     Returns:
-      A sequence of ints; joint trains all tasks in the last one's place.
+      A sequence of ints; joint trains all tasks in place of the last one.
     """
     if experiment.jointly:
         return [experiment.num_tasks - 1]

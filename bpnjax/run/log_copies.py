@@ -1,7 +1,7 @@
-"""Copies of ``metrics.jsonl`` for other tools: a CSV, event files for TensorBoard.
+"""Copies of ``metrics.jsonl`` for other tools: a CSV file, event files for TensorBoard.
 
-A copy begins empty and is fed all lines from the first on, also by a run that goes on, so that it
-ends with neither more nor less than they are.
+A copy starts empty and gets all lines from the first one, also when a run resumes. So in the end
+it has exactly the same lines.
 """
 
 import csv
@@ -21,19 +21,19 @@ COLUMNS = (
 
 
 class Copy(NamedTuple):
-    """One of them, open."""
+    """An open copy."""
 
-    write: Callable[[dict[str, Any]], None]  # a line, as `json.loads` gives it
+    write: Callable[[dict[str, Any]], None]  # takes a line from `json.loads`
     close: Callable[[], None]
 
 
 def open_copies(text: str, workdir: pathlib.Path, first_seed: int) -> list[Copy]:
-    """Begins the copies that ``log`` names.
+    """Opens the copies that ``log`` names.
 
     Args:
-      text: names separated by commas, as `bpnjax.config.checks.log_kinds` takes them.
+      text: names separated by commas, as in `bpnjax.config.checks.log_kinds`.
       workdir: the run's folder.
-      first_seed: its first seed.
+      first_seed: the first seed of the run.
 
     Returns:
       The copies, empty.
@@ -62,12 +62,12 @@ def rows(line: dict[str, Any], first_seed: int) -> list[dict[str, Any]]:
     """A line of ``metrics.jsonl`` as flat rows.
 
     Args:
-      line: what it holds.
+      line: its content.
       first_seed: the seed of its first entries.
 
     Returns:
-      A row per seed where it tells of training, and a row per seed and tested task (from 1) where
-      it tells of a test.
+      For a line about training one row per seed; for a line about a test one row per seed and
+      tested task (from 1).
     """
     common = {name: value for name, value in line.items() if not isinstance(value, list)}
     if line["kind"] == "train":

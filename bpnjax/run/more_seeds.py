@@ -1,7 +1,7 @@
-"""More seeds for a run that is complete.
+"""Adds seeds to a complete run.
 
-The missing seeds run in the folder ``more_seeds`` of the run's, as a run that can be cut and goes
-on. When they are done, both are joined into what one run of all seeds would have left.
+The missing seeds run in the subfolder ``more_seeds``, as a run that can be interrupted and resumed.
+Then both runs are joined into what one run of all seeds would have written.
 """
 
 import copy
@@ -29,10 +29,10 @@ def missing(config: ConfigDict, there: int) -> ConfigDict:
 
     Args:
       config: of the run with all seeds.
-      there: how many it has, the first ones.
+      there: number of seeds that the run has, which are the first ones.
 
     Returns:
-      A configuration of the others.
+      A configuration of the missing seeds.
 
     Example:
       >>> from bpnjax import config
@@ -51,18 +51,18 @@ def missing(config: ConfigDict, there: int) -> ConfigDict:
 def last_state(
     folder: pathlib.Path, experiment: Experiment, num_seeds: int
 ) -> tuple[RunState, dict[str, Any]]:
-    """What a complete run knew at its end.
+    """Reads the state and record of a complete run.
 
     Args:
       folder: of the run.
-      experiment: its static side.
-      num_seeds: of the run.
+      experiment: its static facts.
+      num_seeds: its number of seeds.
 
     Returns:
-      The state with a leading axis of seeds, also for one; and the record.
+      The state with a leading axis of seeds, even for one seed; and the record.
 
     Raises:
-      UserError: the last checkpoint is not there, or damaged.
+      UserError: the last checkpoint is missing or damaged.
     """
     abstract = jax.eval_shape(partial(epochs.init_state, experiment), prng.key(0))
     if num_seeds > 1:
@@ -88,14 +88,14 @@ def join(
     sequence: TaskSequence,
     earlier: tuple[RunState, dict[str, Any]],
 ) -> dict[str, Any]:
-    """Joins a run and the seeds that were added to it, and puts the whole into its place.
+    """Joins a run with the seeds that were added to it, and replaces the run by the result.
 
     Args:
-      folder: of the run; the other seeds lie complete in its folder ``more_seeds``.
+      folder: of the run. Its subfolder ``more_seeds`` has the complete run of the other seeds.
       config: of the run with all seeds.
-      experiment: its static side.
-      sequence: what was learned.
-      earlier: of the run without the added seeds, as `last_state` gives it.
+      experiment: its static facts.
+      sequence: the tasks of the run.
+      earlier: the run without the added seeds, from `last_state`.
 
     Returns:
       The result, see `bpnjax.run.results.make`.
@@ -134,16 +134,16 @@ def join(
 
 
 def join_lines(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl`` of two runs of the same tasks with other seeds, as of one.
+    """Joins the lines of ``metrics.jsonl`` of two runs of the same tasks with different seeds.
 
     Args:
-      first: lines; lists in them have an entry for each seed.
-      second: the same of the seeds that follow.
+      first: lines. Lists in them have one entry per seed.
+      second: lines of the seeds that follow.
 
     Returns:
-      Lines whose lists have the entries of all seeds. Where only one run has a line of a place
-      (checkpoints and memory of the device decide how long the stretches are), the entries of the
-      other are None.
+      Lines whose lists have the entries of all seeds. Checkpoints and device memory determine where
+      lines are written; if only one run has a line at some place, the entries of the other are
+      None.
 
     Example:
       >>> from bpnjax.run.more_seeds import join_lines
@@ -173,7 +173,7 @@ def join_lines(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> lis
 
 
 def _place(line: dict[str, Any]) -> tuple[Any, ...]:
-    """Where in a run a line belongs, in the order of lines."""
+    """The place of a line in a run, for sorting."""
     return line["total_steps"], line["kind"] != "train", line.get("task_finished", False)
 
 

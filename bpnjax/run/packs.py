@@ -1,17 +1,17 @@
-"""Packs: the part of a model that belongs to some of its tasks, as a file of its own.
+"""Packs: files with the part of a model that belongs to some of its tasks.
 
     packs.pack("runs/ada/bd_psp", [0, 1], "ada.pack")     # on one machine
     packs.pack("runs/bob/bd_psp", [0, 1], "bob.pack")     # on another
     packs.merge("pretrained/model.safetensors", ["ada.pack", "bob.pack"], "both.safetensors")
     predictor = bpnjax.load("both.safetensors")           # four tasks
 
-Two runs on one frozen network differ in what their tasks own: biases, keys and gates, running
-statistics, the statistics that tell tasks apart, and with ``sequence.heads=multi`` the columns of
-the output layer. A pack holds these and no more. The rest is shared: of it the pack has a hash, by
-which `merge` knows whether packs fit a network and each other.
+Two runs on one frozen network differ only in what their tasks own: biases, keys and gates, running
+statistics, the statistics that infer the task, and with ``sequence.heads=multi`` the columns of the
+output layer. A pack holds only these. Of everything shared it has a hash, so that `merge` can check
+that packs fit a network and each other.
 
-What is whose is read off the shapes: an axis that grows by one for one more task is an axis of
-tasks, one that grows by two for two more outputs is an axis of outputs.
+The owner of an array is found from shapes: an axis that grows by one with one more task is an axis
+of tasks, and an axis that grows by two with two more outputs is an axis of outputs.
 """
 
 import dataclasses
@@ -40,9 +40,9 @@ from bpnjax.utils.errors import UserError
 __all__ = ["Pack", "Task", "merge", "pack", "unpack"]
 
 FORMAT = "bpnjax-pack-1"
-_SAID = ("agreement", "shared", "fields", "input_range")  # of a pack, in its metadata
-_PROBES = 4  # examples on which a merged model must answer as the one that a task comes from
-# Common fields on which answers depend, beside those of the method; of the network's all but these.
+_SAID = ("agreement", "shared", "fields", "input_range")  # entries of a pack's metadata
+_PROBES = 4  # examples on which a merged model must answer like the original model of a task
+# Common fields that answers depend on, beside those of the method. Of the network all but these.
 _FIELDS = (
     "sequence.kind", "sequence.heads", "evaluate.rule", "evaluate.statistics",
     "evaluate.features", "evaluate.clusters",
@@ -54,10 +54,10 @@ class Task(NamedTuple):
     """A task of a pack."""
 
     classes: tuple[str, ...]  # names of its classes, one for each of its outputs
-    outputs: tuple[int, ...]  # their places where tasks share the output layer; () where not
-    arrays: dict[str, np.ndarray]  # its own, by the names of a model's, without their task axis
-    probe: np.ndarray  # f32 [4, K], its outputs for examples that everybody can draw
-    identity: str  # SHA-256 of all but the probe, in hexadecimal digits
+    outputs: tuple[int, ...]  # their places if tasks share the output layer; otherwise ()
+    arrays: dict[str, np.ndarray]  # named as in a model, without their axis of tasks
+    probe: np.ndarray  # f32 [4, K], its outputs for examples that are drawn from a fixed seed
+    identity: str  # SHA-256 of everything but the probe, in hexadecimal digits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +68,9 @@ class Pack:
       path: of its file.
       tasks: in the order of their class names.
       agreement: what packs must have in common to be merged, by name.
-      shared: of each array of the network that the tasks share, by name: 32 hexadecimal digits of
-        its SHA-256.
-      fields: the configuration fields on which answers depend, with their values.
-      input_range: the least and the largest number in the examples of its run; None: not known.
+      shared: for each array that the tasks share, by name, 32 hexadecimal digits of its SHA-256.
+      fields: the configuration fields that answers depend on, with their values.
+      input_range: the smallest and largest number in the examples of its run, or None if unknown.
     """
 
     path: str
@@ -83,7 +82,7 @@ class Pack:
 
     @property
     def network(self) -> str:
-        """SHA-256 of ``shared``, in hexadecimal digits: the network that the tasks share."""
+        """SHA-256 of ``shared`` in hexadecimal digits, which identifies the shared network."""
         return hashlib.sha256(json.dumps(self.shared, sort_keys=True).encode()).hexdigest()
 
     def __repr__(self) -> str:
@@ -92,18 +91,18 @@ class Pack:
 
 
 class _Part(NamedTuple):
-    """What of an array belongs to single tasks."""
+    """Which parts of an array belong to single tasks."""
 
-    tasks: bool  # its first axis is that of tasks
-    output: int | None  # its axis of outputs, where they belong to tasks; that of tasks not counted
-    key: bool  # a PRNG key of all tasks, or one for each
+    tasks: bool  # whether its first axis is that of tasks
+    output: int | None  # its axis of outputs if these belong to tasks, without the axis of tasks
+    key: bool  # whether it is one PRNG key of all tasks, or one per task
 
     @property
     def shared(self) -> bool:
         return self == (False, None, False)
 
     def columns(self, outputs: Any) -> tuple[Any, ...]:
-        """Index of some outputs in a task's array."""
+        """The index of some outputs in a task's array."""
         return (slice(None),) * (self.output or 0) + (outputs,)
 
 
@@ -115,21 +114,21 @@ def pack(
     seed: int | None = None,
     statistics: bool = True,
 ) -> Pack:
-    """Writes what belongs to some tasks of a model to a file of a few KB.
+    """Writes the part of a model that belongs to some tasks to a file of a few KB.
 
     Args:
       path: the folder of a run, or one of its ``.safetensors`` files.
       tasks: numbers from 0; None for all.
       out: the file to write.
-      seed: of a run with several seeds, the model of this one.
-      statistics: whether what the run's ``evaluate.rule`` keeps of each task goes along; without
-        it the merged model tells tasks apart by entropy.
+      seed: which model to use of a run with several seeds.
+      statistics: whether the pack includes what the run's ``evaluate.rule`` stores per task.
+        Without it the merged model infers tasks by entropy.
 
     Returns:
-      `Pack`, as `unpack` reads it.
+      `Pack`, as from `unpack`.
 
     Raises:
-      UserError: there is no such model or task, or nothing in the model belongs to single tasks.
+      UserError: the model or a task does not exist, or nothing in it belongs to single tasks.
 
     Example:
       >>> import pathlib, tempfile
@@ -197,18 +196,18 @@ def unpack(path: str | os.PathLike[str]) -> Pack:
     """Reads a pack.
 
     Args:
-      path: of a file that `pack` wrote.
+      path: of a file from `pack`.
 
     Returns:
       `Pack`.
 
     Raises:
-      UserError: no such file, or one that is no pack.
+      UserError: the file does not exist or is not a pack.
     """
     found, metadata = arrays.read(path)
     if metadata.get("format") != FORMAT:
         what = "a model; packs.pack makes one of it" if "config" in metadata else "something else"
-        raise UserError(f"{path} is no pack but {what}")
+        raise UserError(f"{path} is not a pack but {what}")
     try:
         listed = json.loads(metadata["tasks"])
         tasks = []
@@ -238,23 +237,23 @@ def merge(
     packs: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
 ) -> Predictor:
-    """Puts tasks that were learned apart, on the same frozen network, into one model.
+    """Merges tasks that were learned separately, on the same frozen network, into one model.
 
-    The result depends on the network and the tasks alone: tasks are in the order of their class
+    The result depends only on the network and the tasks. Tasks are in the order of their class
     names, whatever the order of the packs, and the file is the same byte for byte.
 
     Args:
       path: a model with the network that all packs share: the one that their runs started from,
-        or one of the runs'. Nothing else of it is read; its own tasks take part if they are packed.
-      packs: files that `pack` wrote.
+        or the model of one of the runs. Its own tasks are included only if they are packed.
+      packs: files from `pack`.
       out: the model to write, a ``.safetensors`` file that `bpnjax.load` opens.
 
     Returns:
-      The model, loaded.
+      The merged model, loaded.
 
     Raises:
-      UserError: a pack of another network, packs that differ in what they must have in common, or
-        the same task twice; the message names what differs.
+      UserError: a pack belongs to another network, packs do not fit together, or a task is there
+        twice. The message names the difference.
     """
     file = models.find_file(path)
     read = [unpack(one) for one in packs]
@@ -265,7 +264,7 @@ def merge(
     for other in read[1:]:
         _check_agreement(read[0], other)
     shared = _shared_arrays(file, read)
-    sources: dict[str, Pack] = {}  # of the tasks, by their identity
+    sources: dict[str, Pack] = {}  # the pack of each task, by the task's identity
     for one in read:
         for task in one.tasks:
             if before := sources.get(task.identity):
@@ -285,13 +284,13 @@ def merge(
     return merged
 
 
-# What belongs to whom.
+# Which arrays belong to single tasks.
 
 
 def _parts(
     file: Any, metadata: dict[str, str], found: Mapping[str, np.ndarray]
 ) -> dict[str, _Part]:
-    """What of the arrays of a model belongs to single tasks, by name."""
+    """Which parts of the arrays of a model belong to single tasks, by name."""
     description = models.described(file, metadata)
     tasks, outputs = description.outputs.shape
     more = 2 if description.config.sequence.heads == "multi" else 0
@@ -335,7 +334,7 @@ def _task(
     parts: Mapping[str, _Part],
     task: int,
 ) -> Task:
-    """What belongs to a task."""
+    """Collects what belongs to one task."""
     multi = source.learner.setup.multi_head
     outputs = np.flatnonzero(source.outputs[task])
     own = {}
@@ -361,7 +360,7 @@ def _task(
 
 
 def _fields(source: Predictor, statistics: bool) -> dict[str, Any]:
-    """The fields of a configuration on which answers depend, with their values."""
+    """The configuration fields that answers depend on, with their values."""
     config = models.with_all_fields(json.loads(source.metadata["config"]))
     if not statistics and config.evaluate.rule in task_inference.MAPPERS:
         config.evaluate.rule = "entropy"
@@ -391,7 +390,7 @@ def _agreement(
             owned[name] = f"{found[name].dtype}{shape}"
     kept = None
     if (mean := found.get("statistics/mean")) is not None:
-        # Only directions on which inputs are projected come from the seed.
+        # Only the random directions on which inputs are projected depend on the seed.
         seed = int(source.metadata["seed"]) if source.features == "input" else 0
         kept = {"seed": seed, "projections": mean.shape[-1]}
     return {
@@ -407,8 +406,8 @@ def _agreement(
 
 
 def _probe(model: Predictor, task: int, limits: Sequence[float] | None) -> np.ndarray:
-    """Outputs of a task f32 [4, K] for examples drawn alike for all models of such inputs."""
-    model = dataclasses.replace(model, input_range=None)  # the others' may be another
+    """Outputs of a task f32 [4, K] for examples that are the same for all models of such inputs."""
+    model = dataclasses.replace(model, input_range=None)  # other models may have another range
     least, most = limits or (0, 255 if model.input_dtype.kind in "ui" else 1)
     draws = np.random.default_rng(0).random((_PROBES, *model.input_shape))
     x = least + draws * (most - least)
@@ -446,7 +445,7 @@ def _write(file: pathlib.Path, made: Pack) -> None:
 
 # One model of several packs.
 
-_MENDS = {
+_FIXES = {
     "method": "one model answers by one method; train both by it",
     "sequence.heads": "train both with the same",
     "inputs": "train both on examples of one dtype and shape (dataset.resize)",
@@ -461,13 +460,12 @@ _MENDS = {
 
 
 def _check_agreement(one: Pack, other: Pack) -> None:
-    """Refuses packs that differ in what they must have in common."""
-    for name, mend in _MENDS.items():
+    """Raises an error for packs that differ in what they must have in common."""
+    for name, fix in _FIXES.items():
         a, b = (p.agreement.get(name) for p in (one, other))
         if a != b:
             raise UserError(
-                f"packs: {name} is {_short(a)} in {one.path} and {_short(b)} in {other.path}; "
-                f"{mend}"
+                f"packs: {name} is {_short(a)} in {one.path} and {_short(b)} in {other.path}; {fix}"
             )
     for what, a, b in (
         ("per task", one.agreement["per task"], other.agreement["per task"]),
@@ -497,11 +495,11 @@ def _list(names: Sequence[str], most: int = 3) -> str:
 
 
 def _shared_arrays(file: pathlib.Path, read: Sequence[Pack]) -> dict[str, np.ndarray]:
-    """The arrays that the packs share, out of a model that has them."""
+    """The arrays that the packs share, from a model that has them."""
     models.read_metadata(file)
     found, _ = arrays.read(file)
     shared, wrong = {}, []
-    # Frozen layers that a run computed once are kept beside those it trained.
+    # Frozen layers that a run computed once are stored beside the trained ones.
     whole = {_whole_name(n): array for n, array in found.items()}
     for name, digest in read[0].shared.items():
         array = whole.get(_whole_name(name))
@@ -524,7 +522,7 @@ def _whole_name(name: str) -> str:
 
 
 def _metadata(tasks: Sequence[Task], read: Sequence[Pack]) -> dict[str, str]:
-    """The metadata of a merged model, of its tasks and the pack of each."""
+    """The metadata of a merged model, from its tasks and the pack of each."""
     agreement, fields = read[0].agreement, dict(read[0].fields)
     if len({one.fields["evaluate.rule"] for one in read}) > 1:
         fields["evaluate.rule"] = "entropy"
@@ -555,7 +553,7 @@ def _metadata(tasks: Sequence[Task], read: Sequence[Pack]) -> dict[str, str]:
         "shift": shift,
         "merged": merged,
     }
-    # Keys and orders are per task: the seed is that of the statistics' directions alone.
+    # Keys and permutations are stored per task, so the seed only determines the directions.
     kept = agreement["evaluate.statistics"]
     return {n: json.dumps(v, sort_keys=True) for n, v in said.items()} | {
         "format": models.FORMATS[-1],
@@ -579,7 +577,7 @@ def _assembled(
     width = len(json.loads(metadata["class_names"]))
     for name, first in tasks[0].arrays.items():
         rows = [task.arrays[name] for task in tasks]
-        where = parts.get(name, _Part(True, None, False))  # statistics and orders are in no state
+        where = parts.get(name, _Part(True, None, False))  # statistics, permutations: in no state
         if where.output is None:
             found[name] = np.stack(rows)
             continue
@@ -595,9 +593,9 @@ def _assembled(
 
 
 def _check_probe(merged: Predictor, number: int, task: Task, one: Pack, first: Pack) -> None:
-    """Refuses a merged model that answers a task otherwise than the model it comes from."""
+    """Raises an error if a merged model answers a task differently from its original model."""
     answers = _probe(merged, number, one.input_range)
-    # Devices round differently; another network or setting is far off.
+    # Rounding depends on the device. Another network or setting differs by far more.
     if np.abs(answers - task.probe).max() <= 1e-2 * (1 + np.abs(task.probe).max()):
         return
     a, b = first.fields, one.fields
@@ -605,7 +603,7 @@ def _check_probe(merged: Predictor, number: int, task: Task, one: Pack, first: P
         f"{f} {a.get(f)!r} and {b.get(f)!r}" for f in sorted({*a, *b}) if a.get(f) != b.get(f)
     ]
     raise UserError(
-        f"packs: in one model with the others the task {', '.join(task.classes)} of {one.path} "
-        f"would be answered otherwise than where it was trained; settings that differ: "
+        f"packs: in the merged model the task {', '.join(task.classes)} of {one.path} would have "
+        f"other answers than in its own run; settings that differ: "
         f"{_list(differing) or 'none that are known'}; train both with the same"
     )

@@ -1,4 +1,4 @@
-"""Figures of a run, drawn from its result files and nothing else.
+"""Figures of a run, drawn from its result files only.
 
 bpnjax plots WORKDIR ...
 """
@@ -22,11 +22,11 @@ Draws accuracy_matrix.png and learning_curves.png of complete runs again, from
 the result.json and metrics.jsonl of each folder."""
 
 
-MOST_NUMBERS = 12  # tasks up to which the cells of a matrix are labelled
+MOST_NUMBERS = 12  # largest number of tasks for which the cells of a matrix are labelled
 
 
 def _ticks(count: int, most: int = 20) -> list[int]:
-    """At most so many of the places 0, ..., count - 1, evenly spaced, the first among them."""
+    """At most ``most`` of the places 0, ..., count - 1, evenly spaced and including 0."""
     steps = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
     step = next((s for s in steps if count <= s * most), -(-count // most))
     return list(range(0, count, step))
@@ -34,12 +34,12 @@ def _ticks(count: int, most: int = 20) -> list[int]:
 
 @style.applied()
 def accuracy_matrix(workdir: pathlib.Path, result: dict[str, Any]) -> pathlib.Path:
-    """Draws the accuracy matrices of a run, mean over seeds, one panel for each accuracy.
+    """Draws the accuracy matrices of a run, mean over seeds, one panel per kind of accuracy.
 
-    Rows that were never tested are left out; up to twelve tasks the cells are labelled.
+    Rows that were never tested are left out. For up to twelve tasks the cells are labelled.
 
     Args:
-      workdir: where ``accuracy_matrix.png`` goes, over an earlier one.
+      workdir: the folder of ``accuracy_matrix.png``, which is replaced.
       result: the content of ``result.json``, null where not tested.
 
     Returns:
@@ -50,8 +50,8 @@ def accuracy_matrix(workdir: pathlib.Path, result: dict[str, Any]) -> pathlib.Pa
     side = 3.0 if tasks <= MOST_NUMBERS else 3.6
     figure, axes = new_figure(1, len(kinds), (side * 3 + 1, side + 0.6))
     for axis, (name, matrix) in zip(axes, kinds.items(), strict=True):
-        # Rows that were not tested are left out, so that long sequences fit. Which ones differs
-        # from panel to panel (evaluate.inferred_rows): each has a vertical axis of its own.
+        # Rows that were not tested are left out, so that long sequences fit. Panels differ in these
+        # rows (evaluate.inferred_rows), so each has its own vertical axis.
         rows = [i for i in range(tasks) if not np.isnan(matrix[i]).all()]
         image = axis.imshow(matrix[rows], vmin=0, vmax=1, cmap="viridis", aspect="auto")
         axis.set_title(style.KINDS[name][0])
@@ -73,13 +73,13 @@ def accuracy_matrix(workdir: pathlib.Path, result: dict[str, Any]) -> pathlib.Pa
 
 
 def _title(result: dict[str, Any]) -> str:
-    """What a run is called above its figures."""
+    """The name of a run above its figures."""
     seeds = f", mean of {result['num_seeds']} seeds" if result["num_seeds"] > 1 else ""
     return f"{result['name']}, {style.display(result['method'])}{seeds}"
 
 
 def _over_seeds(values: Any) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1, 0 of one seed) of those that are no NaN."""
+    """Mean and standard deviation (n - 1; 0 for one seed), ignoring NaN."""
     found = np.asarray(plain_nan(values), float)
     found = found[~np.isnan(found)]
     if not len(found):
@@ -88,7 +88,7 @@ def _over_seeds(values: Any) -> tuple[float, float]:
 
 
 def _band(axis: Any, x: Any, values: Any, color: Any, **options: Any) -> None:
-    """A line of means over seeds, with a band of one standard deviation to either side."""
+    """Draws the mean over seeds as a line, with a band of one standard deviation on each side."""
     mean, sd = np.array([_over_seeds(each) for each in values]).T
     axis.plot(x, mean, color=color, **options)
     axis.fill_between(x, mean - sd, mean + sd, color=color, alpha=0.18, lw=0)
@@ -96,12 +96,12 @@ def _band(axis: Any, x: Any, values: Any, color: Any, **options: Any) -> None:
 
 @style.applied()
 def learning_curves(workdir: pathlib.Path, result: dict[str, Any]) -> pathlib.Path:
-    """Draws the training loss, and the told accuracy of each task, against the steps trained.
+    """Draws the training loss, and the told accuracy of each task, against training steps.
 
-    Means over seeds with a band of one standard deviation; thin lines are the ends of tasks.
+    Lines are means over seeds with a band of one standard deviation. Thin lines mark ends of tasks.
 
     Args:
-      workdir: where ``metrics.jsonl`` is and ``learning_curves.png`` goes, over an earlier one.
+      workdir: the folder of ``metrics.jsonl`` and of ``learning_curves.png``, which is replaced.
       result: the content of ``result.json``.
 
     Returns:
@@ -141,16 +141,16 @@ def learning_curves(workdir: pathlib.Path, result: dict[str, Any]) -> pathlib.Pa
 
 
 def comparison(folder: pathlib.Path, results: Sequence[dict[str, Any]]) -> list[pathlib.Path]:
-    """Draws several methods side by side: four figures, each as PNG, SVG and PDF.
+    """Draws a comparison of methods: four figures, each as PNG, SVG and PDF.
 
-    `compare.png` has the accuracies and forgetting with their standard deviation over seeds, bytes
-    per task and seconds. `forgetting.png` has the accuracy of task 1, and of all tasks so far,
-    after each task. `bytes.png` and `time.png` have the average accuracy against the bytes that
-    are stored and against training time.
+    `compare.png` has accuracies and forgetting with their standard deviation over seeds, bytes per
+    task, and seconds. `forgetting.png` has the accuracy of task 1, and of all tasks so far, after
+    each task. `bytes.png` and `time.png` have the average accuracy against the stored bytes and
+    against the training time.
 
     Args:
-      folder: where they go, over earlier ones.
-      results: the contents of their ``result.json``, at least one; title and seeds are the first's.
+      folder: the folder of the figures, which are replaced.
+      results: the contents of their ``result.json``, at least one. The first gives title and seeds.
 
     Returns:
       The paths of the four PNG files.
@@ -172,10 +172,10 @@ def _titled(results: Sequence[dict[str, Any]]) -> str:
 
 @style.applied()
 def bars(path: pathlib.Path, results: Sequence[dict[str, Any]]) -> pathlib.Path:
-    """Draws accuracies and forgetting with their spread over seeds, bytes per task and seconds.
+    """Draws accuracies and forgetting with their spread over seeds, bytes per task, and seconds.
 
     Args:
-      path: of the PNG file; SVG and PDF lie beside it.
+      path: of the PNG file; SVG and PDF are written beside it.
       results: the contents of ``result.json`` of each method, at least one.
 
     Returns:
@@ -225,13 +225,13 @@ def bars(path: pathlib.Path, results: Sequence[dict[str, Any]]) -> pathlib.Path:
 
 @style.applied()
 def forgetting(path: pathlib.Path, results: Sequence[dict[str, Any]]) -> pathlib.Path:
-    """Draws the forgetting curves: accuracy, told the task, after each task that was learned.
+    """Draws the forgetting curves: accuracy, told the task, after each learned task.
 
-    Left the accuracy of task 1, right the mean over all tasks so far; bands are one standard
-    deviation over seeds. Points that were not tested are left out.
+    The left panel has the accuracy of task 1, the right one the mean over all tasks so far. Bands
+    are one standard deviation over seeds. Points that were not tested are left out.
 
     Args:
-      path: of the PNG file; SVG and PDF lie beside it.
+      path: of the PNG file; SVG and PDF are written beside it.
       results: the contents of ``result.json`` of each method, at least one.
 
     Returns:
@@ -242,7 +242,7 @@ def forgetting(path: pathlib.Path, results: Sequence[dict[str, Any]]) -> pathlib
         matrix = np.asarray(plain_nan(result["accuracy"]["task_told"]), float)  # [seeds, T, T]
         tasks = matrix.shape[1]
         first = matrix[:, :, 0]
-        # A row was tested on all its tasks or on none: a sequence may leave rows out.
+        # A row was tested on all its tasks or on none; a sequence may leave rows out.
         so_far = np.stack([matrix[:, i, : i + 1].mean(1) for i in range(tasks)], 1)
         name, color, mark = _look(result["method"])
         for axis, values in ((left, first), (right, so_far)):
@@ -269,18 +269,18 @@ def _look(method: str) -> style.Look:
 
 
 def _seconds(result: dict[str, Any]) -> float:
-    """Training time of one run, all its seeds together."""
+    """Training time of one run with all its seeds."""
     return result["time"]["train_seconds"]
 
 
 def stored_bytes(result: dict[str, Any]) -> float:
-    """All that a run stores to answer every task and to go on learning, stored examples included.
+    """Everything that a run stores to answer every task and to learn on, with replayed examples.
 
     Args:
       result: the content of ``result.json``.
 
     Returns:
-      Bytes. Of results of earlier versions: the network, the bytes of each task, the examples.
+      Bytes. For results of earlier versions: the network, the bytes per task and the examples.
 
     Example:
       >>> from bpnjax.run.plots import stored_bytes
@@ -302,13 +302,13 @@ def trade_off(
     cost: Callable[[dict[str, Any]], float],
     label: str,
 ) -> pathlib.Path:
-    """Draws the average accuracy after all tasks against what it costs, told and not told the task.
+    """Draws the average accuracy after all tasks against a cost, with and without the task told.
 
     Args:
-      path: of the PNG file; SVG and PDF lie beside it.
+      path: of the PNG file; SVG and PDF are written beside it.
       results: the contents of ``result.json`` of each method, at least one.
-      cost: of a result, above 0.
-      label: of the cost, with its unit.
+      cost: function of a result, above 0.
+      label: name of the cost, with its unit.
 
     Returns:
       ``path``.

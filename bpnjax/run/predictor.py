@@ -1,4 +1,4 @@
-"""Answers examples with a trained model: one task for all, a task for each example, or not told.
+"""Answers examples with a trained model: with one task, one task per example, or inferred tasks.
 
     predictor = bpnjax.load("runs/mnist/bd_ewc")
     predictor(x, task=3)
@@ -41,14 +41,14 @@ from bpnjax.utils.heads import within_head
 
 BATCH = 1000
 FORMATS = ("bpnjax-3",)
-_KEYS = 2**26  # bytes of keys that are drawn once; where there are more, each answer draws its own
+_KEYS = 2**26  # bytes of keys that are drawn only once; larger ones are drawn for each answer
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """A trained network and its modes. Calling it answers examples.
+    """A trained network with its modes. Calling it answers examples.
 
-    Tasks count from 0 here, as in all functions of the package.
+    Tasks count from 0, as in all functions of the package.
 
     Attributes:
       learner: network and method.
@@ -56,18 +56,17 @@ class Predictor:
       outputs: bool ``[T, C]``, the outputs of each task's classes.
       class_names: the names of the outputs.
       input_shape: the shape of one example.
-      input_dtype: the dtype of the examples that it was trained on.
-      input_range: the least and the largest number in them; None where it is not known.
-      orders: int32 ``[T, inputs]``, each task's order of the input's elements; None where they keep
-        theirs.
+      input_dtype: the dtype of the training examples.
+      input_range: the smallest and largest number in them; None if unknown.
+      orders: int32 ``[T, inputs]``, the permutation of each task's input; None if not permuted.
       metadata: of the file: method, seed, configuration, ...
       rule: how the run inferred the task, one of `bpnjax.evaluation.task_inference.RULES`.
-      mapper: `bpnjax.evaluation.mappers.Mapper` of the run's rule, where it has one.
-      features: what it looks at, of `bpnjax.evaluation.mappers.FEATURES`.
-      statistics: what the mapper kept of the tasks.
-      directions: f32 ``[inputs, r]``, on which the input is projected where it looks at that.
-      extract: ``images -> features``, the frozen layers before the network; None where it reads
-        images itself.
+      mapper: `bpnjax.evaluation.mappers.Mapper` of the run's rule, if the rule has one.
+      features: the features of the mapper, one of `bpnjax.evaluation.mappers.FEATURES`.
+      statistics: what the mapper stored about the tasks.
+      directions: f32 ``[inputs, r]``, on which the input is projected if the mapper uses it.
+      extract: ``images -> features``, the frozen layers before the network; None if the network
+        reads images itself.
     """
 
     learner: Learner
@@ -96,30 +95,30 @@ class Predictor:
 
     @cached_property
     def answering_state(self) -> State:
-        """Draws the keys of all tasks in a state, unless they take much memory."""
+        """Draws the keys of all tasks in advance, unless they take much memory."""
         seeds = [s for s in jax.tree.leaves(self.state, is_leaf=modes.is_seed) if modes.is_seed(s)]
         if not seeds or 4 * self.num_tasks * sum(s.width for s in seeds) > _KEYS:
             return self.state
-        with jax.ensure_compile_time_eval():  # also where somebody traces an answer
+        with jax.ensure_compile_time_eval():  # also if a caller traces an answer
             return modes.drawn(self.state, self.num_tasks)
 
     @property
     def num_tasks(self) -> int:
-        """How many tasks the model has modes for, T."""
+        """T, the number of tasks that the model has modes for."""
         return self.outputs.shape[0]
 
     def permuted(self, x: Any, task: Any) -> np.ndarray:
-        """Examples as a sequence of permuted inputs shows them in a task.
+        """Permutes examples as the sequence permutes them in a task.
 
-        The order of the elements belongs to the data, not to the modes: an example that comes as
-        its task shows it needs no permutation, and `infer` is not told of any.
+        The permutation belongs to the data, not to the modes. Examples that are permuted already
+        need no further permutation, and `infer` knows nothing about permutations.
 
         Args:
-          x: ``[n, ...]`` as the set stores them.
+          x: stored examples ``[n, ...]``.
           task: int, or int ``[n]``, from 0.
 
         Returns:
-          ``[n, ...]``; the examples themselves where the tasks do not permute.
+          ``[n, ...]``; the examples themselves if the tasks are not permuted.
         """
         x, task = self._checked(x, task)
         if self.orders is None:
@@ -128,22 +127,21 @@ class Predictor:
         return np.take_along_axis(flat, np.asarray(self.orders)[task], 1).reshape(x.shape)
 
     def logits(self, x: Any, task: Any) -> np.ndarray:
-        """The network's outputs.
+        """Computes the network's outputs.
 
-        A batch may mix tasks: each example is answered in the mode of its own, in one program, at
-        the pace of a batch of one task. Only `stl`, with a network per task, takes one after
+        A batch may mix tasks. Each example is answered in the mode of its own task, in one program,
+        as fast as a batch of one task. Only `stl`, with a network per task, answers one task after
         another.
 
         Args:
-          x: examples ``[n, ...]`` as the set stores them; of permuted inputs, as `permuted` gives
-            them.
+          x: stored examples ``[n, ...]``; for permuted inputs the result of `permuted`.
           task: int, or int ``[n]``, from 0.
 
         Returns:
-          f32 ``[n, C]``; where a task answers with its own outputs only, the others are -1e9.
+          f32 ``[n, C]``. If a task answers with its own outputs only, the others are -1e9.
 
         Raises:
-          ValueError: examples of another shape, or a task that the model does not have.
+          ValueError: examples have another shape, or the model does not have the task.
           UserError: an output is NaN or infinite.
         """
         x, task = self._checked(x, task)
@@ -164,7 +162,7 @@ class Predictor:
         """Softmax of `logits`.
 
         Args:
-          x: as for `logits`.
+          x: as in `logits`.
           task: int, or int ``[n]``, from 0.
 
         Returns:
@@ -173,18 +171,19 @@ class Predictor:
         return np.asarray(jax.nn.softmax(jnp.asarray(self.logits(x, task))))
 
     def infer(self, x: Any, rule: str | None = None, per: str = "example") -> Guess:
-        """Guesses the task from the answers in all modes, and answers in the mode of that task.
+        """Infers the task from the answers in all modes, and answers in the mode of that task.
 
         Args:
-          x: as for `logits`.
-          rule: a name of `bpnjax.evaluation.task_inference.RULES`; that of the run by default.
+          x: as in `logits`.
+          rule: a name of `bpnjax.evaluation.task_inference.RULES`; by default that of the run.
           per: ``"example"``, or ``"batch"`` if all examples belong to one task.
 
         Returns:
           `Guess`.
 
         Raises:
-          ValueError: as `logits`; an unknown rule, or one whose statistics the run did not keep.
+          ValueError: as in `logits`; or the rule is unknown, or the run did not store its
+            statistics.
           UserError: a mode's score is NaN or infinite.
         """
         rule = rule or self.rule
@@ -199,14 +198,14 @@ class Predictor:
         return Guess(task, self(x, task), scores)
 
     def cannot_infer_by(self, rule: str) -> str:
-        """Says why a rule cannot tell the tasks of this model apart; empty if it can."""
+        """Says why a rule cannot distinguish the tasks of this model; empty if it can."""
         kept = "" if self.mapper is None or self.statistics is None else self.mapper.name
         if rule not in task_inference.MAPPERS or rule == kept:
             return ""
         return f"has no {rule} of its tasks; train it with --config.evaluate.rule={rule}"
 
     def __call__(self, x: Any, task: Any = None) -> np.ndarray:
-        """The answers, int32 ``[n]``, numbers in `class_names`; ``task`` None: it is inferred."""
+        """The answers, int32 ``[n]``, numbers in `class_names`. Without ``task`` it is inferred."""
         if task is None:
             return self.infer(x).outputs
         return self.logits(x, task).argmax(-1).astype(np.int32)
@@ -226,7 +225,7 @@ class Predictor:
                 "in training, with the same scale"
             )
         if np.issubdtype(now, np.floating) and not np.isfinite(x).all():
-            raise ValueError("the examples hold NaN or infinite numbers; mend the data")
+            raise ValueError("the examples hold NaN or infinite numbers; fix the data")
         self._warn_of_range(x)
         ids = np.asarray(task)
         if not np.issubdtype(ids.dtype, np.integer):
@@ -262,7 +261,7 @@ def _logits(predictor: Predictor, x: Any, task: Any) -> Any:
 
 
 def _refuse_not_finite(numbers: np.ndarray, task: np.ndarray) -> None:
-    """Refuses NaN and infinity, which argmax would take for answers: NaN for class 0."""
+    """Raises an error for NaN and infinity, since argmax would take NaN for class 0."""
     wrong = ~np.isfinite(numbers).all(1)
     if wrong.any():
         raise UserError(
@@ -290,7 +289,7 @@ def _scores(predictor: Predictor, rule: str, x: Any) -> Any:
 def _compare(
     learner: Learner, mapper: Any, features: str, state: State, kept: Any, directions: Any, x: Any
 ) -> jax.Array:
-    """Scores f32 [n, T] of a mapper, one task after another."""
+    """Scores f32 [n, T] from a mapper, one task after another."""
     same = None
     if features != "mode":
         same = vectors_of(learner, features, state, x, None, directions)
@@ -304,7 +303,7 @@ def _compare(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _try_all(learner: Learner, score: Any, state: State, outputs: Any, x: Any) -> jax.Array:
-    """Scores of all modes f32 [n, T], one mode after another: memory is that of one."""
+    """Scores in all modes f32 [n, T], one mode after another to save memory."""
 
     def one(task: Any) -> jax.Array:
         logits = learner.answer(state, x, task, between_tasks=True)
@@ -314,7 +313,7 @@ def _try_all(learner: Learner, score: Any, state: State, outputs: Any, x: Any) -
 
 
 def _in_batches(answer: Callable[[np.ndarray, Any], Any], x: np.ndarray, task: Any) -> np.ndarray:
-    """Answers batches of one size, the last one padded, so that one program serves them all."""
+    """Answers in batches of one size, with the last one padded, so one program serves all."""
     size = min(BATCH, 1 << max(len(x) - 1, 0).bit_length())
     parts = []
     for start in range(0, len(x), size):
@@ -334,7 +333,7 @@ def load(path: str | os.PathLike[str], seed: int | None = None) -> Predictor:
 
     Args:
       path: the folder of a run, or one of its ``.safetensors`` files.
-      seed: of the folder's models, the one of this seed; the first by default.
+      seed: which of the folder's models to load; by default the first.
 
     Returns:
       A `Predictor`.
@@ -349,7 +348,7 @@ def load(path: str | os.PathLike[str], seed: int | None = None) -> Predictor:
 
 
 def predictor_of(file: Any, metadata: dict[str, str], found: dict[str, np.ndarray]) -> Predictor:
-    """Makes the predictor of a model whose file was read.
+    """Makes the predictor of a model from the contents of its file.
 
     Args:
       file: its name, for messages.
@@ -360,14 +359,14 @@ def predictor_of(file: Any, metadata: dict[str, str], found: dict[str, np.ndarra
       A `Predictor`.
 
     Raises:
-      UserError: the metadata describe no model, or the arrays are none of it.
+      UserError: the metadata do not describe a model, or the arrays do not belong to it.
     """
     try:
         return _predictor_of(file, metadata, found)
     except UserError as error:
         if str(error).startswith(str(file)):
             raise
-        raise UserError(f"{file}: {error}") from error  # of a network or method of one's own, say
+        raise UserError(f"{file}: {error}") from error  # for example, of a user's own network
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         raise UserError(
             f"{file}: its metadata describe no model ({type(error).__name__}: {error}); it was "
@@ -398,8 +397,8 @@ def described(file: Any, metadata: dict[str, str]) -> Description:
       `Description`.
 
     Raises:
-      UserError: a method that is not registered.
-      ValueError: or a like error of Python's, where they describe no model.
+      UserError: the method is not registered.
+      ValueError: or another error of Python, if they do not describe a model.
     """
     config = with_all_fields(json.loads(metadata["config"]))
     if config.method not in REGISTRY:
@@ -407,7 +406,7 @@ def described(file: Any, metadata: dict[str, str]) -> Description:
             f"{file}: it was trained by the method {config.method!r}, which is not registered; run "
             "the file that registers it (python -m bpnjax.predict takes it as --config=FILE)"
         )
-    config.model.pretrained = config.model.mapping = ""  # it was read when the run began
+    config.model.pretrained = config.model.mapping = ""  # was read when the run began
     config.train.rates = ""
     groups, names = json.loads(metadata["outputs"]), json.loads(metadata["class_names"])
     outputs = np.zeros((len(groups), len(names)), bool)
@@ -432,8 +431,8 @@ def experiment_of(
       extractor: frozen layers that the run computed once, by name; {} for most models.
 
     Returns:
-      The experiment, the shape of what its network reads, and the function ``x -> features``
-      before it or None.
+      The experiment, the shape of its network's input, and the function ``x -> features`` before
+      it, or None.
     """
     config, outputs, names, shape, dtype, scale, shift = description
     extract = before = None
@@ -498,7 +497,7 @@ def _predictor_of(file: Any, metadata: dict[str, str], found: dict[str, np.ndarr
 
 
 def with_all_fields(stored: dict[str, Any]) -> ConfigDict:
-    """A stored configuration with the fields of this version; for others, what it meant."""
+    """A stored configuration with the fields of this version, at values that keep its meaning."""
     config = default()
     known = flatten(config)
     for field, value in (BEFORE | flatten(stored)).items():
@@ -524,7 +523,7 @@ def _empty_sequence(
     shift: np.ndarray,
     extractor: Extractor | None,
 ) -> TaskSequence:
-    """A sequence without examples: what a learner must know of the one that it was trained on."""
+    """A sequence without examples, with what a learner must know about the training data."""
     tasks = len(outputs)
     split = Split(
         np.zeros((0, *shape), dtype), np.zeros(0, np.int32),
@@ -540,10 +539,10 @@ def _empty_sequence(
 def _answering_state(
     experiment: Experiment, found: dict[str, np.ndarray], file: Any, merged: bool
 ) -> State:
-    """The state whose answering parts are the arrays of a file; the others are zero."""
+    """A state with the arrays of a file; parts that only training needs are zero."""
     learner = experiment.learner
     abstract = jax.eval_shape(learner.first, prng.key(0))
-    if merged:  # from packs: a PRNG key for each task, where a run has one for all
+    if merged:  # a merged model has one PRNG key per task, a run has one for all
         abstract = jax.tree.map(
             lambda node: _seeds_of_tasks(node, experiment.num_tasks),
             abstract,
@@ -554,7 +553,7 @@ def _answering_state(
     others = ("statistics/", "extractor/", "orders")
     if more := [name for name in found if name not in names and not name.startswith(others)]:
         raise UserError(
-            f"{file}: {more[0]} is no part of its model; the file was written by something else, "
+            f"{file}: {more[0]} is not part of its model; the file was written by something else, "
             "train again"
         )
     filled = dict(found)
@@ -566,7 +565,7 @@ def _answering_state(
                 f"{file}: {name} is missing; the file was written by something else, train again"
             )
         like = jax.eval_shape(prng.to_numbers, leaf)
-        # All elements are the same one: nothing is allocated for what only training needs.
+        # A broadcast of one element, so that nothing is allocated for what only training needs.
         filled[name] = np.broadcast_to(np.zeros((), like.dtype), like.shape)
     filled["task"] = np.array(-1, np.int32)  # no task is in training
     try:
@@ -584,7 +583,7 @@ def _seeds_of_tasks(node: Any, num_tasks: int) -> Any:
 
 
 def find_file(path: str | os.PathLike[str], seed: int | None = None) -> pathlib.Path:
-    """The model in the folder of a run, or the file itself; arguments and errors as of `load`."""
+    """The model in the folder of a run, or the file itself; arguments and errors as in `load`."""
     file = pathlib.Path(path)
     if file.is_dir():
         first = file / "model.safetensors"
@@ -597,7 +596,7 @@ def find_file(path: str | os.PathLike[str], seed: int | None = None) -> pathlib.
 
 
 def read_metadata(file: pathlib.Path) -> dict[str, str]:
-    """What a model says of itself; `UserError` where it was not written by this package."""
+    """The metadata of a model; `UserError` if this package did not write it."""
     metadata = _metadata(file)
     if metadata.get("format") not in FORMATS:
         raise UserError(
@@ -611,7 +610,7 @@ def _metadata(file: pathlib.Path) -> dict[str, str]:
     try:
         with safe_open(file, "np") as tensors:
             metadata = dict(tensors.metadata() or {})
-            metadata.pop(arrays.CHECKSUM, None)  # of that file, which `arrays.read` compares
+            metadata.pop(arrays.CHECKSUM, None)  # `arrays.read` compares it with the file
             return metadata
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is no safetensors file ({error}); train again") from error
+        raise UserError(f"{file} is not a safetensors file ({error}); train again") from error

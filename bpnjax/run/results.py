@@ -1,4 +1,4 @@
-"""What a run knows besides its state while it lasts, and what it says of itself at its end."""
+"""The record of a run while it lasts, and its result at the end."""
 
 import importlib.metadata
 import json
@@ -25,7 +25,7 @@ from bpnjax.utils.errors import UserError
 
 
 def new_record(config: ConfigDict, num_tasks: int, data_version: str = "") -> dict[str, Any]:
-    """What a run knows besides its state: accuracies so far and times.
+    """The record of a run beside its state: accuracies so far, and times.
 
     Args:
       config: a run configuration.
@@ -34,8 +34,8 @@ def new_record(config: ConfigDict, num_tasks: int, data_version: str = "") -> di
 
     Returns:
       A dict: hashes of the configuration and of what is drawn at random here, ``data_version``;
-      ``accuracy`` float64 ``[num_seeds, T, T]`` of each kind, NaN; times
-      in seconds, examples, steps and the length of the log in bytes, all 0.
+      ``accuracy`` float64 ``[num_seeds, T, T]`` of each kind, NaN; and times in seconds, examples,
+      steps and the length of the log in bytes, all 0.
     """
     empty = np.full((config.num_seeds, num_tasks, num_tasks), np.nan)
     return {
@@ -56,10 +56,10 @@ def new_record(config: ConfigDict, num_tasks: int, data_version: str = "") -> di
 def check_data(
     stored: dict[str, Any], config: ConfigDict, sequence: TaskSequence, workdir: pathlib.Path
 ) -> None:
-    """Makes sure that a run goes on as what it began as: configuration, data, random numbers.
+    """Checks that a resumed run still has its configuration, data and random numbers.
 
     Args:
-      stored: its record or result so far; of an earlier version it says nothing of some of them.
+      stored: its record or result so far; earlier versions wrote less.
       config: a run configuration.
       sequence: the data now.
       workdir: the run's folder.
@@ -70,8 +70,8 @@ def check_data(
     own = fingerprint(config)
     if stored.get("config_hash", own) != own:
         raise UserError(
-            f"--workdir: what {workdir} holds is of the configuration {stored['config_hash']}, and "
-            f"this one is {own}; name another folder, or pass --overwrite"
+            f"--workdir: {workdir} holds a run of the configuration {stored['config_hash']}, and "
+            f"this run has {own}; name another folder, or pass --overwrite"
         )
     if stored.get("draws", prng.fingerprint()) != prng.fingerprint():
         raise UserError(
@@ -89,13 +89,13 @@ def check_data(
 
 
 def from_json(stored: dict[str, Any]) -> dict[str, Any]:
-    """A record as it was before it went into a checkpoint's manifest.
+    """Restores a record from a checkpoint's manifest.
 
     Args:
-      stored: of `new_record`, gone through `bpnjax.run.writers.plain` and JSON.
+      stored: from `new_record`, after `bpnjax.run.writers.plain` and JSON.
 
     Returns:
-      It with float64 arrays again, NaN where nothing was tested.
+      The record with float64 arrays again, NaN where nothing was tested.
     """
     arrays = {
         kind: np.array(writers.plain_nan(matrix), float)
@@ -106,13 +106,13 @@ def from_json(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def join(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The record of several runs of the same tasks with other seeds, as of one.
+    """Joins the records of several runs of the same tasks with different seeds.
 
     Args:
-      records: as of `new_record`.
+      records: from `new_record`.
 
     Returns:
-      Theirs, joined along the axis of seeds; seconds and examples added; the steps of one.
+      One record: accuracies along the axis of seeds, seconds and examples added, the steps of one.
     """
     first = records[0]
     joined = {
@@ -134,16 +134,16 @@ def join(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def read(workdir: pathlib.Path) -> dict[str, Any]:
-    """The result of a complete run.
+    """Reads the result of a complete run.
 
     Args:
       workdir: its folder.
 
     Returns:
-      The content of ``result.json`` (lists where `make` has arrays).
+      The content of ``result.json``, with lists where `make` has arrays.
 
     Raises:
-      UserError: there is none, or it is damaged.
+      UserError: there is no result, or it is damaged.
     """
     path = workdir / "result.json"
     try:
@@ -160,14 +160,14 @@ def write_all(
     state: RunState,
     record: dict[str, Any],
 ) -> dict[str, Any]:
-    """Leaves models, figures and results in a folder that has ``metrics.jsonl``.
+    """Writes models, figures and results to a folder that has ``metrics.jsonl``.
 
     Args:
       workdir: the folder.
       config: of the run.
-      experiment: its static side.
-      sequence: what was learned.
-      state: after the last task, with a leading seed axis if there are several.
+      experiment: the static facts of the run.
+      sequence: the tasks of the run.
+      state: after the last task, with a leading axis of seeds if there are several.
       record: at the end.
 
     Returns:
@@ -183,7 +183,7 @@ def write_all(
     result["models"] = {path.name: sha256(path) for path in models}
     try:
         plots.draw(workdir, writers.plain(result))
-    except Exception as error:  # figures can be drawn again; the result must not be lost for them
+    except Exception as error:  # figures can be drawn again; the result must not be lost
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         print(f"bpnjax: no figures ({why}); draw them with bpnjax plots {workdir}", file=sys.stderr)
     writers.write_result(workdir, result)
@@ -193,18 +193,18 @@ def write_all(
 def make(
     config: ConfigDict, experiment: Experiment, sequence: TaskSequence, record: dict[str, Any]
 ) -> dict[str, Any]:
-    """The result of a run, the content of ``result.json``.
+    """Makes the result of a run, the content of ``result.json``.
 
     Args:
       config: of the run.
-      experiment: its static side.
-      sequence: what was learned.
+      experiment: the static facts of the run.
+      sequence: the tasks of the run.
       record: at its end.
 
     Returns:
-      A dict whose arrays become lists in the file: settings, versions, device, the accuracy matrix
-      of each kind and its summary, how often the task was inferred rightly, memory, the paper's
-      figures, times.
+      A dict, whose arrays become lists in the file: settings, versions, device, the accuracy matrix
+      of each kind and its summary, how often the task was inferred correctly, memory, the figures
+      of the paper, times.
     """
     return {
         "name": config.name,
@@ -240,7 +240,7 @@ def make(
 def _inference(
     config: ConfigDict, experiment: Experiment, right: np.ndarray
 ) -> dict[str, Any] | None:
-    """How the task was inferred, and how often rightly; None for methods without modes."""
+    """How the task was inferred, and how often correctly; None for methods without modes."""
     if not experiment.told_task:
         return None
     return {
@@ -252,7 +252,7 @@ def _inference(
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on.
+    """The versions of Python and packages that a result depends on.
 
     Returns:
       ``{"python": ..., "jax": ..., ...}``.
@@ -268,9 +268,9 @@ def versions() -> dict[str, str]:
 
 
 def device_name() -> str:
-    """The devices of this host in words.
+    """Describes the devices of this host.
 
     Returns:
-      Such as ``2 x cpu``.
+      A text such as ``2 x cpu``.
     """
     return f"{jax.local_device_count()} x {jax.devices()[0].device_kind}"

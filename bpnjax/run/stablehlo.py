@@ -1,4 +1,4 @@
-"""A trained model as one StableHLO program, which runs where bpnjax is not installed.
+"""A trained model as one StableHLO program, which runs without bpnjax.
 
 bpnjax.export("runs/digits/bd_psp", "digits.stablehlo")
 
@@ -28,19 +28,19 @@ __all__ = ["PLATFORMS", "describe", "export", "program"]
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _KNOWN = (*PLATFORMS, "rocm")
-_MOST = 2**31 - 2**20  # bytes; the format of the file has no more room
+_MOST = 2**31 - 2**20  # bytes; the largest size that the file format allows
 
 
 def program(predictor: Predictor) -> Any:
-    """What a model answers, as one function of arrays that JAX can trace.
+    """The answers of a model as one function that JAX can trace.
 
     Args:
       predictor: the model.
 
     Returns:
-      ``(x [n, ...], task int32 [n]) -> logits f32 [n, C]``, each example in the mode of its task;
-      where a task answers with its own outputs only, the others are -1e9. A task that does not
-      exist gives NaN.
+      ``(x [n, ...], task int32 [n]) -> logits f32 [n, C]``, each example in the mode of its task.
+      If a task answers with its own outputs only, the others are -1e9. A task that does not exist
+      gives NaN.
     """
     p, outputs = predictor, jnp.asarray(predictor.outputs)
     state = p.answering_state
@@ -66,27 +66,26 @@ def export(
 ) -> pathlib.Path:
     r"""Writes a trained model as a StableHLO program, weights included.
 
-    The file is what `jax.export` serializes. Its program takes examples as the set stores them, of
-    the dtype and shape that the model was trained on, and one task id for each, from 0:
+    The file is written by `jax.export`. Its program takes stored examples, of the dtype and shape
+    of the training examples, and one task number per example, from 0:
 
     .. math:: (x_{[n, \ldots]}, task_{[n]}) \mapsto logits_{[n, C]}
 
-    as `Predictor.logits` does; the keys of all tasks are written out unless they take more than
-    64 MB. Beside it goes ``OUT.json``, which says what goes in and what the outputs are called.
+    as `Predictor.logits` does. The keys of all tasks are included unless they take more than 64 MB.
+    A second file, ``OUT.json``, describes the inputs and names the outputs.
 
     Args:
       path: the folder of a run, one of its ``.safetensors`` files, or a loaded model.
-      out: the file to write. It takes about as much room as the model's ``.safetensors``.
-      batch: how many examples the program takes at once; None for any number.
-      platforms: for which it is made, of cpu, cuda, rocm and tpu. None of them has to be here.
-      seed: of a run with several seeds, the model of this one.
+      out: the file to write. It is about as large as the model's ``.safetensors``.
+      batch: number of examples that the program takes at once; None for any number.
+      platforms: platforms to compile for: cpu, cuda, rocm or tpu. They need not be present.
+      seed: which model to use of a run with several seeds.
 
     Returns:
       The path of the file.
 
     Raises:
-      UserError: there is no model, no such platform, no folder for the file, or the model cannot be
-        exported.
+      UserError: the model, platform or folder does not exist, or the model cannot be exported.
 
     Example:
       >>> import pathlib, tempfile
@@ -103,8 +102,8 @@ def export(
       >>> answer(np.zeros((5, 2), np.float32), np.array([0, 1, 1, 0, 1], np.int32)).shape
       (5, 3)
 
-    Source: https://docs.jax.dev/en/latest/export/export.html, which promises that a file can be
-    read for six months by later versions of JAX.
+    Source: https://docs.jax.dev/en/latest/export/export.html. It promises that later versions of
+    JAX can read a file for six months.
     """
     file = pathlib.Path(out)
     platforms = tuple(platforms)
@@ -112,9 +111,9 @@ def export(
         raise UserError(f"platforms: none given; choose from {', '.join(_KNOWN)}")
     for name in platforms:
         if name not in _KNOWN:
-            raise UserError(f"platforms: {name!r} is none; {suggest(name, _KNOWN)}")
+            raise UserError(f"platforms: {name!r} is not one; {suggest(name, _KNOWN)}")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
-        raise UserError(f"batch: {batch!r} is no number of examples; give one from 1, or None")
+        raise UserError(f"batch: {batch!r} is not a number of examples; give one from 1, or None")
     check_place(file, path if isinstance(path, (str, os.PathLike)) else None)
     predictor = path if isinstance(path, Predictor) else load(os.fspath(path), seed)
     if (size := _bytes(predictor)) > _MOST:
@@ -138,19 +137,19 @@ def export(
 
 
 def check_place(file: pathlib.Path, source: Any = None) -> None:
-    """Refuses a place where a file would destroy something else, or cannot go.
+    """Raises an error where a file cannot be written, or would destroy something else.
 
     Args:
-      file: to be written.
+      file: the file to be written.
       source: a file that is read, or None.
 
     Raises:
-      UserError: no folder, no file that can be replaced, or the source itself.
+      UserError: there is no folder, the path is not a regular file, or it is the source itself.
     """
     if not file.absolute().parent.is_dir():
         raise UserError(f"out: no folder {file.parent}; make it first")
     if file.exists() and not file.is_file():
-        raise UserError(f"out: {file} is no file that can be replaced; name another")
+        raise UserError(f"out: {file} is not a file that can be replaced; name another")
     if source is not None and file.resolve() == pathlib.Path(source).resolve():
         raise UserError(f"out: {file} is what is read; name another file")
 
@@ -166,31 +165,31 @@ def _exported(predictor: Predictor, batch: int | None, platforms: tuple[str, ...
     except (TypeError, ValueError, NotImplementedError, jax.errors.JAXTypeError,
             jax.errors.InconclusiveDimensionOperation) as error:  # fmt: skip
         why = " ".join(str(error).split())[:200]
-        mend = "use bpnjax.load instead" if batch else "try it for one number, as batch=32"
+        fix = "use bpnjax.load instead" if batch else "try it for one number, as batch=32"
         which = f"a batch of {batch}" if batch else "batches of any size"
         raise UserError(
-            f"batch: the model cannot be exported for {which} ({why}); {mend}"
+            f"batch: the model cannot be exported for {which} ({why}); {fix}"
         ) from error
 
 
 def _bytes(predictor: Predictor) -> int:
-    """Of the arrays that answer."""
+    """The size of the arrays that answers depend on."""
     needed = jax.tree.leaves(predictor.learner.answering())
     leaves = jax.tree.leaves(predictor.state)
     return sum(leaf.nbytes for leaf, n in zip(leaves, needed, strict=True) if n)
 
 
 def describe(predictor: Predictor, batch: int | None, platforms: Sequence[str]) -> dict[str, Any]:
-    """What stands in the file beside a program.
+    """The content of the file that describes a program.
 
     Args:
       predictor: the model.
-      batch: as of `export`.
-      platforms: as of `export`.
+      batch: as in `export`.
+      platforms: as in `export`.
 
     Returns:
-      What JSON can hold: inputs and outputs with names, dtypes and shapes, the names of the
-      outputs, which outputs belong to each task, and the versions that made it.
+      JSON data: inputs and outputs with names, dtypes and shapes, the names of the outputs, the
+      outputs of each task, and the versions that made it.
     """
     p, n = predictor, batch or "n"
     return {

@@ -1,7 +1,7 @@
-"""The style of all figures: fonts, lines, and one colour, mark and name for each method.
+"""The style of all figures: fonts, lines, and one colour, marker and name per method.
 
 The methods that are compared most have colours of Okabe and Ito and of Tol, which people with the
-usual forms of colour blindness can tell apart; variants have shades of them and other marks.
+common forms of colour blindness can distinguish. Variants have shades of them and other markers.
 Nothing here changes the settings of the user's matplotlib.
 """
 
@@ -16,9 +16,9 @@ __all__ = ["KINDS", "Look", "applied", "display", "legend", "look", "new_figure"
 class Look(NamedTuple):
     """How a method is drawn."""
 
-    display: str  # its name in figures and in tables of a paper
+    display: str  # its name in figures and tables
     color: str
-    mark: str = "o"  # of matplotlib
+    mark: str = "o"  # marker of matplotlib
 
 
 METHODS = {
@@ -50,7 +50,7 @@ METHODS = {
     "slda": Look("SLDA", "#C2B04E", "h"),
     "fecam": Look("FeCAM", "#A3923B", "h"),
     "ranpac": Look("RanPAC", "#857628", "h"),
-    # A mode for each task.
+    # One mode per task.
     "psp": Look("PSP", "#E69F00", "o"),
     "xdg": Look("XdG", "#AA4499", "X"),
     "xdg_ewc": Look("XdG+EWC", "#7E2F71", "X"),
@@ -77,7 +77,7 @@ _BY_DISPLAY = {found.display: found for found in METHODS.values()}
 _BY_DISPLAY |= {"fine-tuning": METHODS["sgd"], "IMM (mean)": METHODS["imm_mean"]}
 _BY_DISPLAY |= {"IMM (mode)": METHODS["imm_mode"], "plain SGD": METHODS["sgd"]}
 
-# The three accuracies in figures: name and colour.
+# The three kinds of accuracy: name and colour.
 KINDS = {
     "task_told": ("told the task", "#0072B2"),
     "task_masked": ("told, own classes", "#E69F00"),
@@ -86,7 +86,7 @@ KINDS = {
 
 SETTINGS = {
     "font.family": "sans-serif",
-    # Those that a reader of an SVG file may have instead.
+    # Alternatives that a reader of an SVG file may have installed.
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "Helvetica"],
     "font.size": 9,
     "axes.titlesize": 10,
@@ -108,9 +108,9 @@ SETTINGS = {
     "ytick.labelsize": 8,
     "savefig.dpi": 144,
     "savefig.bbox": "tight",
-    "svg.fonttype": "none",  # text stays text: smaller files, and it can be searched
+    "svg.fonttype": "none",  # text stays text: smaller files, and searchable
     "svg.hashsalt": "bpnjax",  # the same figure gives the same bytes
-    "pdf.fonttype": 42,  # journals refuse the default, type 3
+    "pdf.fonttype": 42,  # journals do not accept the default, type 3
 }
 _METADATA: dict[str, dict[str, Any]] = {
     ".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}
@@ -118,10 +118,10 @@ _METADATA: dict[str, dict[str, Any]] = {
 
 
 def look(method: str) -> Look | None:
-    """The colour, mark and name of a method, the same in every figure.
+    """The colour, marker and name of a method, the same in every figure.
 
     Args:
-      method: its name in the registry or in figures; what follows ``(`` does not count.
+      method: its name in the registry or in figures. Text from ``(`` on is ignored.
 
     Returns:
       `Look`; None for a method that is not part of bpnjax.
@@ -147,7 +147,7 @@ def display(method: str) -> str:
       method: its name in the registry.
 
     Returns:
-      Such as ``"BD+EWC"``; the name itself for a method that is not part of bpnjax.
+      A name such as ``"BD+EWC"``; for a method that is not part of bpnjax its own name.
 
     Example:
       >>> from bpnjax.run import style
@@ -160,10 +160,10 @@ def display(method: str) -> str:
 
 @contextlib.contextmanager
 def applied() -> Iterator[None]:
-    """Draws in this style: a context, or a decorator of a function that draws.
+    """Draws in this style, as a context or as a decorator of a function that draws.
 
     Yields:
-      Nothing; the user's settings of matplotlib are back afterwards.
+      Nothing. The user's settings of matplotlib are restored afterwards.
 
     Example:
       >>> import matplotlib
@@ -174,36 +174,36 @@ def applied() -> Iterator[None]:
       >>> matplotlib.rcParams["svg.hashsalt"] is None
       True
     """
-    from matplotlib import style  # late: nothing but figures needs it
+    from matplotlib import style  # here, because only figures need it
 
     with style.context(SETTINGS, after_reset=True):
         yield
 
 
 def new_figure(rows: int, columns: int, size: tuple[float, float], **options: Any) -> Any:
-    """A figure for a file. It does not belong to pyplot, whose backend and figures are the user's.
+    """Makes a figure for a file, independent of pyplot and its figures.
 
     Args:
-      rows: of panels.
-      columns: of panels.
+      rows: number of rows of panels.
+      columns: number of columns of panels.
       size: width and height in inches.
       **options: of ``Figure.subplots``.
 
     Returns:
-      A ``matplotlib.figure.Figure`` and its axes, as ``Figure.subplots`` gives them.
+      A ``matplotlib.figure.Figure`` and its axes, as from ``Figure.subplots``.
     """
-    from matplotlib.figure import Figure  # late: nothing but figures needs it
+    from matplotlib.figure import Figure  # here, because only figures need it
 
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
 
 
 def legend(figure: Any, columns: int = 5, place: str = "outside upper center") -> None:
-    """One legend of all panels, outside of them, so that it covers no data.
+    """Draws one legend for all panels, outside of them, so that it covers no data.
 
     Args:
-      figure: whose panels have labelled lines or bars.
-      columns: at most so many.
+      figure: a figure with labelled lines or bars.
+      columns: the largest number of columns.
       place: a location of ``Figure.legend`` that begins with ``outside``.
     """
     handles: dict[str, Any] = {}
@@ -219,12 +219,12 @@ def legend(figure: Any, columns: int = 5, place: str = "outside upper center") -
 def save(
     figure: Any, path: pathlib.Path, suffixes: Sequence[str] = (".png", ".svg", ".pdf")
 ) -> pathlib.Path:
-    """Writes a figure, the same bytes each time.
+    """Writes a figure; the same figure gives the same bytes.
 
     Args:
-      figure: of `new_figure`.
-      path: of the first file; the others lie beside it.
-      suffixes: a file each.
+      figure: from `new_figure`.
+      path: of the first file; the others are written beside it.
+      suffixes: one per file.
 
     Returns:
       ``path``.

@@ -1,8 +1,8 @@
 """A whole run as one pure function of its key, and many such runs in one program.
 
-The command's loop returns to the host after each epoch, to test, to write and to keep checkpoints.
-A run here never returns to the host. Runs that differ in numbers (a strength, a learning rate)
-share one compiled program, and may be one `jax.vmap` over numbers and seeds.
+The command's loop returns to the host after each epoch to test, write and save. A run here never
+returns to the host. Runs that differ in numbers (a strength, a learning rate) share one compiled
+program, and may be one `jax.vmap` over numbers and seeds.
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ class NotWhole(UserError):
 
 
 class Whole(NamedTuple):
-    """What a whole run gives."""
+    """The output of a whole run."""
 
-    correct: Correct  # int32 [T, T]: right answers in row i after task i, -1 where not tested
-    diverged: jax.Array  # bool scalar: a loss or a parameter was not finite
+    correct: Correct  # int32 [T, T]: correct answers in row i after task i, -1 where not tested
+    diverged: jax.Array  # bool scalar: whether a loss or a parameter was not finite
 
 
 def whole_run(
@@ -47,20 +47,20 @@ def whole_run(
     change: Callable[[RunState], RunState] = lambda state: state,
     inferred: bool = False,
 ) -> Whole:
-    """Trains all tasks one after another and tests them as ``evaluate.every_tasks`` says.
+    """Trains all tasks in order and tests them according to ``evaluate.every_tasks``.
 
-    A pure function: wrap it in `jax.jit`, and in `jax.vmap` over keys and over what ``change``
-    uses.
+    It is a pure function. Wrap it in `jax.jit`, and in `jax.vmap` over keys and over what
+    ``change`` uses.
 
     Args:
-      experiment: what does not change during the run.
+      experiment: the static facts of the run.
       key: the seed's typed PRNG key.
       data: the sequence.
       steps: int32 ``[T]``, batches in an epoch of each task; see
         `bpnjax.training.epochs.steps_per_epoch`.
-      change: applied to the state at the start of each task.
+      change: a function that is applied to the state at the start of each task.
       inferred: whether task_inferred is measured after the last task for methods that are told the
-        task; for others it always is.
+        task. For others it always is.
 
     Returns:
       `Whole`.
@@ -94,10 +94,10 @@ def whole_run(
 
 
 class WholeRuns:
-    """Runs of one configuration that differ in some numbers: compiled once, for all of them.
+    """Runs of one configuration that differ in some numbers, compiled once for all of them.
 
     Attributes:
-      steps: of one run, an int.
+      steps: number of steps of one run, an int.
     """
 
     def __init__(
@@ -108,20 +108,19 @@ class WholeRuns:
         inferred: bool = False,
         change: Callable[[RunState, jax.Array], RunState] | None = None,
     ) -> None:
-        """Reads the data; nothing is compiled yet.
+        """Reads the data. Nothing is compiled yet.
 
         Args:
           config: a validated configuration; all its ``num_seeds`` seeds are run.
-          fields: names of fields of its method, or ``train.learning_rate``, whose value no shape
-            depends on.
-          at_once: whether values are one `jax.vmap`; else they are run one after another.
-          inferred: as of `whole_run`.
-          change: (state at the start of a task, the only value) -> state; then ``fields`` is one
-            name that is no field.
+          fields: names of fields of its method, or ``train.learning_rate``. No shape may depend on
+            their values.
+          at_once: whether values are one `jax.vmap`; otherwise they run one after another.
+          inferred: as in `whole_run`.
+          change: (state at the start of a task, the only value) -> state. Then ``fields`` is one
+            name that need not be a field.
 
         Raises:
-          NotWhole: data are read by the host while the run goes on, or the method trains on all
-            tasks at once.
+          NotWhole: the host reads data during the run, or the method trains on all tasks at once.
           UserError: the data cannot be read.
         """
         if config.dataset.augment != "none":
@@ -164,10 +163,10 @@ class WholeRuns:
         self._program = jax.jit(jax.vmap(over_seeds, (None, 0, None)) if at_once else over_seeds)
 
     def __call__(self, values: Mapping[str, ArrayLike]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Runs them.
+        """Runs all values and seeds.
 
         Args:
-          values: ``{field: numbers [V]}`` of each of the fields.
+          values: ``{field: numbers [V]}`` for each of the fields.
 
         Returns:
           ``{"task_told": float64 [V, seeds, T, T], ...}``, NaN where not tested; and bool
@@ -201,8 +200,8 @@ def sweep(
     Args:
       config: a validated configuration; all its ``num_seeds`` seeds are run.
       values: numbers ``[V]``.
-      change: a field of the method whose value no shape depends on, as ``"bd.epsilon"``; or (state
-        at the start of a task, value) -> state, as `hidden_dim`.
+      change: a field of the method that no shape depends on, such as ``"bd.epsilon"``; or (state at
+        the start of a task, value) -> state, such as `hidden_dim`.
 
     Returns:
       ``{"task_told": float64 [V, seeds, T, T], ...}``, NaN where not tested.
@@ -219,21 +218,21 @@ def sweep(
 
 
 def hidden_dim(state: RunState, value: Any) -> RunState:
-    r"""The state at the start of a task with BD's factors cut to an inner width.
+    r"""Cuts BD's factors to an inner width at the start of a task.
 
     .. math:: W_{hk} \leftarrow \sqrt{H_{max} / H} \, W_{hk} \text{ for } h \le H, \quad
               0 \text{ else}
 
-    Rows of W beyond it are zero. They stay so: what leads to M there passes through W and is zero,
-    what leads to W passes through M, which starts at zero and takes no step where its gradient
-    has no sign. So factors of the largest width hold those of every smaller one.
+    Rows of W beyond H are zero and stay zero: their gradient passes through M, which starts at
+    zero, and M's gradient passes through them, so M takes no step there. So factors of the largest
+    width include those of every smaller one.
 
     Args:
       state: of a method with BD, at the start of a task (M zero).
       value: H, scalar from 1 to `bd.hidden_dim`, may be traced.
 
     Returns:
-      The state, W uniform in +-1/sqrt(H) in its first H rows.
+      The state, with W uniform in +-1/sqrt(H) in its first H rows.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, flax.linen as nn, bpnjax
@@ -251,7 +250,7 @@ def hidden_dim(state: RunState, value: Any) -> RunState:
     def cut(factors: dict[str, jax.Array]) -> dict[str, jax.Array]:
         widest = factors["W"].shape[0]
         within = jnp.arange(widest).reshape(-1, *(1,) * (factors["W"].ndim - 1)) < value
-        # Uniform in +-1/sqrt(H), by the H that is left.
+        # Uniform in +-1/sqrt(H) for the remaining H rows.
         return factors | {"W": within * factors["W"] * jnp.sqrt(widest / value)}
 
     def is_factors(node: Any) -> bool:

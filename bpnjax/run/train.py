@@ -1,4 +1,4 @@
-"""The loop of a run: tasks, epochs, evaluation, checkpoints. `bpnjax.training` computes."""
+"""The loop of a run: tasks, epochs, evaluation, checkpoints. It calls `bpnjax.training`."""
 
 import pathlib
 import time
@@ -42,12 +42,12 @@ OnLog = Callable[[dict[str, Any]], None]
 
 
 class LossNotFinite(RuntimeError):
-    """Training met a loss that is NaN or infinite."""
+    """A training loss was NaN or infinite."""
 
 
 @jax.jit
 def _finite(state: Any) -> Any:
-    """For each array whether all of it is finite; keys and integers always are."""
+    """Whether each array is finite everywhere; keys and integers always are."""
 
     def one(leaf: jax.Array) -> jax.Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -60,7 +60,7 @@ def _finite(state: Any) -> Any:
 class Programs(NamedTuple):
     """The compiled programs of a run.
 
-    ``evaluate_in_training`` is ``evaluate`` before the task's mode was stored.
+    ``evaluate_in_training`` is ``evaluate`` before the task's mode is stored.
     """
 
     init: Any
@@ -74,16 +74,16 @@ class Programs(NamedTuple):
 def compile_programs(
     experiment: Experiment, clock: parallel.Clock, num_seeds: int, layout: parallel.Layout
 ) -> Programs:
-    """Wraps the per-seed functions for seeds and devices; nothing is compiled before its use.
+    """Wraps the per-seed functions for seeds and devices. Each is compiled at its first use.
 
     Args:
-      experiment: the static side of the run.
-      clock: counts the compile time.
+      experiment: the static facts of the run.
+      clock: measures the compile time.
       num_seeds: as in `bpnjax.training.parallel.program`.
-      layout: of the devices.
+      layout: the layout of devices.
 
     Returns:
-      `Programs`: ``init`` of the key or keys, each other of the state and what follows in
+      `Programs`: ``init`` takes the key or keys, the others the state and then the arguments in
       `bpnjax.training.epochs` and `bpnjax.training.evaluate`.
     """
 
@@ -109,7 +109,7 @@ def seed_keys(config: ConfigDict) -> jax.Array:
     """The PRNG keys of a run.
 
     Args:
-      config: a run configuration; seed s has the key of ``seed + s``.
+      config: a run configuration. Seed number s has the key of ``seed + s``.
 
     Returns:
       Typed PRNG keys ``[num_seeds]``, or a scalar for one seed.
@@ -134,28 +134,28 @@ def train_and_evaluate(
     sequence: TaskSequence | None = None,
     on_log: OnLog | None = None,
 ) -> dict[str, Any]:
-    """Trains a sequence of tasks, tests it, and leaves everything in a folder.
+    """Trains a sequence of tasks, tests it, and writes everything to a folder.
 
-    A run that was interrupted goes on from its newest complete checkpoint, with the same results as
-    without the interruption. A complete run is not run again. If it has fewer seeds than asked for,
-    the missing seeds are run.
+    An interrupted run resumes at its newest complete checkpoint, with the same results as without
+    the interruption. A complete run is not run again. If it has fewer seeds than requested, the
+    missing seeds are run.
 
     Args:
       config: a configuration.
       workdir: the run's folder.
       overwrite: remove an earlier run from the folder, after checking that this one can start.
-      sequence: the tasks, as `bpnjax.data.tasks` makes them; None loads those of the configuration,
-        whose fields of data are not looked at otherwise.
+      sequence: the tasks, from `bpnjax.data.tasks`; the configuration's fields of data are then
+        ignored. None loads the data that the configuration names.
       on_log: called with each new line of ``metrics.jsonl`` as a dict, and at the end with the
-        content of ``result.json`` and ``kind="result"``. What it raises ends the run, which goes on
-        from its last checkpoint when it is called again.
+        content of ``result.json`` and ``kind="result"``. An exception in it ends the run, which
+        resumes at its last checkpoint when it is called again.
 
     Returns:
-      The result, as in ``result.json`` (arrays where that has lists, if it was trained now).
+      The result, as in ``result.json``, with arrays in place of lists if it was trained now.
 
     Raises:
       UserError: configuration, data, folder or checkpoints cannot be used.
-      LossNotFinite: the loss was NaN or infinite; the last good checkpoint stays.
+      LossNotFinite: the loss was NaN or infinite. The last good checkpoint stays.
     """
     workdir = pathlib.Path(workdir)
     validate(config)
@@ -180,7 +180,7 @@ def train_and_evaluate(
 
 
 def _of_given(config: ConfigDict, sequence: TaskSequence) -> ConfigDict:
-    """The configuration of a run whose tasks are handed over: it says what those are."""
+    """The configuration of a run with a given sequence, which it describes."""
     check_batch_size(config, sequence)
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(
@@ -196,28 +196,28 @@ def _of_given(config: ConfigDict, sequence: TaskSequence) -> ConfigDict:
 
 
 class Prepared(NamedTuple):
-    """What a run needs to start, once it is sure that it can."""
+    """Everything that a run needs to start, after all checks."""
 
     layout: parallel.Layout
     sequence: TaskSequence  # of features where train.features_once asks for them
     experiment: Experiment
     earlier: later_tasks.Earlier | None
     stages: Sequence[int]  # the tasks that are trained
-    steps: dict[int, int]  # of an epoch of each
+    steps: dict[int, int]  # number of steps in an epoch of each
 
 
 def prepare(config: ConfigDict, sequence: TaskSequence | None = None) -> Prepared:
-    """Reads the data and makes what does not change during a run. It writes no file in its folder.
+    """Reads the data and makes everything static. It writes no file in the run's folder.
 
     Args:
       config: a validated configuration.
-      sequence: the tasks; None loads those of the configuration.
+      sequence: the tasks; None loads the data that the configuration names.
 
     Returns:
       `Prepared`.
 
     Raises:
-      UserError: the run could not start.
+      UserError: the run cannot start.
     """
     layout = parallel.choose_layout(config)
     sequence = load_sequence(config) if sequence is None else sequence
@@ -244,7 +244,7 @@ def _train(
     prepared = prepare(config, sequence)
     with hosts.own_folder(workdir) as folder, folders.held(folder):
         run = _Run(config, folder, prepared)
-        run.state = run.programs.init(run.keys)  # before anything is removed: it may not fit
+        run.state = run.programs.init(run.keys)  # before files are removed, since it may not fit
         claim(folder, config, overwrite)
         run.restore_or_start(header(config, workdir, prepared), on_log)
         try:
@@ -272,7 +272,7 @@ def _add_seeds(
     others, added = more_seeds.missing(config, there), workdir / folders.MORE_SEEDS
 
     def look() -> tuple[bool, bool]:
-        more_seeds.last_state(workdir, prepared.experiment, there)  # else it would be for nothing
+        more_seeds.last_state(workdir, prepared.experiment, there)  # checks before training
         stale = folders.more_seeds(workdir) != (others.seed, others.num_seeds)
         return stale, not stale and folders.check(added, others, overwrite=False)
 
@@ -294,7 +294,7 @@ def header(config: ConfigDict, workdir: pathlib.Path, prepared: Prepared) -> str
     Args:
       config: of the run.
       workdir: its folder.
-      prepared: what it needs.
+      prepared: from `prepare`.
 
     Returns:
       Method, data, network, devices, seeds and folder.
@@ -312,7 +312,7 @@ def header(config: ConfigDict, workdir: pathlib.Path, prepared: Prepared) -> str
 
 
 class _Run:
-    """The host side of one run: position, record and files, threaded through the loop."""
+    """The host side of one run: its position, record and files."""
 
     interrupted: Callable[[], bool]
     record: dict[str, Any]
@@ -423,7 +423,7 @@ class _Run:
         *more: int,
         data: Data | None = None,
     ) -> Any:
-        """Runs a program on the state and adds its time to the record, compile time excluded."""
+        """Runs a program on the state and adds its time, without compiling, to the record."""
         data = self.data if data is None else data
         compiled, started = self.clock.compile_seconds, time.perf_counter()
         numbers = [jnp.int32(n) for n in more]
@@ -434,12 +434,12 @@ class _Run:
         return out
 
     def ranges(self, task: int) -> Iterator[tuple[int, int, int]]:
-        """The ranges of steps ``(epoch, start, stop)`` that are left of a task."""
+        """The remaining ranges of steps ``(epoch, start, stop)`` of a task."""
         steps, longest = self.steps[task], self.chunk_steps or self.steps[task]
         every = self.save_every(task)
         _, epoch, start = self.position
         while epoch < self.epochs[task]:
-            done = epoch * steps + start  # in this task
+            done = epoch * steps + start  # steps of this task
             stop = min(steps, start + longest, start + every - done % every)
             yield epoch, start, stop
             epoch, start = (epoch + 1, 0) if stop == steps else (epoch, stop)
@@ -461,13 +461,13 @@ class _Run:
             if (epoch * steps + stop) % self.save_every(task) == 0:
                 self.save()
             self.end_if_interrupted()
-        next(chunks, None)  # at its end it lets go of what it reads with
+        next(chunks, None)  # at its end it closes its files
 
     def train_range(
         self, task: int, epoch: int, start: int, stop: int, chunks: Iterator[Data]
     ) -> None:
         before, started = self.record["train_seconds"], time.perf_counter()
-        data = next(chunks)  # waits where images take longer to read than to train on
+        data = next(chunks)  # waits if images are read more slowly than they are trained on
         self.record["train_seconds"] += time.perf_counter() - started
         self.state, sums = self.timed(
             "train_seconds", self.programs.run_steps, task, epoch, start, stop, data=data
@@ -496,12 +496,12 @@ class _Run:
         self.progress.update(stop - start, where, float(loss.mean()), rate)
 
     def named(self, task: int, width: int) -> str:
-        """The task's number and its classes, these in at most so many characters."""
+        """The number of a task and its classes, the latter in at most ``width`` characters."""
         names = [self.sequence.class_names[c] for c in np.flatnonzero(self.sequence.classes[task])]
         return f"task {task + 1}/{self.sequence.num_tasks} ({writers.listed(names, width)})"
 
     def step_fields(self) -> str:
-        """The fields that say how far a step goes, of this method."""
+        """The fields of this method that determine the size of a step."""
         own = REGISTRY[self.config.method].fields
         fields = [f for f in own if f.split(".")[1] in ("learning_rate", "epsilon")]
         return " or ".join(["train.learning_rate", *fields])
@@ -531,7 +531,7 @@ class _Run:
             self.progress.line(self.named(task, max(8, left)) + text)
 
     def refuse_broken_state(self) -> None:
-        """Refuses a state with NaN or infinity, which must not replace a good checkpoint."""
+        """Raises an error for a state with NaN or infinity, before it replaces a checkpoint."""
         flags = jax.device_get(_finite(self.state))
         named = arrays.flatten(flags)
         broken = [name for name, good in named.items() if not np.all(good)]

@@ -1,4 +1,4 @@
-"""The folder of a run: checks whether this configuration may use it, and holds it."""
+"""The folder of a run: checks whether this configuration may use it, and locks it."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from bpnjax.run.writers import plain
 from bpnjax.utils import locks
 from bpnjax.utils.errors import UserError
 
-LOCK = "run.lock"  # there while a process works in the folder
-MORE_SEEDS = "more_seeds"  # the folder in which seeds that are added later are trained
+LOCK = "run.lock"  # exists while a process works in the folder
+MORE_SEEDS = "more_seeds"  # the subfolder in which added seeds are trained
 _LEFT_BY_A_RUN = (
     "metrics.jsonl", "metrics.csv", "result.json", "accuracy.csv", "model.json",
     "model*.safetensors", "accuracy_matrix.png", "learning_curves.png",
@@ -26,31 +26,31 @@ _LEFT_BY_A_RUN = (
 
 
 def held(workdir: pathlib.Path) -> AbstractContextManager[None]:
-    """Holds a folder for one process.
+    """Locks a folder for one process.
 
     Args:
-      workdir: the folder; made if it is not there.
+      workdir: the folder; it is made if it does not exist.
 
     Returns:
-      A context manager; entering it raises `UserError` where another process holds the folder.
+      A context manager. Entering it raises `UserError` if another process holds the folder.
     """
     return locks.held(workdir / LOCK, f"--workdir: {workdir}")
 
 
 def check(workdir: pathlib.Path, config: ConfigDict, overwrite: bool) -> bool:
-    """Checks whether a run may use a folder. It changes nothing, but completes a cut `settle`.
+    """Checks whether a run may use a folder. It only changes the folder to finish a `settle`.
 
     Args:
-      workdir: the folder; need not exist.
+      workdir: the folder; it need not exist.
       config: the run's configuration.
-      overwrite: an earlier run in it will be removed.
+      overwrite: whether an earlier run in it will be removed.
 
     Returns:
-      True if the folder already holds this run and it is complete.
+      True if the folder already holds this run and the run is complete.
 
     Raises:
-      UserError: it is a file, cannot be written, or holds a run of another configuration. A run
-        that is complete with fewer seeds is none: the missing ones can be added.
+      UserError: it is a file, cannot be written, or holds a run of another configuration. A
+        complete run with fewer seeds is accepted: the missing ones can be added.
     """
     try:
         settle(workdir)
@@ -72,7 +72,7 @@ def check(workdir: pathlib.Path, config: ConfigDict, overwrite: bool) -> bool:
     if overwrite:
         return False
     if not saved:
-        if left:  # whose? to go on with them could mix two configurations
+        if left:  # of an unknown configuration; resuming could mix two
             raise UserError(
                 f"--workdir: {workdir} holds {left[0]} but no config.json; name another folder, "
                 "or pass --overwrite to start afresh"
@@ -85,12 +85,12 @@ def check(workdir: pathlib.Path, config: ConfigDict, overwrite: bool) -> bool:
             f"--workdir: cannot read {workdir / 'config.json'} ({error.strerror}); make it "
             "readable, or name another folder"
         ) from error
-    except (ValueError, AttributeError) as error:  # no JSON, or JSON but no dict
+    except (ValueError, AttributeError) as error:  # not JSON, or not a dict
         raise UserError(
             f"--workdir: {workdir / 'config.json'} is damaged ({error}); pass --overwrite to start "
             "afresh"
         ) from error
-    # What an earlier version did not ask, it did as the default does, or as it is known.
+    # A missing field of an earlier version has the meaning of its default, or a known one.
     found = differences(flatten(default()) | BEFORE | old, flatten(config))
     complete = (workdir / "result.json").exists()
     if len(found) == 1 and found[0].startswith("num_seeds: "):
@@ -108,15 +108,15 @@ def check(workdir: pathlib.Path, config: ConfigDict, overwrite: bool) -> bool:
 
 
 def _lacks(workdir: pathlib.Path, config: ConfigDict) -> str:
-    """What of a complete run is missing or damaged, in words; "" if nothing is.
+    """What is missing or damaged in a complete run, as text; "" if nothing is.
 
-    Raises `UserError` where the result is that of another configuration.
+    Raises `UserError` if the result belongs to another configuration.
     """
     try:
         result = json.loads((workdir / "result.json").read_text())
         summary, models = result["summary"], result.get("models", {})
         if not isinstance(summary, dict) or not isinstance(models, dict):
-            raise ValueError("it is no result")
+            raise ValueError("it is not a result")
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"result.json is damaged ({type(error).__name__}: {error})"
     own = fingerprint(config)
@@ -135,17 +135,17 @@ def _lacks(workdir: pathlib.Path, config: ConfigDict) -> str:
 
 
 def _check_seeds(workdir: pathlib.Path, there: Any, config: ConfigDict, complete: bool) -> None:
-    """Refuses another number of seeds, unless it is larger than that of a complete run."""
-    asked, mend = config.num_seeds, "name another --workdir, or pass --overwrite to start afresh"
+    """Raises an error for another number of seeds, unless a complete run gets more."""
+    asked, fix = config.num_seeds, "name another --workdir, or pass --overwrite to start afresh"
     if not isinstance(there, int) or asked < there:
         raise UserError(
             f"num_seeds: {asked} asked for, and {workdir} holds {there}; seeds are added to a run "
-            f"and not taken out of it: ask for {there} or more, {mend}"
+            f"and not taken out of it: ask for {there} or more, {fix}"
         )
     if not complete:
         raise UserError(
             f"num_seeds: {asked} asked for, and {workdir} holds a run of {there} that is not "
-            f"complete; end it with --config.num_seeds={there} and ask for {asked} then, {mend}"
+            f"complete; end it with --config.num_seeds={there} and ask for {asked} then, {fix}"
         )
     begun = more_seeds(workdir)
     if begun and begun[0] == config.seed + there and begun[1] != asked - there:
@@ -189,8 +189,8 @@ def seeds_there(workdir: pathlib.Path) -> int:
 def settle(workdir: pathlib.Path) -> None:
     """Replaces a run by the same run with further seeds.
 
-    The joined run lies in ``more_seeds/joined``, its ``result.json`` is moved last. As long as that
-    is there, the move can be made again.
+    The joined run is in ``more_seeds/joined``. Its ``result.json`` is moved last, so the move can
+    be repeated until it succeeds.
 
     Args:
       workdir: the run's folder.
@@ -207,7 +207,7 @@ def settle(workdir: pathlib.Path) -> None:
 
 
 def _refuse_source(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """A run that goes on from another's model must not overwrite it."""
+    """Raises an error if a run would overwrite the run that it resumes from."""
     source = pathlib.Path(config.resume_from)
     if config.resume_from and workdir.resolve() in (source.resolve(), source.resolve().parent):
         raise UserError(
@@ -220,9 +220,9 @@ def claim(workdir: pathlib.Path, config: ConfigDict, overwrite: bool) -> None:
     """Takes the folder for this configuration. Call it after all checks.
 
     Args:
-      workdir: the folder; made if it is not there.
+      workdir: the folder; it is made if it does not exist.
       config: the run's configuration, written to ``config.json``.
-      overwrite: remove what an earlier run left (and nothing else).
+      overwrite: whether to remove the files of an earlier run (and nothing else).
 
     Raises:
       UserError: it cannot be written.
@@ -231,8 +231,8 @@ def claim(workdir: pathlib.Path, config: ConfigDict, overwrite: bool) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if overwrite:
-            # The old config.json goes last, by the replacement below: after a kill in between no
-            # checkpoint of the old run can pass for one of the new configuration.
+            # The old config.json is replaced last. So after a kill in between, no checkpoint of the
+            # old run can be mistaken for one of the new configuration.
             for folder in ("checkpoints", log_copies.FOLDER, MORE_SEEDS):
                 if (workdir / folder).exists():
                     shutil.rmtree(workdir / folder)

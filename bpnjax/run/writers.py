@@ -1,4 +1,4 @@
-"""What a run writes: metrics line by line, results at the end, a line or a bar meanwhile."""
+"""What a run writes: a line of metrics per interval, results at the end, and its progress."""
 
 import csv
 import io
@@ -15,13 +15,13 @@ from bpnjax.run.checkpoint import write_atomically
 
 
 def plain(value: Any) -> Any:
-    """JSON of arrays and floats.
+    """Converts arrays and floats to JSON data.
 
     Args:
-      value: dicts, lists, tuples, NumPy arrays and scalars, and what JSON has.
+      value: dicts, lists, tuples, NumPy arrays and scalars, and JSON data.
 
     Returns:
-      The same of what JSON has: arrays as lists, keys as text, None for NaN and the infinities.
+      JSON data: arrays as lists, keys as text, None for NaN and the infinities.
 
     Example:
       >>> import numpy as np
@@ -43,12 +43,12 @@ def plain(value: Any) -> Any:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: a line per interval; taken up again where a checkpoint left it.
+    """Writes `metrics.jsonl`, a line per interval; continues where a checkpoint left off.
 
-    ``length`` is that of the file at the checkpoint, in bytes; what comes after it is cut off.
+    ``length`` is the size of the file at the checkpoint, in bytes. Everything after it is cut off.
 
-    ``copies`` (see `bpnjax.run.log_copies`) get all lines, those that are there already as well;
-    ``on_log`` is called with each line that is written.
+    ``copies`` (see `bpnjax.run.log_copies`) get all lines, including those that exist already.
+    ``on_log`` is called with each new line.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class MetricsLog:
     ) -> None:
         self._path, self._copies, self._on_log = path, copies, on_log
         with path.open("ab+") as f:
-            # Lines after the checkpoint will be written again. A file that lost some (deleted, or
-            # cut by a loss of power) stays shorter: truncate would fill it up with null bytes. It
-            # may have been cut in the middle of a line.
+            # Lines after the checkpoint will be written again. A file that lost lines (deleted, or
+            # cut by a loss of power) stays shorter, since truncate would fill it with null bytes.
+            # It may also end in the middle of a line.
             end = min(length, f.tell())
             f.seek(0)
             kept = f.read(end)
@@ -78,7 +78,7 @@ class MetricsLog:
         """Appends a line.
 
         Args:
-          **values: what `plain` takes, by name.
+          **values: values for `plain`, by name.
         """
         line = plain(values)
         with self._path.open("a") as f:
@@ -99,12 +99,12 @@ class MetricsLog:
 
 
 def write_result(workdir: pathlib.Path, result: dict[str, Any]) -> None:
-    """Writes `accuracy.csv`, then `result.json`, whose presence says that the run is complete.
+    """Writes `accuracy.csv`, then `result.json`, whose existence marks a complete run.
 
     Args:
       workdir: the run's folder.
       result: ``accuracy`` holds ``{kind: float [seeds, T, T]}``, NaN where not tested, and ``seed``
-        the first seed; whatever else `plain` takes goes into the file as it is.
+        the first seed. Everything else that `plain` takes goes into the file unchanged.
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -122,18 +122,18 @@ def write_result(workdir: pathlib.Path, result: dict[str, Any]) -> None:
     write_atomically(workdir / "result.json", json.dumps(plain(result), indent=1) + "\n")
 
 
-WIDTH = 80  # of tables and lines on a terminal
+WIDTH = 80  # characters in tables and lines on a terminal
 
 
 def listed(names: Sequence[str], width: int) -> str:
-    """Names with commas between them, as many as fit.
+    """Joins names by commas, as many as fit.
 
     Args:
       names: at least one.
-      width: in characters, at least 4.
+      width: number of characters, at least 4.
 
     Returns:
-      A text with an ellipsis for those that are left out.
+      A text, with an ellipsis for names that were left out.
 
     Example:
       >>> from bpnjax.run.writers import listed
@@ -148,11 +148,11 @@ def listed(names: Sequence[str], width: int) -> str:
 
 
 def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table in columns for a terminal.
+    """Formats a table in columns for a terminal.
 
     Args:
       header: texts.
-      rows: of texts, as many in each.
+      rows: rows of as many texts.
 
     Returns:
       The lines: header, rule, rows.
@@ -171,18 +171,18 @@ def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def table(result: dict[str, Any], class_names: list[list[str]]) -> str:
-    """The three accuracies per task after the last one, as text.
+    """Formats the three accuracies per task after the last one, as text.
 
-    Below are their mean over tasks, the accuracy on all test examples (``last``) and the mean over
+    Below are their mean over tasks, the accuracy on all test examples (``last``), and the mean over
     steps of the accuracy on all classes seen so far (``anytime``); see
     `bpnjax.evaluation.metrics`.
 
     Args:
       result: of a complete run, from memory or from ``result.json``.
-      class_names: of each task.
+      class_names: the classes of each task.
 
     Returns:
-      Lines of text, no line feed at the end; mean ± sd (n - 1) over seeds where there are several.
+      Lines of text without a final line feed; mean ± sd (n - 1) over seeds if there are several.
     """
     kinds = {name: np.asarray(plain_nan(m), float)[:, -1] for name, m in result["accuracy"].items()}
     several = result["num_seeds"] > 1
@@ -216,14 +216,14 @@ def table(result: dict[str, Any], class_names: list[list[str]]) -> str:
 
 
 def mean_and_sd(entry: dict[str, Any] | None, digits: int = 4) -> str:
-    """An entry of a result's summary as text.
+    """Formats an entry of a result's summary.
 
     Args:
-      entry: ``{"mean", "sd"}``, either of which may be None; None itself for none.
-      digits: after the point.
+      entry: ``{"mean", "sd"}``, either of which may be None; or None.
+      digits: number of digits after the point.
 
     Returns:
-      Such as ``"0.9800 ± 0.0100"``; ``"-"`` where there is no mean.
+      A text such as ``"0.9800 ± 0.0100"``, or ``"-"`` without a mean.
 
     Example:
       >>> from bpnjax.run.writers import mean_and_sd
@@ -234,12 +234,12 @@ def mean_and_sd(entry: dict[str, Any] | None, digits: int = 4) -> str:
 
 
 def number(mean: float | None, sd: float | None = None, digits: int = 3) -> str:
-    """A mean over seeds and its standard deviation as text.
+    """Formats a mean over seeds with its standard deviation.
 
     Args:
-      mean: of the seeds; None where it was not measured.
+      mean: over the seeds; None if it was not measured.
       sd: None for one seed.
-      digits: after the point.
+      digits: number of digits after the point.
 
     Returns:
       ``mean ± sd``, or ``-``.
@@ -255,14 +255,14 @@ def number(mean: float | None, sd: float | None = None, digits: int = 3) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table as Markdown.
+    """Formats a table as Markdown.
 
     Args:
       header: texts.
-      rows: of texts, as many in each; a ``|`` in them would be taken for a border.
+      rows: rows of as many texts, without ``|``, which would be taken for a border.
 
     Returns:
-      Lines of text, no line feed at the end.
+      Lines of text without a final line feed.
 
     Example:
       >>> from bpnjax.run.writers import markdown_table
@@ -282,14 +282,14 @@ _LATEX = {
 
 
 def latex_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    r"""A table for ``\input`` in a LaTeX document with ``\usepackage{booktabs}``.
+    r"""Formats a table for ``\input`` in a LaTeX document with ``\usepackage{booktabs}``.
 
     Args:
-      header: texts; code between backticks is set in typewriter type, in rows as well.
-      rows: of texts, as many in each.
+      header: texts. Code between backticks is set in typewriter type, also in rows.
+      rows: rows of as many texts.
 
     Returns:
-      A ``tabular``, the last character a line feed.
+      A ``tabular`` that ends with a line feed.
 
     Example:
       >>> from bpnjax.run.writers import latex_table
@@ -315,16 +315,16 @@ def latex_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _latex(text: str) -> str:
-    """A cell of Markdown as LaTeX."""
+    """Converts a cell of Markdown to LaTeX."""
     parts = ["".join(_LATEX.get(letter, letter) for letter in part) for part in text.split("`")]
     return "".join(rf"\texttt{{{p}}}" if i % 2 else p for i, p in enumerate(parts))
 
 
 def plain_nan(value: Any) -> Any:
-    """The reverse of `plain` for matrices: null becomes NaN.
+    """Reverses `plain` for matrices: null becomes NaN.
 
     Args:
-      value: nested lists of numbers and None, or arrays, which stay as they are.
+      value: nested lists of numbers and None, or arrays, which do not change.
 
     Returns:
       Nested lists of numbers.
@@ -340,7 +340,7 @@ def plain_nan(value: Any) -> Any:
 
 
 class Progress:
-    """A bar on a terminal, plain lines elsewhere; both on stderr."""
+    """Shows progress on stderr: a bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, total_steps: int, done_steps: int) -> None:
         self._bar = None
@@ -353,12 +353,12 @@ class Progress:
             )  # fmt: skip
 
     def update(self, steps: int, where: str, loss: float, rate: float) -> None:
-        """Moves the bar on by some steps; where there is no bar, nothing.
+        """Moves the bar by some steps; does nothing without a bar.
 
         Args:
-          steps: how many were run since the last call.
+          steps: number of steps since the last call.
           where: the task and the epoch.
-          loss: mean training loss of an example.
+          loss: mean training loss per example.
           rate: examples per second.
         """
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""Hyper-parameter search in which every method has the same number of trials and of steps."""
+"""Hyper-parameter search with the same number of trials and steps for every method."""
 
 from bpnjax.search.protocol import Protocol, protocol
 from bpnjax.search.spaces import Axis, space

@@ -1,4 +1,4 @@
-"""The command: methods and a number of trials in, the best settings of each out.
+"""The command that searches the best settings of several methods with a number of trials.
 
 bpnjax search --config=mnist --methods=bd_ewc,ewc,psp --trials=32 --workdir=runs/search
 """
@@ -14,24 +14,24 @@ USAGE = """usage: bpnjax search --config=NAME --methods=A,B,... [--trials=N]
                      [--dry_run] [--config.FIELD=VALUE ...]
 
   --methods=A,B,...    names of methods
-  --trials=N           of each method, the settings of the configuration first
-                       (default: 32)
-  --workdir=DIR        for everything (default: runs/<name>/search); the same
+  --trials=N           trials per method, beginning with the settings of the
+                       configuration (default: 32)
+  --workdir=DIR        folder (default: runs/<name>/search); the same
                        command in another process, or on another machine that
                        sees the folder, joins the search
-  --storage=ADDRESS    of a database, as postgresql://user@host/name, or journal
-                       for a file that grows (default: SQLite in the workdir)
-  --at_once=N          trials in one vmapped program: quicker on accelerators
-  --prune              end trials early that are not among the better half
+  --storage=ADDRESS    address of a database, as postgresql://user@host/name, or
+                       journal for a log file (default: SQLite in the workdir)
+  --at_once=N          trials in one vmapped program: faster on accelerators
+  --prune              stop trials early that are not in the better half
   --space.FIELD=RANGE  search a field over low:high:log, low:high:linear, or a
-                       list a,b,c; or leave it as it is: fixed
-  --num_seeds=N        of the runs that are reported with the settings found
-  --noreport           do not run them
-  --dry_run            say what would be searched and how long it would take
+                       list a,b,c; or keep its value: fixed
+  --num_seeds=N        seeds of the reported runs with the best settings
+  --noreport           skip these runs
+  --dry_run            print what would be searched and how long it would take
 
-Leaves search.json, search.md, figures, report/<method>, and tuned.py: a
-configuration with the settings of each method, which run, compare and paper
-take."""
+Writes search.json, search.md, figures, report/<method>, and tuned.py: a
+configuration with the settings of each method for --config of run, compare and
+paper."""
 _FLAGS: dict[str, str | bool] = {
     "methods": "", "trials": "32", "storage": "", "at_once": "1", "prune": False,
     "num_seeds": "", "report": True, "dry_run": False,
@@ -54,14 +54,14 @@ def run(arguments: list[str]) -> int:
 
 
 def _searched(arguments: list[str]) -> int:
-    """Does what the arguments say; returns the exit code."""
+    """Runs the command on its arguments; returns the exit code."""
     space, rest = _space(arguments)
     config, values, _ = command.parse_flags(rest, _FLAGS)
     numbers = {}
     for name in ("trials", "at_once", "num_seeds"):
         text = values[name].value
         if text and not (text.isdecimal() and int(text) > 0):
-            raise UserError(f"--{name}: {text!r} is no number above 0; give one")
+            raise UserError(f"--{name}: {text!r} is not a number above 0; give one")
         numbers[name] = int(text or 0)
     if numbers["num_seeds"]:
         config.num_seeds = numbers["num_seeds"]
@@ -70,7 +70,7 @@ def _searched(arguments: list[str]) -> int:
         raise UserError("--methods: missing; name some, as --methods=bd_ewc,ewc")
     if values.overwrite:
         raise UserError("--overwrite: a search is never overwritten; name another --workdir")
-    # Imported late: a wrong flag need not wait for them.
+    # Imported here, so that a wrong flag is reported without delay.
     from bpnjax.search import outcome, study
 
     if values.dry_run:
@@ -106,7 +106,7 @@ def _space(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _described(made: object, report: bool) -> str:
-    """What a search would do."""
+    """Describes what a search would do."""
     from bpnjax.run import dry_run
     from bpnjax.search.study import Plan
 

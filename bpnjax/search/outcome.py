@@ -1,4 +1,4 @@
-"""What a search leaves: ``search.json``, a table, figures, and a configuration with what it found.
+"""The output of a search: ``search.json``, a table, figures, and a configuration of the settings.
 
 Everything is made from the finished trials in the storage, so it can be made again.
 """
@@ -22,27 +22,27 @@ __all__ = ["method_record", "printed", "read", "tuned_file", "write"]
 
 ACCURACIES = ("task_told", "task_masked", "task_inferred")
 LOCK = "results.lock"
-_NEAR = 0.99  # of the best: what "trials to" counts
-_HERE = ("dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir")  # of one machine
+_NEAR = 0.99  # share of the best value that "number that reached 99%" refers to
+_HERE = ("dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir")  # folders of a machine
 
 
 def write(
     workdir: pathlib.Path, made: Any, found: Mapping[str, Sequence[Any]], prune: bool, report: bool
 ) -> dict[str, Any]:
-    """Writes all files of a search, and runs the best settings of each method if so asked.
+    """Writes all files of a search, and runs the best settings of each method if requested.
 
     Args:
       workdir: of the search.
-      made: `bpnjax.search.study.plan`'s.
-      found: the finished ``optuna`` trials of each method, in the order of their places.
-      prune: whether hopeless ones were ended early.
-      report: whether the best settings are run on the sequence that is reported.
+      made: from `bpnjax.search.study.plan`.
+      found: the finished ``optuna`` trials of each method, ordered by place.
+      prune: whether trials were stopped early.
+      report: whether to run the best settings on the reported sequence.
 
     Returns:
       The content of ``search.json``.
 
     Raises:
-      UserError: a run cannot be made.
+      UserError: a run cannot start.
     """
     methods = {name: method_record(made.axes[name], found[name]) for name in found}
     first = made.protocols[next(iter(found))]
@@ -84,26 +84,26 @@ def write(
 
 
 def _outdated(folder: pathlib.Path, config: Any) -> bool:
-    """Whether a report is of settings that later trials surpassed."""
+    """Whether a report has settings that later trials surpassed."""
     try:
         there = json.loads((folder / "config.json").read_text())
         return configuration.fingerprint(there) != configuration.fingerprint(config)
     except (OSError, ValueError, AttributeError):
-        return False  # there is none, or what the run itself refuses
+        return False  # there is no report, or one that the run itself will refuse
 
 
 def read(workdir: pathlib.Path, wait: bool = False) -> dict[str, Any]:
-    """The results of a search that another process writes.
+    """Reads the results of a search that another process writes.
 
     Args:
       workdir: of the search.
-      wait: until they are there and nobody writes them.
+      wait: whether to wait until they exist and no process writes them.
 
     Returns:
       The content of ``search.json``.
 
     Raises:
-      UserError: there are none.
+      UserError: there are no results.
     """
     path = workdir / "search.json"
     while wait and (workdir / LOCK).exists():
@@ -117,15 +117,15 @@ def read(workdir: pathlib.Path, wait: bool = False) -> dict[str, Any]:
 
 
 def method_record(axes: Sequence[Any], trials: Sequence[Any]) -> dict[str, Any]:
-    """What ``search.json`` says of a method.
+    """The entry of a method in ``search.json``.
 
     Args:
-      axes: what was searched.
-      trials: finished ``optuna`` trials, the default settings first.
+      axes: the searched settings.
+      trials: finished ``optuna`` trials, first the default settings.
 
     Returns:
-      A dict: the space, each trial, the best one, what the default settings gave, the spread over
-      trials, and after how many trials 99% of the best value was reached.
+      A dict: the space, each trial, the best one, the value of the default settings, the spread
+      over trials, and the number of trials that reached 99% of the best value.
     """
     records = []
     for place, trial in enumerate(trials):
@@ -161,14 +161,14 @@ def method_record(axes: Sequence[Any], trials: Sequence[Any]) -> dict[str, Any]:
 
 
 def tuned_file(made: Any, methods: Mapping[str, Any]) -> str:
-    """A config file with the settings found for each method.
+    """Writes a config file with the settings found for each method.
 
     Args:
-      made: `bpnjax.search.study.plan`'s.
-      methods: `method_record` of each.
+      made: from `bpnjax.search.study.plan`.
+      methods: `method_record` of each method.
 
     Returns:
-      Python code; `main`, `compare` and `paper` take the file as ``--config``.
+      Python code. The commands run, compare and paper take the file as ``--config``.
     """
     flat = configuration.flatten(made.config)
     default = configuration.flatten(configuration.default())
@@ -200,13 +200,13 @@ def tuned_file(made: Any, methods: Mapping[str, Any]) -> str:
 
 
 def plain_python(value: Any) -> str:
-    """A value as Python code.
+    """Writes a value as Python code.
 
     Args:
       value: of a field.
 
     Returns:
-      Such as ``(300, 300)``.
+      Code such as ``(300, 300)``.
     """
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
@@ -220,7 +220,7 @@ def _version() -> str:
 
 
 def _trials(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """What the trials gave."""
+    """The table of the trials."""
     rows = []
     for name, record in result["methods"].items():
         spread = record["spread"]
@@ -232,7 +232,7 @@ def _trials(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _reported(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """What the best settings gave where it is reported; no rows if they were not run."""
+    """The table of the reported runs; without rows if there are none."""
     rows = []
     for name, record in result["methods"].items():
         if "report" in record:
@@ -260,13 +260,13 @@ def _budget(result: Mapping[str, Any]) -> str:
 
 
 def printed(result: Mapping[str, Any]) -> str:
-    """The table for a terminal.
+    """Formats the results as a table for a terminal.
 
     Args:
       result: the content of ``search.json``.
 
     Returns:
-      Lines of text; the budget is the last.
+      Lines of text. The last one is about the budget.
     """
     lines = aligned(*_trials(result))
     if _reported(result)[1]:
@@ -275,7 +275,7 @@ def printed(result: Mapping[str, Any]) -> str:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The page of a search.
+    """Formats the results as a page.
 
     Args:
       result: the content of ``search.json``.
@@ -304,7 +304,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 @style.applied()
 def _by_trial(path: pathlib.Path, result: Mapping[str, Any]) -> pathlib.Path:
-    """Value of each trial, and the best so far."""
+    """Draws the value of each trial, and the best so far."""
     methods = result["methods"]
     figure, axes = style.new_figure(
         1, len(methods), (3 * len(methods), 3.2), squeeze=False, sharey=True
@@ -323,7 +323,7 @@ def _by_trial(path: pathlib.Path, result: Mapping[str, Any]) -> pathlib.Path:
 
 @style.applied()
 def _sensitivity(workdir: pathlib.Path, result: Mapping[str, Any]) -> list[pathlib.Path]:
-    """For each method, the value against each of its settings."""
+    """Draws, for each method, the value against each of its settings."""
     made = []
     for name, record in result["methods"].items():
         fields = list(record["best"]["settings"])

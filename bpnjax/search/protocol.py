@@ -1,9 +1,9 @@
 """Two phases: settings are chosen on one sequence and reported on another.
 
-Settings that are chosen on the sequence they are reported on, be it on a part held out, are chosen
-with knowledge of later tasks, which a learner that meets them one after another does not have (Cha
-and Cho 2024, arXiv 2403.09066). With ``search.protocol=two_phase`` the trials learn other classes
-per task, or other permutations, from other seeds.
+If settings are chosen on the sequence they are reported on, even on a held-out part of it, the
+choice uses knowledge of later tasks, which a learner that gets one task after another does not have
+(Cha and Cho 2024, arXiv 2403.09066). With ``search.protocol=two_phase`` the trials learn other
+classes per task, or other permutations, with other seeds.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from bpnjax.utils.errors import UserError
 __all__ = ["Protocol", "protocol"]
 
 VALIDATION = 0.1  # share of the training examples that trials are judged on
-_APART = 1000  # between the seeds of both phases
+_APART = 1000  # difference between the seeds of both phases
 
 
 class Protocol(NamedTuple):
@@ -28,24 +28,24 @@ class Protocol(NamedTuple):
 
     @property
     def changes(self) -> list[str]:
-        """What the trials have otherwise than the runs that are reported."""
+        """How the trials differ from the reported runs."""
         same = {"num_seeds": 1}
         return differences(flatten(self.report) | same, flatten(self.tune) | same)
 
 
 def protocol(config: ConfigDict) -> Protocol:
-    """The configurations that trials and reported runs start from.
+    """Makes the configurations that trials and reported runs start from.
 
-    Trials are run with one seed and judged on a part of the training examples that is held out.
+    Trials have one seed and are judged on a held-out part of the training examples.
 
     Args:
-      config: a configuration; its ``search`` says what both phases change.
+      config: a configuration. Its ``search`` fields change both phases.
 
     Returns:
       `Protocol`.
 
     Raises:
-      UserError: another sequence is asked for and none can be drawn, or a change is wrong.
+      UserError: another sequence is needed but cannot be drawn, or a change is invalid.
 
     Example:
       >>> from bpnjax import config
@@ -65,7 +65,7 @@ def protocol(config: ConfigDict) -> Protocol:
     tune.num_seeds = 1
     tune.evaluate.on = "validation"
     tune.evaluate.inferred_rows = "last"
-    tune.evaluate.every_tasks = 1_000_000  # after the last
+    tune.evaluate.every_tasks = 1_000_000  # only after the last task
     tune.evaluate.every_epochs = 0
     tune.log = ""
     tune.dataset.validation = config.dataset.validation or VALIDATION
@@ -79,12 +79,12 @@ def protocol(config: ConfigDict) -> Protocol:
 
 
 def _another_sequence(tune: ConfigDict) -> str:
-    """Draws the tasks of the trials; returns what that is called."""
+    """Draws the tasks of the trials; returns the name of the protocol."""
     sequence = tune.sequence
     if sequence.kind == "permuted":
-        return "two_phase"  # the permutations are those of the seed
+        return "two_phase"  # the seed determines the permutations
     if sequence.kind == "datasets" or len(tune.dataset.path.split(",")) > 1:
-        return "two_phase, same tasks"  # each set is a task: there are no others
+        return "two_phase, same tasks"  # each set is a task, so there are no others
     if sequence.classes:
         raise UserError(
             "search.protocol: two_phase draws other classes per task, and sequence.classes spells "

@@ -1,7 +1,7 @@
-"""What is searched: an axis for each setting that has a range, and what the user adds.
+"""The searched settings: an axis for each setting with a range, and changes by the user.
 
-The ranges stand beside the settings (`bpnjax.methods.Range`), so a method of the user's own is
-searched as those of the package are.
+The ranges are declared with the settings (`bpnjax.methods.Range`), so a user's own method is
+searched in the same way as those of the package.
 """
 
 import math
@@ -18,19 +18,19 @@ from bpnjax.utils.errors import UserError
 __all__ = ["Axis", "space"]
 
 SCALES = ("log", "linear")
-FIXED = "fixed"  # instead of a range: the setting stays as it is
+FIXED = "fixed"  # in place of a range: the search does not change the setting
 
 
 class Axis(NamedTuple):
-    """A setting and the values it is searched over."""
+    """A setting and its searched values."""
 
     field: str
-    default: Any  # of the first trial
+    default: Any  # value of the first trial
     low: float = 0.0
     high: float = 0.0
     scale: str = "linear"
-    choices: tuple[Any, ...] = ()  # instead of a range
-    traced: bool = False  # whether one compiled program serves all of its values
+    choices: tuple[Any, ...] = ()  # in place of a range
+    traced: bool = False  # whether one compiled program serves all values
 
     @property
     def whole(self) -> bool:
@@ -38,7 +38,7 @@ class Axis(NamedTuple):
         return isinstance(self.default, int) and not isinstance(self.default, bool)
 
     def suggest(self, trial: Any) -> Any:
-        """A value for a trial.
+        """Proposes a value for a trial.
 
         Args:
           trial: an ``optuna.Trial``.
@@ -54,10 +54,10 @@ class Axis(NamedTuple):
         return trial.suggest_float(self.field, self.low, self.high, log=log)
 
     def described(self) -> str:
-        """The axis in words.
+        """Describes the axis as text.
 
         Returns:
-          Such as ``"bd.epsilon from 0.02 to 2, log, first 0.2"``.
+          A text such as ``"bd.epsilon from 0.02 to 2, log, first 0.2"``.
         """
         if self.choices:
             return f"{self.field} out of {', '.join(map(str, self.choices))}, first {self.default}"
@@ -67,20 +67,20 @@ class Axis(NamedTuple):
 
 
 def space(config: ConfigDict, more: Mapping[str, str] | None = None) -> tuple[Axis, ...]:
-    """The settings of a configuration's method that are searched.
+    """Lists the settings that are searched for a configuration's method.
 
     Args:
-      config: a configuration, whose values are those of the first trial. A range that does not
-        reach them is widened.
-      more: ``{field: "low:high:scale"}``, or ``"a,b,c"`` for choices, or ``"fixed"``; they replace
-        the method's own range of the field. Fields that only other methods read are passed over.
+      config: a configuration. The first trial has its values, and a range that does not include
+        them is widened.
+      more: ``{field: "low:high:scale"}``, or ``"a,b,c"`` for choices, or ``"fixed"``. They replace
+        the method's own range of a field. Fields that only other methods read are ignored.
 
     Returns:
-      An `Axis` for each, the method's own first, then those of every run.
+      An `Axis` for each setting, first those of the method, then those of every run.
 
     Raises:
-      UserError: there is no such field, its value is no number, or the range is empty or does not
-        hold the value of the configuration.
+      UserError: there is no such field, its value is not a number, or the range is empty or does
+        not include the value of the configuration.
 
     Example:
       >>> from bpnjax import config
@@ -128,14 +128,14 @@ def _built_in(field: str, found: Range, value: Any, of_method: bool) -> Axis:
 
 
 def _given(field: str, text: str, entry: Entry, flat: Mapping[str, Any]) -> Axis:
-    """The axis that a user wrote."""
+    """The axis for a range that a user wrote."""
     name, own, value = f"--space.{field}", _range(entry, flat), flat[field]
     if ":" not in text:
         choices = tuple(_like(word.strip(), value, name) for word in text.split(","))
         if len(set(choices)) < 2:
             raise UserError(
-                f"{name}: {text!r} is no range; write low:high:log, low:high:linear, two or more "
-                f"values as a,b, or {FIXED}"
+                f"{name}: {text!r} is not a range; write low:high:log, low:high:linear, two or "
+                f"more values as a,b, or {FIXED}"
             )
         if value not in choices:
             raise UserError(
@@ -153,7 +153,7 @@ def _given(field: str, text: str, entry: Entry, flat: Mapping[str, Any]) -> Axis
     default = fallback if value is None else value
     if isinstance(default, bool) or not isinstance(default, (int, float)):
         raise UserError(
-            f"{name}: {field} is {value!r}, which is no number; give it a number in the "
+            f"{name}: {field} is {value!r}, which is not a number; give it a number in the "
             "configuration, or choices as a,b"
         )
     low, high = (_like(word, default, name) for word in words[:2])
@@ -179,7 +179,7 @@ def _check(field: str, entry: Entry, value: Any) -> None:
 
 
 def _like(word: str, value: Any, name: str) -> Any:
-    """A word as a value of the same type."""
+    """Converts a word to the type of a value."""
     if isinstance(value, str):
         return word
     if isinstance(value, bool):
@@ -189,9 +189,9 @@ def _like(word: str, value: Any, name: str) -> Any:
     try:
         number = float(word)
     except ValueError as error:
-        raise UserError(f"{name}: {word!r} is no number; give one") from error
+        raise UserError(f"{name}: {word!r} is not a number; give one") from error
     if not math.isfinite(number):
         raise UserError(f"{name}: {word!r} is not finite; give a number")
     if isinstance(value, int) and number != int(number):
-        raise UserError(f"{name}: {word!r} is no whole number; give one")
+        raise UserError(f"{name}: {word!r} is not a whole number; give one")
     return int(number) if isinstance(value, int) else number

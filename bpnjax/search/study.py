@@ -1,8 +1,7 @@
-"""The search: Optuna proposes, our runs measure, several processes share one storage.
+"""The search: Optuna proposes settings, our runs measure them, and processes share one storage.
 
-Each trial of a method has a place, 0 to trials - 1, which it keeps when it has to be run again. So
-however many workers join and whichever are killed, a method ends with exactly one finished trial
-for each place.
+Each trial of a method has a place, 0 to trials - 1, which it keeps when it is run again. So a
+method ends with exactly one finished trial per place, whichever workers join or are killed.
 """
 
 import contextlib
@@ -33,12 +32,12 @@ from bpnjax.utils.errors import UserError, suggest
 
 __all__ = ["Plan", "plan", "search"]
 
-_BEAT, _GRACE = 5, 30  # seconds: a worker's sign of life, and when it counts as gone
-# What databases say where another worker makes the same tables.
+_BEAT, _GRACE = 5, 30  # seconds between a worker's heartbeats, and until it counts as lost
+# Messages of databases when another worker makes the same tables.
 _AT_THE_SAME_TIME = (
     "UNIQUE constraint", "already exists", "duplicate key", "locked", "no such table",
 )  # fmt: skip
-_WAIT = 0.5  # seconds between two looks at trials of other workers
+_WAIT = 0.5  # seconds between two checks of other workers' trials
 
 
 class Plan(NamedTuple):
@@ -47,25 +46,25 @@ class Plan(NamedTuple):
     config: ConfigDict
     protocols: dict[str, Protocol]
     axes: dict[str, tuple[Axis, ...]]
-    trials: dict[str, int]  # one where nothing is searched
+    trials: dict[str, int]  # 1 if nothing is searched
 
 
 def plan(
     config: ConfigDict, methods: Sequence[str], trials: int, more: Mapping[str, str] | None = None
 ) -> Plan:
-    """What a search would do; touches no data.
+    """Plans a search without reading data.
 
     Args:
-      config: a configuration; its method is replaced by each of the names.
-      methods: names of the registry.
-      trials: of each method.
-      more: as of `bpnjax.search.space`.
+      config: a configuration. Its method is replaced by each of the names.
+      methods: names of registered methods.
+      trials: number of trials per method.
+      more: as in `bpnjax.search.space`.
 
     Returns:
       `Plan`.
 
     Raises:
-      UserError: there is no such method or field, or a range is wrong.
+      UserError: there is no such method or field, or a range is invalid.
     """
     if trials < 1:
         raise UserError(f"--trials: {trials} is below 1; give at least 1")
@@ -92,30 +91,31 @@ def search(
     prune: bool = False,
     report: bool = True,
 ) -> dict[str, Any]:
-    """Searches the settings of some methods, each with as many trials, and reports the best.
+    """Searches settings of several methods, with equally many trials, and reports the best ones.
 
-    The first trial of each method has the settings of the configuration, the others are proposed by
-    a tree-structured Parzen estimator (Bergstra et al. 2011). The same call in another process, or
-    on another machine, joins the search; a call after an interruption goes on with it.
+    The first trial of each method has the settings of the configuration. A tree-structured Parzen
+    estimator (Bergstra et al. 2011) proposes the others. The same call in another process, or on
+    another machine, joins the search. After an interruption the same call resumes it.
 
     Args:
-      config: a configuration; ``search.*`` of it says how both phases differ and what counts.
-      methods: names of the registry.
-      workdir: where everything goes.
-      trials: of each method. More may be asked for later.
+      config: a configuration. Its ``search`` fields say how both phases differ and what is
+        maximised.
+      methods: names of registered methods.
+      workdir: folder for everything.
+      trials: number of trials per method. It may be raised later.
       space: ``{field: "low:high:scale"}``, see `bpnjax.search.space`.
-      storage: an address that Optuna takes, as ``"postgresql://..."``, or ``"journal"`` for a file
-        that grows; by default an SQLite file in the workdir.
-      at_once: trials that are proposed together and run in one `jax.vmap`.
-      prune: end trials early whose accuracy after a task is not among the better half of the others
+      storage: an address for Optuna, such as ``"postgresql://..."``, or ``"journal"`` for a log
+        file; by default an SQLite file in the workdir.
+      at_once: number of trials that are proposed together and run in one `jax.vmap`.
+      prune: whether to stop trials early whose accuracy after a task is not in the better half
         (successive halving over tasks).
-      report: whether the best settings of each method are run on the sequence that is reported.
+      report: whether to run the best settings of each method on the reported sequence.
 
     Returns:
       The content of ``search.json``.
 
     Raises:
-      UserError: Optuna is missing, the storage holds another search, or a trial cannot be run.
+      UserError: Optuna is missing, the storage holds another search, or a trial cannot run.
     """
     if at_once < 1:
         raise UserError(f"--at_once: {at_once} is below 1; give at least 1")
@@ -139,7 +139,7 @@ def search(
         )
     for worker in workers:
         worker.work()
-        worker.trials.forget()  # the programs and data of one method at a time
+        worker.trials.forget()  # keeps the programs and data of one method at a time
     for worker in workers:
         worker.wait()
     found = {name: _finished(optuna, studies[name]) for name in methods}
@@ -159,7 +159,7 @@ def _optuna() -> Any:
             "bpnjax search needs Optuna, which is not installed; pip install 'bpnjax[search]'"
         ) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    # Options that are called experimental, and that ask and tell give signs of life of their own.
+    # For experimental options, and because Optuna sends no heartbeats with ask and tell.
     kinds = (optuna.exceptions.ExperimentalWarning, FutureWarning)
     for kind in kinds:
         warnings.filterwarnings("ignore", category=kind, module=r"optuna\b|bpnjax\.search\b")
@@ -168,14 +168,14 @@ def _optuna() -> Any:
 
 
 def _open(optuna: Any, address: str, workdir: pathlib.Path) -> Any:
-    """The storage of all trials."""
+    """Opens the storage of all trials."""
     if address == "journal":
         path = _place(address, workdir)
         backend = optuna.storages.journal.JournalFileBackend(path)
         _mend_journal(optuna, pathlib.Path(path))
         try:
             return optuna.storages.JournalStorage(backend)
-        except Exception as error:  # a line that is no JSON, or none of Optuna's
+        except Exception as error:  # a line that is not JSON, or not from Optuna
             raise _damaged(path, error) from error
     url = address or f"sqlite:///{_place(address, workdir)}"
     if not address:
@@ -189,7 +189,7 @@ def _open(optuna: Any, address: str, workdir: pathlib.Path) -> Any:
         )
     except ImportError as error:
         raise UserError(f"--storage: {' '.join(str(error).split())}; install its driver") from error
-    except Exception as error:  # SQLAlchemy's own are many
+    except Exception as error:  # SQLAlchemy has many exceptions
         why = str(error).splitlines()[0]
         raise UserError(
             f"--storage: cannot use {url!r} ({why}); give an address such as "
@@ -198,15 +198,15 @@ def _open(optuna: Any, address: str, workdir: pathlib.Path) -> Any:
 
 
 def _place(address: str, workdir: pathlib.Path) -> str:
-    """Where the trials are."""
+    """The address or path of the trials."""
     names = {"": "search.db", "journal": "search.journal"}
     return str(workdir / names[address]) if address in names else address
 
 
 def _mend_journal(optuna: Any, path: pathlib.Path) -> None:
-    """Drops a last line that a kill or a full disk cut, which the next one would be glued to."""
+    """Drops an incomplete last line of a journal, which the next line would be appended to."""
     lock = optuna.storages.journal.JournalFileSymlinkLock(str(path))
-    lock.acquire()  # no other worker is writing
+    lock.acquire()  # so that no other worker writes
     try:
         data = path.read_bytes()
         if data and not data.endswith(b"\n"):
@@ -217,7 +217,7 @@ def _mend_journal(optuna: Any, path: pathlib.Path) -> None:
 
 
 def _check_file(path: pathlib.Path) -> None:
-    """Refuses a database of SQLite that is damaged: some of it would still be read."""
+    """Raises an error for a damaged SQLite database, parts of which could still be read."""
     if not path.is_file():
         return
     try:
@@ -232,7 +232,7 @@ def _check_file(path: pathlib.Path) -> None:
 
 def _damaged(what: str, error: Exception | str) -> UserError:
     state, why = "is damaged", str(error)
-    if isinstance(error, Exception):  # it may be damaged, or another process may hold it
+    if isinstance(error, Exception):  # damaged, or held by another process
         state, why = "cannot be read", f"{type(error).__name__}: {error}"
     why = " ".join(why.split())[:200]
     return UserError(
@@ -241,14 +241,14 @@ def _damaged(what: str, error: Exception | str) -> UserError:
 
 
 def _checksum(trial: Any, value: float | None) -> str:
-    """Of a trial's settings, of what is noted of it, and of what it found."""
+    """The checksum of a trial's settings, notes and result."""
     noted = {k: v for k, v in trial.user_attrs.items() if k != "checksum"}
     text = json.dumps([dict(trial.params), noted, value], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _made_once(make: Callable[[], Any]) -> Any:
-    """Makes a storage; where another worker makes the same tables at this moment, tries again."""
+    """Makes a storage; tries again if another worker makes the same tables at the same time."""
     for left in range(40, -1, -1):
         try:
             return make()
@@ -260,7 +260,7 @@ def _made_once(make: Callable[[], Any]) -> Any:
 
 
 def _fingerprint(made: Plan, name: str) -> dict[str, str]:
-    """What a search is of, as texts by field."""
+    """What identifies a search, as texts by field."""
     one = made.protocols[name]
     known = entries()
     others = {field for field, entry in known.items() if entry.methods} - set(REGISTRY[name].fields)
@@ -273,7 +273,7 @@ def _fingerprint(made: Plan, name: str) -> dict[str, str]:
 
 
 def _studies(optuna: Any, storage: Any, made: Plan, place: str) -> dict[str, Any]:
-    """The study of each method, read once: of a damaged storage that fails."""
+    """The study of each method. It is read once here, so that a damaged storage is reported."""
     studies, whole = {}, ("COMPLETE", "PRUNED")
     for name in made.trials:
         try:
@@ -281,18 +281,18 @@ def _studies(optuna: Any, storage: Any, made: Plan, place: str) -> dict[str, Any
             done = [t for t in study.get_trials(deepcopy=False) if t.state.name in whole]
             for trial in done:
                 value = trial.value if trial.state.name == "COMPLETE" else None
-                stored = trial.user_attrs.get("checksum")  # earlier versions wrote none
+                stored = trial.user_attrs.get("checksum")  # earlier versions wrote no checksum
                 if stored is not None and stored != _checksum(trial, value):
                     raise _damaged(place, f"trial {trial.number} of {name} is not what was written")
         except UserError:
             raise
-        except Exception as error:  # of SQLAlchemy, of JSON, of Optuna's own checks
+        except Exception as error:  # from SQLAlchemy, JSON or Optuna's own checks
             raise _damaged(place, error) from error
     return studies
 
 
 def _study(optuna: Any, storage: Any, made: Plan, name: str) -> Any:
-    """A method's study, made if it is not there; refused if it is of another search."""
+    """The study of a method, made if it does not exist; refused if it is of another search."""
     study = optuna.create_study(
         storage=storage, study_name=f"{made.config.name}/{name}", direction="maximize",
         load_if_exists=True,
@@ -334,13 +334,13 @@ class _Worker:
         self.me = locks.me()
 
     def work(self) -> None:
-        """Runs trials until none is left that nobody runs."""
+        """Runs trials until all are finished or taken by other workers."""
         while batch := self._take():
             with self._alive(batch):
                 self._run(batch)
 
     def wait(self) -> None:
-        """Waits for the trials of other workers, and takes up those of workers that are gone."""
+        """Waits for the trials of other workers, and takes over those of lost workers."""
         told = False
         while len(_finished(self.optuna, self.study)) < self.wanted:
             self.work()
@@ -352,7 +352,7 @@ class _Worker:
             time.sleep(_WAIT)
 
     def _take(self) -> list[Any]:
-        """Up to ``at_once`` trials that are this worker's now."""
+        """Takes up to ``at_once`` trials for this worker."""
         batch: list[Any] = []
         while len(batch) < self.at_once:
             self._release_lost([trial.number for trial in batch])
@@ -373,7 +373,7 @@ class _Worker:
                      or (t.state == states.RUNNING and t.number < trial.number))
             ]  # fmt: skip
             if place is None or place >= self.wanted or others:
-                # Two workers filled the queue at the same time: the place is somebody else's.
+                # Two workers filled the queue at the same time, and another one has the place.
                 self.study.tell(trial, state=states.FAIL)
                 continue
             trial.set_user_attr("worker", self.me)
@@ -381,11 +381,11 @@ class _Worker:
         return batch
 
     def _queue(self) -> bool:
-        """Puts a trial into the queue for each place that has none; whether any is waiting."""
+        """Queues a trial for each place without one; returns whether any is waiting."""
         states = self.optuna.trial.TrialState
         known = self.study.get_trials(deepcopy=False)
         left = {}
-        for trial in known:  # a later one of a place takes over
+        for trial in known:  # a later trial replaces an earlier one of its place
             place = trial.user_attrs.get("place")
             if place is not None and (trial.state != states.FAIL or place not in left):
                 left[place] = trial
@@ -404,7 +404,7 @@ class _Worker:
         return waiting
 
     def _release_lost(self, own: Sequence[int]) -> None:
-        """Lets go of trials whose worker is gone, or is this one, which does not run them."""
+        """Releases trials of lost workers, and those of this worker that it does not run."""
         states = self.optuna.trial.TrialState
         self.optuna.storages.fail_stale_trials(self.study)
         for trial in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
@@ -413,14 +413,16 @@ class _Worker:
             nobody = not worker and time.time() - started > _GRACE
             forgotten = worker == self.me and trial.number not in own
             if nobody or forgotten or (worker and not locks.is_alive(worker)):
-                with contextlib.suppress(Exception):  # another worker was quicker
+                with contextlib.suppress(Exception):  # another worker was faster
                     self.study.tell(trial.number, state=states.FAIL)
 
     @contextlib.contextmanager
     def _alive(self, batch: Sequence[Any]) -> Iterator[None]:
-        """Gives signs of life of trials while they are run."""
+        """Sends heartbeats for trials while they run."""
         beat = getattr(self.storage, "record_heartbeat", None)
-        if beat is None:  # a journal knows none: workers of one host see each other's process
+        if (
+            beat is None
+        ):  # a journal has no heartbeats; workers on one host check each other's process
             yield
             return
         ended = threading.Event()
@@ -463,7 +465,7 @@ class _Worker:
                 self._say(place, one, shown)
                 done += 1
         finally:
-            for trial in batch[done:]:  # an error, or Ctrl-C: the place is free again
+            for trial in batch[done:]:  # after an error or Ctrl-C the place is free again
                 with contextlib.suppress(Exception):
                     self.study.tell(trial, state=states.FAIL)
 
@@ -481,13 +483,13 @@ class _Worker:
 
 
 def _hopeless(trial: Any, tasks: int, value: float) -> bool:
-    """Whether a trial is not among the better half of those that learned so many tasks."""
+    """Whether a trial is not in the better half of those that learned so many tasks."""
     trial.report(value, tasks)
     return trial.should_prune()
 
 
 def _finished(optuna: Any, study: Any) -> list[Any]:
-    """The trials that count, in the order of their places."""
+    """The trials that count, ordered by place."""
     states = optuna.trial.TrialState
     done = study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
     first: dict[int, Any] = {}

@@ -1,9 +1,9 @@
-"""Trials of one method: values in, accuracies out.
+"""Trials of one method: settings in, accuracies out.
 
-Where a whole run fits into one program, all trials share it: it is compiled once, and numbers are
-its arguments. Settings that shapes or the program depend on (an integer, a choice) give programs of
-their own. Other runs (augmented or streamed images, all tasks at once, early stopping) are ordinary
-runs in a folder, which a trial that was cut goes on from.
+If a whole run fits into one program, all trials share it: it is compiled once, and numbers are its
+arguments. Settings that shapes or the program depend on (an integer, a choice) have their own
+programs. Other runs (augmented or streamed images, all tasks at once, early stopping) are ordinary
+runs in a folder, which an interrupted trial resumes.
 """
 
 import json
@@ -28,7 +28,7 @@ Hopeless = Callable[[int, float], bool]
 
 
 class Measured(NamedTuple):
-    """What a trial found."""
+    """The result of a trial."""
 
     value: float | None  # average accuracy after the last task; None if the run diverged
     steps: int
@@ -36,10 +36,10 @@ class Measured(NamedTuple):
 
 
 class Stopped(Exception):
-    """A trial was ended early.
+    """A trial was stopped early.
 
     Attributes:
-      steps: that it took.
+      steps: number of steps that it ran.
     """
 
     def __init__(self, steps: int) -> None:
@@ -53,12 +53,13 @@ class Trials:
     def __init__(
         self, config: ConfigDict, axes: Sequence[Axis], folder: pathlib.Path, at_once: bool
     ) -> None:
-        """Nothing is read or compiled yet.
+        """Reads and compiles nothing yet.
 
         Args:
-          config: of the trials, validated; its ``search.objective`` is what they are judged by.
-          axes: what is searched.
-          folder: where ordinary runs go, each into a folder of its own.
+          config: configuration of the trials, validated. Its ``search.objective`` is what they
+            maximise.
+          axes: the searched settings.
+          folder: for ordinary runs, each in its own subfolder.
           at_once: whether several trials are one `jax.vmap`.
         """
         self._config, self._folder, self._at_once = config, folder, at_once
@@ -67,11 +68,11 @@ class Trials:
         self._whole = True
 
     def forget(self) -> None:
-        """Lets go of compiled programs and of the data that they hold."""
+        """Releases compiled programs and their data."""
         self._programs.clear()
 
     def configured(self, values: Mapping[str, Any]) -> ConfigDict:
-        """The configuration of a trial.
+        """Makes the configuration of a trial.
 
         Args:
           values: ``{field: value}``.
@@ -80,7 +81,7 @@ class Trials:
           A validated copy.
 
         Raises:
-          UserError: the values do not go together.
+          UserError: the values do not fit together.
         """
         config = self._config.copy_and_resolve_references()
         config.update_from_flattened_dict(dict(values))
@@ -93,17 +94,17 @@ class Trials:
         """Runs trials.
 
         Args:
-          several: the values ``{field: value}`` of each.
-          places: the number of each, which names its folder.
+          several: the values ``{field: value}`` of each trial.
+          places: the place of each trial, which names its folder.
           hopeless: called with the number of tasks learned and the average accuracy on them; True
-            ends the trial. Only ordinary runs can ask it, so that it asks for one.
+            stops the trial. It makes the trial an ordinary run, because only those can call it.
 
         Returns:
-          `Measured` of each.
+          `Measured` of each trial.
 
         Raises:
-          UserError: a trial cannot be run.
-          Stopped: ``hopeless`` said so.
+          UserError: a trial cannot run.
+          Stopped: ``hopeless`` returned True.
         """
         for values in several:
             self.configured(values)
@@ -115,7 +116,7 @@ class Trials:
         return [self._run(v, n, hopeless) for v, n in zip(several, places, strict=True)]
 
     def _measure_whole(self, several: Sequence[Mapping[str, Any]]) -> list[Measured]:
-        """By programs of whole runs; those that share one are run together."""
+        """Measures by whole-run programs; trials that share a program run together."""
         groups: dict[Any, list[int]] = {}
         for i, values in enumerate(several):
             own = {f: v for f, v in values.items() if f not in self._traced}
@@ -130,7 +131,7 @@ class Trials:
             except (TypeError, ValueError) as error:
                 if not self._traced or not _from_tracing(error):
                     raise
-                self._traced = set()  # a method of the user's own that decides by its numbers
+                self._traced = set()  # a user's own method may need the values of its numbers
                 self._programs.clear()
                 return self._measure_whole(several)
             kind = self._config.search.objective
@@ -151,7 +152,7 @@ class Trials:
         return self._programs[static]
 
     def _run(self, values: Mapping[str, Any], place: int, hopeless: Hopeless | None) -> Measured:
-        """As an ordinary run, which goes on where it was cut."""
+        """Measures by an ordinary run, which resumes after an interruption."""
         config = self.configured(values)
         if hopeless is not None:
             config.evaluate.every_tasks = 1
@@ -179,12 +180,12 @@ class Trials:
         except Stopped:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        shutil.rmtree(folder, ignore_errors=True)  # what is worth keeping is in the storage
+        shutil.rmtree(folder, ignore_errors=True)  # the results are in the storage
         return Measured(value, steps, time.perf_counter() - started)
 
 
 def _from_tracing(error: Exception) -> bool:
-    """Whether a program failed since it needs the value of a number while it is compiled."""
+    """Whether a program failed because it needs the value of a number during compilation."""
     kinds = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError,
              jax.errors.TracerIntegerConversionError)  # fmt: skip
     return isinstance(error, kinds) or "racer" in str(error) or "metadata fields" in str(error)

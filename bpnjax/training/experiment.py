@@ -186,7 +186,7 @@ def make_experiment(
         try:
             jax.eval_shape(optimizer.init, params)
         except ValueError as error:
-            raise UserError(f"train.rates: {error}; mend the pattern") from error
+            raise UserError(f"train.rates: {error}; fix the pattern") from error
     made = learner(
         network,
         method,

@@ -1,1 +1,1 @@
-"""What every part of the package uses: errors, random keys, heads."""
+"""Tools for every part of the package, such as errors, random keys and files of arrays."""

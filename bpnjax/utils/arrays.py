@@ -1,4 +1,4 @@
-"""Trees of arrays: as flat names, in files, grown, and which of them a function reads."""
+"""Trees of arrays: flattened to names, in files, grown, and which leaves a function reads."""
 
 import json
 import os
@@ -16,13 +16,13 @@ from safetensors.numpy import save
 from bpnjax.utils import prng
 from bpnjax.utils.errors import UserError
 
-CHECKSUM = "checksum"  # of a file, among its metadata
+CHECKSUM = "checksum"  # name of a file's checksum in its metadata
 
 __all__ = ["CHECKSUM", "flatten", "put_in_corner", "read", "unflatten", "used", "write"]
 
 
 def names_of(tree: Any) -> Any:
-    """The same tree with each leaf's path, joined by ``/``, in its place.
+    """Replaces each leaf of a tree by its path, joined by ``/``.
 
     Args:
       tree: of arrays, or their shapes.
@@ -41,7 +41,7 @@ def names_of(tree: Any) -> Any:
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
-    """A tree as named host arrays; typed PRNG keys as the numbers that they are.
+    """A tree as named NumPy arrays. Typed PRNG keys become their numbers.
 
     Args:
       tree: of arrays.
@@ -71,7 +71,7 @@ def unflatten(found: Mapping[str, np.ndarray], abstract: Any) -> Any:
       The tree, on the default device.
 
     Raises:
-      ValueError: names, shapes or dtypes differ; the message names the first that does.
+      ValueError: names, shapes or dtypes differ; the message names the first difference.
     """
     names = names_of(abstract)
     numbers = jax.eval_shape(prng.to_numbers, abstract)
@@ -86,24 +86,24 @@ def unflatten(found: Mapping[str, np.ndarray], abstract: Any) -> Any:
             raise ValueError(
                 f"{name} is {array.dtype}{list(array.shape)}, not {leaf.dtype}{list(leaf.shape)}"
             )
-        # One element for all, as of parts that nobody reads, stays one.
+        # A leaf stored as one repeated element, since nobody reads it, stays one.
         return array if array.size > 1 and not any(array.strides) else jnp.asarray(array)
 
     return prng.from_numbers(jax.tree.map(one, names, numbers), abstract)
 
 
 def write(path: Any, found: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes named arrays to a ``.safetensors`` file; at any moment it is the old or the new one.
+    """Writes named arrays to a ``.safetensors`` file; an interrupted write leaves the old file.
 
     Args:
       path: of the file.
       found: ``{name: array}``.
-      metadata: texts kept beside them.
+      metadata: texts stored with the arrays.
     """
     file = pathlib.Path(path)
     partial = file.with_name(f".{file.name}.partial")
     with partial.open("wb") as out:
-        # Of an array in another order safetensors writes the memory as it lies.
+        # safetensors writes the memory of an array as it lies, whatever its order of axes.
         whole = {name: np.asarray(array, order="C") for name, array in found.items()}
         texts = {name: text for name, text in metadata.items() if name != CHECKSUM}
         out.write(_in_order(save(whole, texts | {CHECKSUM: _checksum(whole, texts)})))
@@ -113,7 +113,7 @@ def write(path: Any, found: Mapping[str, np.ndarray], metadata: Mapping[str, str
 
 
 def _checksum(found: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    """Of all arrays with their names, dtypes and shapes, and of all texts."""
+    """The checksum of all arrays, with names, dtypes and shapes, and of all texts."""
     total = zlib.crc32(json.dumps(dict(metadata), sort_keys=True).encode())
     for name, array in sorted(found.items()):
         total = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), total)
@@ -122,7 +122,7 @@ def _checksum(found: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> s
 
 
 def _in_order(data: bytes) -> bytes:
-    """The same file with its header sorted: safetensors writes metadata in a random order."""
+    """The file with a sorted header, since safetensors writes metadata in a random order."""
     length = int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True).encode()
     header += b" " * (-len(header) % 8)
@@ -139,7 +139,7 @@ def read(path: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
       ``{name: array}`` and the metadata.
 
     Raises:
-      UserError: no such file, another kind of file, or one whose checksum says that it was changed.
+      UserError: the file does not exist, is of another kind, or does not match its checksum.
     """
     if not pathlib.Path(path).is_file():
         raise UserError(f"{path}: no such file; name a .safetensors file")
@@ -148,8 +148,8 @@ def read(path: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
             metadata = dict(tensors.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no safetensors file ({error}); write it again") from error
-    kept = metadata.pop(CHECKSUM, None)  # files of others have none
+        raise UserError(f"{path} is not a safetensors file ({error}); write it again") from error
+    kept = metadata.pop(CHECKSUM, None)  # files of other programs have none
     if kept is not None and kept != _checksum(found, metadata):
         raise UserError(
             f"{path}: its content is not what was written (checksum {kept}); write it again"
@@ -158,14 +158,14 @@ def read(path: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def put_in_corner(fresh: Any, earlier: Any) -> Any:
-    """Puts every array of one tree at the front of its place in a larger one.
+    """Copies every array of one tree into the first places of a larger array of another.
 
     Args:
       fresh: a tree of arrays.
-      earlier: the same structure, arrays that are at most as long along each axis.
+      earlier: the same structure with arrays at most as long along each axis.
 
     Returns:
-      ``fresh`` with the first places along each axis taken by ``earlier``.
+      ``fresh`` with its first places along each axis replaced by ``earlier``.
 
     Raises:
       ValueError: an array does not fit.
@@ -188,7 +188,7 @@ def put_in_corner(fresh: Any, earlier: Any) -> Any:
 
 
 def used(function: Callable[..., Any], tree: Any, *more: Any) -> Any:
-    """Which leaves of its first argument a function reads.
+    """Finds which leaves of its first argument a function reads.
 
     Args:
       function: of the tree and further arguments; traced, not run.

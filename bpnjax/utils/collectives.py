@@ -1,7 +1,7 @@
-"""What a per-device function needs to do its share of a loop and to sum over the devices.
+"""Tools for a per-device function: its share of a loop, and sums over devices.
 
-``axis`` is the name of the mapped device axis, None on one device. Nothing here knows whether
-`jax.pmap` or `jax.shard_map` maps it.
+``axis`` is the name of the mapped device axis, or None on one device. The functions work within
+`jax.pmap` and `jax.shard_map` alike.
 """
 
 from collections.abc import Callable
@@ -11,19 +11,20 @@ import jax
 
 
 def devices(axis: str | None) -> tuple[int, int | jax.Array]:
-    """How many devices share the work, and the number of this one.
+    """The number of devices that share the work, and the number of this one.
 
     Args:
       axis: name of the device axis, or None.
 
     Returns:
-      The number of devices, an int, and this one's place from 0, an int32 scalar; (1, 0) for None.
+      The number of devices, an int, and this device's number from 0, an int32 scalar; (1, 0) for
+      None.
     """
     return (1, 0) if axis is None else (jax.lax.axis_size(axis), jax.lax.axis_index(axis))
 
 
 def total(tree: Any, axis: str | None) -> Any:
-    """The sum over devices, leaf by leaf.
+    """Sums over devices, leaf by leaf.
 
     Args:
       tree: of arrays, those of this device.
@@ -43,7 +44,7 @@ def total(tree: Any, axis: str | None) -> Any:
 
 
 def mean(tree: Any, axis: str | None) -> Any:
-    """The mean over devices, leaf by leaf.
+    """Averages over devices, leaf by leaf.
 
     Args:
       tree: of floating arrays, those of this device.
@@ -56,7 +57,7 @@ def mean(tree: Any, axis: str | None) -> Any:
 
 
 def gather(tree: Any, axis: str | None) -> Any:
-    """The shares of all devices joined along the first axis, in the order of the devices.
+    """Joins the shares of all devices along the first axis, in the order of the devices.
 
     Args:
       tree: of arrays ``[n, ...]``, those of this device.
@@ -78,16 +79,16 @@ def gather(tree: Any, axis: str | None) -> Any:
 
 
 def sum_loop(axis: str | None, count: Any, body: Callable[[Any, Any], Any], zeros: Any) -> Any:
-    """Adds up ``body(i, sums)`` for i from 0 to ``count - 1``, each device its share of the i.
+    """Sums ``body(i, sums)`` over i from 0 to ``count - 1``, with the i divided among devices.
 
     Device d of n takes the i for which ``i % n`` is d.
 
     Args:
       axis: name of the device axis, or None.
       count: int scalar, may be traced.
-      body: (i, sums) -> sums; must add nothing for an i of ``count`` or more, since all devices
+      body: (i, sums) -> sums. It must add nothing where i is ``count`` or more, since all devices
         take the same number of turns.
-      zeros: the sums to start with, all zero: what they hold would count once per device.
+      zeros: the sums to start with. They must be zero, since each device starts with them.
 
     Returns:
       The sums, the same on all devices.

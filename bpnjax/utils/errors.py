@@ -1,25 +1,25 @@
-"""The one exception that means: the user asked for something impossible."""
+"""The exception for an impossible request of the user."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """An impossible request: its message is one line with the field, the value and the mend.
+    """An impossible request. Its message is one line with the field, the value and what to do.
 
-    The command turns it into that line on stderr and exit code 2, without a traceback.
+    The command prints this line on stderr and exits with code 2, without a traceback.
     """
 
 
 def suggest(word: str, words: Iterable[str]) -> str:
-    """What a message says of a word that is none of those allowed.
+    """The part of a message that proposes allowed words in place of a wrong one.
 
     Args:
       word: what was given.
       words: those allowed.
 
     Returns:
-      The nearest ones as a question, else all.
+      The most similar words as a question, or all of them if none is similar.
 
     Example:
       >>> from bpnjax.utils.errors import suggest

@@ -1,4 +1,4 @@
-"""Flags of the small commands: read, refused in one line, and named in messages of functions."""
+"""Flags of the small commands: how they are read and how messages name them."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +12,12 @@ __all__ = ["named", "parse", "run"]
 
 
 def run(usage: str, arguments: list[str], answer: Callable[[list[str]], str]) -> int:
-    """Runs a small command: its help, its answer, or in one line why there is none.
+    """Runs a small command. It prints its help, its answer, or one line of error.
 
     Args:
       usage: printed for ``--help``.
       arguments: without the program's name.
-      answer: what the command does with them; returns what is to be printed.
+      answer: maps the arguments to the text that is printed.
 
     Returns:
       The exit code: 0, 1 if a file could not be written, 2 for a wrong argument or file.
@@ -53,16 +53,16 @@ def parse(
 
     Args:
       arguments: without the program's name.
-      texts: names of flags that are texts, "" by default.
-      numbers: of flags that are integers, None by default.
-      choices: ``{name: (default, values)}`` of flags with a few values.
+      texts: names of text flags, "" by default.
+      numbers: names of integer flags, None by default.
+      choices: ``{name: (default, values)}`` of flags with a fixed set of values.
       booleans: ``{name: default}`` of switches.
 
     Returns:
-      The values as attributes, and the arguments that are no flags.
+      The values as attributes, and the arguments that are not flags.
 
     Raises:
-      UserError: an unknown flag, or one with a value that it cannot have.
+      UserError: a flag is unknown or has a value that is not allowed.
 
     Example:
       >>> from bpnjax.utils import flags
@@ -87,17 +87,17 @@ def parse(
 
 
 def named(call: Callable[[], Any], **names: str) -> Any:
-    """Calls a function whose messages name its arguments, and names the flags instead.
+    """Calls a function, and replaces argument names in its error messages by flag names.
 
     Args:
-      call: without arguments.
+      call: a function without arguments.
       **names: ``argument=flag``.
 
     Returns:
       What the function returns.
 
     Raises:
-      UserError: as the function does, ``argument: ...`` as ``--flag: ...``.
+      UserError: as the function raises it, with ``--flag: ...`` in place of ``argument: ...``.
     """
     try:
         return call()

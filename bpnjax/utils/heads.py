@@ -1,14 +1,14 @@
-"""Answers restricted to some outputs: the head of a task."""
+"""Answers restricted to some outputs, the head of a task."""
 
 import chex
 import jax
 import jax.numpy as jnp
 
-FAR_BELOW = -1e9  # instead of a logit that must not count; finite, so that 0 times it is 0
+FAR_BELOW = -1e9  # for logits that must not count; finite, so that 0 times it is 0
 
 
 def within_head(logits: jax.Array, classes: jax.Array | None) -> jax.Array:
-    """Puts the logits outside a head so far below that softmax gives them 0.
+    """Lowers the logits outside a head so far that softmax gives them 0.
 
     Args:
       logits: f32 ``[..., C]``.
@@ -19,7 +19,7 @@ def within_head(logits: jax.Array, classes: jax.Array | None) -> jax.Array:
       f32 ``[..., C]``.
 
     Raises:
-      AssertionError: ``classes`` is of another number of outputs, or of more axes.
+      AssertionError: ``classes`` has another number of outputs, or more axes.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""One process per folder: a lock file that says which process holds it."""
+"""One process per folder: a lock file names the process that holds it."""
 
 import contextlib
 import os
@@ -19,8 +19,8 @@ def me() -> str:
     """This process as a lock file names it.
 
     Returns:
-      ``"host:pid:start"``, the last of which tells it from a later process of the same number; ""
-      where the system does not say.
+      ``"host:pid:start"``, or "" where the system does not give it. The start time distinguishes
+      this process from a later one with the same number.
 
     Example:
       >>> from bpnjax.utils import locks
@@ -31,13 +31,13 @@ def me() -> str:
 
 
 def is_alive(owner: str) -> bool:
-    """Whether a process is there.
+    """Whether a process still exists.
 
     Args:
-      owner: as `me` gives it.
+      owner: as `me` returns it.
 
     Returns:
-      False if it is of this host and gone. Of another host nothing can be known: True.
+      False if it is of this host and has ended. True for other hosts, where it cannot be known.
 
     Example:
       >>> import socket
@@ -55,13 +55,13 @@ def is_alive(owner: str) -> bool:
         os.kill(int(pid), 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # it is somebody else's
+    except OSError:  # the process belongs to another user
         pass
     return not start or _start(int(pid)) in ("", start)
 
 
 def _start(pid: int) -> str:
-    """When a process began, in ticks since the system did; "" where that cannot be read."""
+    """The start time of a process in ticks since boot; "" where it cannot be read."""
     try:
         stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
         return stat.rpartition(")")[2].split()[19]
@@ -71,17 +71,17 @@ def _start(pid: int) -> str:
 
 @contextlib.contextmanager
 def held(path: pathlib.Path, what: str) -> Iterator[None]:
-    """Holds a lock file while the block runs; one that a dead process left is taken over.
+    """Holds a lock file while the block runs; takes over the lock of a process that has ended.
 
     Args:
-      path: of the file; its folder is made if it is not there.
-      what: the flag and what it names, for messages, as ``"--workdir: runs/a"``.
+      path: of the file. Its folder is made if it does not exist.
+      what: the flag and its value, for messages, such as ``"--workdir: runs/a"``.
 
     Yields:
       Nothing.
 
     Raises:
-      Locked: a process that is there holds it, or one of another host.
+      Locked: a running process holds it, or one of another host.
       UserError: the file cannot be written.
 
     Example:
@@ -106,7 +106,7 @@ def held(path: pathlib.Path, what: str) -> Iterator[None]:
                     f"{what} is in use by process {pid} of {host}; wait for it or name another "
                     f"folder (if that process is gone, delete {path})"
                 )
-            # Moved away first: of two that see a dead owner one alone can move it.
+            # Renamed first: if two processes see a dead owner, only one can rename the file.
             aside = path.with_name(f"{path.name}.{os.getpid()}")
             with contextlib.suppress(FileNotFoundError):
                 path.rename(aside)
@@ -121,7 +121,7 @@ def held(path: pathlib.Path, what: str) -> Iterator[None]:
 
 
 def _taken(path: pathlib.Path, own: str) -> bool:
-    """Makes the lock file, whole from its first moment on; whether it was not there."""
+    """Creates the lock file in one step, complete; returns False if it exists already."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.write_text(own)
     try:

@@ -1,4 +1,4 @@
-"""How much memory there is, and how much a compressed file would take."""
+"""How much memory is available, and how much a compressed file needs."""
 
 import pathlib
 import zipfile
@@ -9,11 +9,11 @@ __all__ = ["available", "too_large"]
 
 
 def available() -> int | None:
-    """The memory that arrays of the default device can take.
+    """The memory available for arrays of the default device.
 
     Returns:
-      Bytes; on a CPU the least of what the system has left and of the limits of this process's
-      control group. None where nothing can be known.
+      Bytes, or None where it cannot be known. On a CPU it is the smaller of the free memory of the
+      system and what the control group of this process allows.
 
     Example:
       >>> from bpnjax.utils import memory
@@ -31,13 +31,13 @@ def available() -> int | None:
 
 
 def _host() -> int | None:
-    """The least of what the system has left and of the limit of this process; None if unknown."""
+    """The smaller of the system's free memory and the limit of this process; None if unknown."""
     known = [number for number in (_system(), _limit()) if number is not None]
     return min(known) if known else None
 
 
 def _system() -> int | None:
-    """What Linux says is available; None elsewhere."""
+    """The memory that Linux reports as available; None elsewhere."""
     try:
         for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -48,7 +48,7 @@ def _system() -> int | None:
 
 
 def _limit() -> int | None:
-    """What is left of the limit of the control group; None without one."""
+    """What is left of the control group's limit; None without one."""
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes",
@@ -63,17 +63,17 @@ def _limit() -> int | None:
 
 
 def too_large(path: str | pathlib.Path) -> str:
-    """Whether the members of a zip archive, as ``.npz`` files are, would not fit when unpacked.
+    """Checks whether a zip archive, such as an ``.npz`` file, fits into memory when unpacked.
 
     Args:
       path: of the archive.
 
     Returns:
-      How large they are, in words; "" where they fit, or where nothing can be known.
+      A text with both sizes, or "" if it fits or nothing can be known.
 
     Raises:
       OSError: it cannot be read.
-      zipfile.BadZipFile: it is no archive.
+      zipfile.BadZipFile: it is not an archive.
 
     Example:
       >>> import pathlib, tempfile

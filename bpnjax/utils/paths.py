@@ -1,4 +1,4 @@
-"""Paths as users write them."""
+"""Paths that users write."""
 
 import os
 import pathlib
@@ -9,17 +9,17 @@ __all__ = ["expanded"]
 
 
 def expanded(path: str | os.PathLike[str], field: str) -> pathlib.Path:
-    """A path with ``~`` and ``~user`` replaced by home folders.
+    """Replaces ``~`` and ``~user`` in a path by home folders.
 
     Args:
-      path: as it was given.
-      field: where it was given, for the message.
+      path: as the user gave it.
+      field: the field or flag that holds it, for the message.
 
     Returns:
       The path; it need not exist.
 
     Raises:
-      UserError: nobody knows that home folder, as in a container without a user of this number.
+      UserError: the home folder is unknown, as in a container without this user.
 
     Example:
       >>> from bpnjax.utils.paths import expanded

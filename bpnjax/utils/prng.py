@@ -1,7 +1,7 @@
-"""Random numbers: each use folds the seed's key with its own number, and draws nothing else.
+"""Random numbers from keys that depend on the seed and the place of use only.
 
-Nothing random is stored: keys derive from (seed, use, task, epoch, step), so that a run taken up
-again draws what it would have drawn.
+Nothing random is stored. A key is made from (seed, use, task, epoch, step), so that a resumed run
+draws the same numbers as one that was not interrupted.
 """
 
 import zlib
@@ -14,12 +14,12 @@ import numpy as np
 INIT, METHOD, FRESH, ORDER, PIXELS, FISHER, STEP, ENDED, DROPOUT, STATISTICS, REPLAY = range(11)
 
 
-_IMPLEMENTATION = "threefry2x32"  # the same bits on every machine; JAX's default may be changed
-_BY_WIDTH = {2: _IMPLEMENTATION, 4: "rbg"}  # of a key's numbers
+_IMPLEMENTATION = "threefry2x32"  # the same bits on every machine; JAX's default may change
+_BY_WIDTH = {2: _IMPLEMENTATION, 4: "rbg"}  # by the number of values in a key
 
 
 def key(seed: int) -> jax.Array:
-    """The PRNG key of a seed, by a generator that no flag of JAX changes.
+    """The PRNG key of a seed, from a generator that no flag of JAX changes.
 
     Args:
       seed: int from 0.
@@ -37,10 +37,10 @@ def key(seed: int) -> jax.Array:
 
 
 def fingerprint() -> str:
-    """A few random numbers as text: it differs where this process draws others than another did.
+    """A few random numbers as text, to detect that two processes draw different ones.
 
     Keys of tasks, permutations and projections are drawn again when a model is loaded. The flag
-    ``jax_threefry_partitionable`` changes what is drawn from the same key.
+    ``jax_threefry_partitionable`` changes the numbers that a key gives.
 
     Returns:
       8 hexadecimal digits.
@@ -65,7 +65,7 @@ def fold(key: jax.Array, *numbers: Any) -> jax.Array:
 
     Args:
       key: typed PRNG key.
-      *numbers: ints, or int scalars that may be traced; their order counts.
+      *numbers: ints, or int scalars that may be traced. Their order matters.
 
     Returns:
       A typed PRNG key; ``key`` itself without numbers.
@@ -83,13 +83,13 @@ def fold(key: jax.Array, *numbers: Any) -> jax.Array:
 
 
 def to_numbers(tree: Any) -> Any:
-    """Typed keys as the numbers that they are; NumPy, files and other hosts know no keys.
+    """Replaces typed keys by their numbers, since NumPy, files and other hosts have no keys.
 
     Args:
       tree: of arrays and typed PRNG keys.
 
     Returns:
-      The tree with uint32 [..., 2] (of JAX's default generator) for each key [...]; the other
+      The tree with uint32 [..., 2] (for JAX's default generator) in place of each key [...]. Other
       leaves are the same objects.
 
     Example:

@@ -360,7 +360,7 @@ def test_an_interrupt_while_results_are_written(place, learned, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(f"bpnjax.run.{place}", pressed)
         code, _, said = outcome(main.run, flags)
-    assert code == 1 and "interrupted; the same command goes on at the last checkpoint" in said
+    assert code == 1 and "interrupted; run the same command again to resume" in said
     assert not (folder / "result.json").exists()
     assert outcome(main.run, flags)[0] == 0
     one, other = (json.loads((p / "result.json").read_text()) for p in (folder, whole))

@@ -86,7 +86,7 @@ def test_a_method_that_fails_has_a_row_and_the_others_go_on(flags, tmp_path, mon
     [
         (["--methods=bd_ewcc"], "did you mean bd_ewc"),
         ([], f"--methods: missing; name some of: all, {', '.join(REGISTRY)}\n"),
-        (["--methods=sgd", "--num_seeds=x"], "--num_seeds: 'x' is no number"),
+        (["--methods=sgd", "--num_seeds=x"], "--num_seeds: 'x' is not a number"),
         (["--methods=sgd", "--config.train.epochs=0"], "train.epochs: 0 is below 1"),
         (["--methods=sgd", "--config.ewc.strength=-1"], "ewc.strength: -1.0 is below 0"),
     ],

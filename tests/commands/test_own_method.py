@@ -216,7 +216,7 @@ def test_a_composition_of_it(run, file, tmp_path):
         ("strength=much", ["mine.strength:", "'much'", "float"]),
         ("strength=nan", ["mine.strength:", "nan is not finite"]),
         ("units=outputs", ["mine.units:", "unknown value 'outputs'", "did you mean output"]),
-        ("layers=(", ["mine.layers:", "'('", "regular expression", "mend"]),
+        ("layers=(", ["mine.layers:", "'('", "regular expression", "fix"]),
         ("strenth=1", ["mine.strenth:", "unknown config field", "did you mean mine.strength"]),
     ],
 )
@@ -272,7 +272,7 @@ def test_registrations_that_cannot_be(refused, file, text, words):
         "def other(strength: Annotated[float, methods.Setting('x')] = 3.0):\n    pass\n\n"
         f"{text}\n\ndef get_config():\n    return default()\n"
     )
-    refused([f"--config={file}"], *words, "mend that file")
+    refused([f"--config={file}"], *words, "fix that file")
 
 
 def test_a_model_of_it_needs_its_registration(file, tmp_path, run):

@@ -266,7 +266,7 @@ def test_state_of_a_figure(mean, paper, expected):
     [
         ([], "--artefact: missing"),
         (["--artefact=fig9"], "--artefact: unknown artefact 'fig9'; choose from: fig5"),
-        (["--artefact=fig5", "--num_seeds=0"], "--num_seeds: '0' is no number above 0"),
+        (["--artefact=fig5", "--num_seeds=0"], "--num_seeds: '0' is not a number above 0"),
         (["--artefact=fig5", "--configs=/nowhere"], "--configs: no mnist.py in /nowhere"),
         (["--artefact=fig5", "--config.train.epoch=1"], "train.epoch: unknown config field"),
         (["--artefact=fig5", "--nonsense=1"], "nonsense"),

@@ -299,7 +299,7 @@ def test_floats_are_read_with_their_scale(tiny, tmp_path):
     for bad in (np.nan, np.inf):
         wrong = points.copy()
         wrong[7, 1] = bad
-        with pytest.raises(ValueError, match="examples hold NaN or infinite numbers; mend the da"):
+        with pytest.raises(ValueError, match="examples hold NaN or infinite numbers; fix the da"):
             model(wrong, task=1)
     with pytest.warns(UserWarning, match="are they scaled alike"):
         model(points / 100, task=1)
@@ -347,7 +347,7 @@ def test_refusals(trained, tmp_path, capsys):
     refused("--model: missing", model=None)
     refused("no model", model=tmp_path)
     refused("no model", "--seed=99")
-    refused("is no safetensors file", model=broken)
+    refused("is not a safetensors file", model=broken)
     refused("has the format 'bpnjax-1'", model=old)
     for name in ("text.npz", "empty.npz", "cut.npz", "alone.npz", "absent.npz", "odd.npz"):
         unreadable(name)
@@ -362,10 +362,10 @@ def test_refusals(trained, tmp_path, capsys):
     refused("task 4294967296; this model has tasks 0 to 2", "--task=4294967297")
     refused("--output: no folder", output=tmp_path / "none" / "out.csv")
     refused("is what --input names", output=tmp_path / "in.npz")
-    refused("is no file that can be replaced", output="/dev/null")
+    refused("is not a file that can be replaced", output="/dev/null")
     model = folder / "model.safetensors"
     refused("is what --model names", model=model, output=model)
-    refused("is no flag", "extra")
+    refused("is not a flag", "extra")
     refused("value should be one of <entropy|max_logit|statistics|", "--rule=surest")
     refused("--config: no file 'none.py'", "--config=none.py")
     assert (tmp_path / "in.npz").read_bytes() == whole
@@ -413,7 +413,7 @@ def test_a_model_with_other_arrays_is_refused(trained, tmp_path):
         refused(found | {name: found[name][..., :1]}, f"{name} is .*written by something else")
     kernel = "params/output/kernel"
     refused(found | {kernel: found[kernel].astype(np.float64)}, f"{kernel} is float64")
-    refused(found | {"params/extra": np.zeros(1)}, "params/extra is no part of its model")
+    refused(found | {"params/extra": np.zeros(1)}, "params/extra is not part of its model")
 
 
 @one_model

@@ -98,7 +98,7 @@ def test_damaged_cache(refused, cached, damage):
     DAMAGES[damage](split)
     refused(flags, "dataset.cache_dir", str(split), "damaged", "delete")
     assert builder.decoded == ["train", "test"]
-    shutil.rmtree(split) if split.is_dir() else split.unlink()  # the mend that it names
+    shutil.rmtree(split) if split.is_dir() else split.unlink()  # the fix that it names
     train.load_sequence(main.parse(flags)[0])
     assert builder.decoded == ["train", "test", "train"]
 

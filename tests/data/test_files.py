@@ -314,7 +314,7 @@ FOLDERS = {
     "one class": (lambda root: [square(root / "a", f"{i}.png") for i in range(9)],
                   "all examples are of one class, 'a'; give at least two"),
     "images above": (lambda root: square(root), "has images beside its folders, as x.png; put"),
-    "another file": (other_file, "/a/notes.txt in a class folder is a file that is none of"),
+    "another file": (other_file, "/a/notes.txt in a class folder is a file that is not one"),
     "a folder deeper": (deeper, "/a/more in a class folder is a folder; keep only images"),
     "damaged": (damaged, "1 image cannot be read: "),
     "sizes": (lambda root: [good_folder(root), square(root / "a", size=(9, 8))],
@@ -359,7 +359,7 @@ ARCHIVES = {
     ),
     "too large": (GOOD | {"train_x": np.full((50, 3), 1e300)}, "NaN or infinite numbers"),
     "text": (GOOD | {"train_x": np.array([["a"]] * 50)}, "are of dtype <U1; give numbers"),
-    "labels": (GOOD | {"train_y": Y[:50] + 0.5}, "the one in row 0 is no whole number"),
+    "labels": (GOOD | {"train_y": Y[:50] + 0.5}, "the one in row 0 is not a whole number"),
     "missing label": (GOOD | {"train_y": np.where(Y[:50] == 3, np.nan, Y[:50])}, "is missing"),
     "one-hot": (GOOD | {"train_y": np.eye(10)[Y[:50]]}, "as one-hot rows have; give one label"),
     "empty label": (GOOD | {"train_y": np.array(["a", ""] * 25)}, "are empty in row 1"),
@@ -397,7 +397,7 @@ TABLE = {
     "missing": (columns(a=replaced(None, 4)), "column 'a' has no value in row 5 (1 such"),
     "missing label": (columns(label=replaced(None, 2, str)), "column 'label' has no value in ro"),
     "text": (columns(b=replaced("?", 6, str)), "column 'b' is string, not numbers, as '?' in"),
-    "infinite": (columns(a=replaced(float("inf"), 9)), "column 'a' is inf in row 10; mend it"),
+    "infinite": (columns(a=replaced(float("inf"), 9)), "column 'a' is inf in row 10; fix it"),
     "label": (
         {"x": [1.0] * 20, "species": ["u", "v"] * 10},
         "has no column 'label'; it has 'x', 'species'; name the column of labels, as "
@@ -447,9 +447,9 @@ def test_files_that_are_no_tables_or_archives(refused, tmp_path):
         "semicolon.csv": "it has 'a;label' (separate columns by commas)",
         "twice.csv": "has the column 'a' twice",
         "set.parquet": "cannot be read (",
-        "set.npz": "is no archive of NumPy; write it by np.savez",
+        "set.npz": "is not an archive of NumPy; write it by np.savez",
         "cut.npz": "cannot be read (",
-        "array.npz": "is no archive of NumPy; write it by np.savez",
+        "array.npz": "is not an archive of NumPy; write it by np.savez",
         "notes.txt": "is of no kind that can be read; name a folder of images, or a file ending",
         "none.csv": "does not exist; name a folder",
     }.items():

@@ -83,7 +83,7 @@ REFUSED = {
     ),
     "NaN": (
         {"train_images": with_bad(WHOLE.train_images, np.nan, 17)},
-        "the training images of 'mine' hold NaN or infinite numbers, the first in row 17; mend the "
+        "the training images of 'mine' hold NaN or infinite numbers, the first in row 17; fix the "
         "data",
     ),
     "infinite": (

@@ -244,11 +244,11 @@ LAYOUTS = {
         put("TestImages.txt", b"<html>moved</html>\n"),
         "'<html>moved</html>' is",
     ),
-    "binary list": ("mit_indoor67", put("TestImages.txt", b"\xff\xfe\x00"), "no text in UTF-8"),
+    "binary list": ("mit_indoor67", put("TestImages.txt", b"\xff\xfe\x00"), "not text in UTF-8"),
     "no image": (
         "mit_indoor67",
         put("Images/room_05/image 0.jpg", b"\xff\xd8\xff"),
-        "room_05/image 0.jpg is no readable image",
+        "room_05/image 0.jpg is not a readable image",
     ),
     "no families": (
         "fgvc_aircraft",
@@ -279,12 +279,12 @@ LAYOUTS = {
     "cut annotation": (
         "voc2012_actions",
         put(f"{VOC}Annotations/2010_000003.xml", lambda d: d[:-20]),
-        "2010_000003.xml is no annotation of VOC",
+        "2010_000003.xml is not an annotation of VOC",
     ),
     "flag": (
         "voc2012_actions",
         put(f"{VOC}Annotations/2010_000003.xml", lambda d: d.replace(b">1<", b">yes<")),
-        "2010_000003.xml is no annotation",
+        "2010_000003.xml is not an annotation",
     ),
     "action list": (
         "voc2012_actions",
@@ -310,7 +310,7 @@ LAYOUTS = {
     "spoilt letter": (
         "chars74k_letters",
         put(IMAGE, lambda d: d[:40]),
-        "img003-00007.png is no readable image",
+        "img003-00007.png is not a readable image",
     ),
 }
 

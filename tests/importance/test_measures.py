@@ -341,8 +341,8 @@ def test_errors_name_the_choice():
 @pytest.mark.parametrize(
     "labels, message",
     [
-        (jnp.array([0, 3]), "label 3 is no class of 3 outputs; labels are 0 to 2"),
-        (jnp.array([-1, 0]), "label -1 is no class of 3 outputs"),
+        (jnp.array([0, 3]), "label 3 is not a class of 3 outputs; labels are 0 to 2"),
+        (jnp.array([-1, 0]), "label -1 is not a class of 3 outputs"),
         (jnp.array([0.0, 1.0]), "of float32 have no cross-entropy of classes"),
         (jnp.zeros((2, 3), jnp.int32), r"labels \(2, 3\) of int32 have no cross-entropy"),
         (jnp.zeros(3, jnp.int32), r"labels \(3,\) of int32 have no cross-entropy"),

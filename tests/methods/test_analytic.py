@@ -274,7 +274,7 @@ def test_networks_that_they_cannot_serve(name):
         loss=lambda outputs, y: jnp.square(outputs).mean(-1),
     )  # fmt: skip
     if method.trains == "in turn":
-        with pytest.raises(UserError, match=f"chain: {name} answers by itself"):
+        with pytest.raises(UserError, match=f"chain: {name} has its own output layer"):
             methods.chain(methods.bd(), method)
     assert methods.chain(method).output_layer is method.output_layer
 

@@ -405,7 +405,7 @@ def test_w_has_a_learning_rate_of_its_own():
         ({"epsilon": float("nan")}, r"bd\.epsilon: nan is not finite"),
         ({"hidden_dim": 0}, r"bd\.hidden_dim: 0 is below 1"),
         ({"hidden_dim": 2.5}, r"bd\.hidden_dim: 2\.5 is of type float; give one of type int"),
-        ({"layers": "("}, r"bd\.layers: '\(' is no regular expression"),
+        ({"layers": "("}, r"bd\.layers: '\(' is not a regular expression"),
         ({"learning_rate": 0.0}, r"bd\.learning_rate: 0\.0 is not above 0"),
         ({"step": "small"}, r"bd\.step: unknown value 'small'; choose from: relative, absolute"),
         ({"epsilom": 0.2}, r"bd\.epsilom: bd has no such setting; did you mean epsilon"),
@@ -421,7 +421,7 @@ def test_settings_that_cannot_be_are_refused(settings, words):
 def test_layers_that_do_not_exist_are_refused():
     for method in ("bd", "psp", "plain_bias", "random_bias"):
         group = "psp" if method == "psp" else "bd"
-        with pytest.raises(UserError, match=rf"{group}\.layers: .*nope.* mend the pattern"):
+        with pytest.raises(UserError, match=rf"{group}\.layers: .*nope.* fix the pattern"):
             Jitted(digits_config(method, **{f"{group}__layers": "nope"}))
 
 

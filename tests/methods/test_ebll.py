@@ -116,7 +116,7 @@ def test_two_steps_add_the_gradient_of_the_codes_to_lwf():
 
 
 def test_a_layer_that_cannot_be_encoded_is_refused():
-    with pytest.raises(UserError, match="ebll.layer: 'nope' is no layer .* hidden_0, output"):
+    with pytest.raises(UserError, match="ebll.layer: 'nope' is not a layer .* hidden_0, output"):
         Jitted(digits_config("ebll", ebll__layer="nope"))
     with pytest.raises(UserError, match="ebll.layer: 'conv_0' .* name a Dense layer"):
         Jitted(digits_config("ebll", ebll__layer="conv_0", model__name="convnet",

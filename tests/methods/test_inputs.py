@@ -39,7 +39,7 @@ EXAMPLES = [
     (X[None], r"x: examples of shape \(6, 5\); the network was built for \(5,\)"),
     (X.reshape(6, 5, 1), r"x: examples of shape \(5, 1\)"),
     (np.float32(1), r"x: examples of shape \(\)"),
-    (NAN, "x: the examples hold NaN or infinite numbers; mend the data"),
+    (NAN, "x: the examples hold NaN or infinite numbers; fix the data"),
     (INFINITE, "x: the examples hold NaN or infinite numbers"),
     (NAN.tolist(), "x: the examples hold NaN or infinite numbers"),
     (
@@ -61,10 +61,10 @@ LABELS = [
     (jnp.ones(6), "y: labels .* dtype float32"),
     (Y == 0, "y: labels .* dtype bool"),
     (np.array(list("abcdef")), "y: labels .* dtype <U1"),
-    (Y + 1, "y: label 4 is no class of this network; it has 4 outputs, labels are 0 to 3"),
-    (Y - 1, "y: label -1 is no class of this network"),
-    (np.array([0, 1, 2, 255, 0, 1], np.uint8), "y: label 255 is no class"),
-    (np.array([0, 1, 2, 2**32, 0, 1]), f"y: label {2**32} is no class"),
+    (Y + 1, "y: label 4 is not a class of this network; it has 4 outputs, labels are 0 to 3"),
+    (Y - 1, "y: label -1 is not a class of this network"),
+    (np.array([0, 1, 2, 255, 0, 1], np.uint8), "y: label 255 is not a class"),
+    (np.array([0, 1, 2, 2**32, 0, 1]), f"y: label {2**32} is not a class"),
     (2, r"y: labels of shape \(\)"),
     ([[1], [2, 3]], "y: no array of labels"),
 ]
@@ -135,7 +135,7 @@ def test_batches_that_are_none(learner, state, batch, message):
         ([(X, Y, np.ones(5))], r"data: weight has shape \(5,\); give \[6\]"),
         ([(X, Y), (X, Y[:5])], r"y: labels of shape \(11,\) .* for 12 examples"),
         ([(X, Y), (NAN, Y)], "x: the examples hold NaN"),
-        ([(X, Y), (X, Y + 1)], "y: label 4 is no class"),
+        ([(X, Y), (X, Y + 1)], "y: label 4 is not a class"),
     ],
 )
 def test_data_of_a_task_that_are_none(learner, state, data, message):
@@ -182,7 +182,7 @@ def test_labels_of_another_loss(learner):
         (Y, r"y: labels of shape \(6,\) .* expects \[n, 4\] of float32"),
         (targets[:, :3], r"y: labels of shape \(6, 3\)"),
         (targets.astype(np.int32), "y: labels .* dtype int32"),
-        (targets * np.nan, "y: the labels hold NaN or infinite numbers; mend the data"),
+        (targets * np.nan, "y: the labels hold NaN or infinite numbers; fix the data"),
     ):
         with pytest.raises(UserError, match=message):
             learner.step(state, (X, y))
@@ -197,7 +197,7 @@ def test_a_network_of_unknown_input_takes_what_its_function_takes():
     network = networks.from_function(apply, lambda key: jnp.ones((5, 4)))
     learner = make(network)
     state = learner.begin_task(learner.init(jax.random.key(0)), 0)
-    with pytest.raises(UserError, match="x: a scalar is no batch of examples; give"):
+    with pytest.raises(UserError, match="x: a scalar is not a batch of examples; give"):
         learner.apply(state, 1.0, 0)
     assert learner.apply(state, X.tolist(), 0).shape == (6, 4)
     with pytest.raises(UserError, match=r"y: labels of shape \(5,\)"):

@@ -147,7 +147,7 @@ def test_in_the_command_its_settings_are_fields(file, run, tmp_path):
     "flag, words",
     [
         ("--config.mine.strength=-1", "mine.strength: -1.0 is below 0; give at least 0"),
-        ("--config.mine.strength=much", "mine.strength: 'much' is no float; give one, as"),
+        ("--config.mine.strength=much", "mine.strength: 'much' is not of type float; give one, as"),
         ("--config.mine.towards=zeros", "mine.towards: unknown value 'zeros'; did you mean zero?"),
         ("--config.mine.strenght=1", "mine.strenght: unknown config field; did you mean"),
         ("--config.method=mind", "method: unknown value 'mind'; did you mean mine?"),

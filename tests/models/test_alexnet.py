@@ -179,7 +179,7 @@ def test_safetensors_gives_the_same(tmp_path):
 
 def test_tensors_of_another_network():
     tensors = random_tensors()
-    with pytest.raises(ValueError, match="no tensor features.3.bias; this is no AlexNet"):
+    with pytest.raises(ValueError, match="no tensor features.3.bias; this is not an AlexNet"):
         torch_weights.alexnet_params({k: v for k, v in tensors.items() if k != "features.3.bias"})
     with pytest.raises(ValueError, match="classifier.1.weight has shape"):
         torch_weights.alexnet_params(tensors | {"classifier.1.weight": np.zeros((2, 2, 2))})

@@ -156,12 +156,12 @@ def test_factories(make, options, width):
 
 
 REFUSED = {
-    "nothing": "model.factory: 'nothing' is no MODULE:FUNCTION; write it as my_module:make",
-    ":make": "model.factory: ':make' is no MODULE:FUNCTION",
+    "nothing": "model.factory: 'nothing' is not MODULE:FUNCTION; write it as my_module:make",
+    ":make": "model.factory: ':make' is not MODULE:FUNCTION",
     "no_such_module:make": "model.factory: no module 'no_such_module'; it is looked for in the",
     "bpnjax.no_such:make": "model.factory: no module 'bpnjax.no_such'",
     "broken_of_registry_test:make": "importing broken_of_registry_test raises ModuleNotFoundError: "
-    "No module named 'no_such_package_at_all'; mend it",
+    "No module named 'no_such_package_at_all'; fix it",
     "exits_of_registry_test:make": "importing exits_of_registry_test raises SystemExit: 3",
     "nets_of_registry_test:Smal": "nets_of_registry_test has no function 'Smal'; did you mean",
     "nets_of_registry_test:hidden": "nets_of_registry_test:hidden is a int; name a function",
@@ -198,13 +198,13 @@ def test_refused_factories(make):
         ("vit", "num_classes=3", "model.options: vit has no 'num_classes'; choose from: patch, "),
         ("mlp", "hidden=(3,)", "model.options: hidden of mlp is a field; set --config.mod"),
         ("mlp", "width=3", "model.options: mlp has no 'width'; it takes none"),
-        ("mlp", "3", "model.options: '3' is no list of keyword arguments"),
+        ("mlp", "3", "model.options: '3' is not a list of keyword arguments"),
         ("vit", "patch=4, patch=2", "with literal values, each once"),
-        ("vit", "patch=__import__('os').getpid()", "is no list of keyword arguments with literal"),
-        ("vit", "**{'patch': 4}", "is no list of keyword arguments"),
-        ("vit", "patch=4) or f(depth=2", "is no list of keyword arguments"),
-        ("vit", "patch=4)(depth=2", "is no list of keyword arguments"),
-        ("vit", "patch=", "is no list of keyword arguments"),
+        ("vit", "patch=__import__('os').getpid()", "is not a list of keyword arguments with"),
+        ("vit", "**{'patch': 4}", "is not a list of keyword arguments"),
+        ("vit", "patch=4) or f(depth=2", "is not a list of keyword arguments"),
+        ("vit", "patch=4)(depth=2", "is not a list of keyword arguments"),
+        ("vit", "patch=", "is not a list of keyword arguments"),
         ("vti", "", "model.name: unknown value 'vti'; did you mean vit?"),
     ],
 )  # fmt: skip
@@ -234,7 +234,7 @@ def test_options_are_literals():
 
 
 def test_the_dtype_of_an_own_network_is_its_own():
-    with pytest.raises(UserError, match="model.dtype: 'bfloat16' is not known to nets_of_reg"):
+    with pytest.raises(UserError, match="model.dtype: 'bfloat16' is not an argument of nets"):
         own("Small", model__dtype="bfloat16")
     digits_config("sgd", model__name="resnet18", model__dtype="bfloat16")
 

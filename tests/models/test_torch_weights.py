@@ -361,7 +361,9 @@ def test_resnet_is_that_of_pytorch(tmp_path, form):
 
 
 def test_names_of_other_networks():
-    with pytest.raises(ValueError, match=r"layer1.2.conv1.weight \(4, 4, 3, 3\) is no tensor of a"):
+    with pytest.raises(
+        ValueError, match=r"layer1.2.conv1.weight \(4, 4, 3, 3\) is not a tensor of a"
+    ):
         torch_weights.resnet_variables({"layer1.2.conv1.weight": np.zeros((4, 4, 3, 3))})
     assert not any(
         torch_weights.resnet_variables({"bn1.num_batches_tracked": np.zeros(())}).values()

@@ -110,7 +110,9 @@ def test_weights_that_do_not_fit(tmp_path):
         tensors, r"^model.pretrained: batch_stats/block_1_0/norm_0/var \(4,\) is missing; the file"
     )
     deeper = resnet_tensors() | {"layer1.2.conv1.weight": np.zeros((2, 2, 3, 3), np.float32)}
-    refused(deeper, r"w.safetensors: layer1.2.conv1.weight \(2, 2, 3, 3\) is no tensor of a ResNet")
+    refused(
+        deeper, r"w.safetensors: layer1.2.conv1.weight \(2, 2, 3, 3\) is not a tensor of a ResNet"
+    )
     refused(resnet_tensors(), r"hidden_0/bias \(16,\) is missing, .*; the file has bn1/bias \(2,\)",
             model__name="mlp", model__options="")  # fmt: skip
     file.write_bytes(b"<html>")
@@ -188,7 +190,7 @@ def test_mappings(mapped, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("fails", "mappings_of_weights_test:fails raises KeyError: 'fc2.weight'; mend it"),
+        ("fails", "mappings_of_weights_test:fails raises KeyError: 'fc2.weight'; fix it"),
         ("a_list", "mappings_of_weights_test:a_list returns a list; return a dict"),
         ("words", "model.mapping: hidden_0/kernel is a str, not an array"),
         ("half", r"model.pretrained: hidden_0/kernel \(64, 16\) is missing; the file has hid"),

@@ -392,14 +392,19 @@ def test_a_function_that_is_not_measured_has_what_needs_no_size():
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.task_params))
 
 
-def test_a_function_of_which_no_example_is_known_has_no_relative_step():
-    """Whether it measures cannot be seen then; it is said before training."""
+@pytest.mark.parametrize(
+    "options, who",
+    [
+        ({}, r"a step relative to the outputs of layers \(bd\.step\)"),
+        ({"modulation": "gain"}, r"bd\.modulation=gain"),
+        ({"modulation": "mask", "step": "absolute"}, r"bd\.modulation=mask"),
+    ],
+)
+def test_a_function_of_which_no_example_is_known(options, who):
+    """Whether it reads and measures cannot be seen then; it is said before training."""
     _, params = mlp()
-    with pytest.raises(
-        UserError,
-        match=r"relative to the outputs of layers \(bd\.step\) must know the shape of an ex.*x=",
-    ):
-        bpnjax.learner(plain(params, x=None), methods.bd(), optax.sgd(0.1), num_tasks=1)
+    with pytest.raises(UserError, match=rf"^x: {who} must know the shape of an ex.*x="):
+        bpnjax.learner(plain(params, x=None), methods.bd(**options), optax.sgd(0.1), num_tasks=1)
 
 
 # Inputs that are prepared.

@@ -43,7 +43,7 @@ def test_beneficial_sign_follows_a_schedule_and_passes_nan_on():
 @pytest.mark.parametrize("epsilon", [-0.1, float("inf"), float("nan"), -1])
 def test_a_step_that_is_none_is_refused(epsilon):
     for make in (optim.beneficial_sign, optim.matched_step, of_sgd):
-        with pytest.raises(ValueError, match=f"epsilon: {epsilon} is no step length"):
+        with pytest.raises(ValueError, match=f"epsilon: {epsilon} is not a step length"):
             make(epsilon)
 
 
@@ -54,7 +54,7 @@ def of_sgd(epsilon, **options):
 @pytest.mark.parametrize("size", [-0.1, float("inf"), float("nan"), -1])
 def test_a_relative_step_that_is_none_is_refused(size):
     for make in (optim.relative_step, lambda s: of_sgd(s, step="relative")):
-        with pytest.raises(ValueError, match=f"{size} is no step length; give a finite number"):
+        with pytest.raises(ValueError, match=f"{size} is not a step length; give a finite number"):
             make(size)
     assert optim.relative_step(0.0).init(measured_tree())  # a step of 0 is one
 

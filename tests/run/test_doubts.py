@@ -1,9 +1,8 @@
-"""What a finished run is told to doubt: tasks at chance, biases that stood still, no importance."""
+"""Reasons to doubt a finished run: tasks at chance, equal modes, no importance."""
 
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import Jitted, digits_config
@@ -25,19 +24,43 @@ def test_tasks_at_chance():
     assert doubts.found({"task_masked": masked}, jitted.sequence, state, False) == []
 
 
-def test_protections_without_effect():
-    jitted = Jitted(digits_config("bd_ewc"))
+@pytest.mark.parametrize(
+    "modulation, vectors",
+    [("bias", "bias"), ("mask", "gain"), ("bias+gain", "bias and gain"), ("rank1", "gain and key")],
+)
+def test_parts_without_effect(modulation, vectors):
+    jitted = Jitted(digits_config("bd_ewc", bd__modulation=modulation))
     state = jitted.init(jax.random.key(0))
     masked = np.ones((1, 3, 3))
-    said = doubts.found({"task_masked": masked}, jitted.sequence, state, True)
-    assert [text.split(",")[0] for text in said] == [
-        "no bias of any task ever moved", "the importance of every parameter is zero",
-    ]  # fmt: skip
-    moved = jax.tree.map(
-        lambda leaf: leaf if leaf.dtype != jnp.float32 else leaf + 1, state.learner.method
-    )
-    state = state.replace(learner=state.learner.replace(method=moved))
-    assert doubts.found({"task_masked": masked}, jitted.sequence, state, True) == []
+
+    def found(change):
+        method = jax.tree.map(change, state.learner.method)
+        changed = state.replace(learner=state.learner.replace(method=method))
+        return doubts.found({"task_masked": masked}, jitted.sequence, changed, True)
+
+    same, importance = found(lambda leaf: leaf)
+    assert same.startswith(f"all tasks have the same {vectors} in every layer, so they")
+    assert importance.startswith("the importance of every parameter is zero")
+    assert found(lambda leaf: leaf + leaf.dtype.type(1)) == [same]  # equal, though they moved
+    first = lambda leaf: leaf.at[0].add(leaf.dtype.type(1)) if leaf.ndim else leaf  # noqa: E731
+    assert found(first) == []
+
+
+def test_random_biases_are_no_doubt():
+    """They never move, and differ between tasks."""
+    jitted = Jitted(digits_config("random_bias"))
+    state = jitted.init(jax.random.key(0))
+    assert doubts.found({"task_masked": np.ones((1, 3, 3))}, jitted.sequence, state, True) == []
+
+
+def test_seeds_are_not_taken_for_tasks():
+    jitted = Jitted(digits_config("bd"))
+    state = jax.vmap(jitted.init)(jax.random.split(jax.random.key(0), 2))
+    bank = state.learner.method
+    layer = next(iter(bank))
+    bank[layer]["bias"] = bank[layer]["bias"].at[1].add(1.0)  # all tasks of the second seed
+    (said,) = doubts.found({"task_masked": np.ones((2, 3, 3))}, jitted.sequence, state, True)
+    assert said.startswith("all tasks have the same bias in every layer")
 
 
 def test_a_run_says_so_at_its_end(run, tiny_flags, tmp_path):

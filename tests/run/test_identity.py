@@ -71,7 +71,7 @@ def test_checkpoints_of_another_seed_are_refused(run, copied, tmp_path):
     before = contents(other / "checkpoints")
     code, _, error = run(flags)
     assert code == 2
-    one_line(error, "is of the configuration", "another folder", "--overwrite")
+    one_line(error, "holds a run of the configuration", "another folder", "--overwrite")
     assert configuration.fingerprint(config) in error and contents(other / "checkpoints") == before
 
 
@@ -286,7 +286,7 @@ def test_files_that_cannot_be_read_are_not_called_damaged(run, copied, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(os, "listdir", hidden)
         code, _, said = run(flags)
-    assert code == 1 and "Permission denied" in said and "the same command goes on" in said
+    assert code == 1 and "Permission denied" in said and "run the same command again" in said
     assert contents(folder) == before
 
 
@@ -449,7 +449,7 @@ def test_numbers_beyond_32_bits_are_refused(refused, tiny_flags, field, message)
 
 def test_figures_of_the_paper_that_are_none_are_refused_before_training(tiny):
     tiny.paper.bd_ewc = 0.9
-    with pytest.raises(UserError, match=r"paper.bd_ewc: 0.9 is no group of figures"):
+    with pytest.raises(UserError, match=r"paper.bd_ewc: 0.9 is not a group of figures"):
         configuration.validate(tiny)
 
 

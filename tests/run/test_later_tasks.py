@@ -390,7 +390,10 @@ def test_what_does_not_fit_is_refused(done, base, refused, tmp_path):
     refused(base("bd_psp", THREE, sequence__heads="multi", **later), "sequence.heads: 'single'")
     refused(base("bd_psp", THREE, seed=5, **later), "has seed 3", "pass --config.seed=3")
     refused(base("bd_psp", THREE, num_seeds=2, **later), "has seed 3", "--config.num_seeds=1")
-    refused(base("bd_psp", THREE, evaluate__rule="statistics", **later), "kept no statistics")
+    refused(
+        base("bd_psp", THREE, evaluate__rule="statistics", **later),
+        "did not store what evaluate.rule=statistics",
+    )
     kept = str(done("bd_psp", TWO, evaluate__rule="statistics", evaluate__statistics=8))
     other = {"resume_from": kept, "evaluate__rule": "statistics", "evaluate__statistics": 9}
     refused(base("bd_psp", THREE, **other), "evaluate.statistics=8, and this run asks for 9")

@@ -316,7 +316,7 @@ def test_packs_that_differ_are_refused(two, make_run, network, tmp_path, fields,
 def test_a_setting_that_changes_answers_is_noticed(make_run, network, tmp_path):
     """The share of silent units is in no array; what it changes shows in the answers."""
     runs = [make_run("xdg", c, xdg__gated=g) for c, g in ((ADA, 0.2), (BOB, 0.8))]
-    with pytest.raises(UserError, match=r"answered otherwise .* differ: xdg.gated 0.2 and 0.8; tr"):
+    with pytest.raises(UserError, match=r"other answers than .* differ: xdg.gated 0.2 and 0.8; tr"):
         packs.merge(network, pack_all(runs, tmp_path), tmp_path / "all.safetensors")
     assert not (tmp_path / "all.safetensors").exists()
 
@@ -360,13 +360,13 @@ def test_what_cannot_be_merged(two, network, tmp_path):
     refused([ada, ada], "the task 0, 1 of .* is also in")
     refused([ada, tmp_path / "none.pack"], r"none.pack: no such file")
     refused(
-        [ada, two[1] / "model.safetensors"], "is no pack but a model; packs.pack makes one of it"
+        [ada, two[1] / "model.safetensors"], "is not a pack but a model; packs.pack makes one of it"
     )
     refused([ada, bob], "out: .* is what is read", ada)
     (tmp_path / "text.pack").write_text("no")
-    refused([ada, tmp_path / "text.pack"], "text.pack is no safetensors file")
+    refused([ada, tmp_path / "text.pack"], "text.pack is not a safetensors file")
     save_file({"a": np.zeros(1)}, tmp_path / "odd.pack")
-    refused([ada, tmp_path / "odd.pack"], "odd.pack is no pack but something else")
+    refused([ada, tmp_path / "odd.pack"], "odd.pack is not a pack but something else")
     found, metadata = arrays.read(bob)
     for name, change in (("1/probe", None), ("1/params/output/bias", lambda a: a + 1)):
         less = {n: a for n, a in found.items() if n != name}

@@ -177,7 +177,7 @@ def test_features_of_any_cut_are_kept_by_content(tmp_path, monkeypatch):
         ({"train__rates": ""}, "train.features_once: conv_0 learns; freeze it"),
         ({"bd__layers": ".*"}, "train.features_once: bd.layers='.*' gives conv_0 a part"),
         ({"model__pretrained": ""}, "train.features_once: model.pretrained is empty"),
-        ({"sequence__kind": "permuted"}, "train.features_once: permuted pixels"),
+        ({"sequence__kind": "permuted"}, "train.features_once: with permuted pixels"),
         (
             {"model__name": "mlp", "bd__layers": ".*", "train__rates": ""},
             "train.features_once: model.name=mlp on (8, 8, 1) has no features; it is for networks "

@@ -339,10 +339,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(programs_once, uncut, interrupting, 
     flags = [*flags, "--config.checkpoint.every_steps=0", "--config.log=csv"]
     assert interrupting(flags, tmp_path / "run", 3) == (1, 1, 0)
     *_, first, last = capfd.readouterr().err.splitlines()
-    assert first.startswith("bpnjax: ending after this stretch of steps, to save")
-    assert last == (
-        "bpnjax: interrupted, saved at task 2, epoch 2, step 0; the same command goes on there"
-    )
+    assert first.startswith("bpnjax: saving after the current steps")
+    where = "saved at task 2, epoch 2, step 0"
+    assert last == f"bpnjax: interrupted, {where}; run the same command again to resume"
     assert go(flags, tmp_path / "run", capfd).startswith(going_on((1, 1, 0)))
     assert_same(tmp_path / "run", reference, same_lines=False)
     # The copy of the metrics has each line once, those of before included.
@@ -357,7 +356,7 @@ def test_ctrl_c_twice_ends_at_once(programs_once, uncut, interrupting, tmp_path,
     flags = [*flags, "--config.checkpoint.every_steps=0"]
     assert interrupting(flags, tmp_path / "run", 4, times=2) == BETWEEN_TASKS
     last = capfd.readouterr().err.splitlines()[-1]
-    assert last == "bpnjax: interrupted; the same command goes on at the last checkpoint"
+    assert last == "bpnjax: interrupted; run the same command again to resume"
 
 
 # Seeds

@@ -190,15 +190,15 @@ def test_refusals(make_model, tmp_path, monkeypatch):
     whole = model.read_bytes()
     for said, arguments in (
         ("no model", (tmp_path / "none", out)), ("out: no folder", (folder, tmp_path / "no" / "a")),
-        ("out: .* is no file that can be replaced", (folder, tmp_path)),
+        ("out: .* is not a file that can be replaced", (folder, tmp_path)),
         ("out: .* is what is read", (model, model)),
     ):  # fmt: skip
         with pytest.raises(UserError, match=said):
             bpnjax.export(*arguments)
     for said, options in (
-        ("batch: 0 is no number of examples", {"batch": 0}), ("batch: True", {"batch": True}),
+        ("batch: 0 is not a number of examples", {"batch": 0}), ("batch: True", {"batch": True}),
         ("batch: 2.5", {"batch": 2.5}), ("platforms: none given", {"platforms": ()}),
-        ("platforms: 'gpu' is none; .*c", {"platforms": ["gpu"]}), ("no model", {"seed": 5}),
+        ("platforms: 'gpu' is not one; .*c", {"platforms": ["gpu"]}), ("no model", {"seed": 5}),
     ):  # fmt: skip
         with pytest.raises(UserError, match=said):
             bpnjax.export(folder, out, **options)
@@ -228,8 +228,9 @@ def test_command(make_model, tmp_path, capsys):
     assert said["platforms"] == ["cpu", "tpu"] and said["inputs"][0]["shape"][0] == 3
     for words, more in (
         ("--model: missing", [flags[1]]), ("--output: missing", [flags[0]]),
-        ("--batch: 0 is no number", [*flags, "--batch=0"]), ("'more' is no flag", [*flags, "more"]),
-        ("--platforms: 'gpu' is none", [*flags, "--platforms=gpu"]), ("'none'", ["--none"]),
+        ("--batch: 0 is not a number", [*flags, "--batch=0"]),
+        ("'more' is not a flag", [*flags, "more"]),
+        ("--platforms: 'gpu' is not one", [*flags, "--platforms=gpu"]), ("'none'", ["--none"]),
         ("--output: no folder", [flags[0], f"--output={tmp_path / 'no' / 'a'}"]),
         ("no model", [f"--model={tmp_path}", flags[1]]),
         ("--config: no file 'none.py'", [*flags, "--config=none.py"]),

@@ -30,7 +30,7 @@ def test_other_configuration_is_refused_with_the_differences(refused, copied):
 
 
 def test_a_mistake_in_the_request_is_said_before_one_in_the_folder(refused, copied):
-    """Also one that only the data shows: who mends it would meet the folder's complaint next."""
+    """Also one that only the data shows: who fixes it would meet the folder's complaint next."""
     _, flags = copied
     error = refused([*flags, "--config.train.batch_size=1000"], "train.batch_size: 1000", "at most")
     assert "another configuration" not in error

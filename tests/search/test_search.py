@@ -271,7 +271,7 @@ def test_a_record_by_hand():
     [
         ([], "--methods: missing"),
         (["--methods=bd_ewcc"], "--methods: unknown method 'bd_ewcc'; did you mean bd_ewc"),
-        (["--methods=sgd", "--trials=0"], "--trials: '0' is no number above 0"),
+        (["--methods=sgd", "--trials=0"], "--trials: '0' is not a number above 0"),
         (["--methods=sgd", "--space.bd.epsilom=1:2"], "bd.epsilom: unknown config field"),
         (["--methods=sgd", "--space.train.learning_rate"], "no range; write low:high:log"),
         (["--methods=sgd", "--storage=oracle9://x"], "--storage: cannot use 'oracle9://x'"),

@@ -67,14 +67,14 @@ def test_what_a_user_adds():
         ("bd.epsilon", "0.2:0.2:log", "is empty"),
         ("bd.epsilon", "0:1:log", "a log scale begins above 0; raise 0"),
         ("bd.epsilon", "0.1:1:cubic", "the scale is log or linear; write low:high:log"),
-        ("bd.epsilon", "a:1", "'a' is no number; give one"),
+        ("bd.epsilon", "a:1", "'a' is not a number; give one"),
         ("bd.epsilon", "0.3:1", "does not hold 0.2, the configuration's value"),
         ("bd.epsilon", "-1:1", "-1.0 is not above 0; give a larger number"),
-        ("bd.epsilon", "0.2", "is no range; write low:high:log"),
+        ("bd.epsilon", "0.2", "is not a range; write low:high:log"),
         ("bd.epsilon", "0.1,0.3", "does not hold 0.2"),
-        ("bd.hidden_dim", "10:200.5", "'200.5' is no whole number; give one"),
+        ("bd.hidden_dim", "10:200.5", "'200.5' is not a whole number; give one"),
         ("bd.step", "relative,upwards", "unknown value 'upwards'"),
-        ("bd.layers", "0:1", "which is no number"),
+        ("bd.layers", "0:1", "which is not a number"),
         ("bd.epsilon", "0.1:nan", "'nan' is not finite"),
     ],
 )
@@ -113,9 +113,12 @@ def test_phases_of_sequences_that_cannot_be_drawn_again():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train.epochs", "search.tune: 'train.epochs' is no change of a field; write field=value"),
+        (
+            "train.epochs",
+            "search.tune: 'train.epochs' is not a change of a field; write field=value",
+        ),
         ("train.epoch=1", "search.tune: train.epoch: unknown config field"),
-        ("train.epochs=many", "search.tune: train.epochs=many is no int; give one"),
+        ("train.epochs=many", "search.tune: train.epochs=many is not of type int; give one"),
         ("train.epochs=0", "train.epochs: 0 is below 1"),
     ],
 )

@@ -85,7 +85,7 @@ def test_the_papers_strength_does_not_diverge_with_a_larger_rate_of_the_output_l
     "rates, message",
     [
         ("nothing=0", "train.rates: 'nothing' matches no layer; there are: hidden_0, output"),
-        ("output", "train.rates: 'output' is no rule"),
+        ("output", "train.rates: 'output' is not a rule"),
         ("output=-1", "train.rates: 'output=-1' needs a pattern and a factor of 0 or more"),
     ],
 )
@@ -165,8 +165,8 @@ def test_every_step_drops_other_units(registered):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--hosts=two", "--distributed"], "--hosts: 'two' is no number; give one from 0"),
-        (["--host=-1", "--distributed"], "--host: '-1' is no number; give one from 0"),
+        (["--hosts=two", "--distributed"], "--hosts: 'two' is not a number; give one from 0"),
+        (["--host=-1", "--distributed"], "--host: '-1' is not a number; give one from 0"),
         (["--hosts=2"], "they go with --distributed; add it"),
     ],
 )

@@ -1,8 +1,8 @@
 """TFDS builders, without TensorFlow, of sets of images that TFDS lacks.
 
 A set is a module with an `ImageSet`: its archives, and a function that reads from their small files
-which images there are, of which class and split. What its builder writes is read from its folder
-alone, as any prepared set; TFDS does not know its name.
+which images there are, with class and split. A prepared set is read from its folder alone, as any
+other. TFDS does not know its name.
 """
 
 from typing import Any
@@ -29,21 +29,21 @@ __all__ = ["SETS", "builder"]
 def builder(
     name: str, config: str | None, data_dir: Path, manual_dir: Path = "", verify: bool = True
 ) -> Any:
-    """Makes the builder of one of `SETS`; it writes array_record.
+    """Makes the builder of one of `SETS`, which writes array_record.
 
     Args:
         name: One of `SETS`.
         config: One of its configs; None is the first.
         data_dir: The folder of prepared sets; "" is the TFDS default.
         manual_dir: A folder that holds the official archives; "" downloads them.
-        verify: Whether to compare archives with checksums where such are known.
+        verify: Whether to compare archives with their checksums, if known.
 
     Returns:
-        A `tfds.core.DatasetBuilder`; its ``archives`` are those of the config.
+        A `tfds.core.DatasetBuilder`. Its ``archives`` are those of the config.
 
     Raises:
-        UserError: Unknown name or config, or archives missing in `manual_dir` or not the official
-            ones. Preparing raises it for an archive of another layout.
+        UserError: The name or config is unknown, or archives in `manual_dir` are missing or not
+          official. Preparing raises it for an archive with another layout.
     """
     if name not in SETS:
         raise UserError(f"dataset.name={name!r}: no builder here; use one of {', '.join(SETS)}")
@@ -55,7 +55,7 @@ def builder(
     of_config = image_set.configs[config]
     paths = archives.find(name, of_config.archives, manual_dir, verify) if manual_dir else None
 
-    import tensorflow_datasets as tfds  # slow to import, and needed here only
+    import tensorflow_datasets as tfds  # here, because its import is slow
 
     def info(self: Any) -> Any:
         features = tfds.features.FeaturesDict(
@@ -103,7 +103,7 @@ def builder(
 
 
 def _url_infos(needed: tuple[Archive, ...]) -> dict[str, Any]:
-    """What TFDS verifies when it downloads: the archives whose size and sha256 are known."""
+    """The facts that TFDS verifies after a download, for archives with known size and sha256."""
     from tensorflow_datasets.core.download.checksums import UrlInfo
 
     return {a.url: UrlInfo(a.size, a.sha256, a.filename) for a in needed if a.size and a.sha256}

@@ -1,11 +1,12 @@
 """Chars74K, English: 0-9, A-Z and a-z, cut out of natural images or drawn from fonts.
 
 Disputed: Wen et al. 2020 call it recognition in natural images and give 62,992 images of 62
-classes, but 62,992 = 62 x 1,016 is the part drawn from fonts. The codes known to use this sequence
-of sets take the natural part, good and bad images together, and so does the default config here;
-the fonts are the other one. There is no official split of all images (the lists of its authors
-have at most 15 of a class to train and 15 to test): here every seventh image of a class, in the
-order of the names, is to test. It is called Letters in the paper, digits included.
+classes, but 62,992 = 62 x 1,016 is the number of images drawn from fonts. The codes known to use
+this sequence of sets take the natural images, good and bad ones together. The default config does
+the same; the other config has the fonts. There is no official split of all images, since the
+authors' lists have at most 15 images per class for training and 15 for testing. Here every seventh
+image of a class, in the order of the names, is for testing. The paper calls the set Letters,
+digits included.
 """
 
 import re
@@ -18,7 +19,7 @@ from bpnjax.data.archives import Archive
 from bpnjax.data.sets.imageset import Config, Example, ImageSet, Reading, check_splits
 
 CLASS_NAMES = string.digits + string.ascii_uppercase + string.ascii_lowercase
-EVERY = 7  # one of so many is to test
+EVERY = 7  # one of so many images is for testing
 _ADDRESS = "http://www.ee.surrey.ac.uk/CVSSP/demos/chars74k/"
 _ARCHIVES = {
     "natural": Archive(
@@ -32,7 +33,7 @@ _FOLDERS = {"natural": "English/Img/(?:GoodImg|BadImag)/Bmp", "fonts": "English/
 
 
 def read(files: Mapping[str, Any], config: str) -> Reading:
-    """Reads the names of the images, as ``.../Sample011/img011-00001.png`` for an A.
+    """Reads the names of the images, such as ``.../Sample011/img011-00001.png`` for an A.
 
     Args:
         files: {file name: path} of the set's archives.
@@ -42,7 +43,7 @@ def read(files: Mapping[str, Any], config: str) -> Reading:
         A `Reading`: classes, examples of each split, and where the images are.
 
     Raises:
-        UserError: An archive is malformed, or does not name what it should.
+        UserError: An archive is malformed, or lacks a name that it should have.
     """
     path = files[_ARCHIVES[config].filename]
     pattern = re.compile(rf"{_FOLDERS[config]}/Sample(\d{{3}})/[^/]+\.png")

@@ -1,11 +1,11 @@
 """FGVC-Aircraft: 10,000 images of aircraft, in 70 families or 100 variants.
 
-Disputed: Wen et al. 2020 give 70 classes, the families; others of the same sequence of sets use the
-100 variants. Both are here, as configs. The 10,200 images of the paper are those that its README
-speaks of, with 102 variants; release 2013b has 10,000 of 100. To train are its lists for
-training and validation together, 6,667 images, to test 3,333. The 20 rows at the bottom of each
-image are a banner with its author and are cut away, as its README asks;
-torchvision, for one, leaves them.
+Disputed: Wen et al. 2020 give 70 classes, which are the families; others of the same sequence of
+sets use the 100 variants. Both are here, as configs. The 10,200 images of the paper are mentioned
+in the README of the set, with 102 variants; release 2013b has 10,000 images of 100 variants. Its
+lists for training and validation together, 6,667 images, are for training, and 3,333 for testing.
+The bottom 20 rows of each image are a banner with its author. They are cut off, as the README asks;
+torchvision, for example, keeps them.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ _PARTS = {"train": ("train", "val"), "test": ("test",)}
 
 
 def read(files: Mapping[str, Any], config: str) -> Reading:
-    """Reads the names of the classes, and lists of lines such as ``1025794 Boeing 707``.
+    """Reads the names of the classes, and lists with lines such as ``1025794 Boeing 707``.
 
     Args:
         files: {file name: path} of the set's archives.
@@ -43,7 +43,7 @@ def read(files: Mapping[str, Any], config: str) -> Reading:
         A `Reading`: classes, examples of each split, and where the images are.
 
     Raises:
-        UserError: An archive is malformed, or does not name what it should.
+        UserError: An archive is malformed, or lacks a name that it should have.
     """
     path = files[_ARCHIVE.filename]
     listed = {split: [f"images_{config}_{part}.txt" for part in _PARTS[split]] for split in _PARTS}

@@ -1,4 +1,4 @@
-"""What the builder of a set of images in archives needs to know of it."""
+"""The description of a set of images in archives, for its builder."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from bpnjax.utils.errors import UserError
 
 
 class Config(NamedTuple):
-    """One way to read a set: its archives, how many classes it has, and what it is."""
+    """One way to read a set: its archives, its number of classes, and a description."""
 
     archives: tuple[Archive, ...]
     classes: int
@@ -17,20 +17,20 @@ class Config(NamedTuple):
 
 
 class Example(NamedTuple):
-    """Where an image is and what it shows."""
+    """The place of an image and what it shows."""
 
     member: str  # in the archive of images
-    file_name: str  # as the set's own lists name it; unique in a split
+    file_name: str  # from the set's own lists; unique in a split
     label: int
 
 
 class Reading(NamedTuple):
-    """What the small files of a set say: all but the images."""
+    """The contents of the small files of a set: everything but the images."""
 
     path: Any  # the archive of images
     class_names: list[str]
     splits: dict[str, list[Example]]
-    cut_rows: int = 0  # at the bottom of each image that are none of it
+    cut_rows: int = 0  # rows at the bottom of each image that do not belong to it
 
 
 class ImageSet(NamedTuple):
@@ -38,7 +38,7 @@ class ImageSet(NamedTuple):
 
     version: str
     configs: dict[str, Config]  # the first is the default; {"": ...} for a set without configs
-    read: Callable[[dict[str, Any], str], Reading]  # of {file name: path} and the name of a config
+    read: Callable[[dict[str, Any], str], Reading]  # ({file name: path}, config) -> Reading
     about: str
     homepage: str
     licence: str
@@ -46,7 +46,7 @@ class ImageSet(NamedTuple):
 
 
 def examples(reading: Reading, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The examples of a split as TFDS takes them, in the order of the archive.
+    """Yields the examples of a split for TFDS, in the order of the archive.
 
     Args:
         reading: Of the set.
@@ -73,11 +73,11 @@ def examples(reading: Reading, split: str) -> Iterator[tuple[str, dict[str, Any]
 
 
 def lacking(path: Path, names: Collection[str]) -> UserError:
-    """An error that names some of the members that an archive lacks, and how many they are.
+    """An error that names some of the members that an archive lacks, and their number.
 
     Args:
         path: The archive.
-        names: Of all members it lacks.
+        names: Names of all missing members.
 
     Returns:
         The `UserError`, to be raised.
@@ -89,18 +89,18 @@ def lacking(path: Path, names: Collection[str]) -> UserError:
 def texts(
     path: Path, wanted: Callable[[str], bool], needed: Iterable[str] = ()
 ) -> dict[str, bytes]:
-    """The small members of an archive, by name.
+    """Reads the small members of an archive, by name.
 
     Args:
         path: The archive.
-        wanted: Which to read.
+        wanted: Whether to read the member with a name.
         needed: Names that must be among them.
 
     Returns:
         A dict of name to contents.
 
     Raises:
-        UserError: The archive cannot be unpacked, or one that is needed is missing.
+        UserError: The archive cannot be unpacked, or a needed member is missing.
     """
     found = dict(archives.members(path, wanted))
     if missing := set(needed) - set(found):
@@ -109,13 +109,13 @@ def texts(
 
 
 def check_classes(path: Path, what: str, names: Collection[str], count: int) -> None:
-    """Makes sure that a list has as many classes as the set.
+    """Checks that a list has as many classes as the set.
 
     Args:
         path: The archive, for the message.
-        what: Whose classes they are, for the message.
+        what: The name of the list, for the message.
         names: The classes that were found.
-        count: How many the set has.
+        count: The number of classes in the set.
 
     Raises:
         UserError: There are more or fewer.
@@ -125,7 +125,7 @@ def check_classes(path: Path, what: str, names: Collection[str], count: int) -> 
 
 
 def check_splits(path: Path, class_names: Sequence[str], splits: dict[str, list[Example]]) -> None:
-    """Makes sure that every class has images in every split.
+    """Checks that every class has images in every split.
 
     Args:
         path: The archive, for the message.

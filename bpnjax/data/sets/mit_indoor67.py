@@ -1,8 +1,8 @@
 """MIT Indoor Scenes: 67 kinds of rooms.
 
-Disputed: the set has 15,620 images, the number that Wen et al. 2020 give, but the lists of its
-authors, for 80 of each class to train and 20 to test, name 5,360 and 1,340. The lists are taken
-here, as in most works; the paper does not say what it did with the rest.
+Disputed: the set has 15,620 images, the number that Wen et al. 2020 give, but the authors' lists,
+with 80 training and 20 test images per class, name 5,360 and 1,340. These lists are used here, as
+in most works. The paper does not say what it did with the other images.
 """
 
 from collections.abc import Mapping
@@ -28,17 +28,17 @@ _ARCHIVES = (
 
 
 def read(files: Mapping[str, Any], config: str) -> Reading:
-    """Reads the two lists, of lines such as ``bakery/0001.jpg``.
+    """Reads the two lists, with lines such as ``bakery/0001.jpg``.
 
     Args:
         files: {file name: path} of the set's archives.
-        config: Not looked at; the set has one.
+        config: Not used; the set has only one.
 
     Returns:
         A `Reading`: classes, examples of each split, and where the images are.
 
     Raises:
-        UserError: An archive is malformed, or does not name what it should.
+        UserError: An archive is malformed, or lacks a name that it should have.
     """
     del config
     listed = {split: lines(files[f], f, files[f].read_bytes()) for split, f in _LISTS.items()}

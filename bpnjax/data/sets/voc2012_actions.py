@@ -1,12 +1,12 @@
 """PASCAL VOC 2012 Actions: what people in an image do, 10 actions.
 
 Disputed: the set marks each person with any number of 10 actions, or as "other". Works on sequences
-of sets make one label an image of it, each in its own way: Wen et al. 2020 give 3,334 images of
-10 classes, others 11 classes with "other". Here an image belongs to an action if each person
-marked in it does that action and no other one; images with "other", with several actions or with
-persons who do different things are left out. The whole image is taken, not the persons cut out of
-it. The official test set has no public labels: the training list is to train, the validation list
-to test.
+of sets give each image one label, each in its own way: Wen et al. 2020 have 3,334 images of 10
+classes, others 11 classes with "other". Here an image belongs to an action if each person marked in
+it does that action and no other one. Images with "other", with several actions or with persons who
+do different things are left out. The whole image is used, without cutting out persons. The official
+test set has no public labels, so the training list is for training and the validation list for
+testing.
 """
 
 import xml.etree.ElementTree as ET
@@ -35,15 +35,15 @@ _ARCHIVE = Archive(
 
 
 def image_label(path: Path, name: str, note: bytes) -> int | None:
-    """The action of an image.
+    """Finds the action of an image.
 
     Args:
         path: The archive, for messages.
-        name: Of the annotation, for messages.
+        name: The name of the annotation, for messages.
         note: The annotation, XML.
 
     Returns:
-        The number of its action in `ACTIONS`; None if not all of its persons do one and the same.
+        The number of its action in `ACTIONS`; None if its persons do not all do the same one.
 
     Raises:
         UserError: The annotation is malformed.
@@ -62,7 +62,7 @@ def image_label(path: Path, name: str, note: bytes) -> int | None:
             for actions in root.iterfind("object/actions")
         ]
     except (ET.ParseError, TypeError, ValueError) as error:
-        raise malformed(path, f"{name} is no annotation of VOC ({error})") from error
+        raise malformed(path, f"{name} is not an annotation of VOC ({error})") from error
     done = set().union(*persons)
     if len(done) != 1 or any(person != done for person in persons):
         return None
@@ -75,13 +75,13 @@ def read(files: Mapping[str, Any], config: str) -> Reading:
 
     Args:
         files: {file name: path} of the set's archives.
-        config: Not looked at; the set has one.
+        config: Not used; the set has only one.
 
     Returns:
         A `Reading`: classes, examples of each split, and where the images are.
 
     Raises:
-        UserError: An archive is malformed, or does not name what it should.
+        UserError: An archive is malformed, or lacks a name that it should have.
     """
     del config
     path = files[_ARCHIVE.filename]
@@ -89,7 +89,7 @@ def read(files: Mapping[str, Any], config: str) -> Reading:
     found = texts(path, lambda name: name in small or name.startswith(_NOTES), small)
     splits: dict[str, list[Example]] = {split: [] for split in _LISTS}
     for split, listed in _LISTS.items():
-        # A line may go on with the number of a person.
+        # A line may continue with the number of a person.
         for stem in dict.fromkeys(line.split()[0] for line in lines(path, listed, found[listed])):
             note = f"{_NOTES}{stem}.xml"
             if note not in found:
