@@ -28,7 +28,7 @@ from bpnjax.training import compilation, epochs
 from bpnjax.utils.errors import UserError
 
 pytestmark = [
-    pytest.mark.usefixtures("compile_once"),
+    pytest.mark.usefixtures("programs_once"),
     # Orbax and JAX warn of what they find damaged; here that is expected.
     pytest.mark.filterwarnings("ignore"),
 ]
