@@ -50,7 +50,8 @@ def pytest_sessionfinish():
     }  # fmt: skip
     if NUMBER:
         table = file["ledger"].setdefault(
-            "surfaces", {"header": ["test", "attack", "cases", "failures", "seeds"], "rows": []}
+            "surfaces",
+            {"header": ["test", "attack", "cases", "failures", "seeds", "commit"], "rows": []},
         )
         rows = {row[0]: row for row in table["rows"]}
         for name, found in _FOUND.items():
@@ -60,6 +61,7 @@ def pytest_sessionfinish():
                 which = f"fixed; {len(seeds)} of {len(REGISTRY)} methods"
             rows[f"`{name}`"] = [
                 f"`{name}`", found["what"], f"{found['cases']:,}", str(found["failed"]), which,
+                file["made"]["commit"],
             ]  # fmt: skip
         table["rows"] = [rows[name] for name in sorted(rows)]
     else:
