@@ -2,6 +2,7 @@
 the command run with it."""
 
 import gc
+import json
 import os
 import shutil
 import socket
@@ -98,6 +99,23 @@ def compile_once(tmp_path_factory):
         for name, value in before.items():
             jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def programs_once(compile_once):
+    """Runs of one configuration share their programs, also where one begins with later tasks."""
+    from bpnjax.run import train
+
+    compile_programs, kept = train.compile_programs, {}
+
+    def shared(experiment, clock, *sizes):
+        fields = experiment.config.to_dict() | {"resume_from": "", "seed": 0}
+        key = (json.dumps(fields, sort_keys=True), *sizes)
+        return kept.setdefault(key, compile_programs(experiment, clock, *sizes))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "compile_programs", shared)
+        yield
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ def _conv(
             jnp.pad(x, (none, none, none, more)), jnp.pad(kernel, (none, none, more, none))
         )
 
-    if 1 < x.shape[-1] % _VECTOR:
+    if x.shape[-1] % _VECTOR > 1:
         return lax.platform_dependent(x, kernel, cpu=filled, default=plain)
     return plain(x, kernel)
 

@@ -252,8 +252,8 @@ def merge(
       The merged model, loaded.
 
     Raises:
-      UserError: a pack belongs to another network, packs do not fit together, or a task is there
-        twice. The message names the difference.
+      UserError: a pack belongs to another network or names another ``model.factory``, packs do not
+        fit together, or a task is there twice. The message names the difference.
     """
     file = models.find_file(path)
     read = [unpack(one) for one in packs]
@@ -276,6 +276,12 @@ def merge(
     tasks = _in_order([task for one in read for task in one.tasks])
     read = [sources[task.identity] for task in tasks]
     metadata = _metadata(tasks, read)
+    # To build the network is to import it, and a pack may come from anybody.
+    if (factory := _factory(metadata)) not in ("", _factory(models.read_metadata(file))):
+        raise UserError(
+            f"{read[0].path}: its network is model.factory={factory}, code that {file} does not "
+            "name; merge with a model of that network"
+        )
     found = _assembled(out, metadata, shared, tasks)
     merged = models.predictor_of(out, metadata, found)
     for number, (task, one) in enumerate(zip(tasks, read, strict=True)):
@@ -513,6 +519,14 @@ def _shared_arrays(file: pathlib.Path, read: Sequence[Pack]) -> dict[str, np.nda
             f"{_list(wrong)}; {_FREEZE}"
         )
     return shared
+
+
+def _factory(metadata: dict[str, str]) -> str:
+    """The code that makes a model's network; "" where the package makes it."""
+    try:
+        return str(models.with_all_fields(json.loads(metadata["config"])).model.factory)
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return ""  # they describe no model
 
 
 def _whole_name(name: str) -> str:

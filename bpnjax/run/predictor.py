@@ -41,6 +41,8 @@ from bpnjax.utils.heads import within_head
 
 BATCH = 1000
 FORMATS = ("bpnjax-3",)
+# The environment variable that lists which networks of model.factory may be imported; unset: any.
+TRUSTED = "BPNJAX_TRUSTED_FACTORIES"
 _KEYS = 2**26  # bytes of keys that are drawn only once; larger ones are drawn for each answer
 
 
@@ -331,6 +333,9 @@ def _in_batches(answer: Callable[[np.ndarray, Any], Any], x: np.ndarray, task: A
 def load(path: str | os.PathLike[str], seed: int | None = None) -> Predictor:
     """Loads a trained model.
 
+    A network of one's own (``model.factory`` of the run) is imported and called. Of a model of
+    others, name in the environment variable ``BPNJAX_TRUSTED_FACTORIES`` what may be imported.
+
     Args:
       path: the folder of a run, or one of its ``.safetensors`` files.
       seed: which of the folder's models to load; by default the first.
@@ -339,7 +344,8 @@ def load(path: str | os.PathLike[str], seed: int | None = None) -> Predictor:
       A `Predictor`.
 
     Raises:
-      UserError: there is no model, or it was not written by this package.
+      UserError: there is no model, it was not written by this package, or its network is not among
+        the trusted ones.
     """
     file = find_file(path, seed)
     metadata = read_metadata(file)
@@ -397,10 +403,16 @@ def described(file: Any, metadata: dict[str, str]) -> Description:
       `Description`.
 
     Raises:
-      UserError: the method is not registered.
+      UserError: the method is not registered, or the user does not trust the network.
       ValueError: or another error of Python, if they do not describe a model.
     """
     config = with_all_fields(json.loads(metadata["config"]))
+    factory, trusted = config.model.factory, os.environ.get(TRUSTED)
+    if factory and trusted is not None and factory not in map(str.strip, trusted.split(",")):
+        raise UserError(
+            f"{file}: its network is model.factory={factory}, code that {TRUSTED}={trusted!r} does "
+            "not name; add it there if you trust it"
+        )
     if config.method not in REGISTRY:
         raise UserError(
             f"{file}: it was trained by the method {config.method!r}, which is not registered; run "

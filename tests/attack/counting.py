@@ -31,14 +31,15 @@ def pytest_runtest_makereport(item, call):
         found["cases"] += dict(item.user_properties).get("cases", 1)
         found["failed"] += report.failed
         found["seconds"] += report.duration
-        if "seed" in getattr(getattr(item, "callspec", None), "params", {}):
-            found["names"].append(item.callspec.params["seed"])
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        found["names"] += [params[name] for name in ("seed", "method") if name in params]
     return report
 
 
 def pytest_sessionfinish():
     if not _FOUND:
         return
+    from bpnjax.methods import REGISTRY
     from bpnjax.paper import pages
     from bpnjax.run import results
 
@@ -49,14 +50,18 @@ def pytest_sessionfinish():
     }  # fmt: skip
     if NUMBER:
         table = file["ledger"].setdefault(
-            "surfaces", {"header": ["test", "attack", "cases", "failures", "seeds"], "rows": []}
+            "surfaces",
+            {"header": ["test", "attack", "cases", "failures", "seeds", "commit"], "rows": []},
         )
         rows = {row[0]: row for row in table["rows"]}
         for name, found in _FOUND.items():
             seeds = found["names"]
             which = f"{min(seeds)} to {max(seeds)}" if seeds else "fixed"
+            if set(seeds) & set(REGISTRY):
+                which = f"fixed; {len(seeds)} of {len(REGISTRY)} methods"
             rows[f"`{name}`"] = [
                 f"`{name}`", found["what"], f"{found['cases']:,}", str(found["failed"]), which,
+                file["made"]["commit"],
             ]  # fmt: skip
         table["rows"] = [rows[name] for name in sorted(rows)]
     else:

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 import bpnjax
 from bpnjax import config as configuration
-from bpnjax import main
+from bpnjax import main, predict
 from bpnjax.data import load_sequence
 from bpnjax.run import train
 from bpnjax.utils.errors import UserError
@@ -160,3 +160,23 @@ def test_a_model_whose_network_is_not_there(folder, tiny, tmp_path, monkeypatch)
     monkeypatch.delitem(sys.modules, "nets_that_go")
     with pytest.raises(UserError, match="model.factory: no module 'nets_that_go'; it is looked"):
         bpnjax.load(tmp_path / "run")
+
+
+def test_a_network_that_is_not_trusted_is_not_imported(folder, tiny, tmp_path, monkeypatch, capsys):
+    (folder / "nets_of_others.py").write_text(FILE)
+    tiny.model.factory, tiny.train.epochs, tiny.method = "nets_of_others:Linen", 1, "sgd"
+    train.train_and_evaluate(tiny, tmp_path / "run")
+    monkeypatch.delitem(sys.modules, "nets_of_others")
+    said = "its network is model.factory=nets_of_others:Linen, code that BPNJAX_TRUSTED_FACTORIES="
+    for trusted in ("", "nets_of_others", "nets_of_others:Nnx, other:Linen"):
+        monkeypatch.setenv("BPNJAX_TRUSTED_FACTORIES", trusted)
+        with pytest.raises(UserError, match=f"{said}'{trusted}' does not name"):
+            bpnjax.load(tmp_path / "run")
+    np.savez(tmp_path / "x.npz", x=np.zeros((1, 8, 8, 1), np.uint8))
+    flags = [f"--model={tmp_path / 'run'}", f"--input={tmp_path / 'x.npz'}", "--output=y.csv"]
+    capsys.readouterr()
+    assert predict.run(flags) == 2
+    one_line(capsys.readouterr().err, said)
+    assert "nets_of_others" not in sys.modules
+    monkeypatch.setenv("BPNJAX_TRUSTED_FACTORIES", "other:Linen, nets_of_others:Linen")
+    assert bpnjax.load(tmp_path / "run").num_tasks == 3

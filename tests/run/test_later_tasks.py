@@ -21,7 +21,7 @@ from bpnjax.training import epochs
 from bpnjax.training.experiment import make_experiment
 from bpnjax.utils.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("compile_once")
+pytestmark = pytest.mark.usefixtures("programs_once")
 
 # The third task has no class of its own, so that outputs and normalisation stay.
 TWO, THREE = "0,1;2,3", "0,1;2,3;0,2"
@@ -48,21 +48,6 @@ def base():
         return made
 
     return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs_once(compile_once):
-    """Runs of one configuration share their programs, also where one begins with later tasks."""
-    compile_programs, kept = train.compile_programs, {}
-
-    def shared(experiment, clock, *sizes):
-        fields = experiment.config.to_dict() | {"resume_from": "", "seed": 0}
-        key = (json.dumps(fields, sort_keys=True), *sizes)
-        return kept.setdefault(key, compile_programs(experiment, clock, *sizes))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "compile_programs", shared)
-        yield
 
 
 @pytest.fixture(scope="module")

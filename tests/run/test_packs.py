@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import jax
 import numpy as np
@@ -379,6 +380,28 @@ def test_what_cannot_be_merged(two, network, tmp_path):
         refused([ada, tmp_path / "odd.pack"], "odd.pack: damaged .*make the pack again")
     with pytest.raises(UserError, match="no model"):
         packs.merge(tmp_path / "none", [ada], out)
+
+
+def test_a_pack_cannot_name_code(two, network, tmp_path, monkeypatch):
+    """Merging would import it; the code that the own model names is trusted."""
+    ada, _ = pack_all(two, tmp_path)
+    (tmp_path / "code_of_a_pack.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.chdir(tmp_path)
+    found, metadata = arrays.read(ada)
+    metadata.pop("checksum", None)
+    for named in (
+        {"model.factory": "code_of_a_pack:make"},
+        {"model": {"factory": "code_of_a_pack:make"}},
+    ):
+        fields = {f: v for f, v in json.loads(metadata["fields"]).items() if f != "model.factory"}
+        arrays.write(
+            tmp_path / "odd.pack", found, metadata | {"fields": json.dumps(named | fields)}
+        )
+        with pytest.raises(
+            UserError, match=r"odd.pack: its network is model.factory=code_of_a_pack"
+        ):
+            packs.merge(network, [tmp_path / "odd.pack"], tmp_path / "all.safetensors")
+    assert "code_of_a_pack" not in sys.modules and not (tmp_path / "all.safetensors").exists()
 
 
 def test_a_merged_model_says_what_it_is(two, network, tmp_path):
