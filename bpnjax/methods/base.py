@@ -110,8 +110,8 @@ class TaskData:
         None takes the parameters at the end of training, which the others always take.
       sensitivity: ``() -> tree``, as `bpnjax.importance.sensitivity`.
       neurons: ``(of) -> {path: f32 [outputs]}``, as `bpnjax.importance.neurons`.
-      sums: ``(of_batch, like) -> tree``, sums over all examples in one pass, shared by the devices:
-        ``of_batch(positions int32 [n], x, y, weights) -> tree`` gives the sums of a batch, in which
+      sums: ``(add, like) -> tree``, sums over all examples in one pass, shared by the devices:
+        ``add(total, positions int32 [n], x, y, weights) -> total`` adds those of a batch, in which
         examples of weight 0 must add nothing; ``like`` is a tree of their shapes.
     """
 
@@ -232,6 +232,8 @@ class Method:
       output_layer: ``(state, features, ctx) -> f32 [n, C]``, replaces the network's output layer;
         the features are the inputs of that layer, f32 ``[n, d]``. None keeps the network's own
         layer. With a replaced layer the running statistics stay those of ``init``.
+      prepare: ``(state, setup) -> state``, computes once what ``output_layer`` would compute for
+        each batch, before many batches are answered; ``output_layer`` takes both states.
       optimizer: ``tx -> tx``, from the learner's optimizer to that of ``task_params``.
       learning_rate: the learning rate of ``task_params``; None takes that of the shared parameters.
     """
@@ -256,6 +258,7 @@ class Method:
         lambda params, task_params, state, data, ctx: (params, state)
     )
     output_layer: Callable[[Any, jax.Array, Context], jax.Array] | None = None
+    prepare: Callable[[Any, Setup], Any] = lambda state, setup: state
     optimizer: Callable[[optax.GradientTransformation], optax.GradientTransformation] = lambda tx: (
         tx
     )
@@ -382,6 +385,7 @@ def chain(*methods: Method, name: str = "", paper: str = "") -> Method:
         end_step=end_step,
         end_task=end_task,
         output_layer=methods[0].output_layer if len(methods) == 1 else None,
+        prepare=methods[0].prepare if len(methods) == 1 else lambda state, setup: state,
         optimizer=optimizer,
         learning_rate=next(iter(rates), None),
     )
