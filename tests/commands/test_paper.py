@@ -154,7 +154,8 @@ def test_incremental_classes_chooses_by_held_out_trials(configs, folder, monkeyp
     (header, rows), (_, trials) = made.tables
     assert header[:3] == ["method", "after the last step", "average incremental"]
     ncm, er, bd = rows
-    assert "±" not in ncm[1] and "±" in er[1] and ncm[3] == er[3] == "-" != bd[3]
+    assert "±" not in ncm[1] and "±" in er[1]
+    assert all(row[3] >= row[1] for row in (ncm, er, bd))  # told the task, of fewer classes
     assert [row[0] for row in trials] == ["`er`"] * 2 + ["`bd_frozen`"] * 2
     for method in ("`er`", "`bd_frozen`"):
         best = max((row for row in trials if row[0] == method), key=lambda row: row[2])
