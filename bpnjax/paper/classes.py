@@ -125,8 +125,8 @@ def incremental_classes(runner: runs.Runner) -> Report:
         axis.set_ylabel("accuracy on all of them, without the task")
         axis.legend(fontsize=7)
     tables = [
-        (["method", "after the last step", "average incremental", "told, own classes", "bytes to answer",
-          "bytes while learning"], rows),
+        (["method", "after the last step", "average incremental", "told, own classes",
+          "bytes to answer", "bytes while learning"], rows),
         (["method", "trial", "held-out accuracy after the last step"], trials),
     ]  # fmt: skip
     return Report(
