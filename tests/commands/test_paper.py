@@ -15,6 +15,7 @@ from bpnjax.paper import __main__ as command
 from bpnjax.paper import (
     classes,
     controls,
+    domains,
     eight,
     incremental,
     online,
@@ -32,7 +33,7 @@ from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
-NOT_THE_PAPERS = ("online", "step", "incremental_classes")
+NOT_THE_PAPERS = ("online", "step", "incremental_classes", "ten_domains")
 CONFIG = """
 from bpnjax.config import default
 
@@ -64,8 +65,9 @@ def configs(tmp_path_factory):
         kind, tasks = ("permuted", 12) if name == "permuted_mnist" else ("class_split", 2)
         text = CONFIG.format(name=name, kind=kind, tasks=tasks)
         (folder / f"{name}.py").write_text(text)
-    text = CONFIG.format(name="eight_domains", kind="datasets", tasks=2)
-    (folder / "eight_domains.py").write_text(text)
+    for name in ("eight_domains", "ten_domains"):
+        text = CONFIG.format(name=name, kind="datasets", tasks=2)
+        (folder / f"{name}.py").write_text(text)
     return folder
 
 
@@ -165,6 +167,19 @@ def test_incremental_classes_chooses_by_held_out_trials(configs, folder, monkeyp
         command = next(run for run in made.runs if f"--config.method={method.strip('`')}" in run)
         assert all(f"--config.{field}" in command for field in fields)
         assert "validation" not in command
+    assert made.figures[0].is_file()
+
+
+def test_ten_domains_are_told_and_guessed(configs, folder, monkeypatch):
+    monkeypatch.setattr(domains, "METHODS", ("bd_frozen",))
+    monkeypatch.setattr(domains, "RULES", ("entropy", "nearest_mean"))
+    made = domains.ten_domains(runs.Runner(folder, configs, 2, {"train.epochs": 1}))
+    (_, (entropy, nearest)), (header, by_set) = made.tables
+    assert entropy[:3] == ["`bd_frozen`", "entropy", nearest[2]]  # the same networks
+    assert int(nearest[5].replace(",", "")) > int(entropy[5].replace(",", "")) > 0
+    assert header[1:] == ["told", "entropy", "nearest_mean"] and len(by_set) == 2
+    told = [float(row[1].split()[0]) for row in by_set]
+    assert float(nearest[2].split()[0]) == pytest.approx(np.mean(told), abs=1e-3)
     assert made.figures[0].is_file()
 
 
