@@ -506,6 +506,17 @@ class Learner:
         current = None if between_tasks else state.task
         return self._outputs(state, state.params, x, jnp.asarray(task, jnp.int32), current)
 
+    def prepared(self, state: State) -> State:
+        """Computes once what `answer` would compute for each batch that it is given.
+
+        Args:
+          state: at any time.
+
+        Returns:
+          The state, to be answered with and for nothing else.
+        """
+        return dataclasses.replace(state, method=self.method.prepare(state.method, self.setup))
+
     def features(self, state: State, x: jax.Array, task: Any = None) -> jax.Array:
         """Computes the inputs of the network's output layer, between two tasks, without `jax.jit`.
 
@@ -805,21 +816,21 @@ class Learner:
             def loss(outputs: Any, y: Any) -> jax.Array:
                 return self._losses(outputs, y, task)
 
-        def added(of_batch: Any, zeros: Any, batch: int, limit: int, most: Any) -> Any:
-            def add(i: Any, total: Any) -> Any:
+        def added(add: Any, zeros: Any, batch: int, limit: int, most: Any) -> Any:
+            def one(i: Any, total: Any) -> Any:
                 places = i * batch + jnp.arange(batch)
                 x, y = take(jnp.minimum(places, limit - 1))
                 weights = (places < most).astype(jnp.float32)
-                return jax.tree.map(jnp.add, total, of_batch(i, places, x, y, weights))
+                return add(total, i, places, x, y, weights)
 
-            return collectives.sum_loop(axis, -(-most // batch), add, zeros)
+            return collectives.sum_loop(axis, -(-most // batch), one, zeros)
 
         def mean(sum_of_batch: Any, like: Any, examples: int = 0) -> Any:
             limit = min(examples or size, size)
             most = jnp.minimum(count, limit)
 
-            def one(i: Any, places: Any, *of_batch: Any) -> Any:
-                return sum_of_batch(i, *of_batch)
+            def one(total: Any, i: Any, places: Any, *of_batch: Any) -> Any:
+                return jax.tree.map(jnp.add, total, sum_of_batch(i, *of_batch))
 
             zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), like)
             sums = added(one, zeros, batch, limit, most)
@@ -875,9 +886,9 @@ class Learner:
             like = {path: jnp.zeros(layer.outputs, jnp.float32) for path, layer in covered.items()}
             return mean(one, like)
 
-        def sums(of_batch: Callable[..., Any], like: Any) -> Any:
-            def one(i: Any, *of_examples: Any) -> Any:
-                return of_batch(*of_examples)
+        def sums(add: Callable[..., Any], like: Any) -> Any:
+            def one(total: Any, i: Any, *of_examples: Any) -> Any:
+                return add(total, *of_examples)
 
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
             # Blocks of one size, so that the sums do not depend on the length of other tasks.

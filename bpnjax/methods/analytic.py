@@ -204,18 +204,20 @@ def analytic(
     learn: Callable[[AnalyticState, Callable[..., Any], Callable[[], Any]], AnalyticState],
     outputs: Callable[[AnalyticState, jax.Array], jax.Array],
     trains: str = "in turn",
+    prepare: Callable[[AnalyticState, int], AnalyticState] = lambda state, inputs: state,
 ) -> Method:
     """Makes a method from sums over features and a head that is solved from them.
 
     Args:
       name: of the method, for messages.
       init: ``(key, d, C) -> state``, before the first task.
-      learn: ``(state, sums, first) -> state``, at the end of a task. ``sums(of_batch, like)`` adds
-        up ``of_batch(places int32 [n], features f32 [n, d], classes f32 [n, C]) -> tree`` over all
-        examples. ``first()`` gives the features and classes of a few examples. A row of
-        ``classes`` is one-hot. Rows of padding are 0, in ``features`` too.
+      learn: ``(state, sums, first) -> state`` at the end of a task. ``sums(add, like)`` runs
+        ``add(total, places int32 [n], features f32 [n, d], classes f32 [n, C]) -> total`` over all
+        examples, from zeros of the shapes of ``like``, and ``first()`` gives features and classes
+        of a few. A row of ``classes`` is one-hot; rows of padding are 0, in ``features`` as well.
       outputs: ``(state, features f32 [n, d]) -> f32 [n, C]``.
-      trains: as in `bpnjax.methods.Method`.
+      trains: as of `bpnjax.methods.Method`.
+      prepare: ``(state, d) -> state``, otherwise the same.
 
     Returns:
       `Method`.
@@ -239,10 +241,12 @@ def analytic(
                 "end in nn.Dense"
             )
 
+    def inputs_of(setup: Setup) -> int:
+        return setup.network.layers[next(reversed(setup.network.layers))].inputs
+
     def start(key: Any, params: Any, setup: Setup) -> AnalyticState:
         del params
-        output = setup.network.layers[next(reversed(setup.network.layers))]
-        return init(key, output.inputs, setup.num_outputs)
+        return init(key, inputs_of(setup), setup.num_outputs)
 
     def gradient(grads: Any, params: Any, state: Any, batch: Batch, ctx: Context) -> Any:
         # The gradient is not used, so the compiler drops the whole backward pass.
@@ -266,9 +270,9 @@ def analytic(
             classes = jax.nn.one_hot(y, ctx.setup.num_outputs, dtype=jnp.float32) * weights[:, None]
             return jnp.where(weights[:, None] > 0, features, 0.0), classes
 
-        def sums(of_batch: Callable[..., Any], like: Any) -> Any:
-            def one(places: jax.Array, x: Any, y: Any, weights: jax.Array) -> Any:
-                return of_batch(places, *entering(x, y, weights))
+        def sums(add: Callable[..., Any], like: Any) -> Any:
+            def one(total: Any, places: jax.Array, x: Any, y: Any, weights: jax.Array) -> Any:
+                return add(total, places, *entering(x, y, weights))
 
             return data.sums(one, like)
 
@@ -291,4 +295,5 @@ def analytic(
         end_step=end_step,
         end_task=end_task,
         output_layer=output_layer,
+        prepare=lambda state, setup: prepare(state, inputs_of(setup)),
     )

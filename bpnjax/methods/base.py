@@ -110,9 +110,9 @@ class TaskData:
         None stands for the parameters at the end of training, which the other measures always use.
       sensitivity: ``() -> tree``, as `bpnjax.importance.sensitivity`.
       neurons: ``(of) -> {path: f32 [outputs]}``, as `bpnjax.importance.neurons`.
-      sums: ``(of_batch, like) -> tree``, sums over all examples in one pass, shared by the devices.
-        ``of_batch(positions int32 [n], x, y, weights) -> tree`` gives the sums of one batch, to
-        which examples of weight 0 must add nothing. ``like`` is a tree of their shapes.
+      sums: ``(add, like) -> tree``, sums over all examples in one pass, shared by the devices:
+        ``add(total, positions int32 [n], x, y, weights) -> total`` adds those of a batch, in which
+        examples of weight 0 must add nothing; ``like`` is a tree of their shapes.
     """
 
     take: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
@@ -224,16 +224,18 @@ class Method:
       forward: ``(params, task_params, state, ctx) -> (params, mode)``, the parameters and the mode
         for the tasks ``ctx.task``. Training, tests and loaded models all answer through it.
       gradient: ``(grads, params, state, batch, ctx) -> grads``, from the gradient of the mean loss
-        of the batch to the gradient that the optimizer gets.
-      end_step: ``(old, new, grads, state, batch, ctx) -> (params, state)``, after the optimizer. It
-        gets the parameters before and after the step, and the gradient of the mean loss.
-      end_task: ``(params, task_params, state, data, ctx) -> (params, state)``. It freezes the mode,
-        measures importance and stores examples. ``data`` is a `TaskData`.
-      output_layer: ``(state, features, ctx) -> f32 [n, C]``, replaces the network's output layer.
-        The features are the inputs of that layer, f32 ``[n, d]``. None keeps the network's layer.
-        With a replaced layer the running statistics stay those of ``init``.
-      optimizer: ``tx -> tx``, from the learner's optimizer to the one of ``task_params``.
-      learning_rate: of ``task_params``; None for the learning rate of the shared parameters.
+        of the batch to the one that the optimizer gets.
+      end_step: ``(old, new, grads, state, batch, ctx) -> (params, state)``, after the optimizer:
+        parameters before and after its step, and the gradient of the mean loss of the batch.
+      end_task: ``(params, task_params, state, data, ctx) -> (params, state)``: freezes the mode,
+        measures importance, keeps examples. ``data`` is a `TaskData`.
+      output_layer: ``(state, features, ctx) -> f32 [n, C]``, replaces the network's output layer;
+        the features are the inputs of that layer, f32 ``[n, d]``. None keeps the network's own
+        layer. With a replaced layer the running statistics stay those of ``init``.
+      prepare: ``(state, setup) -> state``, computes once what ``output_layer`` would compute for
+        each batch, before many batches are answered; ``output_layer`` takes both states.
+      optimizer: ``tx -> tx``, from the learner's optimizer to that of ``task_params``.
+      learning_rate: the learning rate of ``task_params``; None takes that of the shared parameters.
     """
 
     name: str = "method"
@@ -256,6 +258,7 @@ class Method:
         lambda params, task_params, state, data, ctx: (params, state)
     )
     output_layer: Callable[[Any, jax.Array, Context], jax.Array] | None = None
+    prepare: Callable[[Any, Setup], Any] = lambda state, setup: state
     optimizer: Callable[[optax.GradientTransformation], optax.GradientTransformation] = lambda tx: (
         tx
     )
@@ -381,6 +384,7 @@ def chain(*methods: Method, name: str = "", paper: str = "") -> Method:
         end_step=end_step,
         end_task=end_task,
         output_layer=methods[0].output_layer if len(methods) == 1 else None,
+        prepare=methods[0].prepare if len(methods) == 1 else lambda state, setup: state,
         optimizer=optimizer,
         learning_rate=next(iter(rates), None),
     )

@@ -34,6 +34,8 @@ from bpnjax.methods.base import Method
 from bpnjax.methods.settings import Range, Setting, register
 from bpnjax.utils.heads import FAR_BELOW
 
+_BLOCK = 256  # of `quadratic`
+
 
 class FecamSums(NamedTuple):
     """Sums per class, and the scatter of each class around its mean."""
@@ -112,52 +114,77 @@ def normalised_covariance(covariance: jax.Array, shrinkage: jax.Array | float) -
     return shrunk / jnp.outer(deviation, deviation)
 
 
-def distances(means: jax.Array, precision: jax.Array, vectors: jax.Array) -> jax.Array:
-    r"""Squared Mahalanobis distances.
+def quadratic(vectors: jax.Array, matrix: jax.Array) -> jax.Array:
+    r"""Quadratic forms of a symmetric matrix, of which the part below the diagonal is not read.
+
+    .. math:: q_i = v_i^T \Lambda v_i
+              = \sum_b v_{ib}^T (\Lambda_{bb} v_{ib} + 2 \sum_{b' > b} \Lambda_{bb'} v_{ib'})
+
+    with the vectors cut into blocks b of 256 numbers.
+
+    Args:
+      vectors: f32 ``[n, d]``.
+      matrix: f32 ``[d, d]``.
+
+    Returns:
+      f32 ``[n]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bpnjax.methods.fecam import quadratic
+      >>> quadratic(jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 1.0], [1.0, 0.0]])).tolist()
+      [7.0]
+    """
+    total = jnp.zeros(vectors.shape[0], jnp.float32)
+    for start in range(0, vectors.shape[1], _BLOCK):
+        stop = min(start + _BLOCK, vectors.shape[1])
+        own = vectors[:, start:stop]
+        found = product(own, matrix[start:stop, start:])
+        twice = jnp.sum(found[:, stop - start :] * vectors[:, stop:], 1)
+        total += jnp.sum(found[:, : stop - start] * own, 1) + 2.0 * twice
+    return total
+
+
+def distances(head: FecamHead, vectors: jax.Array) -> jax.Array:
+    r"""Mahalanobis distances, squared.
 
     .. math:: D_{ic} = (u_i - m_c)^T \Lambda_c (u_i - m_c)
 
     Args:
-      means: m, f32 ``[C, d]``.
-      precision: Lambda, f32 ``[C, d, d]``.
+      head: with the means m and the inverse covariances Lambda.
       vectors: u, f32 ``[n, d]``.
 
     Returns:
-      f32 ``[n, C]``.
+      f32 ``[n, C]``, infinite for classes that were never seen; these take no time.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from bpnjax.methods.fecam import distances
-      >>> distances(jnp.array([[1.0]]), jnp.array([[[2.0]]]), jnp.array([[4.0]])).tolist()
-      [[18.0]]
+      >>> from bpnjax.methods.fecam import FecamHead, distances
+      >>> seen = jnp.array([1.0, 0.0])
+      >>> head = FecamHead(jnp.array([[1.0], [4.0]]), jnp.array([[[2.0]], [[2.0]]]), seen)
+      >>> distances(head, jnp.array([[4.0]])).tolist()
+      [[18.0, inf]]
     """
 
-    def one(of_class: tuple[jax.Array, jax.Array]) -> jax.Array:
-        away = vectors - of_class[0]
-        return jnp.sum(product(away, of_class[1]) * away, 1)
+    def one(c: jax.Array) -> jax.Array:
+        return jax.lax.cond(
+            head.seen[c] > 0,
+            lambda: quadratic(vectors - head.means[c], head.precision[c]),
+            lambda: jnp.full(vectors.shape[0], jnp.inf, jnp.float32),
+        )
 
-    return jax.lax.map(one, (means, precision)).T
+    return jax.lax.map(one, jnp.arange(head.seen.shape[0])).T
 
 
-def _outer(weight: jax.Array, vectors: jax.Array) -> jax.Array:
-    """Weighted outer products of vectors with themselves, ``[C, d, d]``."""
-    return weight[:, None, None] * vectors[:, :, None] * vectors[:, None, :]
+def _for_each(examples: jax.Array, body: Callable[[Any, Any], Any], start: Any) -> Any:
+    """``carry = body(c, carry)`` for the classes c with examples f32 ``[C]``, and no others."""
+    order = jnp.argsort(examples <= 0)  # those with examples first
+    number = jnp.sum(examples > 0)
+    return jax.lax.fori_loop(0, number, lambda i, carry: body(order[i], carry), start)
 
 
 def _unit(vectors: jax.Array) -> jax.Array:
     return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-
-
-def _solved(sums: FecamSums, shrinkage: jax.Array) -> FecamHead:
-    means = sums.classes.means
-
-    def one(of_class: tuple[jax.Array, ...]) -> jax.Array:
-        scatter, count = of_class
-        covariance = scatter / jnp.maximum(count, 1.0)
-        return jnp.linalg.inv(normalised_covariance(covariance, shrinkage))
-
-    precision = jax.lax.map(one, (sums.scatter, sums.classes.examples))
-    return FecamHead(_unit(means), precision, jnp.asarray(sums.classes.examples > 0, jnp.float32))
 
 
 @register("fecam", paper="Goswami et al. 2023, arXiv 2309.14062")
@@ -194,35 +221,42 @@ def fecam(
         features, own = first()
         guess = guessed_means(transformed(features, state.settings.power), own)
 
-        def of_batch(places: Any, z: jax.Array, classes: jax.Array) -> FecamSums:
+        # The matrices of all classes together are large: those of the classes at hand are changed
+        # in their place.
+        def add(total: FecamSums, places: Any, z: jax.Array, classes: jax.Array) -> FecamSums:
             del places
             away = transformed(z, state.settings.power) - product(classes, guess)
 
-            def of_class(own: jax.Array) -> jax.Array:
-                # Most classes have no example in a batch.
-                return jax.lax.cond(
-                    own.sum() > 0,
-                    lambda: product(away.T, away * own[:, None]),
-                    lambda: jnp.zeros((away.shape[1], away.shape[1]), jnp.float32),
-                )
+            def one(c: jax.Array, scatter: jax.Array) -> jax.Array:
+                return scatter.at[c].add(product(away.T, away * classes[:, c, None]))
 
-            return FecamSums(class_sums(away, classes), jax.lax.map(of_class, classes.T))
+            found = class_sums(away, classes)
+            return FecamSums(
+                jax.tree.map(jnp.add, total.classes, found),
+                _for_each(found.examples, one, total.scatter),
+            )
 
-        away, products = sums(of_batch, state.sums)
+        away, products = sums(add, state.sums)
         found = ClassSums(away.examples, away.total + away.examples[:, None] * guess)
         weight, delta = apart(state.sums.classes, found)
-        both = FecamSums(
-            jax.tree.map(jnp.add, state.sums.classes, found),
-            state.sums.scatter
-            + products
-            - _outer(away.examples, away.means)
-            + _outer(weight, delta),
+        both = jax.tree.map(jnp.add, state.sums.classes, found)
+
+        def solve(c: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            scatter, precision = carry
+            own = scatter[c] + products[c] + weight[c] * jnp.outer(delta[c], delta[c])
+            own -= away.examples[c] * jnp.outer(away.means[c], away.means[c])
+            covariance = normalised_covariance(own / both.examples[c], state.settings.shrinkage)
+            return scatter.at[c].set(own), precision.at[c].set(jnp.linalg.inv(covariance))
+
+        before = (state.sums.scatter, state.head.precision)
+        scatter, precision = _for_each(found.examples, solve, before)
+        seen = jnp.asarray(both.examples > 0, jnp.float32)
+        return state._replace(
+            sums=FecamSums(both, scatter), head=FecamHead(_unit(both.means), precision, seen)
         )
-        return state._replace(sums=both, head=_solved(both, state.settings.shrinkage))
 
     def outputs(state: AnalyticState, z: jax.Array) -> jax.Array:
-        head = state.head
-        away = distances(head.means, head.precision, _unit(transformed(z, state.settings.power)))
-        return jnp.where(head.seen > 0, -away, FAR_BELOW)
+        away = distances(state.head, _unit(transformed(z, state.settings.power)))
+        return jnp.where(state.head.seen > 0, -away, FAR_BELOW)
 
     return analytic("fecam", init, learn, outputs)

@@ -66,8 +66,12 @@ def ncm() -> Method:
 
     def learn(state: AnalyticState, sums: Callable[..., Any], first: Any) -> AnalyticState:
         del first
-        found = sums(lambda places, z, classes: class_sums(z, classes), state.sums)
-        both = jax.tree.map(jnp.add, state.sums, found)
+
+        def add(total: ClassSums, places: Any, z: jax.Array, classes: jax.Array) -> ClassSums:
+            del places
+            return jax.tree.map(jnp.add, total, class_sums(z, classes))
+
+        both = jax.tree.map(jnp.add, state.sums, sums(add, state.sums))
         return state._replace(sums=both, head=nearest_mean(both))
 
     return analytic("ncm", init, learn, lambda state, z: apply_linear(state.head, z))

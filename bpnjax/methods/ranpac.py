@@ -7,15 +7,14 @@ with the features z of a frozen network (`bpnjax.methods.analytic`), a Gaussian 
 \times M}` that is drawn from the seed and never stored, and one-hot labels e. The logits are
 :math:`W^T h`.
 
-The strength lambda has no unit. In each task every strength of `RIDGES` is fitted to four fifths of
-the examples and predicts every fifth one. Squared errors are summed over the tasks so far, and the
-lambda with the smallest sum is used. All of these are sums, so the order of tasks does not matter.
-Only the M x M matrix G is large.
+The strength lambda has no unit. Of each task every fifth example is held out, and its sums are kept
+apart: lambda is the one of `RIDGES` with which the other examples of all tasks so far predict the
+held-out ones best (least squared error); the head is then solved from all examples. All of this is
+sums, so that the order of tasks does not matter. Nothing but two M x M matrices is large.
 
 Source: McDonnell et al. 2023 (RanPAC, arXiv 2307.02251), Eq. 5-6 and Algorithm 1, without its first
-phase (no part of the network is trained). Variant: the authors choose lambda, in absolute units, on
-the last fifth of the last task only, so their result depends on the order. Their M is 10,000; 2,000
-take a hundredth of the time.
+phase (no part of the network is trained). Variant: the authors choose lambda, in absolute units,
+by the last fifth of the last task alone, and so depend on the order. Their M is 10,000.
 """
 
 from collections.abc import Callable
@@ -56,30 +55,43 @@ Ridge = Annotated[
 
 
 class RidgeSums(NamedTuple):
-    """Sums over all tasks so far."""
+    """Sums over examples."""
 
     gram: jax.Array  # G, f32 [M, M]
     targets: jax.Array  # Q, f32 [M, C]
-    examples: jax.Array  # number of examples of each class, f32 [C]
-    errors: jax.Array  # squared errors on held-out examples with each of RIDGES, f32 [ridges]
+    examples: jax.Array  # examples of each class, f32 [C]
+
+    @staticmethod
+    def of(features: jax.Array, classes: jax.Array) -> "RidgeSums":
+        """Those of random features f32 ``[n, M]`` with one-hot labels f32 ``[n, C]``."""
+        return RidgeSums(
+            product(features.T, features), product(features.T, classes), classes.sum(0)
+        )
 
 
-class _Parts(NamedTuple):
-    """Sums of one task, over the fitted and over the held-out examples."""
+def draw_projection(key: Any, inputs: int, number: int) -> jax.Array:
+    r"""Draws the projection of `random_features`.
 
-    gram: jax.Array  # f32 [2, M, M]
-    targets: jax.Array  # f32 [2, M, C]
-    examples: jax.Array  # f32 [C]
-    squares: jax.Array  # squared and summed held-out targets, f32 scalar
+    .. math:: P_{ij} \sim N(0, 1 / d)
+
+    Args:
+      key: typed PRNG key.
+      inputs: d.
+      number: M.
+
+    Returns:
+      f32 ``[d, M]``.
+    """
+    return jax.random.normal(key, (inputs, number), jnp.float32) * jnp.float32(inputs**-0.5)
 
 
 def random_features(seed: Any, features: jax.Array, number: int) -> jax.Array:
     r"""Random features of the network's features.
 
-    .. math:: h = \max(0, P^T z), \quad P_{ij} \sim N(0, 1 / d)
+    .. math:: h = \max(0, P^T z)
 
     Args:
-      seed: typed PRNG key.
+      seed: typed PRNG key, or P itself, drawn from it by `draw_projection`.
       features: z, f32 ``[n, d]``.
       number: M; 0 returns ``features`` unchanged.
 
@@ -98,8 +110,8 @@ def random_features(seed: Any, features: jax.Array, number: int) -> jax.Array:
     """
     if not number:
         return features
-    inputs = features.shape[1]
-    projection = jax.random.normal(seed, (inputs, number), jnp.float32) * jnp.float32(inputs**-0.5)
+    drawn = not jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
+    projection = seed if drawn else draw_projection(seed, features.shape[1], number)
     return jax.nn.relu(product(features, projection))
 
 
@@ -131,75 +143,70 @@ def solve_ridge(gram: jax.Array, targets: jax.Array, ridge: jax.Array | float) -
     return jax.scipy.linalg.cho_solve(factor, targets / unit)
 
 
-def held_out_errors(gram: jax.Array, targets: jax.Array, squares: jax.Array) -> jax.Array:
-    r"""Squared errors on held-out examples of the fit to the others, with each of `RIDGES`.
+def held_out_errors(everything: RidgeSums, held: RidgeSums) -> jax.Array:
+    r"""Squared errors on held-out examples of a fit to the others, with each of `RIDGES`.
 
     .. math:: E_\lambda = \sum_i |W_\lambda^T h_i - e_i|^2
-              = \mathrm{tr}\, W_\lambda^T G' W_\lambda - 2\, \mathrm{tr}\, W_\lambda^T Q' + E_0
+              = \mathrm{tr}\, W_\lambda^T G' W_\lambda - 2\, \mathrm{tr}\, W_\lambda^T Q' + n'
 
     Args:
-      gram: f32 ``[2, M, M]``, over the fitted and over the held-out examples.
-      targets: f32 ``[2, M, C]``, likewise.
-      squares: E_0, the held-out targets squared and summed, f32 scalar.
+      everything: sums over all examples, the held-out ones included.
+      held: those of the n' held-out ones, G' and Q'.
 
     Returns:
       f32 ``[ridges]``; infinite if lambda is too small for f32.
     """
+    gram, targets = everything.gram - held.gram, everything.targets - held.targets
 
     def one(ridge: jax.Array) -> jax.Array:
-        w = solve_ridge(gram[0], targets[0], ridge)
-        return jnp.sum(w * (product(gram[1], w) - 2.0 * targets[1])) + squares
+        w = solve_ridge(gram, targets, ridge)
+        return jnp.sum(w * (product(held.gram, w) - 2.0 * held.targets)) + held.examples.sum()
 
     errors = jax.lax.map(one, jnp.array(RIDGES, jnp.float32))
     return jnp.where(jnp.isfinite(errors), errors, jnp.inf)
 
 
 def _ridge(name: str, features: int, ridge: float | None, trains: str) -> Method:
+    def prepare(state: AnalyticState, inputs: int) -> AnalyticState:
+        if not features:
+            return state
+        return state._replace(settings=draw_projection(state.settings, inputs, features))
+
     def init(key: Any, inputs: int, classes: int) -> AnalyticState:
         size = features or inputs
-        sums = RidgeSums(
+        none = RidgeSums(
             jnp.zeros((size, size), jnp.float32),
             jnp.zeros((size, classes), jnp.float32),
             jnp.zeros(classes, jnp.float32),
-            jnp.zeros(len(RIDGES), jnp.float32),
         )
+        sums = (none, none) if ridge is None else (none,)  # of all examples, of those held out
         return AnalyticState(sums, empty_linear(size, classes), key)
 
-    def learn(state: AnalyticState, sums: Callable[..., Any], first: Any) -> AnalyticState:
-        del first
+    def learn(
+        state: AnalyticState, sums: Callable[..., Any], first: Callable[[], Any]
+    ) -> AnalyticState:
+        seed = prepare(state, first()[0].shape[1]).settings
 
-        def of_batch(places: jax.Array, z: jax.Array, classes: jax.Array) -> _Parts:
-            h = random_features(state.settings, z, features)
-            held = (places % _EVERY == _EVERY - 1)[:, None]
-            parts = [(jnp.where(part, h, 0.0), classes * part) for part in (~held, held)]
-            return _Parts(
-                jnp.stack([product(h.T, h) for h, _ in parts]),
-                jnp.stack([product(h.T, y) for h, y in parts]),
-                classes.sum(0),
-                jnp.sum(parts[1][1]),
-            )
+        def add(total: Any, places: jax.Array, z: jax.Array, classes: jax.Array) -> Any:
+            h = random_features(seed, z, features)
+            # Of consecutive places every fifth; the last of these rows may not be there.
+            rows = (-1 - places[0]) % _EVERY + jnp.arange(0, len(places), _EVERY)
+            held = [part.at[rows].get(mode="fill", fill_value=0.0) for part in (h, classes)]
+            parts = ((h, classes), held)[: len(total)]
+            return jax.tree.map(jnp.add, total, tuple(RidgeSums.of(*part) for part in parts))
 
-        before = state.sums
-        found = sums(of_batch, _Parts(
-            jnp.stack([before.gram] * 2), jnp.stack([before.targets] * 2), before.examples,
-            jnp.float32(0),
-        ))  # fmt: skip
-        gram, targets = before.gram + found.gram.sum(0), before.targets + found.targets.sum(0)
-        errors = before.errors
+        both = jax.tree.map(jnp.add, state.sums, sums(add, state.sums))
+        chosen: Any = ridge
         if ridge is None:
-            errors = errors + held_out_errors(found.gram, found.targets, found.squares)
-            chosen = jnp.array(RIDGES, jnp.float32)[jnp.argmin(errors)]
-        else:
-            chosen = jnp.float32(ridge)
-        both = RidgeSums(gram, targets, before.examples + found.examples, errors)
-        kernel = solve_ridge(gram, targets, chosen)
-        head = linear_head(kernel, jnp.zeros(kernel.shape[1], jnp.float32), both.examples)
+            chosen = jnp.array(RIDGES, jnp.float32)[jnp.argmin(held_out_errors(*both))]
+        kernel = solve_ridge(both[0].gram, both[0].targets, chosen)
+        head = linear_head(kernel, jnp.zeros(kernel.shape[1], jnp.float32), both[0].examples)
         return state._replace(sums=both, head=head)
 
     def outputs(state: AnalyticState, z: jax.Array) -> jax.Array:
         return apply_linear(state.head, random_features(state.settings, z, features))
 
-    return analytic(name, init, learn, outputs, trains)
+    return analytic(name, init, learn, outputs, trains, prepare)
 
 
 @register("ranpac", paper="McDonnell et al. 2023, arXiv 2307.02251")

@@ -133,12 +133,13 @@ def slda(
     ) -> AnalyticState:
         guess = guessed_means(*first())
 
-        def of_batch(places: Any, z: jax.Array, classes: jax.Array) -> SldaSums:
+        def add(total: SldaSums, places: Any, z: jax.Array, classes: jax.Array) -> SldaSums:
             del places
             away = z - product(classes, guess)
-            return SldaSums(class_sums(away, classes), product(away.T, away))
+            found = SldaSums(class_sums(away, classes), product(away.T, away))
+            return jax.tree.map(jnp.add, total, found)
 
-        away, products = sums(of_batch, state.sums)
+        away, products = sums(add, state.sums)
         found = SldaSums(
             ClassSums(away.examples, away.total + away.examples[:, None] * guess),
             products - product(away.means.T, away.total),

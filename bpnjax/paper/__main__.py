@@ -19,8 +19,8 @@ USAGE = """usage: bpnjax paper --artefact=NAME[,NAME...] [--workdir=DIR]
 
   --artefact=NAME         fig5 fig6a fig6b fig6c table1 table2 fig7 controls
                           hidden_dim strength untold, or all of them, which also
-                          makes report/index.html; or online or step, which
-                          are not in the paper
+                          makes report/index.html; or online, step, ten_domains
+                          or incremental_classes, which are not in the paper
   --sequence=NAME         sets of table2: eight_tasks (many GB; the default) or
                           eight_domains; all includes table2 only with it
   --workdir=DIR           where everything goes (default: runs/paper)
@@ -47,7 +47,9 @@ def artefacts() -> dict[str, Any]:
       ``{name: (Runner) -> Report}``, in the order of ``all``.
     """
     from bpnjax.paper import (
+        classes,
         controls,
+        domains,
         eight,
         incremental,
         online,
@@ -72,6 +74,8 @@ def artefacts() -> dict[str, Any]:
         "untold": untold.untold,
         "online": online.online,
         "step": step.step,
+        "incremental_classes": classes.incremental_classes,
+        "ten_domains": domains.ten_domains,
     }
 
 
@@ -96,8 +100,10 @@ def _parse(arguments: list[str]) -> tuple[list[str], bool, bool, Any]:
     whole = names == ["all"]
     if whole:
         # The sets of the paper's Table II take many GB, so its small ones must be requested.
-        # Online and step are not in the paper.
-        left_out = {"online", "step"} | (set() if values.sequence else {"table2"})
+        # The other artefacts that are left out are not in the paper.
+        left_out = {"online", "step", "incremental_classes", "ten_domains"} | (
+            set() if values.sequence else {"table2"}
+        )
         names = [name for name in known if name not in left_out]
     for name in names:
         if name not in known:

@@ -43,8 +43,10 @@ def evaluate(
     width = split.index.shape[1]
     batch = min(config.evaluate.batch_size, width)
 
+    answering = learner.prepared(state.learner)
+
     def logits_of(mode_task: Any, x: Any) -> jax.Array:
-        return learner.answer(state.learner, x, mode_task, between_tasks=not in_training)
+        return learner.answer(answering, x, mode_task, between_tasks=not in_training)
 
     def chunk(
         reader: Reader, task: Any, i: Any, count: Any, batch: int

@@ -13,7 +13,9 @@ from bpnjax import config as configuration
 from bpnjax.data import load_sequence
 from bpnjax.paper import __main__ as command
 from bpnjax.paper import (
+    classes,
     controls,
+    domains,
     eight,
     incremental,
     online,
@@ -31,6 +33,7 @@ from bpnjax.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
+NOT_THE_PAPERS = ("online", "step", "incremental_classes", "ten_domains")
 CONFIG = """
 from bpnjax.config import default
 
@@ -57,13 +60,14 @@ def get_config():
 def configs(tmp_path_factory):
     """Configurations of the paper's names, each small and on digits."""
     folder = tmp_path_factory.mktemp("configs")
-    online_sets = ("online_cifar10", "online_cifar100")
-    for name in ("mnist", "cifar10", "cifar100", "permuted_mnist", *online_sets):
+    others = ("online_cifar10", "online_cifar100", "cifar100_b0_inc10")
+    for name in ("mnist", "cifar10", "cifar100", "permuted_mnist", *others):
         kind, tasks = ("permuted", 12) if name == "permuted_mnist" else ("class_split", 2)
         text = CONFIG.format(name=name, kind=kind, tasks=tasks)
         (folder / f"{name}.py").write_text(text)
-    text = CONFIG.format(name="eight_domains", kind="datasets", tasks=2)
-    (folder / "eight_domains.py").write_text(text)
+    for name in ("eight_domains", "ten_domains"):
+        text = CONFIG.format(name=name, kind="datasets", tasks=2)
+        (folder / f"{name}.py").write_text(text)
     return folder
 
 
@@ -98,7 +102,7 @@ def test_every_artefact_and_the_page(configs, folder, few, monkeypatch, capsys):
     flags = ["--artefact=all", f"--workdir={folder}", f"--configs={configs}", "--num_seeds=1",
              "--config.train.batch_size=48", "--sequence=eight_domains", "--latex"]  # fmt: skip
     assert command.run(flags) == 0
-    names = [name for name in command.artefacts() if name not in ("online", "step")]
+    names = [name for name in command.artefacts() if name not in NOT_THE_PAPERS]
     for name in names:
         text = (folder / name / f"{name}.md").read_text()
         assert f"python -m bpnjax.paper --artefact={name}" in text and str(folder) not in text
@@ -141,6 +145,41 @@ def test_online_has_a_table_for_each_set_and_the_published_figures(configs, fold
     assert header[1:] == ["nobody tells the task", "told, all classes", "told, own classes"]
     assert rows[1][1] == rows[1][2] != rows[1][3]  # without modes nothing is told but the classes
     assert all("arXiv" in row[-1] for row in published)
+    assert made.figures[0].is_file()
+
+
+def test_incremental_classes_chooses_by_held_out_trials(configs, folder, monkeypatch):
+    lines = [line for line in classes.LINES if line.label in ("NCM", "ER", "BD, frozen: gmm")]
+    lines = [line._replace(trials=line.trials[:2]) for line in lines]
+    monkeypatch.setattr(classes, "LINES", lines)
+    made = classes.incremental_classes(runs.Runner(folder, configs, 2, {}))
+    (header, rows), (_, trials) = made.tables
+    assert header[:3] == ["method", "after the last step", "average incremental"]
+    ncm, er, bd = rows
+    assert "±" not in ncm[1] and "±" in er[1]
+    assert all(row[3] >= row[1] for row in (ncm, er, bd))  # told the task, of fewer classes
+    assert [row[0] for row in trials] == ["`er`"] * 2 + ["`bd_frozen`"] * 2
+    for method in ("`er`", "`bd_frozen`"):
+        best = max((row for row in trials if row[0] == method), key=lambda row: row[2])
+        taken = [row for row in trials if row[0] == method and row[1].endswith(" *")]
+        assert len(taken) == 1 and taken[0][2] == best[2]
+        fields = taken[0][1].removesuffix(" *").replace("`", "").split(", ")
+        command = next(run for run in made.runs if f"--config.method={method.strip('`')}" in run)
+        assert all(f"--config.{field}" in command for field in fields)
+        assert "validation" not in command
+    assert made.figures[0].is_file()
+
+
+def test_ten_domains_are_told_and_guessed(configs, folder, monkeypatch):
+    monkeypatch.setattr(domains, "METHODS", ("bd_frozen",))
+    monkeypatch.setattr(domains, "RULES", ("entropy", "nearest_mean"))
+    made = domains.ten_domains(runs.Runner(folder, configs, 2, {"train.epochs": 1}))
+    (_, (entropy, nearest)), (header, by_set) = made.tables
+    assert entropy[:3] == ["`bd_frozen`", "entropy", nearest[2]]  # the same networks
+    assert int(nearest[5].replace(",", "")) > int(entropy[5].replace(",", "")) > 0
+    assert header[1:] == ["told", "entropy", "nearest_mean"] and len(by_set) == 2
+    told = [float(row[1].split()[0]) for row in by_set]
+    assert float(nearest[2].split()[0]) == pytest.approx(np.mean(told), abs=1e-3)
     assert made.figures[0].is_file()
 
 

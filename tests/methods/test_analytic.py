@@ -15,7 +15,7 @@ import bpnjax
 from bpnjax import methods, networks
 from bpnjax.methods.analytic import ClassSums, apart
 from bpnjax.methods.fecam import normalised_covariance
-from bpnjax.methods.ranpac import RIDGES, held_out_errors, random_features
+from bpnjax.methods.ranpac import RIDGES, RidgeSums, held_out_errors, random_features
 from bpnjax.utils.errors import UserError
 from bpnjax.utils.heads import FAR_BELOW
 
@@ -120,28 +120,39 @@ def test_the_ridge_of_the_least_held_out_error_is_taken():
         (x + rng.normal(size=x.shape).astype(np.float32), y) for x, y in map(of_classes, TASKS)
     ]
     _, state = learn(methods.ranpac(features=30), noisy)
-    gram, targets, errors = np.zeros((30, 30)), np.zeros((30, 5)), np.zeros(len(RIDGES))
-    for x, y in noisy:
-        h = np.asarray(random_features(state.method.settings, x, 30), np.float64)
-        e = np.eye(5)[y]
-        held = np.arange(len(x)) % 5 == 4
-        g = h[~held].T @ h[~held]
-        for i, ridge in enumerate(RIDGES):
-            w = np.linalg.solve(g + ridge * g.trace() / 30 * np.eye(30), h[~held].T @ e[~held])
-            errors[i] += np.square(h[held] @ w - e[held]).sum()
-        gram, targets = gram + h.T @ h, targets + h.T @ e
-    np.testing.assert_allclose(state.method.sums.errors, errors, rtol=1e-3)
-    best = RIDGES[errors.argmin()]
+    x, y = (np.concatenate(parts) for parts in zip(*noisy, strict=True))
+    h = np.asarray(random_features(state.method.settings, x, 30), np.float64)
+    held = np.concatenate([np.arange(len(y)) % 5 == 4 for _, y in noisy])
+
+    def fit(rows, ridge):
+        g = h[rows].T @ h[rows]
+        return np.linalg.solve(
+            g + ridge * g.trace() / 30 * np.eye(30), h[rows].T @ np.eye(5)[y[rows]]
+        )
+
+    errors = [np.square(h[held] @ fit(~held, r) - np.eye(5)[y[held]]).sum() for r in RIDGES]
+    np.testing.assert_allclose(held_out_errors(*state.method.sums), errors, rtol=1e-3)
+    best = RIDGES[np.argmin(errors)]
     assert RIDGES[0] > best > RIDGES[-1]
-    w = np.linalg.solve(gram + best * gram.trace() / 30 * np.eye(30), targets)
+    w = fit(np.full(len(y), True), best)
     np.testing.assert_allclose(state.method.head.kernel[:, :4], w[:, :4], atol=1e-4)
 
 
+def test_the_projection_of_many_batches_is_drawn_once():
+    learner, state = learn(methods.ranpac(features=40), [(X, Y)])
+    drawn = learner.prepared(state)
+    assert drawn.method.settings.shape == (WIDTH, 40)
+    np.testing.assert_array_equal(learner.answer(drawn, X, 0), learner.answer(state, X, 0))
+    text = str(jax.make_jaxpr(lambda s: learner.answer(s, jnp.asarray(X), 0))(drawn))
+    assert "random" not in text and "erf_inv" not in text
+
+
 def test_a_ridge_that_is_too_small_for_f32_is_passed_over():
-    ones = jnp.ones((2, 50, 50)) * 1e3
-    errors = held_out_errors(ones, jnp.ones((2, 50, 1)), jnp.float32(1.0))
+    part = RidgeSums(jnp.full((50, 50), 1e3), jnp.ones((50, 1)), jnp.ones(1))
+    errors = held_out_errors(jax.tree.map(lambda leaf: 2 * leaf, part), part)
     assert not np.isnan(errors).any() and np.isfinite(errors[0])
-    nothing = held_out_errors(jnp.zeros((2, 3, 3)), jnp.zeros((2, 3, 1)), jnp.float32(0.0))
+    none = RidgeSums(jnp.zeros((3, 3)), jnp.zeros((3, 1)), jnp.zeros(1))
+    nothing = held_out_errors(none, none)
     assert int(jnp.argmin(nothing)) == 0  # without examples the strongest
 
 
@@ -191,7 +202,7 @@ def test_the_order_of_tasks_does_not_matter(name):
     one, other = (logits(method, [of_classes(TASKS[t]) for t in order]) for order in ORDERS)
     scale = np.abs(one[:, :4]).max()
     np.testing.assert_allclose(other[:, :4], one[:, :4], rtol=0, atol=1e-5 * scale)
-    if name == "ranpac":  # told the strength, which the two choose from other held-out parts
+    if name == "ranpac":  # told the strength, chosen from other held-out parts if taken together
         kept = {"features": 40, "ridge": 0.1}
         one = logits(methods.ranpac(**kept), [of_classes(classes) for classes in TASKS])
         method = methods.joint_ridge(**kept)
