@@ -12,6 +12,7 @@ from accelerator import accelerator
 from backbone import backbone
 from machine import FLOPS, make_matrix_product
 from mixed import mixed
+from networks import networks
 from pipeline import pipeline
 from problems import NETWORKS, Timed, best_of, flops_per_example
 from startup import startup
@@ -215,5 +216,6 @@ def _seconds(run) -> float:
 PARTS = {
     "steps": steps, "torch": against_torch, "avalanche": against_avalanche, "passes": passes,
     "tasks": tasks, "seeds": seeds, "classes": classes, "sizes": sizes, "startup": startup,
-    "pipeline": pipeline, "mixed": mixed, "backbone": backbone, "accelerator": accelerator,
+    "pipeline": pipeline, "mixed": mixed, "backbone": backbone, "networks": networks,
+    "accelerator": accelerator,
 }  # fmt: skip

@@ -97,13 +97,8 @@ def once(config: ConfigDict, sequence: TaskSequence) -> tuple[ConfigDict, TaskSe
     features_of = make_extractor(model, extractor.arrays, sequence.scale, sequence.shift)
 
     def replaced(split: Split) -> Split:
-        folder = _folder(config, extractor, split.images)
-        found = cache.read(folder)
-        if found is None:
-            computed = {"features": _in_batches(features_of, split.images)}
-            cache.write(folder, computed)
-            found = cache.read(folder) or computed
-        return dataclasses.replace(split, images=found["features"])
+        found = _features(_folder(config, extractor), features_of, split.images)
+        return dataclasses.replace(split, images=found)
 
     config = config.copy_and_resolve_references()
     config.train.rates = ";".join(
@@ -188,14 +183,70 @@ def _check_frozen(
         )
 
 
-def _folder(config: ConfigDict, extractor: Extractor, images: Any) -> pathlib.Path:
-    """The folder of cached features, by the images and everything that determines the features."""
+def _features(
+    folder: pathlib.Path, features_of: Callable[[np.ndarray], jax.Array], images: Any
+) -> np.ndarray:
+    """Features of images, of which only those that the folder does not hold are computed.
+
+    An image is known by its content, so that a part of a set, to validate on say, finds its own.
+    """
+    names = _contents(images)
+    parts = [cache.read(part) or {} for part in sorted(folder.glob("[!.]*"))]
+    known = {name for part in parts for name in part["contents"].tolist()}
+    new = {name: row for row, name in enumerate(names.tolist()) if name not in known}
+    if new:
+        computed = {
+            "contents": np.array(list(new), names.dtype),
+            "features": _in_batches(features_of, _Rows(images, np.fromiter(new.values(), int))),
+        }
+        digest = hashlib.blake2b(computed["contents"].tobytes(), digest_size=12).hexdigest()
+        cache.write(folder / digest, computed)
+        parts.append(cache.read(folder / digest) or computed)
+    for part in parts:
+        if np.array_equal(part["contents"], names):
+            return part["features"]  # as it lies on disk
+    found = np.empty((len(names), *parts[0]["features"].shape[1:]), np.float32)
+    for part in parts:
+        row_of = {name: row for row, name in enumerate(part["contents"].tolist())}
+        pairs = [(i, row_of[name]) for i, name in enumerate(names.tolist()) if name in row_of]
+        if pairs:
+            places, rows = np.array(pairs).T
+            found[places] = part["features"][rows]
+    return found
+
+
+class _Rows:
+    """Some rows of an array, taken when they are asked for."""
+
+    def __init__(self, array: Any, rows: np.ndarray) -> None:
+        self.array, self.rows = array, rows
+        self.shape = (len(rows), *array.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, places: slice) -> Any:
+        return self.array[self.rows[places]]
+
+
+def _contents(images: Any) -> np.ndarray:
+    """A digest of each image, ``[n]`` of 24 characters."""
+    found = [
+        hashlib.blake2b(np.ascontiguousarray(images[row]).tobytes(), digest_size=12).hexdigest()
+        for row in range(len(images))
+    ]
+    return np.array(found, "S24")
+
+
+def _folder(config: ConfigDict, extractor: Extractor) -> pathlib.Path:
+    """The folder of cached features, by everything but the image that determines them."""
     network = f"{models.find(config.model).described(config.model)} {config.model.dtype}"
     digest = hashlib.blake2b(network.encode(), digest_size=12)
     for name, array in sorted(extractor.arrays.items()):
         digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
-    for part in (extractor.scale, extractor.shift, images):
+    for part in (extractor.scale, extractor.shift):
         digest.update(str(part.shape).encode() + np.ascontiguousarray(part).tobytes())
+    digest.update(f"{extractor.dtype} {extractor.shape}".encode())
     return cache.cache_root(config.dataset.cache_dir) / "features" / digest.hexdigest()
 
 

@@ -136,6 +136,12 @@ def test_the_running_statistics_of_frozen_norms_go_along(tmp_path):
     np.testing.assert_array_equal(found[name], given[name])
 
 
+def sequence_of_images(config, training):
+    """What the network gets of a split."""
+    sequence = load_sequence(config)
+    return sequence.normalise((sequence.train if training else sequence.test).images)
+
+
 def test_features_of_any_cut_are_kept_by_content(tmp_path, monkeypatch):
     model = EfficientNetLite0(6, folded=True, cut="block_14")
     file = random_weights(tmp_path / "w.safetensors", model, (8, 8, 1))
@@ -143,7 +149,7 @@ def test_features_of_any_cut_are_kept_by_content(tmp_path, monkeypatch):
         "bd_ewc", model__name="efficientnet_lite0", model__pretrained=file,
         model__options="folded=True, cut='block_14'", dataset__cache_dir=str(tmp_path / "cache"),
         train__features_once=True, train__rates="stem|block_([0-9]|1[0-3])/.*=0;output=2",
-        bd__layers="block_1[45]/.*|head|output",
+        bd__layers="block_1[45]/.*|head|output", dataset__normalize="unit",
     )  # fmt: skip
     trained, sequence = frozen_features.load(config)
     assert trained.train.rates == "output=2.0"
@@ -159,6 +165,15 @@ def test_features_of_any_cut_are_kept_by_content(tmp_path, monkeypatch):
 
     monkeypatch.setattr(frozen_features, "_in_batches", computed)
     np.testing.assert_array_equal(frozen_features.load(config)[1].test.images, sequence.test.images)
+    # A part of the set, in another order, finds its own.
+    config.dataset.validation, config.evaluate.on = 0.2, "validation"
+    part = frozen_features.load(config)[1]
+    assert len(part.train.images) < len(sequence.train.images)
+    for split in (part.train, part.test):
+        wanted = jax.jit(lambda p, x: model.apply({"params": p}, x, features=True))(
+            given, sequence_of_images(config, split is part.train)[:9]
+        )
+        np.testing.assert_allclose(split.images[:9], wanted, atol=1e-5)
     config.model.options = "folded=True"
     message = r"block_14/.* learns; freeze it with --config.train.rates='\(\?!output\)\.\*=0'"
     with pytest.raises(UserError, match=message):
