@@ -109,7 +109,13 @@ once it is learned well.
 M's gradient, the gradient itself with steps as long, and a plain bias that takes the steps itself
 are equal within the spread over seeds. What helps is a bias of the right length that the task's
 gradient moves away from those of other tasks; that it is a product of factors, and that the
-gradient enters by its sign, do not matter here."""
+gradient enters by its sign, do not matter here.
+
+**Where the defaults fall short.** With keys (PSP) they come within 0.05 of a network per task in
+all settings but one, and within 0.004 of what was tuned for the paper's sets. With EWC they do so
+on all settings of digits and MNIST, but not on the networks for CIFAR-10, nor where many permuted
+tasks share all classes. There it is not the length of the bias: a weaker protection lets earlier
+tasks go, and a stronger one keeps later tasks from being learned."""
 
 
 class _Row(NamedTuple):
