@@ -68,6 +68,16 @@ def _checkpointer() -> Any:
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
+# What TensorStore says where the system refuses to write, the specific words before the general.
+_REFUSALS = {
+    "No space left": errno.ENOSPC,
+    "RESOURCE_EXHAUSTED": errno.ENOSPC,
+    "PERMISSION_DENIED": errno.EACCES,
+    "NOT_FOUND": errno.ENOENT,  # the folder is gone
+    "Error writing": errno.EIO,
+}
+
+
 def save(
     folder: pathlib.Path, position: Position, state: Any, record: dict[str, Any], keep: int
 ) -> None:
@@ -95,10 +105,11 @@ def save(
             checkpointer.save(target, args=ocp.args.StandardSave(state), force=True)
     except OSError:
         raise
-    except Exception as error:  # Orbax reports a full disk in the words of other libraries
-        if not any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "No space left")):
+    except Exception as error:  # Orbax reports what a disk refuses in the words of other libraries
+        codes = [code for words, code in _REFUSALS.items() if words in str(error)]
+        if not codes:
             raise
-        raise OSError(errno.ENOSPC, "No space left on device", str(target)) from error
+        raise OSError(codes[0], os.strerror(codes[0]), str(target)) from error
     manifest = {"position": position._asdict(), "record": record, "files": _files(target)}
     sealed_manifest = manifest | {"checksum": _checksum(manifest)}
     write_atomically(folder / f"{target.name}.json", json.dumps(sealed_manifest))

@@ -1,5 +1,6 @@
 """What a folder, a checkpoint and a model say they are of, and what is refused or made again."""
 
+import errno
 import importlib
 import json
 import os
@@ -453,8 +454,17 @@ def test_figures_of_the_paper_that_are_none_are_refused_before_training(tiny):
         configuration.validate(tiny)
 
 
-def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):
-    class Full:
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("RESOURCE_EXHAUSTED: Error writing: No space left on device", errno.ENOSPC),
+        ('NOT_FOUND: Error writing "a" in OCDBT database', errno.ENOENT),
+        ("PERMISSION_DENIED: Error writing", errno.EACCES),
+        ("UNAVAILABLE: Error writing", errno.EIO),
+    ],
+)
+def test_a_full_disk_is_an_error_of_the_system(words, code, tmp_path, monkeypatch):
+    class Failing:
         def __enter__(self):
             return self
 
@@ -462,8 +472,9 @@ def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):
             return None
 
         def save(self, *arguments, **options):
-            raise ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device")
+            raise ValueError(words)
 
-    monkeypatch.setattr(checkpoint, "_checkpointer", Full)
-    with pytest.raises(OSError, match="No space left on device"):
+    monkeypatch.setattr(checkpoint, "_checkpointer", Failing)
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
         checkpoint.save(tmp_path, checkpoint.Position(0, 0, 1), {"a": jnp.zeros(1)}, {}, 1)
+    assert caught.value.errno == code
