@@ -16,9 +16,9 @@ CONFIG = "tinyimagenet100"
 USAGE = f"""usage: bpnjax pretrain [--config=NAME] [--config.FIELD=VALUE ...]
                        [--workdir=DIR] [--overwrite] [--dry_run]
 
-Trains a network on one set (default: --config={CONFIG}). Other runs start
-from its model.safetensors with --config.model.pretrained=FILE. The flags are
-those of bpnjax run."""
+Trains a network on one set (default: --config={CONFIG}).
+Other runs start from its model.safetensors with
+--config.model.pretrained=FILE. The flags are those of bpnjax run."""
 
 
 def run(arguments: list[str]) -> int:

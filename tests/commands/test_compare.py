@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_the_earlier_table(flags, tmp_path, monkeypatch, caps
     capsys.readouterr()
     assert compare.run([*command[:-2], "--methods=sgd,psp", command[-1]]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("bpnjax: [Errno 28] No space left") and "goes on" in error
+    assert error.startswith("bpnjax: [Errno 28] No space left") and "to resume" in error
     assert (folder / "compare.md").read_text() == before
 
 

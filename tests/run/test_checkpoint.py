@@ -128,4 +128,4 @@ def test_interrupt(run, tiny_flags, monkeypatch):
     monkeypatch.setattr(train, "train_and_evaluate", interrupted)
     code, out, err = run(tiny_flags())
     assert (code, out) == (1, "")
-    one_line(err, "interrupted", "goes on")
+    one_line(err, "interrupted", "to resume")
