@@ -179,7 +179,9 @@ def test_features_of_any_cut_are_kept_by_content(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message):
         frozen_features.load(config)
     config.train.rates = "(?!output).*=0"
-    with pytest.raises(UserError, match="head.* includes the frozen layer block_14/.*bd.layers='output'"):
+    with pytest.raises(
+        UserError, match="head.* includes the frozen layer block_14/.*bd.layers='output'"
+    ):
         frozen_features.load(config)
     config.bd.layers = "output"
     with pytest.raises(AssertionError, match="the features are there"):  # others: another cut
