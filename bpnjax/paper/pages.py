@@ -10,6 +10,9 @@ another one that the file names) and every table in README and docs between the 
 So no result is written by hand. TABLE is a table's name, or its number on the page from 0. Without
 rows and columns it is the whole table.
 
+``docs/results/NAME.json`` may also be the ``search.json`` of a search, with its figures beside the
+page.
+
     bpnjax paper --pages            writes them
     bpnjax paper --pages --check    lists those that differ
 """
@@ -17,7 +20,6 @@ rows and columns it is the whole table.
 import json
 import pathlib
 import re
-import subprocess
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +28,7 @@ from bpnjax.paper.report import Report, markdown
 from bpnjax.run import results
 from bpnjax.run.checkpoint import sha256, write_atomically
 from bpnjax.run.writers import markdown_table, plain
+from bpnjax.search import outcome
 from bpnjax.utils.errors import UserError
 
 __all__ = ["record", "render", "report_page", "save"]
@@ -51,7 +54,8 @@ def record(made: Report, num_seeds: int = 0) -> dict[str, Any]:
         "name": made.name,
         "page": f"docs/paper/{made.name}/{made.name}.md",
         "made": {
-            "commit": _commit(), "versions": results.versions(), "device": results.device_name(),
+            "commit": results.commit(), "versions": results.versions(),
+            "device": results.device_name(),
             "num_seeds": num_seeds or "as the artefact asks for",
         },
         "title": made.title,
@@ -137,11 +141,15 @@ def render(root: pathlib.Path, check: bool) -> list[str]:
     if not files:
         raise UserError(f"--pages: no result files in {folder}; name the root of a clone")
     different = []
-    for found in files.values():
-        if "page" not in found:
+    for stem, found in files.items():
+        if "trials_differ_by" in found:
+            page, text = root / "docs" / "paper" / stem / f"{stem}.md", outcome.markdown(found)
+        elif "page" in found:
+            page = root / found["page"]
+            text = markdown(_report(found, page.parent))
+        else:
             continue
-        page = root / found["page"]
-        different += _put(root, page, markdown(_report(found, page.parent)), check)
+        different += _put(root, page, text, check)
         for name, digest in found["figures"].items():
             figure = page.parent / name
             if not figure.is_file() or sha256(figure) != digest:
@@ -202,20 +210,3 @@ def _report(found: dict[str, Any], folder: pathlib.Path) -> Report:
         [folder / name for name in found["figures"]],
         found["command"], found["runs"], found["seconds"],
     )  # fmt: skip
-
-
-def _commit() -> str:
-    """The commit of this code, with a mark if files were changed since; a text without a clone."""
-    home = pathlib.Path(__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=home, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=10", "HEAD") + (
-            " and changes" if git("status", "--porcelain", "--", "..") else ""
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "not from a clone"

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -265,6 +266,28 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed as a package"
     return found
+
+
+def commit() -> str:
+    """The commit of this code, for result files.
+
+    Returns:
+      Ten digits of its hash, with ``" and changes"`` if files were changed since; or a text that
+      says that the code is not in a clone.
+    """
+    home = pathlib.Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=home, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=10", "HEAD") + (
+            " and changes" if git("status", "--porcelain", "--", "..") else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "not from a clone"
 
 
 def device_name() -> str:

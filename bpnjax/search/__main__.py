@@ -4,6 +4,7 @@ bpnjax search --config=mnist --methods=bd_ewc,ewc,psp --trials=32 --workdir=runs
 """
 
 import os
+import shlex
 
 from bpnjax import main as command
 from bpnjax.utils.errors import UserError
@@ -80,10 +81,23 @@ def _searched(arguments: list[str]) -> int:
     result = study.search(
         config, names, folder, numbers["trials"], space, values.storage, numbers["at_once"],
         values.prune, values.report,
+        shlex.join(["python", "-m", "bpnjax.search", *_told(arguments)]),
     )  # fmt: skip
     print(outcome.printed(result))
     print(f"results in {folder}")
     return 0
+
+
+def _told(arguments: list[str]) -> list[str]:
+    """The arguments without those that name folders of this machine."""
+    here = ("workdir", "storage", "config.dataset.data_dir", "config.dataset.cache_dir")
+    kept, skip = [], False
+    for argument in arguments:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        if not skip and not (argument.startswith("-") and name in here):
+            kept.append(argument)
+        skip = not skip and argument.startswith("-") and name in here and not equals
+    return kept
 
 
 def _space(arguments: list[str]) -> tuple[dict[str, str], list[str]]:

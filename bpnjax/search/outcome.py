@@ -14,7 +14,7 @@ import numpy as np
 
 from bpnjax import config as configuration
 from bpnjax.run import results, style, train
-from bpnjax.run.checkpoint import write_atomically
+from bpnjax.run.checkpoint import sha256, write_atomically
 from bpnjax.run.writers import aligned, markdown_table, mean_and_sd, number, plain
 from bpnjax.utils.errors import UserError
 
@@ -27,7 +27,12 @@ _HERE = ("dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir")  # folde
 
 
 def write(
-    workdir: pathlib.Path, made: Any, found: Mapping[str, Sequence[Any]], prune: bool, report: bool
+    workdir: pathlib.Path,
+    made: Any,
+    found: Mapping[str, Sequence[Any]],
+    prune: bool,
+    report: bool,
+    command: str = "",
 ) -> dict[str, Any]:
     """Writes all files of a search, and runs the best settings of each method if requested.
 
@@ -37,6 +42,7 @@ def write(
       found: the finished ``optuna`` trials of each method, ordered by place.
       prune: whether trials were stopped early.
       report: whether to run the best settings on the reported sequence.
+      command: the command that began the search, for the record.
 
     Returns:
       The content of ``search.json``.
@@ -52,6 +58,8 @@ def write(
     equal = len({counts[n] for n in searched}) <= 1 and len({steps[n] for n in searched}) <= 1
     result: dict[str, Any] = {
         "name": made.config.name,
+        "command": command,
+        "commit": results.commit(),
         "protocol": first.name,
         "objective": made.config.search.objective,
         "trials_differ_by": first.changes,
@@ -74,10 +82,8 @@ def write(
                 "num_seeds": config.num_seeds, "summary": done["summary"],
                 "memory": done["memory"],
             })  # fmt: skip
-    result["pictures"] = [
-        _by_trial(workdir / "trials.png", result).name,
-        *[path.name for path in _sensitivity(workdir, result)],
-    ]
+    drawn = [_by_trial(workdir / "trials.png", result), *_sensitivity(workdir, result)]
+    result["figures"] = {path.name: sha256(path) for path in drawn}
     write_atomically(workdir / "search.json", json.dumps(plain(result), indent=1) + "\n")
     write_atomically(workdir / "search.md", markdown(result))
     return result
@@ -298,7 +304,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         markdown_table(*_trials(result)),
         *([markdown_table(*_reported(result))] if _reported(result)[1] else []),
         markdown_table(["method", "found", "searched"], settings),
-        *[f"![{name}]({name})" for name in result["pictures"]],
+        *[f"![{name}]({name})" for name in result["figures"]],
+        *([f"    {result['command']}"] if result["command"] else []),
     ]) + "\n"  # fmt: skip
 
 

@@ -90,6 +90,7 @@ def search(
     at_once: int = 1,
     prune: bool = False,
     report: bool = True,
+    command: str = "",
 ) -> dict[str, Any]:
     """Searches settings of several methods, with equally many trials, and reports the best ones.
 
@@ -110,6 +111,7 @@ def search(
       prune: whether to stop trials early whose accuracy after a task is not in the better half
         (successive halving over tasks).
       report: whether to run the best settings of each method on the reported sequence.
+      command: the command that began the search, for the record.
 
     Returns:
       The content of ``search.json``.
@@ -145,7 +147,7 @@ def search(
     found = {name: _finished(optuna, studies[name]) for name in methods}
     try:
         with locks.held(workdir / outcome.LOCK, f"--workdir: {workdir}"):
-            return outcome.write(workdir, made, found, prune, report)
+            return outcome.write(workdir, made, found, prune, report, command)
     except locks.Locked:
         print("another worker writes the results", file=sys.stderr)
         return outcome.read(workdir, wait=True)

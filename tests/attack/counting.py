@@ -40,13 +40,12 @@ def pytest_sessionfinish():
     if not _FOUND:
         return
     from bpnjax.methods import REGISTRY
-    from bpnjax.paper import pages
     from bpnjax.run import results
 
     path = pathlib.Path(_FILE)
     file = json.loads(path.read_text()) if path.is_file() else {"name": "attacks", "ledger": {}}
     file["made"] = {
-        "commit": pages._commit(), "versions": results.versions(), "device": results.device_name(),
+        "commit": results.commit(), "versions": results.versions(), "device": results.device_name(),
     }  # fmt: skip
     if NUMBER:
         table = file["ledger"].setdefault(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -17,6 +18,7 @@ from support import digits_config
 
 from bpnjax import compare, main, search
 from bpnjax import config as configuration
+from bpnjax.paper import pages
 from bpnjax.run import train
 from bpnjax.search import __main__ as command
 from bpnjax.search import outcome, study
@@ -90,8 +92,20 @@ def test_equal_budgets_and_files_that_other_commands_take(tmp_path, capsys):
         assert len({t["settings"]["train.learning_rate"] for t in record["trials"]}) == 3
         assert record["report"]["num_seeds"] == 2
         assert (tmp_path / "report" / name / "result.json").is_file()
-    for name in ("search.md", *result["pictures"]):
+    for name in ("search.md", *result["figures"]):
         assert (tmp_path / name).stat().st_size
+    assert "--trials=3" in result["command"] and str(tmp_path) not in result["command"]
+    # It is the result file of a page of the documentation.
+    home = tmp_path / "docs" / "results"
+    home.mkdir(parents=True)
+    shutil.copy(tmp_path / "search.json", home / "search_small.json")
+    missing = pages.render(tmp_path, check=False)
+    assert missing[0] == "docs/paper/search_small/search_small.md"
+    assert "(not the figure of its result file)" in missing[1]
+    for name in result["figures"]:
+        shutil.copy(tmp_path / name, tmp_path / "docs" / "paper" / "search_small")
+    assert pages.render(tmp_path, check=True) == []
+    assert (tmp_path / missing[0]).read_text() == (tmp_path / "search.md").read_text()
 
     tuned = tmp_path / "tuned.py"
     subprocess.run([sys.executable, "-m", "ruff", "check", "-q", str(tuned)], check=True)
