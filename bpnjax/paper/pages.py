@@ -141,14 +141,12 @@ def render(root: pathlib.Path, check: bool) -> list[str]:
     if not files:
         raise UserError(f"--pages: no result files in {folder}; name the root of a clone")
     different = []
-    for stem, found in files.items():
-        if "trials_differ_by" in found:
-            page, text = root / "docs" / "paper" / stem / f"{stem}.md", outcome.markdown(found)
-        elif "page" in found:
-            page = root / found["page"]
-            text = markdown(_report(found, page.parent))
-        else:
+    for found in files.values():
+        if "page" not in found:
             continue
+        page = root / found["page"]
+        search = "trials_differ_by" in found
+        text = outcome.markdown(found) if search else markdown(_report(found, page.parent))
         different += _put(root, page, text, check)
         for name, digest in found["figures"].items():
             figure = page.parent / name

@@ -56,8 +56,11 @@ def write(
     steps = {name: record["steps"] for name, record in methods.items()}
     searched = [name for name in methods if made.axes[name]]
     equal = len({counts[n] for n in searched}) <= 1 and len({steps[n] for n in searched}) <= 1
+    page = f"search_{made.config.name}"
     result: dict[str, Any] = {
         "name": made.config.name,
+        "title": f"{made.config.name}: search",
+        "page": f"docs/paper/{page}/{page}.md",
         "command": command,
         "commit": results.commit(),
         "protocol": first.name,
@@ -297,7 +300,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     differ = "; ".join(f"`{change}`" for change in result["trials_differ_by"])
     return "\n\n".join([
-        f"# {result['name']}: search",
+        f"# {result['title']}",
         f"Protocol: {result['protocol']}. Trials differ from the runs that are reported by {differ}"
         f". They are judged by the average of {result['objective']} after the last task.",
         _budget(result),

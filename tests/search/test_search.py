@@ -98,12 +98,12 @@ def test_equal_budgets_and_files_that_other_commands_take(tmp_path, capsys):
     # It is the result file of a page of the documentation.
     home = tmp_path / "docs" / "results"
     home.mkdir(parents=True)
-    shutil.copy(tmp_path / "search.json", home / "search_small.json")
+    shutil.copy(tmp_path / "search.json", home / "search_digits.json")
     missing = pages.render(tmp_path, check=False)
-    assert missing[0] == "docs/paper/search_small/search_small.md"
+    assert missing[0] == "docs/paper/search_digits/search_digits.md"
     assert "(not the figure of its result file)" in missing[1]
     for name in result["figures"]:
-        shutil.copy(tmp_path / name, tmp_path / "docs" / "paper" / "search_small")
+        shutil.copy(tmp_path / name, tmp_path / "docs" / "paper" / "search_digits")
     assert pages.render(tmp_path, check=True) == []
     assert (tmp_path / missing[0]).read_text() == (tmp_path / "search.md").read_text()
 
