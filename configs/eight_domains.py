@@ -56,4 +56,44 @@ def get_config():
     config.psp.layers = "fc6|fc7|output"
     config.ebll.layer = "fc7"  # what enters fc6 is fixed, there is nothing to keep
     config.evaluate.inferred_rows = "last"
+    config.tuned = {
+        "stl": {"train": {"learning_rate": 0.002}},
+        "joint": {"train": {"learning_rate": 0.001}},
+        "sgd": {"train": {"learning_rate": 0.001}},
+        "imm_mean": {"train": {"learning_rate": 0.002}, "imm": {"l2": 0.001}},
+        "imm_mode": {"train": {"learning_rate": 0.002}, "imm": {"l2": 0.001}},
+        "lwf": {"train": {"learning_rate": 0.001}, "lwf": {"strength": 10.0}},
+        "ewc": {"train": {"learning_rate": 0.002}, "ewc": {"strength": 300.0}},
+        "ebll": {
+            "train": {"learning_rate": 0.001},
+            "lwf": {"strength": 10.0},
+            "ebll": {"layer": "fc7", "strength": 0.1, "reconstruction": 0.01},
+        },
+        "si": {"train": {"learning_rate": 0.002}, "si": {"strength": 1.0}},
+        "mas": {"train": {"learning_rate": 0.002}, "mas": {"strength": 0.03}},
+        "slnid": {
+            "train": {"learning_rate": 0.002},
+            "slnid": {"strength": 0.0001, "anchor_strength": 0.03},
+        },
+        "psp": {"train": {"learning_rate": 0.0007}},
+        "bd_ewc": {
+            "train": {"learning_rate": 0.002},
+            "ewc": {"strength": 300.0},
+            "bd": {"epsilon": 0.02, "learning_rate": 0.003},
+        },
+        "bd_psp": {
+            "train": {"learning_rate": 0.0008},
+            "bd": {"epsilon": 0.005, "learning_rate": 0.0003},
+        },
+        "gd_ewc": {
+            "train": {"learning_rate": 0.002},
+            "ewc": {"strength": 300.0},
+            "bd": {"learning_rate": 0.003},
+        },
+        "bias_ewc": {
+            "train": {"learning_rate": 0.002},
+            "ewc": {"strength": 300.0},
+            "plain_bias": {"learning_rate": 0.003},
+        },
+    }
     return config

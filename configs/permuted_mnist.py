@@ -39,4 +39,23 @@ def get_config():
     config.paper.psp = {"average_accuracy": 0.481}
     config.paper.bd_ewc = {"average_accuracy": 0.466}
     config.paper.ewc = {"average_accuracy": 0.344}
+    config.tuned = {
+        "bd_psp": {"train": {"learning_rate": 0.0001, "rate_decay": 0.1}},
+        "psp": {"train": {"learning_rate": 0.001, "optimizer": "momentum", "rate_decay": 0.05}},
+        "bd_ewc": {
+            "train": {"learning_rate": 0.0003},
+            "model": {"kernel_init": "he_normal"},
+            "ewc": {"strength": 30.0},
+        },
+        "ewc": {
+            "train": {"learning_rate": 0.0003, "optimizer": "momentum"},
+            "ewc": {"strength": 10.0},
+        },
+        "bd_psp_ewc_kfac": {
+            "train": {"learning_rate": 0.003, "optimizer": "momentum", "epochs": 4},
+            "model": {"kernel_init": "he_normal"},
+            "bd": {"learning_rate": 0.003, "epsilon": 0.05},
+            "ewc_kfac": {"strength": 20.0, "every": 8},
+        },
+    }
     return config

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bpnjax.evaluation.metrics import mean_and_sd
-from bpnjax.paper import drawing, permuted, runs, sweeps
+from bpnjax.paper import drawing, runs, sweeps
 from bpnjax.paper.report import Report
 from bpnjax.run import style
 from bpnjax.run.writers import number
@@ -50,7 +50,7 @@ SETTINGS = (
     Setting("MNIST, MLP 5 x 300", "mnist.py", {"model.hidden": (300,) * 5, **_FEW_MNIST}),
     Setting(
         "20 permuted MNIST, MLP 2 x 512", "permuted_mnist.py",
-        {"model.hidden": (512, 512), "sequence.num_tasks": 20,
+        {"model.hidden": (512, 512), "model.kernel_init": "lecun_normal", "sequence.num_tasks": 20,
          "sequence.examples_per_task": 20000, "ewc.examples": 5000},
         absolute=ONE, controls=False,
     ),
@@ -72,8 +72,11 @@ SETTINGS = (
         absolute=ONE, controls=False, unseen=True,
     ),
 )  # fmt: skip
-# For all settings. Nothing is tuned for one of them.
-_COMMON = {"train.learning_rate": 1e-3, "bd.learning_rate": None, "evaluate.inferred_rows": "last"}
+# For all settings; nothing is tuned for one, whatever the configurations have under `tuned`.
+_COMMON = {
+    "train.learning_rate": 1e-3, "bd.learning_rate": None, "train.optimizer": "adam",
+    "train.rate_decay": 0.0, "evaluate.inferred_rows": "last",
+}  # fmt: skip
 _RULE = {"bd.step": "relative"}
 _PROTECTION = {"ewc.form": "relative", "ewc.strength": STRENGTH}
 _NEW = {**_RULE, **_PROTECTION}
@@ -186,10 +189,8 @@ def paper_sets(runner: runs.Runner) -> tuple[tuple[list[str], list[list[str]]], 
     for name, config_file in PAPER_SETS:
         row = [name]
         for method in ("bd_ewc", "bd_psp"):
-            tuned: dict[str, Any] = {}
-            if config_file == "permuted_mnist.py":
-                tuned = next(line.fields for line in permuted.METHODS if line.method == method)
-            for fields in (tuned, {**tuned, **_DEFAULTS}):
+            rules: tuple[dict[str, Any], ...] = ({}, _DEFAULTS)
+            for fields in rules:
                 run = runs.complete(
                     runner, method, config_file, method, 3, **fields, evaluate__inferred_rows="last"
                 )

@@ -15,7 +15,7 @@ import bpnjax
 from bpnjax.data import TaskSequence, load_sequence
 from bpnjax.evaluation import task_inference
 from bpnjax.evaluation.metrics import mean_and_sd
-from bpnjax.paper import drawing, permuted, runs
+from bpnjax.paper import drawing, runs
 from bpnjax.paper.report import Report
 from bpnjax.run import style
 from bpnjax.run.checkpoint import write_atomically
@@ -118,7 +118,6 @@ def untold(runner: runs.Runner) -> Report:
     """Rules, methods and sequences: the inferred task and the answer."""
     home = runner.folder
     runner = runner._replace(folder=home / "untold")  # runs of other artefacts lack statistics
-    fields = {line.method: line.fields for line in permuted.METHODS}
     done, tables, seconds = [], [], 0.0
     measured: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for title, file, changes, examples in SEQUENCES:
@@ -133,9 +132,8 @@ def untold(runner: runs.Runner) -> Report:
         ]
         rows, measured[title] = [], {}
         for method in METHODS:
-            more = changes | (fields[method] if file == "permuted_mnist.py" else {})
             run = runs.complete(
-                runner, method, file, method, 3, **more, evaluate__rule="statistics",
+                runner, method, file, method, 3, **changes, evaluate__rule="statistics",
                 evaluate__inferred_rows="last", evaluate__inferred_examples=examples,
             )  # fmt: skip
             found, took = _measured(run, examples)

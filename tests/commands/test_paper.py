@@ -120,7 +120,7 @@ def test_every_artefact_and_the_page(configs, folder, few, monkeypatch, capsys):
         latex = (folder / name / f"{name}.tex").read_text()
         assert latex.count(r"\begin{tabular}") == len(found["tables"])
     page = (folder / "report" / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == len(names)
+    assert page.count("data:image/png;base64,") == len(names) + 1  # fig. 7 has two
     assert "<td>BD+EWC</td>" in page and "http" not in page.replace("http-equiv", "")
     config = (folder / "mnist" / "bd_ewc" / "config.json").read_text()
     assert '"batch_size": 48' in config  # the override reached the runs
