@@ -232,7 +232,7 @@ def test_eight_sets_in_a_table(configs, folder, few):
 def test_group_of_ten_and_so_far(configs, folder):
     runner = runs.Runner(folder, configs, 1, {"train.batch_size": 48})
     line = permuted.METHODS[0]
-    run = runs.complete(runner, line.label, "permuted_mnist.py", line.method, 5, **line.fields)
+    run = runs.complete(runner, line.label, "permuted_mnist.py", line.method, 5)
     count, averages = permuted.so_far(run)
     found = runs.matrix(run)
     assert count.tolist() == list(range(1, 13)) and averages.shape == (12, 1)
