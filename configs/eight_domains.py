@@ -10,6 +10,9 @@ and starts from one that `bpnjax.pretrain` trained on Tiny ImageNet. Its convolu
 for all methods alike, and run once (`train.features_once`); fc6, fc7 and the heads learn. MNIST,
 CIFAR-10, GTSRB and FER2013 are cut to 4,000 training images, about what the others have.
 
+The settings under `tuned` were chosen for each method on held-out training images, in equally many
+trials: docs/REPRODUCTION.md.
+
 All but MNIST and CIFAR-10 have to be prepared as TFDS sets under these names: TFDS has none.
 """
 

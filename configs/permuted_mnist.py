@@ -2,11 +2,11 @@
 
     python -m bpnjax.main --config=configs/permuted_mnist.py --config.method=bd_psp
 
-Paper, average over the 100 tasks: BD+PSP 0.626, PSP 0.481, BD+EWC 0.466, EWC 0.344. Each method has
-values of its own, searched on held-out images of other permutations: docs/REPRODUCTION.md lists
-them, `python -m bpnjax.paper --artefact=fig7` runs them, docs/paper/fig7/fig7.md has the figures.
-What is set here is for bd_psp without a search. About a minute of training and a quarter of a
-minute of testing for 100 tasks on 2 CPU cores.
+Paper, average over the 100 tasks: BD+PSP 0.626, PSP 0.481, BD+EWC 0.466, EWC 0.344. The settings
+under `tuned` were chosen for each method on held-out images of other permutations
+(docs/REPRODUCTION.md); methods without an entry have the common settings, which were not searched.
+`python -m bpnjax.paper --artefact=fig7` runs those of the paper: docs/paper/fig7/fig7.md. About a
+minute of training and a quarter of a minute of testing for 100 tasks on 2 CPU cores.
 
 Tested after every tenth task; task_inferred after the last, on 100 test images per task. Fishers
 are means over 5,000 images: bd_psp_ewc with 5,000 and with all has the same 0.826 (held-out part,

@@ -16,8 +16,8 @@ SEQUENCES: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
     ("CIFAR-10", "cifar10.py", 3, {}),
     ("CIFAR-100", "cifar100.py", 3, {}),
     ("20 permuted MNIST", "permuted_mnist.py", 3,
-     {"sequence__num_tasks": 20, "train__learning_rate": 3e-4, "ewc__examples": 0,
-      "ewc__strength": 100.0, "model__kernel_init": "lecun_normal"}),
+     {"sequence__num_tasks": 20, "train__learning_rate": 3e-4, "train__optimizer": "adam",
+      "ewc__examples": 0, "ewc__strength": 100.0, "model__kernel_init": "lecun_normal"}),
 )  # fmt: skip
 METHODS = (
     ("bd_ewc", "the paper's: sign of M's gradient"),

@@ -189,8 +189,8 @@ def paper_sets(runner: runs.Runner) -> tuple[tuple[list[str], list[list[str]]], 
     for name, config_file in PAPER_SETS:
         row = [name]
         for method in ("bd_ewc", "bd_psp"):
-            rules: tuple[dict[str, Any], ...] = ({}, _DEFAULTS)
-            for fields in rules:
+            tuned: dict[str, Any] = {}  # the file's own
+            for fields in (tuned, _DEFAULTS):
                 run = runs.complete(
                     runner, method, config_file, method, 3, **fields, evaluate__inferred_rows="last"
                 )

@@ -5,6 +5,7 @@ bpnjax search --config=mnist --methods=bd_ewc,ewc,psp --trials=32 --workdir=runs
 
 import os
 import shlex
+from collections.abc import Sequence
 
 from bpnjax import main as command
 from bpnjax.utils.errors import UserError
@@ -81,22 +82,23 @@ def _searched(arguments: list[str]) -> int:
     result = study.search(
         config, names, folder, numbers["trials"], space, values.storage, numbers["at_once"],
         values.prune, values.report,
-        shlex.join(["python", "-m", "bpnjax.search", *_told(arguments)]),
+        shlex.join(["python", "-m", "bpnjax.search", *_without_folders(arguments, outcome.HERE)]),
     )  # fmt: skip
     print(outcome.printed(result))
     print(f"results in {folder}")
     return 0
 
 
-def _told(arguments: list[str]) -> list[str]:
-    """The arguments without those that name folders of this machine."""
-    here = ("workdir", "storage", "config.dataset.data_dir", "config.dataset.cache_dir")
-    kept, skip = [], False
+def _without_folders(arguments: Sequence[str], fields: Sequence[str]) -> list[str]:
+    """The arguments without those that name folders or databases of this machine."""
+    flags = {"workdir", "storage", *(f"config.{field}" for field in fields)}
+    kept, value_follows = [], False
     for argument in arguments:
         name, equals, _ = argument.lstrip("-").partition("=")
-        if not skip and not (argument.startswith("-") and name in here):
+        left_out = not value_follows and argument.startswith("-") and name in flags
+        if not (left_out or value_follows):
             kept.append(argument)
-        skip = not skip and argument.startswith("-") and name in here and not equals
+        value_follows = left_out and not equals
     return kept
 
 

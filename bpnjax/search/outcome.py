@@ -23,7 +23,7 @@ __all__ = ["method_record", "printed", "read", "tuned_file", "write"]
 ACCURACIES = ("task_told", "task_masked", "task_inferred")
 LOCK = "results.lock"
 _NEAR = 0.99  # share of the best value that "number that reached 99%" refers to
-_HERE = ("dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir")  # folders of a machine
+HERE = ("dataset.data_dir", "dataset.manual_dir", "dataset.cache_dir")  # folders of a machine
 
 
 def write(
@@ -192,7 +192,7 @@ def tuned_file(made: Any, methods: Mapping[str, Any]) -> str:
         "    config = default()",
     ]
     for field, value in flat.items():
-        if field.startswith(("paper.", "tuned.")) or field in _HERE:
+        if field.startswith(("paper.", "tuned.")) or field in HERE:
             continue
         if value != default.get(field):
             lines.append(f"    config.{field} = {plain_python(value)}")

@@ -229,6 +229,22 @@ def test_eight_sets_in_a_table(configs, folder, few):
         assert other[1] == row[3]
 
 
+def test_settings_of_a_method_lie_in_its_configuration():
+    """Fig. 7 takes them; controls differ in the bias alone, whatever the files have for one."""
+    home = configuration.packaged()["mnist"].parent
+    runner = runs.Runner(home, home, 1, {})
+    psp = runs.configured(runner, "permuted_mnist.py", "psp", 1, {})
+    assert (psp.train.optimizer, psp.train.rate_decay) == ("momentum", 0.05)
+    for _, file, _, fields in controls.SEQUENCES:
+        changes = {name.replace("__", "."): value for name, value in fields.items()}
+        same = [
+            {name: value for name, value in configuration.flatten(own).items()
+             if name.startswith(("train.", "model.", "ewc.", "sequence."))}
+            for own in (runs.configured(runner, file, m, 1, changes) for m, _ in controls.METHODS)
+        ]  # fmt: skip
+        assert all(one == same[0] for one in same), file
+
+
 def test_group_of_ten_and_so_far(configs, folder):
     runner = runs.Runner(folder, configs, 1, {"train.batch_size": 48})
     line = permuted.METHODS[0]

@@ -73,6 +73,14 @@ def test_settings_that_shapes_depend_on_get_programs_of_their_own(tmp_path):
     assert len(trials._programs) == 2
 
 
+def test_the_recorded_command_names_no_folder():
+    """Neither as one word nor as two."""
+    words = ["--config=mnist", "--workdir", "a", "--storage=journal", "--trials=3",
+             "--config.dataset.manual_dir=b", "--methods", "psp"]  # fmt: skip
+    kept = command._without_folders(words, outcome.HERE)
+    assert kept == ["--config=mnist", "--trials=3", "--methods", "psp"]
+
+
 def test_equal_budgets_and_files_that_other_commands_take(tmp_path, capsys):
     arguments = [*SMALL, "--methods=sgd,psp", "--trials=3", f"--workdir={tmp_path}",
                  "--num_seeds=2", "--space.train.learning_rate=1e-4:1e-2:log"]  # fmt: skip
